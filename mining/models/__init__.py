@@ -1,0 +1,1 @@
+"""One file for each model library; nothing heavy is imported before `open()`."""

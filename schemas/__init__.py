@@ -1,0 +1,1 @@
+"""What flows through maskmine: rows, tables, masks, shard samples, the manifest."""

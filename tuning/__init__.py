@@ -1,0 +1,1 @@
+"""The job that eats the shards: mask prompts, objective, training, evaluation."""
