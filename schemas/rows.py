@@ -57,7 +57,7 @@ class CaptionsRow:
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """One mention: `captions[caption][start:end].lower() == text` (characters; runs of space count as one in `text`)."""
+    """One mention: `captions[caption][start:end].lower() == text`, in characters; a run of space is one in `text`."""
 
     text: str
     lemma: str
@@ -81,7 +81,7 @@ class NounsRow:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A proposed region: its mask in the frame of the upright image (EXIF orientation applied), and what CLIP sees in it.
+    """A proposed region: its mask in the frame of the upright image (EXIF orientation applied), what CLIP sees in it.
 
     `embedding` is the L2-normalised CLIP image embedding as little-endian float16, None without CLIP.
     """
@@ -147,8 +147,16 @@ class PairsRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectionRow:
+    """The cut for a noun with more than `max_per_noun` pairs: of its pairs' hashes, `last` is the greatest kept."""
+
+    noun: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRow:
-    """The index of a shard: one row a sample; `offset` and `size_bytes` span all its members in the tar, headers included."""
+    """The index of a shard, a row a sample: `offset` and `size_bytes` span its members in the tar and their headers."""
 
     key: str
     image_id: str

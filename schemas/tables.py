@@ -24,7 +24,7 @@ _SCALARS: dict[Any, pa.DataType] = {
 
 
 @functools.cache
-def arrow_schema(row_type: type) -> pa.Schema:
+def arrow_schema(row_type: Any) -> pa.Schema:
     """The Arrow schema of a dataclass of scalars, optionals, tuples and further dataclasses.
 
     `tuple[X, ...]` is a list, `tuple[X, X, X]` a list of fixed length, `X | None` nullable, a dataclass a struct.
@@ -33,16 +33,16 @@ def arrow_schema(row_type: type) -> pa.Schema:
     return pa.schema(_fields(row_type))
 
 
-def to_table(rows: Iterable[Row], row_type: type[Row]) -> pa.Table:
+def to_table(rows: Iterable[Any], row_type: Any) -> pa.Table:
     """Rows as an Arrow table, one row each, in order."""
     return pa.Table.from_pylist([_plain(row) for row in rows], schema=arrow_schema(row_type))
 
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
     """The rows of a table that `to_table` made. Raises ValueError when its columns are others."""
-    if not table.schema.equals(arrow_schema(row_type), check_metadata=False):
+    if not table.schema.equals(arrow_schema(typing.cast(Any, row_type)), check_metadata=False):
         raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
-    build = _builder(row_type)
+    build: Any = _builder(typing.cast(Any, row_type))
     return [build(values) for values in table.to_pylist()]
 
 

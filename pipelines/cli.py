@@ -1,0 +1,207 @@
+"""The command line. Exit codes: 0 complete, 2 bad settings or arguments, 3 finished but more rejected than allowed,
+4 incomplete (run again), 5 the folder belongs to another plan, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.run_folder import read_folder
+from schemas.errors import IncompleteError, InputError, OtherPlanError
+
+COMPLETE, BAD_INPUT, TOO_MANY_REJECTED, INCOMPLETE, OTHER_PLAN, INTERRUPTED = 0, 2, 3, 4, 5, 130
+
+app = typer.Typer(
+    name="maskmine",
+    help="Mine mask–noun pairs from captioned images, and tune CLIP on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/coco.yaml.")]
+FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="The `out` folder of a run.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting (YAML value).")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Mine only so many images, a random sample.")]
+
+
+@app.command()
+def mine(config: ConfigArgument, overrides: SetOption = None, limit: LimitOption = None) -> None:
+    """Mine the pairs of a configuration, or what is left of them; run it again after any interruption."""
+    from pipelines.local import run_local
+    from pipelines.mine import mine as run_mining
+    from pipelines.plan import make_plan
+    from pipelines.progress import PartLines, ProgressBars
+    from pipelines.run_folder import RunFolder
+    from pipelines.settings import load_mining
+
+    settings = load_mining(config, overrides=overrides or ())
+    plan = make_plan(RunFolder(settings.out), settings, limit=limit)
+    err.print(f"{plan.images:,} images in {plan.parts:,} parts → {settings.out}")
+    with (ProgressBars if err.is_terminal else PartLines)(err, plan) as watch:
+        outcome = run_mining(settings, engine=run_local, watch=watch, limit=limit)
+    for step, cells in outcome.stale.items():
+        err.print(f"{step}: {cells} parts were of other settings or inputs, and were made again")
+    if outcome.manifest is None:
+        out.print(f"{settings.out} is complete; nothing to do")
+        return
+    _print_totals(outcome.manifest.totals)
+    if outcome.too_many_rejected:
+        word = max(outcome.manifest.totals.rejected.items(), key=lambda item: item[1])[0]
+        err.print(
+            f"{outcome.rejected_share:.0%} of the images were rejected, most by `{word}`, and max_rejected allows "
+            f"{settings.max_rejected:.0%}; see `maskmine errors {settings.out}`, or raise max_rejected"
+        )
+        raise typer.Exit(TOO_MANY_REJECTED)
+
+
+@app.command()
+def status(folder: FolderArgument, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Show how far a run is: the grid of steps × parts."""
+    from pipelines.status import ranges, run_status
+
+    state = run_status(read_folder(folder))
+    if as_json:
+        sys.stdout.write(json.dumps(state.as_json()) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "done", "", "missing parts"):
+        table.add_column(name)
+    for step in state.steps:
+        bar = "█" * (20 * step.done // step.cells)
+        table.add_row(step.step, f"{step.done}/{step.cells}", f"{bar:░<20}", ranges(step.missing))
+    out.print(f"{state.images:,} images in {state.parts:,} parts: {'complete' if state.complete else 'not complete'}")
+    out.print(table)
+
+
+@app.command()
+def verify(folder: FolderArgument) -> None:
+    """Hash, count and read everything again; each problem is a line, and exit code 4 says that there is one."""
+    from pipelines.verify import read_manifest, verify_run
+
+    run = read_folder(folder)
+    problems = 0
+    for problem in verify_run(run):
+        problems += 1
+        err.print(str(problem))
+    if problems:
+        raise typer.Exit(INCOMPLETE)
+    totals = read_manifest(run).totals
+    out.print(
+        f"{folder}: {totals.samples:,} samples verified: checksums, counts, members, masks, index", highlight=False
+    )
+
+
+@app.command()
+def show(
+    folder: FolderArgument,
+    to: Annotated[Path, typer.Option("--to", help="The picture to write.")] = Path("contact-sheet.png"),
+    images: Annotated[int, typer.Option(min=1, max=200, help="How many photographs.")] = 12,
+    noun: Annotated[str | None, typer.Option(help="Only images with a pair of this noun.")] = None,
+) -> None:
+    """Draw a contact sheet: photographs with the outline of each mask, its noun and its similarity."""
+    from pipelines.show import contact_sheet
+
+    drawn = contact_sheet(read_folder(folder), to=to, images=images, noun=noun)
+    out.print(f"{to}: {drawn.images} photographs, {drawn.pairs} pairs", highlight=False)
+
+
+@app.command()
+def errors(
+    folder: FolderArgument,
+    most: Annotated[int, typer.Option(min=0, help="Examples of each reason.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a rejected image.")] = False,
+) -> None:
+    """List the rejected images by step and reason, with examples."""
+    from dataclasses import asdict
+
+    from pipelines.status import rejected_images
+
+    run = read_folder(folder)
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], list[str]] = {}
+    for image in rejected_images(run):
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(image)) + "\n")
+            continue
+        key = (image.step, image.reason)
+        counts[key] += 1
+        if counts[key] <= most:
+            examples.setdefault(key, []).append(f"{image.image_id}: {image.detail}" if image.detail else image.image_id)
+    if as_json:
+        return
+    if not counts:
+        out.print("no image was rejected")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "reason", "images", "examples"):
+        table.add_column(name, justify="right" if name == "images" else "left", overflow="fold")
+    for key, count in counts.most_common():
+        table.add_row(*key, f"{count:,}", "\n".join(examples.get(key, [])))
+    out.print(table)
+
+
+def main() -> NoReturn:
+    """The console command `maskmine`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run_app())
+
+
+def run_app(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; expected faults are printed as one line on stderr."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="maskmine", standalone_mode=False)
+    except InputError as error:
+        return _say(error, BAD_INPUT)
+    except IncompleteError as error:
+        return _say(error, INCOMPLETE)
+    except OtherPlanError as error:
+        return _say(error, OTHER_PLAN)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted; what is finished stays, run the same command again to go on")
+        return INTERRUPTED
+    except typer.TyperException as error:  # a wrong option or argument
+        return _say(error.format_message(), BAD_INPUT)
+    return int(code or 0)
+
+
+def _say(error: Exception | str, code: int) -> int:
+    err.print(f"maskmine: {' '.join(str(error).splitlines())}")
+    return code
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print_totals(totals: object) -> None:
+    from schemas.manifest import Totals
+
+    assert isinstance(totals, Totals)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    table.add_row("images", f"{totals.images:,}")
+    table.add_row("  with pairs", f"{totals.with_pairs:,}")
+    for reason, count in totals.rejected.items():
+        table.add_row(f"  rejected, {reason}", f"{count:,}")
+    table.add_row("pairs", f"{totals.samples:,}")
+    table.add_row("different nouns", f"{totals.nouns:,}")
+    table.add_row("megabytes", f"{totals.size_bytes / 1e6:,.1f}")
+    out.print(table)
+
+
+if __name__ == "__main__":
+    main()

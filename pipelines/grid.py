@@ -1,0 +1,125 @@
+"""The grid of a run: its stages in order, the fingerprint of each, and which cells are still to be made.
+
+A fingerprint covers a stage's settings and the fingerprints of what it reads. So a new threshold changes `shards`
+alone, new captions everything but `regions`, and a stale cell is made again, never mixed with new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mining.pairs import ClipPairs, Filters
+from pipelines.cells import Job, NounsJob, PairsJob, RegionsJob, SelectionJob, ShardsJob, VocabularyJob
+from pipelines.inputs import portable
+from pipelines.plan import Plan
+from pipelines.run_folder import FINGERPRINT_FILE, RunFolder
+from pipelines.settings import Mining
+from schemas.sample import FORMAT_VERSION
+from schemas.settings import fingerprint
+
+# Raised when the code of a step changes what it writes; cells of the old code are then stale.
+STEP_VERSIONS = {"nouns": 1, "vocabulary": 1, "regions": 1, "pairs": 1, "selection": 1, "shards": FORMAT_VERSION}
+SHARD_SUFFIXES = ("tar", "parquet", "json")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of this run. `once` stages make one file for the whole run, the others a cell for each part."""
+
+    name: str
+    fingerprint: str
+    job: Job
+    cells: int
+    once: bool = False
+    after: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ("parquet",)
+
+    def todo(self, run: RunFolder) -> list[int]:
+        """The cells that do not exist yet, in order."""
+        if self.once:
+            return [] if run.read_fingerprint(f"{self.name}.parquet") == self.fingerprint else [0]
+        return sorted(set(range(self.cells)) - run.done(self.name, suffixes=self.suffixes))
+
+
+def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
+    """The stages of a run, each after those that it reads."""
+    regions, pairs, shards = settings.regions, settings.pairs, settings.shards
+    with_text = isinstance(pairs, ClipPairs) and regions.clip is not None
+    clip = portable(regions.clip) if with_text and regions.clip is not None else None
+    filters = {name: getattr(pairs, name) for name in sorted(type(pairs).model_fields) if name in _FILTERS}
+    rule = {name: value for name, value in portable(pairs).items() if name not in _FILTERS}
+
+    nouns_fp = _fingerprint("nouns", plan.captions_sha256, plan.images_sha256, portable(settings.nouns))
+    regions_fp = _fingerprint("regions", plan.images_sha256, plan.parts, portable(regions))
+    text_fp = fingerprint([clip, portable(settings.vocabulary)])
+    vocabulary_fp = _fingerprint("vocabulary", nouns_fp, text_fp)
+    pairs_fp = _fingerprint("pairs", nouns_fp, regions_fp, vocabulary_fp, rule)
+    selection_fp = _fingerprint("selection", pairs_fp, filters)
+    shards_fp = _fingerprint("shards", plan.captions_sha256, pairs_fp, filters, portable(shards))
+
+    stages = [
+        Stage("nouns", nouns_fp, NounsJob(run, settings.nouns, nouns_fp), plan.parts),
+        Stage(
+            "vocabulary",
+            vocabulary_fp,
+            VocabularyJob(
+                run, settings.vocabulary, regions, with_text, plan.parts, vocabulary_fp, text_fingerprint=text_fp
+            ),
+            cells=1,
+            once=True,
+            after=("nouns",),
+        ),
+        Stage("regions", regions_fp, RegionsJob(run, regions, regions_fp), plan.parts),
+        Stage(
+            "pairs",
+            pairs_fp,
+            PairsJob(run, pairs, pairs_fp, nouns_fp, regions_fp, vocabulary_fp),
+            plan.parts,
+            after=("nouns", "vocabulary", "regions"),
+        ),
+    ]
+    if pairs.max_per_noun is not None:
+        job = SelectionJob(run, pairs, plan.parts, selection_fp)
+        stages.append(Stage("selection", selection_fp, job, cells=1, once=True, after=("pairs",)))
+    shards_job = ShardsJob(run, shards, pairs, regions.max_image_pixels, shards_fp, nouns_fp, regions_fp, pairs_fp)
+    after = ("pairs", "selection") if pairs.max_per_noun is not None else ("pairs",)
+    stages.append(Stage("shards", shards_fp, shards_job, plan.parts, after=after, suffixes=SHARD_SUFFIXES))
+    return stages
+
+
+def drop_stale(run: RunFolder, stages: Sequence[Stage]) -> dict[str, int]:
+    """Delete the cells that were made from other settings or inputs; returns how many for each stage.
+
+    The fingerprint of a step's cells stands once in its folder, so that a listing is enough to know what is done;
+    each cell carries it too, and is looked into only when the folder's differs.
+    """
+    dropped = {}
+    for stage in stages:
+        if stage.once or run.read_json(stage.name, FINGERPRINT_FILE) == {"fingerprint": stage.fingerprint}:
+            continue
+        stale = [
+            name for name in run.list(stage.name) if name != FINGERPRINT_FILE and not _is_current(run, stage, name)
+        ]
+        for name in stale:
+            run.delete(stage.name, name)
+        if stale:
+            dropped[stage.name] = len({name.partition(".")[0] for name in stale if not name.startswith((".", "_"))})
+        run.write_json(stage.name, FINGERPRINT_FILE, value={"fingerprint": stage.fingerprint})
+    return dropped
+
+
+_FILTERS = {*Filters.model_fields, "min_similarity", "min_margin"}
+
+
+def _fingerprint(step: str, *read: Any) -> str:
+    return fingerprint([step, STEP_VERSIONS[step], *read])
+
+
+def _is_current(run: RunFolder, stage: Stage, name: str) -> bool:
+    if name.endswith(".parquet"):
+        return run.read_fingerprint(stage.name, name) == stage.fingerprint
+    part = name.partition(".")[0]  # a tar is current when the account beside it is: that one is written after it
+    account = run.read_json(stage.name, f"{part}.json")
+    return isinstance(account, dict) and account.get("fingerprint") == stage.fingerprint

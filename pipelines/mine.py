@@ -1,0 +1,72 @@
+"""The pipeline on one page: captioned images in, verified shards of mask–noun pairs out.
+
+    captions ─▶ nouns ──────┐
+                  │         │
+                  ▼ all     │
+              vocabulary ───┤
+                            ▼
+    images ───▶ regions ─▶ pairs ─▶ (selection, once, where a noun is capped) ─▶ shards
+
+Everything but `vocabulary` and `selection` is made part by part; a cell that exists is not made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.engine import Engine, Watch
+from pipelines.grid import Stage, drop_stale, plan_stages
+from pipelines.plan import make_plan
+from pipelines.publish import SUCCESS_FILE, mark_success, publish, published
+from pipelines.run_folder import RunFolder
+from pipelines.settings import Mining, dump_yaml
+from schemas.errors import IncompleteError
+from schemas.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `manifest` is None when there was nothing to do; `stale` counts the cells made again."""
+
+    manifest: Manifest | None
+    stale: dict[str, int]
+    rejected_share: float
+    too_many_rejected: bool
+
+
+def mine(settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = None) -> Outcome:
+    """Run the pipeline, or what is left of it. Running it again restores whatever is missing, byte for byte."""
+    run = RunFolder(settings.out)
+    plan = make_plan(run, settings, limit=limit)
+    stages = plan_stages(run, plan, settings)
+    if published(run, stages) and not missing_cells(run, stages):
+        return Outcome(None, {}, 0.0, too_many_rejected=False)
+
+    run.delete(SUCCESS_FILE)  # from here on the set is not complete
+    stale = drop_stale(run, stages)
+    with run.write("mining.yaml") as file:
+        file.write(dump_yaml(settings).encode())
+
+    engine(run, stages, watch)
+
+    missing = missing_cells(run, stages)
+    if missing:
+        raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
+    manifest = publish(run, plan, settings, stages)
+    share = rejected_share(manifest)
+    if share <= settings.max_rejected:
+        mark_success(run)
+    return Outcome(manifest, stale, share, too_many_rejected=share > settings.max_rejected)
+
+
+def missing_cells(run: RunFolder, stages: list[Stage]) -> dict[str, int]:
+    """How many cells each stage still lacks; stages that are complete are left out."""
+    todo = {stage.name: len(stage.todo(run)) for stage in stages}
+    return {name: count for name, count in todo.items() if count}
+
+
+def rejected_share(manifest: Manifest) -> float:
+    """The share of images that came to nothing, 0–1; what the user's own filters took is not counted."""
+    totals = manifest.totals
+    rejected = sum(count for reason, count in totals.rejected.items() if reason != "shards: filtered")
+    return rejected / totals.images

@@ -1,0 +1,149 @@
+"""The end of a run: accounts merged and checked, manifest, checksums and dataset card written, `_SUCCESS` last."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipelines.grid import Stage
+from pipelines.inputs import portable
+from pipelines.plan import Plan
+from pipelines.run_folder import RunFolder
+from pipelines.settings import Mining
+from schemas.errors import IncompleteError
+from schemas.manifest import Manifest, ModelEntry, ShardEntry, Totals
+from schemas.sample import FORMAT_VERSION
+from schemas.settings import fingerprint
+
+SUCCESS_FILE = "_SUCCESS"
+_LIBRARIES = (
+    "maskmine",
+    "numpy",
+    "open_clip_torch",
+    "pillow",
+    "pyarrow",
+    "pycocotools",
+    "spacy",
+    "torch",
+    "transformers",
+)
+_PUBLISHED = ("manifest.json", "SHA256SUMS", "README.md", "shards/sizes.json")
+
+
+def published(run: RunFolder, stages: list[Stage]) -> bool:
+    """Whether the folder holds the finished set of just these settings and inputs."""
+    manifest = run.read_json("manifest.json")
+    return (
+        run.exists(SUCCESS_FILE)
+        and all(run.exists(*name.split("/")) for name in _PUBLISHED)
+        and isinstance(manifest, dict)
+        and manifest.get("fingerprint") == stages[-1].fingerprint
+    )
+
+
+def publish(run: RunFolder, plan: Plan, settings: Mining, stages: list[Stage]) -> Manifest:
+    """Write everything but `_SUCCESS`. Raises AssertionError when the accounting equation does not hold."""
+    accounts = [_account(run, part) for part in range(plan.parts)]
+    shards = tuple(_shard_entry(account) for account in accounts)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        fingerprint=stages[-1].fingerprint,
+        plan_sha256=fingerprint([plan.images_sha256, plan.parts]),
+        settings=portable(settings),
+        models=_models(settings),
+        libraries=_versions(),
+        shards=shards,
+        totals=_totals(run, plan, accounts),
+    )
+    run.write_json("shards", "sizes.json", value={shard.name: shard.samples for shard in shards})
+    run.write_json("manifest.json", value=manifest.model_dump(mode="json"))
+    _write_text(run, "README.md", text=_card(manifest))
+    _write_text(run, "SHA256SUMS", text=_checksums(run, shards))
+    return manifest
+
+
+def mark_success(run: RunFolder) -> None:
+    """Say that the set is complete; nothing is written after this."""
+    _write_text(run, SUCCESS_FILE, text="")
+
+
+def _account(run: RunFolder, part: int) -> dict[str, Any]:
+    account = run.read_json("shards", f"{part:05d}.json")
+    if not isinstance(account, dict):
+        raise IncompleteError(f"{run.cell_path('shards', part, 'json')}: missing; run the same command again")
+    return account
+
+
+def _shard_entry(account: Mapping[str, Any]) -> ShardEntry:
+    return ShardEntry(
+        name=f"{account['part']:05d}.tar",
+        images=account["images"],
+        samples=account["samples"],
+        size_bytes=account["bytes"],
+        sha256=account["sha256"],
+        index_sha256=account["index_sha256"],
+    )
+
+
+def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> Totals:
+    rejected: Counter[str] = Counter()
+    for account in accounts:
+        rejected.update(account["rejected"])
+    with duckdb.connect() as db:
+        cells = [run.cell_path("shards", part) for part in range(plan.parts)]
+        counted = db.execute("SELECT count(DISTINCT noun) FROM read_parquet($cells)", {"cells": cells}).fetchone()
+    totals = Totals(
+        images=sum(account["images"] for account in accounts),
+        with_pairs=sum(account["with_pairs"] for account in accounts),
+        rejected=dict(sorted(rejected.items())),
+        samples=sum(account["samples"] for account in accounts),
+        nouns=counted[0] if counted else 0,
+        size_bytes=sum(account["bytes"] for account in accounts),
+    )
+    if not plan.images == totals.images == totals.with_pairs + rejected.total():
+        raise AssertionError(
+            f"{plan.images} images planned, {totals.images} seen, {totals.with_pairs} with pairs,"
+            f" {rejected.total()} rejected: the run has lost images"
+        )
+    return totals
+
+
+def _models(settings: Mining) -> tuple[ModelEntry, ...]:
+    records = [settings.nouns.record(), *settings.regions.records()]
+    return tuple(ModelEntry(role=r.role, name=r.name, sha256=r.sha256, licence=r.licence) for r in records)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _card(manifest: Manifest) -> str:
+    environment = Environment(
+        loader=PackageLoader("pipelines", "data"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("dataset_card.md").render(manifest=manifest)
+
+
+def _checksums(run: RunFolder, shards: tuple[ShardEntry, ...]) -> str:
+    sums = {f"shards/{shard.name}": shard.sha256 for shard in shards}
+    sums |= {f"shards/{shard.name.replace('.tar', '.parquet')}": shard.index_sha256 for shard in shards}
+    for name in ("README.md", "manifest.json", "shards/sizes.json"):
+        with run.open(*name.split("/")) as file:
+            sums[name] = hashlib.sha256(file.read()).hexdigest()
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+
+
+def _write_text(run: RunFolder, *names: str, text: str) -> None:
+    with run.write(*names) as file:
+        file.write(text.encode())

@@ -1,0 +1,192 @@
+"""The contact sheet: photographs with the outline of each mask, the noun in the caption, and its similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from mining.images import read_image
+from pipelines.plan import Plan
+from pipelines.run_folder import RunFolder
+from pipelines.status import require_plan
+from pipelines.verify import read_manifest
+from schemas.errors import InputError
+from schemas.rows import CaptionsRow, ImageRow, Pair, PairsRow, RegionsRow, Rejection, SampleRow
+
+TILE_PX = 380
+PHOTO_PX = 285
+PADDING_PX = 14
+_COLUMNS = 4
+_LINE_PX = 21
+_MOST_PIXELS = 200_000_000
+_PAGE, _INK, _FAINT = (250, 249, 246), (40, 42, 48), (125, 128, 136)
+# Okabe and Ito's palette, told apart with any colour vision; black is left out.
+_COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (150, 120, 20))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a contact sheet holds."""
+
+    images: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    image: ImageRow
+    captions: tuple[str, ...]
+    regions: RegionsRow
+    pairs: tuple[Pair, ...]
+
+
+def contact_sheet(run: RunFolder, *, to: Path, images: int = 12, noun: str | None = None) -> Drawn:
+    """Write a picture of the run's first `images` photographs with pairs (of `noun`), in the plan's random order.
+
+    Only pairs that passed the filters are drawn. Raises InputError when there is none, or `to` cannot be written.
+    """
+    read_manifest(run)
+    photos = list(islice(_photos(run, require_plan(run), noun), images))
+    if not photos:
+        what = f"of `{noun}`" if noun else "in this run"
+        raise InputError(f"{run.root}: there is no pair {what} to show; see `maskmine errors {run.root}`")
+    tiles = [_tile(photo) for photo in photos]
+    sheet = _arrange(tiles)
+    try:
+        sheet.save(to)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{to}: cannot be written ({error}); give --to a path that ends in .png or .jpg") from error
+    return Drawn(len(photos), sum(len(photo.pairs) for photo in photos))
+
+
+def _photos(run: RunFolder, plan: Plan, noun: str | None) -> Iterator[_Photo]:
+    for part in range(plan.parts):
+        name = f"{part:05d}.parquet"
+        kept = {(row.image_id, row.noun) for row in run.read_rows("shards", name, row_type=SampleRow)}
+        wanted = {image_id for image_id, said in kept if noun in (None, said)}
+        if not wanted:
+            continue
+        rows = zip(
+            run.read_rows("images", name, row_type=ImageRow),
+            run.read_rows("captions", name, row_type=CaptionsRow),
+            run.read_rows("regions", name, row_type=RegionsRow),
+            run.read_rows("pairs", name, row_type=PairsRow),
+            strict=True,
+        )
+        for image, captions, regions, pairs in rows:
+            if image.image_id in wanted:
+                shown = tuple(pair for pair in pairs.pairs if (image.image_id, pair.noun) in kept)
+                yield _Photo(image, captions.captions, regions, shown)
+
+
+def _tile(photo: _Photo) -> Image.Image:
+    picture = read_image(photo.image.path, max_pixels=_MOST_PIXELS)
+    if isinstance(picture, Rejection):
+        raise InputError(f"{photo.image.path}: {picture.reason} ({picture.detail}); `show` needs the photographs")
+    scale = min(TILE_PX / picture.rgb_HW3.shape[1], PHOTO_PX / picture.rgb_HW3.shape[0])
+    size = (max(1, round(picture.rgb_HW3.shape[1] * scale)), max(1, round(picture.rgb_HW3.shape[0] * scale)))
+    image = Image.fromarray(picture.rgb_HW3).resize(size, Image.Resampling.LANCZOS)
+    for colour, region in _colours_of_regions(photo):
+        _outline(image, Image.fromarray(photo.regions.regions[region].mask.to_array() * 255).resize(size), colour)
+    words = Image.new("RGB", (TILE_PX, 2000), _PAGE)
+    height = _write_words(ImageDraw.Draw(words), photo)
+    tile = Image.new("RGB", (TILE_PX, PHOTO_PX + height), _PAGE)
+    tile.paste(image, ((TILE_PX - size[0]) // 2, PHOTO_PX - size[1]))
+    tile.paste(words.crop((0, 0, TILE_PX, height)), (0, PHOTO_PX))
+    return tile
+
+
+def _colours_of_regions(photo: _Photo) -> Iterator[tuple[tuple[int, int, int], int]]:
+    regions = dict.fromkeys(pair.region for pair in photo.pairs)
+    for number, region in enumerate(regions):
+        yield _COLOURS[number % len(_COLOURS)], region
+
+
+def _outline(image: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:
+    """Tint the mask and draw its contour with a white edge, which shows on any photograph."""
+    tint = mask.point(lambda value: value // 4)
+    image.paste(colour, mask=tint)
+    inner = np.asarray(mask.filter(ImageFilter.MinFilter(3))) > 127
+    middle = np.asarray(mask) > 127
+    outer = np.asarray(mask.filter(ImageFilter.MaxFilter(5))) > 127
+    image.paste((255, 255, 255), mask=Image.fromarray((outer & ~middle).astype(np.uint8) * 160))
+    thick = np.asarray(mask.filter(ImageFilter.MinFilter(5))) > 127
+    image.paste(colour, mask=Image.fromarray((middle & ~(inner & thick)).astype(np.uint8) * 255))
+
+
+def _write_words(draw: ImageDraw.ImageDraw, photo: _Photo) -> int:
+    colours = {region: colour for colour, region in _colours_of_regions(photo)}
+    y = 10
+    for number in dict.fromkeys(pair.caption for pair in photo.pairs):
+        spans = {(p.start, p.end): colours[p.region] for p in photo.pairs if p.caption == number}
+        y = _write_caption(draw, photo.captions[number], spans, y)
+    y += 4
+    x = 0.0
+    for pair in photo.pairs:
+        text = _pair_text(pair, photo)
+        width = _font(13).getlength(text) + 32
+        if x and x + width > TILE_PX:
+            x, y = 0.0, y + _LINE_PX
+        draw.rounded_rectangle((x, y + 3, x + 11, y + 14), radius=3, fill=colours[pair.region])
+        draw.text((x + 17, y), text, font=_font(13), fill=_FAINT)
+        x += width
+    return y + _LINE_PX + 8
+
+
+def _pair_text(pair: Pair, photo: _Photo) -> str:
+    if pair.similarity is not None:
+        return f"{pair.noun} {pair.similarity:.3f}"
+    label = photo.regions.regions[pair.region].label
+    return pair.noun if label in (None, pair.noun) else f"{pair.noun} = {label}"
+
+
+def _write_caption(
+    draw: ImageDraw.ImageDraw, caption: str, spans: dict[tuple[int, int], tuple[int, int, int]], y: int
+) -> int:
+    """Write the caption, wrapped, its nouns in the colours of their masks; returns the next free line."""
+    x = 0.0
+    for word, start in _words(caption[:400]):
+        colour = next((c for (first, last), c in spans.items() if first < start + len(word) and start < last), None)
+        font = _font(15, bold=colour is not None)
+        width = font.getlength(word)
+        if x and x + width > TILE_PX:
+            x, y = 0.0, y + _LINE_PX
+        draw.text((x, y), word, font=font, fill=colour or _INK)
+        x += width + _font(15).getlength(" ")
+    return y + _LINE_PX
+
+
+def _words(text: str) -> Iterator[tuple[str, int]]:
+    start = 0
+    for word in text.split(" "):
+        if word.strip():
+            yield word.strip(), start
+        start += len(word) + 1
+
+
+def _arrange(tiles: list[Image.Image]) -> Image.Image:
+    columns = min(_COLUMNS, len(tiles))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    width = columns * TILE_PX + (columns + 1) * PADDING_PX
+    sheet = Image.new("RGB", (width, sum(heights) + (len(rows) + 1) * PADDING_PX), _PAGE)
+    y = PADDING_PX
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (PADDING_PX + column * (TILE_PX + PADDING_PX), y))
+        y += height + PADDING_PX
+    return sheet
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # DejaVu comes with matplotlib and has Latin, Greek, Cyrillic, Arabic and more.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}", size)
