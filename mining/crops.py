@@ -1,7 +1,7 @@
 """Regions cut out of pictures as CLIP wants them: tight box, background filled, normalised, then resized to a square.
 
 Shapes: N regions of one image, R regions of a call; H, W height and width of an image; S side of the output;
-P pixels and M mask values of all images, flat; L lines, the pixel rows of all crops; K the four taps of the bicubic kernel.
+P pixels and M mask values of all images, flat; L lines, the pixel rows of all crops; K the four taps of the kernel.
 Boxes are xyxy in pixels, half open.
 """
 
@@ -16,7 +16,6 @@ from schemas.mask import Box
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     Number = TypeVar("Number", float, Tensor)
@@ -46,10 +45,11 @@ def cut_regions(
 ) -> Tensor:
     """The masked regions of some images as float32 [R, 3, S, S], image by image, on the device of the tensors.
 
-    `images` are uint8 RGB [3, H, W] of any sizes, `masks` boolean [N, H, W]. Each region is its tight box, grown, filled
-    outside the mask and normalised, then resized bicubically without antialiasing or regard for its aspect (as
-    `interpolate(..., mode="bicubic", align_corners=False)` does it on the crop alone). A region does not depend on the others.
-    Raises ValueError for a mask without pixels or of another size than its image.
+    `images` are uint8 RGB [3, H, W] of any sizes, `masks` boolean [N, H, W]; `mean` and `std` are for colours 0 to 1.
+    Each region is its tight box, grown, filled outside the mask and normalised, then resized bicubically without
+    antialiasing or regard for its aspect, as `interpolate(mode="bicubic", align_corners=False)` does it on the crop
+    alone. A region does not depend on the others. Raises ValueError for a mask without pixels or of another size than
+    its image.
     """
     import torch
 
@@ -59,13 +59,9 @@ def cut_regions(
     mean_px, std_px = (255 * torch.tensor(values, device=images[0].device) for values in (mean, std))
     fill_px = torch.zeros_like(mean_px) if crop.fill == "zero" else mean_px
     squeeze = _squeeze_each if images[0].device.type == "cpu" else _squeeze_together
-    lines_LS, first_line_R3 = squeeze(
-        [(image_3HW, fill_px, std_px) for image_3HW in images],
-        None if crop.fill == "none" else masks,
-        boxes=boxes,
-        size_px=size_px,
-    )
-    heights_R = torch.cat([boxes_N4[:, 3] - boxes_N4[:, 1] for boxes_N4 in boxes])
+    shown = None if crop.fill == "none" else masks
+    lines_LS, first_line_R3 = squeeze(images, shown, boxes=boxes, size_px=size_px, fill_px=fill_px, std_px=std_px)
+    _, heights_R = _sides(boxes)
     regions_R3SS = _squeeze_lines(lines_LS, first_line_R3, heights_R=heights_R.to(lines_LS.device), size_px=size_px)
     if crop.fill == "zero":
         regions_R3SS += ((fill_px - mean_px) / std_px)[:, None, None]
@@ -83,10 +79,8 @@ def cut_masks(masks: Sequence[Tensor], *, size_px: int, crop: Crop) -> Tensor:
     if not any(len(boxes_N4) for boxes_N4 in boxes):
         return torch.empty(0, size_px, size_px, dtype=torch.bool, device=masks[0].device if masks else None)
     device = masks[0].device
-    boxes_R4 = torch.cat(boxes).to(device)
     width_R, _, start_R = (values_R.to(device) for values_R in _places(masks, boxes))
-    column_RS = _nearest(boxes_R4[:, 2] - boxes_R4[:, 0], size_px=size_px)
-    row_RS = _nearest(boxes_R4[:, 3] - boxes_R4[:, 1], size_px=size_px)
+    column_RS, row_RS = (_nearest(lengths_R.to(device), size_px=size_px) for lengths_R in _sides(boxes))
     place_RSS = (start_R[:, None] + row_RS * width_R[:, None])[:, :, None] + column_RS[:, None, :]
     return torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])[place_RSS]
 
@@ -106,13 +100,13 @@ def tight_boxes(masks_NHW: Tensor) -> Tensor:
 
 
 def grow_boxes(boxes_N4: Tensor, *, ratio: float, height_px: int, width_px: int) -> Tensor:
-    """Boxes grown `ratio` times around their centres, outwards to whole pixels, and clipped to the image, int64 [N, 4]."""
+    """Boxes grown `ratio` times around their centres, outwards to whole pixels, clipped to the image, int64 [N, 4]."""
     import torch
 
     x0_N, y0_N, x1_N, y1_N = boxes_N4.double().unbind(1)
     (x0_N, x1_N), (y0_N, y1_N) = _grow_side(x0_N, x1_N, ratio=ratio), _grow_side(y0_N, y1_N, ratio=ratio)
-    limits_4 = torch.tensor([width_px, height_px, width_px, height_px], device=boxes_N4.device)
-    return torch.stack([x0_N, y0_N, x1_N, y1_N], dim=1).long().clamp_(min=0).minimum(limits_4)
+    x0_N, x1_N, y0_N, y1_N = (*_clipped(x0_N, x1_N, limit_px=width_px), *_clipped(y0_N, y1_N, limit_px=height_px))
+    return torch.stack([x0_N, y0_N, x1_N, y1_N], dim=1).long()
 
 
 def grow_box(box_xyxy: Box, *, ratio: float, height_px: int, width_px: int) -> Box:
@@ -126,6 +120,10 @@ def _grow_side(low: Number, high: Number, *, ratio: float) -> tuple[Number, Numb
     """One side of a box, grown outwards to whole numbers; the same arithmetic in 64 bits for numbers and tensors."""
     middle, half = (low + high) / 2, (high - low) * ratio / 2
     return (middle - half) // 1, -(-(middle + half) // 1)
+
+
+def _clipped(low_N: Tensor, high_N: Tensor, *, limit_px: int) -> tuple[Tensor, Tensor]:
+    return low_N.clamp(min=0), high_N.clamp(max=limit_px)
 
 
 def _crop_boxes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]], crop: Crop) -> list[Tensor]:
@@ -144,7 +142,7 @@ def _crop_boxes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]],
         boxes.append(torch.where(tight_N4[:, 2:3] > 0, grown_N4, 0))
     lengths = [len(boxes_N4) for boxes_N4 in boxes]
     # One copy to the host for all images: on a GPU it is the only wait of a call.
-    on_host = list(torch.cat(boxes).cpu().split(lengths)) if boxes else []
+    on_host = list(torch.split(torch.cat(boxes).cpu(), lengths)) if boxes else []
     for number, boxes_N4 in enumerate(on_host):
         if bool((boxes_N4[:, 2] == 0).any()):
             raise ValueError(f"image {number} has a mask without pixels")
@@ -152,84 +150,85 @@ def _crop_boxes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]],
 
 
 def _squeeze_each(
-    images: Sequence[tuple[Tensor, Tensor, Tensor]],
+    images: Sequence[Tensor],
     masks: Sequence[Tensor] | None,
     *,
     boxes: Sequence[Tensor],
     size_px: int,
+    fill_px: Tensor,
+    std_px: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Resize the width of every crop, one after the other: the way of a CPU, where small pieces stay in the cache.
 
-    `images` come with the colour to subtract and the spread to divide by. Returns the lines of all crops, float32 [3L, S],
-    and where those of each region and channel begin, int64 [R, 3].
+    The colour `fill_px` becomes 0. Returns the lines of all crops and channels, float32 [3L, S], and where those of
+    each region and channel begin, int64 [R, 3].
     """
     import torch
 
-    widths_R, heights_R = _sides(torch.cat(list(boxes)))
+    widths_R, heights_R = _sides(boxes)
     index_RSK, weight_RSK = _cubic_taps(widths_R, size_px=size_px)
-    first_R = 3 * (heights_R.cumsum(0) - heights_R)
     lines_LS = torch.empty(3 * int(heights_R.sum()), size_px)
-    region = 0
-    for number, ((image_3HW, fill_px, std_px), boxes_N4) in enumerate(zip(images, boxes, strict=True)):
+    region = line = 0
+    for number, boxes_N4 in enumerate(boxes):
         if not len(boxes_N4):
             continue
-        # Columns first: the taps along x then weigh whole contiguous columns, and so again lines after one transposition.
-        image_W3H = torch.empty(image_3HW.permute(2, 0, 1).shape).copy_(image_3HW.permute(2, 0, 1))
-        image_W3H.sub_(fill_px[:, None]).div_(std_px[:, None])
+        # Stored by columns: the taps along x then weigh whole contiguous rows of a table, and so do those along y after
+        # one transposition.
+        image_W3H = _by_columns(images[number]).sub_(fill_px[:, None]).div_(std_px[:, None])
         for mask_number, (x0, y0, x1, y1) in enumerate(boxes_N4.tolist()):
             crop_W3H = image_W3H[x0:x1, :, y0:y1]
             if masks is not None:
-                mask_WH = masks[number][mask_number, y0:y1, x0:x1].t().contiguous()
-                crop_W3H = crop_W3H * mask_WH[:, None, :]
+                crop_W3H = crop_W3H * masks[number][mask_number, y0:y1, x0:x1].t().contiguous()[:, None, :]
             squeezed_SL = _weigh(crop_W3H.reshape(x1 - x0, -1), index_RSK[region], weight_RSK[region])
-            start = int(first_R[region])
-            lines_LS[start : start + 3 * (y1 - y0)] = squeezed_SL.t()
-            region += 1
+            lines_LS[line : line + squeezed_SL.shape[1]] = squeezed_SL.t()
+            region, line = region + 1, line + squeezed_SL.shape[1]
+    first_R = 3 * (heights_R.cumsum(0) - heights_R)
     return lines_LS, first_R[:, None] + heights_R[:, None] * torch.arange(3)
 
 
 def _squeeze_together(
-    images: Sequence[tuple[Tensor, Tensor, Tensor]],
+    images: Sequence[Tensor],
     masks: Sequence[Tensor] | None,
     *,
     boxes: Sequence[Tensor],
     size_px: int,
+    fill_px: Tensor,
+    std_px: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """`_squeeze_each` for all crops of all images at once, without a loop over regions: the way of a GPU.
 
-    Pixels of images of different sizes lie in one flat array and are gathered tap by tap; the mask is applied at each tap,
-    and taps beyond the crop (not the image) repeat its edge.
+    Pixels of images of different sizes lie in one flat array and are gathered tap by tap; the mask is applied at each
+    tap, and taps beyond the crop (not the image) repeat its edge.
     """
     import torch
 
-    device = images[0][0].device
-    pixels_3P = torch.cat([((i.float() - f[:, None, None]) / s[:, None, None]).view(3, -1) for i, f, s in images], dim=1)
-    index_RSK, weight_RSK = _cubic_taps(_sides(torch.cat(list(boxes)))[0].to(device), size_px=size_px)
-    heights_R = _sides(torch.cat(list(boxes)))[1]
+    device = images[0].device
+    pixels_3P = torch.cat([image_3HW.reshape(3, -1) for image_3HW in images], dim=1).float()
+    pixels_3P.sub_(fill_px[:, None]).div_(std_px[:, None])
+    masks_M = None if masks is None else torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])
+    widths_R, heights_R = _sides(boxes)
+    index_RSK, weight_RSK = _cubic_taps(widths_R.to(device), size_px=size_px)
     lines = int(heights_R.sum())
-    width_R, pixel_R, mask_R, first_R, heights_R = torch.stack(
-        [*_places([i[0] for i in images], boxes), heights_R.cumsum(0) - heights_R, heights_R]
-    ).to(device)
+    numbers = (*_places(images, boxes), heights_R.cumsum(0) - heights_R, heights_R)
+    width_R, pixel_R, value_R, first_R, heights_R = torch.stack(numbers).to(device)
     region_L = torch.repeat_interleave(heights_R, output_size=lines)
     offset_L = (torch.arange(lines, device=device) - first_R[region_L]) * width_R[region_L]
     lines_3LS = torch.zeros(3, lines, size_px, device=device)
-    masks_M = None if masks is None else torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])
     for index_RS, weight_RS in zip(index_RSK.unbind(2), weight_RSK.unbind(2), strict=True):
         place_LS = index_RS[region_L] + offset_L[:, None]
         weight_LS = weight_RS[region_L]
         if masks_M is not None:
-            weight_LS = weight_LS * masks_M[place_LS + mask_R[region_L, None]]
+            weight_LS = weight_LS * masks_M[place_LS + value_R[region_L, None]]
         lines_3LS.addcmul_(pixels_3P[:, place_LS + pixel_R[region_L, None]], weight_LS)
     return lines_3LS.view(-1, size_px), first_R[:, None] + lines * torch.arange(3, device=device)
 
 
 def _squeeze_lines(lines_LS: Tensor, first_line_R3: Tensor, *, heights_R: Tensor, size_px: int) -> Tensor:
-    """Resize the height of all crops at once: every line of the result is a weighted sum of four lines, [R, 3, S, S]."""
+    """Resize the height of all crops at once: each line of the result is a weighted sum of four, [R, 3, S, S]."""
     index_RSK, weight_RSK = _cubic_taps(heights_R, size_px=size_px)
     index_R3SK = first_line_R3[:, :, None, None] + index_RSK[:, None]
     weight_R3SK = weight_RSK[:, None].expand(index_R3SK.shape)
-    regions_R3SS: Tensor = _weigh(lines_LS, index_R3SK.reshape(-1, 4), weight_R3SK.reshape(-1, 4))
-    return regions_R3SS.view(-1, 3, size_px, size_px)
+    return _weigh(lines_LS, index_R3SK.reshape(-1, 4), weight_R3SK.reshape(-1, 4)).view(-1, 3, size_px, size_px)
 
 
 def _weigh(table: Tensor, index_BK: Tensor, weight_BK: Tensor) -> Tensor:
@@ -278,14 +277,26 @@ def _nearest(lengths_R: Tensor, *, size_px: int) -> Tensor:
     return source_RS.floor().long().minimum(lengths_R[:, None] - 1)
 
 
-def _sides(boxes_R4: Tensor) -> tuple[Tensor, Tensor]:
+def _by_columns(image_3HW: Tensor) -> Tensor:
+    """The image as float32 [W, 3, H], contiguous."""
+    import torch
+
+    image_W3H = image_3HW.permute(2, 0, 1)
+    return torch.empty(image_W3H.shape).copy_(image_W3H)
+
+
+def _sides(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Widths and heights of all boxes, int64 [R]."""
+    import torch
+
+    boxes_R4 = torch.cat(list(boxes))
     return boxes_R4[:, 2] - boxes_R4[:, 0], boxes_R4[:, 3] - boxes_R4[:, 1]
 
 
 def _places(arrays: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each region's crop begins: width of its image; first value in the flat pixels; first value in the flat masks.
+    """Width of each region's image, and the corner of its crop in the flat pixels and in the flat masks of a call.
 
-    `arrays` are the images or masks, of which only height and width are read. All are int64 [R] in host memory.
+    `arrays` are the images or the masks, of which only height and width are read. All are int64 [R] in host memory.
     """
     import torch
 

@@ -194,8 +194,6 @@ def _decode(data: bytes, *, max_pixels: int) -> Picture | Rejection:
     orientation = _orientation(image)
     try:
         image.load()
-        if image.width * image.height > max_pixels:  # a GIF's first frame may reach beyond its screen
-            return _too_large(image, max_pixels=max_pixels)
         upright = _to_rgb(image)
     except _BROKEN as error:
         return _broken(image.format, error)

@@ -33,6 +33,8 @@ from schemas.rows import (
 
 Tick = Callable[[int], None]
 
+_TEXT_KEY = "maskmine.text"
+
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
@@ -96,11 +98,27 @@ class VocabularyJob:
         def make(part: int, tick: Tick) -> PartReport:
             start = time.monotonic()
             cells = [self.run.cell_path("nouns", p) for p in range(self.parts)]
-            rows = list(embed(count_nouns(cells), tick=tick))
-            self.run.write_rows("vocabulary.parquet", rows=rows, row_type=VocabularyRow, fingerprint=self.fingerprint)
+            rows = []
+            for row in embed(count_nouns(cells), known=self._known()):
+                rows.append(row)
+                tick(1)
+            self.run.write_rows(
+                "vocabulary.parquet",
+                rows=rows,
+                row_type=VocabularyRow,
+                fingerprint=self.fingerprint,
+                metadata={_TEXT_KEY: self.text_fingerprint},
+            )
             return PartReport("vocabulary", part, len(rows), 0, len(rows), time.monotonic() - start)
 
         return make
+
+    def _known(self) -> dict[str, bytes]:
+        """The embeddings of an earlier vocabulary that was made by the same text tower with the same templates."""
+        if self.run.read_metadata("vocabulary.parquet").get(_TEXT_KEY) != self.text_fingerprint:
+            return {}
+        rows = self.run.read_rows("vocabulary.parquet", row_type=VocabularyRow)
+        return {row.noun: row.embedding for row in rows if row.embedding is not None}
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def drop_stale(run: RunFolder, stages: Sequence[Stage]) -> dict[str, int]:
         if stage.once or run.read_json(stage.name, FINGERPRINT_FILE) == {"fingerprint": stage.fingerprint}:
             continue
         stale = [
-            name for name in run.list(stage.name) if name != FINGERPRINT_FILE and not _is_current(run, stage, name)
+            name for name in run.names(stage.name) if name != FINGERPRINT_FILE and not _is_current(run, stage, name)
         ]
         for name in stale:
             run.delete(stage.name, name)

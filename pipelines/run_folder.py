@@ -8,13 +8,14 @@ import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from schemas.errors import IncompleteError, InputError
 from schemas.tables import from_table, read_parquet, to_table, write_parquet
@@ -23,7 +24,7 @@ Row = TypeVar("Row")
 
 FINGERPRINT_FILE = "_fingerprint.json"
 _CELL = re.compile(r"(\d{5,})\.(parquet|tar|json)")
-_FINGERPRINT_KEY = b"maskmine.fingerprint"
+_FINGERPRINT_KEY = "maskmine.fingerprint"
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class RunFolder:
     def done(self, step: str, *, suffixes: Sequence[str] = ("parquet",)) -> set[int]:
         """The parts whose cells exist, by one listing of the step's folder; every suffix must be there."""
         found: dict[str, set[int]] = {suffix: set() for suffix in suffixes}
-        for name in self.list(step):
+        for name in self.names(step):
             match = _CELL.fullmatch(name)
             if match and match[2] in found:
                 found[match[2]].add(int(match[1]))
         return set.intersection(*found.values())
 
-    def list(self, *names: str) -> list[str]:
+    def names(self, *names: str) -> list[str]:
         """The names in a folder, sorted; none when there is no folder."""
         fs, path = self._fs(*names)
         try:
@@ -119,14 +120,18 @@ class RunFolder:
         with self.write(*names) as file:
             file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
-    def write_rows(self, *names: str, rows: Sequence[Any], row_type: type, fingerprint: str) -> None:
-        """Write rows as Parquet that carries the fingerprint of what made it."""
-        self.write_table(*names, table=to_table(rows, row_type), fingerprint=fingerprint)
-
-    def write_table(self, *names: str, table: pa.Table, fingerprint: str) -> None:
-        """Write a table as Parquet that carries the fingerprint of what made it."""
+    def write_rows(
+        self,
+        *names: str,
+        rows: Sequence[Any],
+        row_type: type,
+        fingerprint: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write rows as Parquet that carries the fingerprint of what made it, and further metadata, in its footer."""
         with self.write(*names) as file:
-            write_parquet(table, file, metadata={_FINGERPRINT_KEY.decode(): fingerprint})
+            table = to_table(rows, row_type)
+            write_parquet(table, file, metadata={**(metadata or {}), _FINGERPRINT_KEY: fingerprint})
 
     def read_table(self, *names: str, fingerprint: str | None = None) -> pa.Table:
         """Read a Parquet file. With a fingerprint, a file that was made from anything else is an IncompleteError."""
@@ -139,7 +144,7 @@ class RunFolder:
             raise IncompleteError(
                 f"{self.path(*names)}: not a whole Parquet file; delete it and run the same command again"
             ) from error
-        found = (table.schema.metadata or {}).get(_FINGERPRINT_KEY, b"").decode()
+        found = (table.schema.metadata or {}).get(_FINGERPRINT_KEY.encode(), b"").decode()
         if fingerprint is not None and found != fingerprint:
             raise IncompleteError(
                 f"{self.path(*names)}: made from other settings or inputs, is another run writing here? "
@@ -153,14 +158,16 @@ class RunFolder:
 
     def read_fingerprint(self, *names: str) -> str | None:
         """The fingerprint in a Parquet file's footer; None when the file is missing or not whole."""
-        import pyarrow.parquet as pq
+        return self.read_metadata(*names).get(_FINGERPRINT_KEY)
 
+    def read_metadata(self, *names: str) -> dict[str, str]:
+        """The metadata in a Parquet file's footer; empty when the file is missing or not whole."""
         try:
             with self.open(*names) as file:
                 metadata = pq.read_metadata(file).metadata or {}
         except (FileNotFoundError, pa.ArrowInvalid):
-            return None
-        return cast(bytes, metadata.get(_FINGERPRINT_KEY, b"")).decode()
+            return {}
+        return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 
     def _fs(self, *names: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(self.path(*names))

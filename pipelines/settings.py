@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mining.captions import CocoCaptions
 from mining.nouns import Nouns
@@ -32,6 +32,12 @@ class Mining(Settings):
     shards: Shards = Shards()
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.25
     out: str
+
+    @model_validator(mode="after")
+    def _embeddings_where_the_rule_needs_them(self) -> Mining:
+        if isinstance(self.pairs, ClipPairs) and self.regions.clip is None:
+            raise ValueError(f"`pairs.rule: {self.pairs.rule}` needs `regions.clip`; add it, or use `rule: labels`")
+        return self
 
 
 # These name files or folders of the user, whatever they look like.
@@ -134,6 +140,8 @@ def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int]) -
     if fault["type"] == "missing":
         return f"{where}: missing; add it"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":  # our own words, which name what was given
+        return f"{where}: {message}" if name else f"{place}: {message}"
     return f"{where}: {message[0].lower()}{message[1:]}, not {_shown(fault.get('input'))}"
 
 

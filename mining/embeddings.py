@@ -1,0 +1,81 @@
+"""CLIP embeddings of regions, and their form in a table: little-endian float16.
+
+Shapes: N regions of one image, D width of the embedding; pixels and masks as in `mining/crops.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mining.crops import Crop, cut_regions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mining.models.clip import ImageTower
+
+
+def embed_regions(
+    images: Sequence[Tensor], masks: Sequence[Tensor], *, tower: ImageTower, crop: Crop
+) -> list[np.ndarray[Any, np.dtype[np.float16]]]:
+    """What CLIP sees in each image's regions: one array [N, D] of unit vectors an image.
+
+    Images are uint8 [3, H, W], masks boolean [N, H, W] without empty ones. Crops of all images are cut and embedded in
+    batches of the tower's size, so memory is bounded by one batch; an image's result does not depend on its company.
+    """
+    import torch
+
+    batches = [
+        tower.embed(
+            cut_regions(
+                [images[number].to(tower.device) for number, _ in chunk],
+                [masks[number][span].to(tower.device) for number, span in chunk],
+                size_px=tower.size_px,
+                mean=tower.mean,
+                std=tower.std,
+                crop=crop,
+            )
+        ).cpu()
+        for chunk in _chunks([len(masks_NHW) for masks_NHW in masks], size=tower.batch_size)
+    ]
+    embeddings_RD = torch.cat([torch.empty(0, tower.dim), *batches]).numpy().astype("<f2")
+    ends = np.cumsum([len(masks_NHW) for masks_NHW in masks], dtype=np.int64)
+    return np.split(embeddings_RD, ends[:-1]) if len(masks) else []
+
+
+def pack(vector_D: np.ndarray[Any, Any]) -> bytes:
+    """A vector as little-endian float16, the form of `Region.embedding` and `VocabularyRow.embedding`."""
+    return np.asarray(vector_D).astype("<f2").tobytes()
+
+
+def unpack(packed: Sequence[bytes], *, dim: int | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Packed vectors as float32 [N, D]; `dim` is D where there may be no vector to tell it.
+
+    Raises ValueError when they are not of one width, or not of `dim`.
+    """
+    widths = sorted({len(vector) for vector in packed} | ({2 * dim} if dim is not None else set()))
+    if len(widths) > 1 or any(width % 2 for width in widths):
+        raise ValueError(f"embeddings of one table have one width; these have {widths} bytes")
+    flat = np.frombuffer(b"".join(packed), dtype="<f2").astype(np.float32)
+    return flat.reshape(len(packed), widths[0] // 2 if widths else 0)
+
+
+def _chunks(counts: Iterable[int], *, size: int) -> Iterator[list[tuple[int, slice]]]:
+    """Spans of regions by image, `size` regions a chunk in all (the last has fewer)."""
+    chunk: list[tuple[int, slice]] = []
+    room = size
+    for number, count in enumerate(counts):
+        start = 0
+        while start < count:
+            stop = min(count, start + room)
+            chunk.append((number, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk

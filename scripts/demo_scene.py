@@ -1,0 +1,362 @@
+"""One scene of the demo world: a place, objects in it, their exact masks and five captions.
+
+The mask of an object marks the pixels that get more than half of their colour from it after everything has been
+composited with smooth edges; masks are therefore disjoint. Shadows and light change colours, not masks. An object
+that is mostly hidden is taken out of the scene before it is drawn, so whatever is drawn is annotated.
+
+Shapes: H, W height and width of the picture in pixels; h, w those of an object; N objects; C channels; 3 red, green,
+blue.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from schemas.mask import Box
+from scripts.demo_backdrop import paint_backdrop
+from scripts.demo_captions import Places, Seen, write_captions
+from scripts.demo_nouns import DemoNoun, demo_nouns, glyph, nouns_of_kind
+from scripts.demo_settings import ALOFT, ALOFT_PLACES, PORTABLE, Setting, settings_for
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+SIZES_HW = ((192, 256), (208, 256), (224, 224), (192, 224), (256, 192), (256, 208), (240, 224), (192, 288))
+MAX_OBJECTS = 8
+MIN_VISIBLE_SHARE = 0.35  # of an object's own pixels: what shows less is taken out
+MIN_VISIBLE_PX = 60
+
+_OBJECTS_P = (0.07, 0.15, 0.2, 0.2, 0.16, 0.1, 0.07, 0.05)  # how often 1, 2 … 8 objects are cast
+_TWIN_SHARE = 0.16  # how often a further object repeats a noun
+_STRANGER_SHARE = 0.08  # how often it is not at home here
+_LYING_TILT_DEG = 55.0  # seen from above, things lie in any direction; letters should still be readable
+_TILT_DEG = {"bug": 35.0, "sea": 18.0, "aircraft": 18.0, "building": 2.0, "street": 4.0, "sky": 6.0, "vehicle": 4.0}
+_KIND_SCALE = {"building": 1.3, "tree": 1.3, "vehicle": 1.15, "bug": 0.7, "boat": 1.1, "fruit": 0.85, "vegetable": 0.85}
+_COVERED_SHARE = 0.04  # of an object's pixels: what another covers more of stands in front of it
+_GRAIN_PX = 400  # side of the grain tile, larger than any picture
+_UNTURNED = ("building", "street", "office", "device", "aircraft")  # kinds with letters: never mirrored
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A drawn scene. The objects are in the order in which they were painted, farthest first.
+
+    `picture_HW3` is uint8; `masks_NHW` is boolean: visible pixels only, disjoint. `captions` has five sentences.
+    """
+
+    setting: str
+    picture_HW3: np.ndarray[Any, np.dtype[np.uint8]]
+    nouns: tuple[DemoNoun, ...]
+    masks_NHW: Bools
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sprite:
+    """An object before painting: premultiplied colours 0 to 255 and opacity 0 to 1, and where its corner goes."""
+
+    noun: DemoNoun
+    colour_3hw: Floats
+    opacity_hw: Floats
+    left_px: int
+    top_px: int
+    aloft: bool
+
+    @property
+    def foot_px(self) -> int:
+        return self.top_px + len(self.opacity_hw)
+
+
+def draw_scene(seed: int, *, index: int) -> Scene:
+    """Scene number `index` of world `seed`; it depends on these two alone.
+
+    Raises InputError when the OpenMoji font is not installed.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    height_px, width_px = SIZES_HW[int(rng.integers(len(SIZES_HW)))]
+    setting, cast = _cast(rng)
+    backdrop = paint_backdrop(setting, height_px=height_px, width_px=width_px, rng=rng)
+    sprites = _place_all(cast, setting, backdrop.horizon_px, (height_px, width_px), rng)
+    sprites, masks_NHW = _visible(sprites, (height_px, width_px))
+    picture_3HW = _paint(_planes(backdrop.picture), sprites, setting.shadow, rng)
+    places = Places(setting.places, ALOFT_PLACES if backdrop.horizon_px else setting.places)
+    captions = write_captions(_seen(sprites, masks_NHW), places=places, rng=rng)
+    nouns = tuple(sprite.noun for sprite in sprites)
+    return Scene(setting.name, _graded(picture_3HW, rng), nouns, masks_NHW, captions)
+
+
+def _cast(rng: np.random.Generator) -> tuple[Setting, list[DemoNoun]]:
+    """A first noun, any of the table with the same chance; a setting where it is at home; further nouns for it."""
+    first = demo_nouns()[int(rng.integers(len(demo_nouns())))]
+    fitting = settings_for(first.kind)
+    setting = fitting[int(rng.integers(len(fitting)))]
+    cast = [first]
+    for _ in range(int(rng.choice(MAX_OBJECTS, p=_OBJECTS_P))):
+        twin = cast[int(rng.integers(len(cast)))]
+        if twin.number == "count" and rng.random() < _TWIN_SHARE:
+            cast.append(twin)
+            continue
+        stranger = setting.shadow != "none" and rng.random() < _STRANGER_SHARE
+        noun = _draw_noun(PORTABLE if stranger else setting.kinds, rng)
+        if noun.number == "count" or noun not in cast:
+            cast.append(noun)
+    return setting, cast
+
+
+def _draw_noun(kinds: Sequence[str], rng: np.random.Generator) -> DemoNoun:
+    """Any noun of the kinds with the same chance."""
+    number = int(rng.integers(sum(len(nouns_of_kind(kind)) for kind in kinds)))
+    for kind in kinds:
+        nouns = nouns_of_kind(kind)
+        if number < len(nouns):
+            return nouns[number]
+        number -= len(nouns)
+    raise AssertionError("the number is below the sum")
+
+
+# ---- where things are
+
+
+def _place_all(
+    cast: Sequence[DemoNoun],
+    setting: Setting,
+    horizon_px: int | None,
+    size_hw: tuple[int, int],
+    rng: np.random.Generator,
+) -> list[_Sprite]:
+    """Every object of the cast at its place, farthest first; the first of the cast lies wholly in the picture."""
+    reach_px = min(size_hw) * (3.0 / max(3, len(cast))) ** 0.35
+    light_rad = float(rng.uniform(0.0, 2 * np.pi))
+    spots: list[tuple[float, float]] = []
+    placed: list[tuple[float, _Sprite]] = []
+    for number, noun in enumerate(cast):
+        aloft = horizon_px is not None and noun.kind in ALOFT and (noun.kind != "bird" or rng.random() < 0.4)
+        spots.append(_spot(spots, rng))
+        near = 1.0 if horizon_px is None or aloft else 0.65 + 0.5 * spots[-1][1]
+        colour_3hw, opacity_hw = _shape(noun, setting.shadow, reach_px * near, light_rad, rng)
+        corner = _corner(spots[-1], opacity_hw.shape, horizon_px, aloft, size_hw, 0.0 if number == 0 else 0.22)
+        sprite = _Sprite(noun, colour_3hw, opacity_hw, *corner, aloft)
+        depth = float(rng.random()) if horizon_px is None else sprite.foot_px - (1e6 if aloft else 0.0)
+        placed.append((depth, sprite))
+    return [sprite for _, sprite in sorted(placed, key=lambda item: item[0])]
+
+
+def _spot(taken: Sequence[tuple[float, float]], rng: np.random.Generator) -> tuple[float, float]:
+    """A place as shares of width and depth: mostly where there is room, sometimes close to others."""
+    tries = [(float(across), float(down)) for across, down in rng.random((4, 2))]
+    room = [min((abs(x - a) + abs(y - b) for a, b in taken), default=0.0) for x, y in tries]
+    return tries[room.index(min(room) if rng.random() < 0.3 else max(room))]
+
+
+def _corner(
+    spot: tuple[float, float],
+    object_hw: tuple[int, ...],
+    horizon_px: int | None,
+    aloft: bool,
+    size_hw: tuple[int, int],
+    outside: float,
+) -> tuple[int, int]:
+    """Left and top of an object at a spot; up to a share `outside` of its sides may lie beyond the picture's edge."""
+    (high, wide), (height_px, width_px) = object_hw, size_hw
+    left = (0.06 + 0.88 * spot[0]) * width_px - wide / 2
+    if horizon_px is None:
+        top = (0.08 + 0.84 * spot[1]) * height_px - high / 2
+    elif aloft:
+        top = (0.1 + 0.7 * spot[1]) * horizon_px - high / 2
+    else:
+        top = horizon_px + (0.12 + 0.92 * spot[1]) * (height_px - horizon_px) - high
+    left = min(max(left, -outside * wide), width_px - (1 - outside) * wide)
+    top = min(max(top, -outside * high), height_px - (1 - outside) * high)
+    return round(left), round(top)
+
+
+# ---- how things look
+
+
+def _shape(
+    noun: DemoNoun, shadow: str, reach_px: float, light_rad: float, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """The glyph in its size, turn and light: premultiplied colours 0 to 255 [3, h, w] and opacity 0 to 1 [h, w]."""
+    drawn = _turned(_sized(glyph(noun.codepoint), noun, reach_px, rng), noun, shadow, rng)
+    pixels_4hw = _planes(drawn)
+    slope = rng.uniform(0.0, 0.24)
+    gain_3 = rng.uniform(0.82, 1.12) * rng.uniform(0.94, 1.06, 3)
+    gain_hw = _ramp(drawn.height, drawn.width, slope, light_rad)
+    lit_3hw = pixels_4hw[:3] * gain_hw * gain_3.astype(np.float32)[:, None, None]
+    return np.minimum(lit_3hw, pixels_4hw[3]), pixels_4hw[3] / np.float32(255.0)
+
+
+def _sized(picture: Image.Image, noun: DemoNoun, reach_px: float, rng: np.random.Generator) -> Image.Image:
+    """The glyph at its size in the scene; thin ones are drawn larger, for they would hardly show."""
+    side_px = reach_px * rng.uniform(0.24, 0.56) * _KIND_SCALE.get(noun.kind, 1.0) * _thinness(noun.codepoint)
+    side_px = min(max(side_px, 26.0), reach_px * 0.8)
+    stretch = rng.uniform(0.92, 1.08)
+    scale = side_px / max(picture.size)
+    size = (max(4, round(picture.width * scale * stretch)), max(4, round(picture.height * scale / stretch)))
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _turned(picture: Image.Image, noun: DemoNoun, shadow: str, rng: np.random.Generator) -> Image.Image:
+    if noun.kind not in _UNTURNED and rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    tilt_deg = _LYING_TILT_DEG if shadow == "drop" else _TILT_DEG.get(noun.kind, 10.0)
+    picture = picture.rotate(rng.uniform(-tilt_deg, tilt_deg), Image.Resampling.BILINEAR, expand=True)
+    return picture.crop(picture.getbbox())
+
+
+@functools.cache
+def _thinness(codepoint: str) -> float:
+    """1 for a glyph that fills its box, up to 1.5 for one that is mostly air."""
+    opacity_hw = np.asarray(glyph(codepoint))[..., 3]
+    longer = max(opacity_hw.shape)
+    return float(np.clip((0.45 * longer * longer / (opacity_hw > 127).sum()) ** 0.4, 1.0, 1.5))
+
+
+# ---- what shows
+
+
+def _visible(sprites: Sequence[_Sprite], size_hw: tuple[int, int]) -> tuple[list[_Sprite], Bools]:
+    """The objects that show enough of themselves, in their order, and their masks [N, H, W]; never none.
+
+    Goes from the nearest to the farthest: one that is taken out covers nothing.
+    """
+    open_HW = np.ones(size_hw, np.float32)
+    kept: list[tuple[_Sprite, Bools]] = []
+    for sprite in reversed(sprites):
+        mask_HW = _mask(sprite, open_HW)
+        whole_px = np.count_nonzero(sprite.opacity_hw > 0.5)
+        if np.count_nonzero(mask_HW) >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * whole_px):
+            kept.append((sprite, mask_HW))
+            picture_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, size_hw)
+            open_HW[picture_part] *= 1.0 - sprite.opacity_hw[object_part]
+    if not kept:  # the first of the cast lies inside the picture as a whole: it shows when it is alone
+        lone = max(sprites, key=lambda sprite: np.count_nonzero(_mask(sprite, np.ones_like(open_HW))))
+        kept = [(lone, _mask(lone, np.ones_like(open_HW)))]
+    kept.reverse()
+    return [sprite for sprite, _ in kept], np.stack([mask_HW for _, mask_HW in kept])
+
+
+def _mask(sprite: _Sprite, open_HW: Floats) -> Bools:
+    """Pixels that get more than half of their colour from the object, where nearer ones leave `open_HW` to it."""
+    mask_HW = np.zeros(open_HW.shape, np.bool_)
+    picture_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, open_HW.shape)
+    mask_HW[picture_part] = sprite.opacity_hw[object_part] * open_HW[picture_part] > 0.5
+    return mask_HW
+
+
+def _windows(
+    left_px: int, top_px: int, object_hw: tuple[int, ...], size_hw: tuple[int, ...]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The part of the picture that an object covers, and the part of the object that lies in the picture."""
+    top, left = max(0, top_px), max(0, left_px)
+    bottom, right = max(top, min(size_hw[0], top_px + object_hw[0])), max(left, min(size_hw[1], left_px + object_hw[1]))
+    inner = (slice(top - top_px, bottom - top_px), slice(left - left_px, right - left_px))
+    return (slice(top, bottom), slice(left, right)), inner
+
+
+def _seen(sprites: Sequence[_Sprite], masks_NHW: Bools) -> list[Seen]:
+    """What captions may say of each object."""
+    size_hw = masks_NHW.shape[1:]
+    whole_NHW = [_mask(sprite, np.ones(size_hw, np.float32)) for sprite in sprites]
+    seen = []
+    for number, (sprite, mask_HW) in enumerate(zip(sprites, masks_NHW, strict=True)):
+        whole_px = np.count_nonzero(whole_NHW[number])
+        nearer = range(number + 1, len(sprites))
+        covers = [np.count_nonzero(whole_NHW[number] & masks_NHW[other]) for other in nearer]
+        behind = tuple(other for other, px in zip(nearer, covers, strict=True) if px >= _COVERED_SHARE * whole_px)
+        share = np.count_nonzero(mask_HW) / mask_HW.size
+        seen.append(Seen(sprite.noun, box_of(mask_HW), share, sprite.aloft, behind))
+    return seen
+
+
+def box_of(mask_HW: Bools) -> Box:
+    """The tight box of a mask that is not empty."""
+    columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+# ---- painting
+
+
+def _paint(picture_3HW: Floats, sprites: Sequence[_Sprite], shadow: str, rng: np.random.Generator) -> Floats:
+    """The picture, in place, with the objects over it, each with its shadow on what lies below."""
+    strength = rng.uniform(0.25, 0.55)
+    for sprite in sprites:
+        if shadow != "none" and not sprite.aloft:
+            _shade(picture_3HW, *(_contact_shadow if shadow == "contact" else _drop_shadow)(sprite), strength)
+        opacity_hw = sprite.opacity_hw
+        (rows, columns), object_part = _windows(sprite.left_px, sprite.top_px, opacity_hw.shape, picture_3HW.shape[1:])
+        under_3hw = picture_3HW[:, rows, columns]
+        under_3hw *= 1.0 - opacity_hw[object_part]
+        under_3hw += sprite.colour_3hw[:, *object_part]
+    return picture_3HW
+
+
+def _shade(picture_3HW: Floats, shade_hw: Floats, left_px: int, top_px: int, strength: float) -> None:
+    (rows, columns), shade_part = _windows(left_px, top_px, shade_hw.shape, picture_3HW.shape[1:])
+    picture_3HW[:, rows, columns] *= 1.0 - np.float32(strength) * shade_hw[shade_part]
+
+
+def _contact_shadow(sprite: _Sprite) -> tuple[Floats, int, int]:
+    """A soft pool of shade around the foot: how dark [h, w], left, top."""
+    high, wide = sprite.opacity_hw.shape
+    size = (max(4, round(wide * 1.15)), max(4, round(min(high, wide) * 0.3)))
+    pool_hw = np.asarray(_pool().resize(size, Image.Resampling.BILINEAR), np.float32) / np.float32(255.0)
+    return pool_hw, sprite.left_px - (size[0] - wide) // 2, sprite.foot_px - round(size[1] * 0.6)
+
+
+def _drop_shadow(sprite: _Sprite) -> tuple[Floats, int, int]:
+    """The blurred outline, a little below and to the right: how dark [h, w], left, top."""
+    blur_px = 4
+    padded_hw = np.pad((sprite.opacity_hw * 255.0).astype(np.uint8), 2 * blur_px)
+    blurred = Image.fromarray(padded_hw).filter(ImageFilter.BoxBlur(blur_px))
+    shade_hw = np.asarray(blurred, np.float32) / np.float32(255.0)
+    return shade_hw, sprite.left_px - 2 * blur_px + 3, sprite.top_px - 2 * blur_px + 5
+
+
+@functools.cache
+def _pool() -> Image.Image:
+    across = np.linspace(-1.0, 1.0, 64)
+    height_HW = np.clip(1.0 - np.hypot(across[None, :], across[:, None]), 0.0, 1.0)
+    return Image.fromarray((255.0 * height_HW * (2.0 - height_HW)).astype(np.uint8))
+
+
+def _graded(picture_3HW: Floats, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Light that falls off to one side, exposure, tint, contrast and grain, as a camera would have them; [H, W, 3]."""
+    height_px, width_px = picture_3HW.shape[1:]
+    light_HW = _ramp(height_px, width_px, rng.uniform(0.0, 0.16), rng.uniform(0.0, 2 * np.pi))
+    gain_3 = (rng.uniform(0.8, 1.16) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
+    contrast = np.float32(rng.uniform(0.85, 1.1))
+    top, left = (int(rng.integers(_GRAIN_PX - side)) for side in (height_px, width_px))
+    grain_HW = _grain()[top : top + height_px, left : left + width_px] * np.float32(rng.uniform(0.5, 6.0))
+    grain_HW += np.float32(128.0) * (1 - contrast)
+    light_HW *= contrast
+    graded_HW3 = np.empty((height_px, width_px, 3), np.uint8)
+    for channel in range(3):
+        plane_HW = picture_3HW[channel] * (light_HW * gain_3[channel]) + grain_HW
+        graded_HW3[..., channel] = np.clip(plane_HW, 0.0, 255.0)
+    return graded_HW3
+
+
+def _ramp(height_px: int, width_px: int, slope: float, angle_rad: float) -> Floats:
+    """A slope of light across an area [H, W]: 1 in its middle."""
+    across_W = np.linspace(-slope * np.cos(angle_rad), slope * np.cos(angle_rad), width_px, dtype=np.float32)
+    down_H = np.linspace(1 - slope * np.sin(angle_rad), 1 + slope * np.sin(angle_rad), height_px, dtype=np.float32)
+    ramp_HW: Floats = down_H[:, None] + across_W
+    return ramp_HW
+
+
+def _planes(picture: Image.Image) -> Floats:
+    """The channels of an image as float32 [C, H, W]: planes are faster to compute with than pixels."""
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1), np.float32)
+
+
+@functools.cache
+def _grain() -> Floats:
+    return np.random.default_rng(0).standard_normal((_GRAIN_PX, _GRAIN_PX), np.float32)

@@ -1,0 +1,301 @@
+"""CLIP through open_clip: a tiny model with random weights takes the same path as a large one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mining.models.clip import Clip, imagenet_templates
+from mining.weights import weights_sha256
+from schemas.errors import InputError
+
+ARCHITECTURE = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def save_tiny_clip(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A folder as open_clip reads it, with random weights."""
+    architecture = {**ARCHITECTURE, **changes}
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_cfg": architecture, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    return folder
+
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def pixels(count: int) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_image_side_is_that_of_open_clip(folder: Path) -> None:
+    tower = Clip(model=str(folder), batch_size=4).open_image(device="cpu")
+    reference = open_clip.create_model(f"local-dir:{folder}").eval()
+    with torch.no_grad():
+        expected = reference.encode_image(pixels(6), normalize=True)
+    found = tower.embed(pixels(6))
+    assert (tower.size_px, tower.dim, tower.mean, tower.std) == (32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_text_side_is_that_of_open_clip(folder: Path) -> None:
+    texts = ["a photo of a cat.", "dog", "word " * 300]
+    reference = open_clip.create_model(f"local-dir:{folder}").eval()
+    with torch.no_grad():
+        expected = reference.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(texts), normalize=True)
+    tower = Clip(model=str(folder), batch_size=2).open_text(device="cpu")
+    found = tower.embed(texts)
+    assert (found.dtype, tower.dim) == (torch.float32, 32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_an_embedding_has_the_same_bits_in_any_company(folder: Path) -> None:
+    clip = Clip(model=str(folder), batch_size=8)
+    tower = clip.open_image(device="cpu")
+    together = tower.embed(pixels(21))
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(tower.embed(pixels(21)[order]), together[order])
+    assert torch.equal(tower.embed(pixels(21)[13:14]), together[13:14])
+    text_tower, texts = clip.open_text(device="cpu"), [f"a photo of {number} cats" for number in range(11)]
+    assert torch.equal(text_tower.embed(texts[::-1]), text_tower.embed(texts).flip(0))
+
+
+def test_every_batch_has_the_same_shape(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    real = open_clip.model.VisionTransformer.forward
+
+    def forward(self: Any, batch: Tensor) -> Any:
+        shapes.append(tuple(batch.shape))
+        return real(self, batch)
+
+    monkeypatch.setattr(open_clip.model.VisionTransformer, "forward", forward)
+    Clip(model=str(folder), batch_size=8).open_image(device="cpu").embed(pixels(11))
+    assert shapes == [(8, 3, 32, 32)] * 2
+
+
+def test_nothing_embeds_to_nothing(folder: Path) -> None:
+    clip = Clip(model=str(folder))
+    assert clip.open_image(device="cpu").embed(pixels(0)).shape == (0, 32)
+    assert clip.open_text(device="cpu").embed([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_near_full_precision(folder: Path, precision: str) -> None:
+    half = Clip.model_validate({"model": str(folder), "precision": precision, "batch_size": 2})
+    full = Clip(model=str(folder), precision="float32", batch_size=2)
+    found, expected = (clip.open_image(device="cpu").embed(pixels(2)) for clip in (half, full))
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+    found, expected = (clip.open_text(device="cpu").embed(["cat", "dog"]) for clip in (half, full))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+def test_numbers_that_are_not_finite_are_a_fault_of_the_precision(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["visual.ln_post.weight"] *= float("inf")
+    save_file(weights, tmp_path / "infinite.safetensors")
+    config = str(folder / "open_clip_config.json")
+    tower = Clip(model=config, pretrained=str(tmp_path / "infinite.safetensors")).open_image(device="cpu")
+    with pytest.raises(InputError, match=r"clip\.precision: .* not finite"):
+        tower.embed(pixels(1))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+@pytest.mark.parametrize("form", ["whole configuration", "architecture alone"])
+def test_an_architecture_in_json_takes_weights_from_a_file(
+    folder: Path, tmp_path: Path, suffix: str, form: str
+) -> None:
+    config = folder / "open_clip_config.json"
+    if form == "architecture alone":
+        config = tmp_path / "tiny.json"
+        config.write_text(json.dumps(ARCHITECTURE))
+    weights, file = load_file(folder / WEIGHTS), tmp_path / f"weights{suffix}"
+    save_file(weights, file) if suffix == ".safetensors" else torch.save({"state_dict": weights}, file)
+    clip = Clip(model=str(config), pretrained=str(file), batch_size=4)
+    tower = clip.open_image(device="cpu")
+    assert torch.equal(
+        tower.embed(pixels(3)), Clip(model=str(folder), batch_size=4).open_image(device="cpu").embed(pixels(3))
+    )
+    assert tower.mean == ((0.5, 0.4, 0.3) if form == "whole configuration" else open_clip.OPENAI_DATASET_MEAN)
+    assert clip.open_text(device="cpu").embed(["cat"]).shape == (1, 32)
+
+
+def test_the_record_tells_which_weights_and_whose_licence(folder: Path, tmp_path: Path, no_network: None) -> None:
+    of_folder = Clip(model=str(folder), licence="MIT").record()
+    assert (of_folder.role, of_folder.name, of_folder.licence) == ("clip", str(folder), "MIT")
+    assert of_folder.sha256 == weights_sha256(folder) == Clip(model=f"local-dir:{folder}").record().sha256
+    assert Clip(model=str(folder)).record().licence == "unknown"
+    weights = folder / WEIGHTS
+    of_file = Clip(model="ViT-B-32", pretrained=str(weights)).record()
+    assert of_file.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(ARCHITECTURE))
+    first = Clip(model=str(config), pretrained=str(weights)).record().sha256
+    config.write_text(json.dumps({**ARCHITECTURE, "quick_gelu": False}))
+    assert Clip(model=str(config), pretrained=str(weights)).record().sha256 != first
+
+
+def test_published_weights_that_are_not_here_have_a_licence_and_no_hash(no_network: None) -> None:
+    record = Clip(model="ViT-L-14", pretrained="openai").record()
+    assert (record.name, record.sha256, record.licence) == ("ViT-L-14 openai", None, "MIT")
+    assert Clip(model="hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K").record().licence == "MIT"
+
+
+def test_published_weights_are_found_where_they_are_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    """A tag whose weights are in the hub's cache loads without a network, with the activation of the tag."""
+    kept = tmp_path / "hub" / "models--someone--tiny"
+    (kept / "snapshots" / "1").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("1")
+    (kept / "snapshots" / "1" / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    architecture = {**ARCHITECTURE, "quick_gelu": False}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny", architecture)
+    tag = {"hf_hub": "someone/tiny/", "quick_gelu": True, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny", {"someone": tag})
+    clip = Clip(model="Tiny", pretrained="someone", batch_size=4)
+    assert clip.record().sha256 == weights_sha256(folder / WEIGHTS)
+    tower = clip.open_image(device="cpu")
+    assert tower.mean == (0.5, 0.4, 0.3)
+    assert torch.equal(
+        tower.embed(pixels(2)), Clip(model=str(folder), batch_size=4).open_image(device="cpu").embed(pixels(2))
+    )
+
+
+def test_published_weights_that_cannot_be_fetched_are_one_line(no_network: None) -> None:
+    for clip in (Clip(model="ViT-B-32", pretrained="laion2b_s34b_b79k"), Clip(model="hf-hub:someone/nothing")):
+        with pytest.raises(InputError) as error:
+            clip.open_image(device="cpu")
+        assert "could not be fetched" in one_line(error)
+        assert "local folder" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "ViT-L-14"}, "says nothing without weights"),
+        ({"model": "ViT-L14", "pretrained": "openai"}, "did you mean ViT-L-14"),
+        ({"model": "ViT-L-14", "pretrained": "open-ai"}, "did you mean openai"),
+        ({"model": "ViT-L-14", "pretrained": "nowhere.pt"}, "neither a file nor weights of ViT-L-14"),
+        ({"model": "hf-hub:a/b", "pretrained": "openai"}, "brings its own weights"),
+        ({"model": "local-dir:nowhere"}, "holds no open_clip_config.json"),
+        ({"model": "nowhere.json", "pretrained": __file__}, "cannot be read as JSON"),
+        ({"model": "nowhere.json", "pretrained": "nowhere.pt"}, "no file `nowhere.pt`"),
+        ({"model": "nowhere.json"}, "says nothing without weights"),
+    ],
+)
+def test_settings_that_name_nothing_are_one_line(settings: dict[str, str], message: str) -> None:
+    clip = Clip.model_validate(settings)
+    for use in (clip.record, lambda: clip.open_image(device="cpu"), lambda: clip.open_text(device="cpu")):
+        with pytest.raises(InputError) as error:
+            use()
+        assert message in one_line(error)
+
+
+def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
+    with pytest.raises(InputError, match="holds no weights"):
+        Clip(model=str(tmp_path)).open_image(device="cpu")
+
+
+def test_an_architecture_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
+    config, weights = tmp_path / "tiny.json", str(folder / WEIGHTS)
+    for text, message in [
+        ("[]", "lacks embed_dim, text_cfg, vision_cfg"),
+        ("{", "cannot be read as JSON"),
+        (json.dumps({**ARCHITECTURE, "colour": 1}), "unexpected keyword argument 'colour'"),
+    ]:
+        config.write_text(text)
+        with pytest.raises(InputError) as error:
+            Clip(model=str(config), pretrained=weights).open_image(device="cpu")
+        assert message in one_line(error)
+
+
+@pytest.mark.parametrize("changes", [{"embed_dim": 16}, {"vision_cfg": {**ARCHITECTURE["vision_cfg"], "layers": 3}}])
+def test_weights_of_another_architecture_are_refused(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps({**ARCHITECTURE, **changes}))
+    with pytest.raises(InputError) as error:
+        Clip(model=str(config), pretrained=str(folder / WEIGHTS)).open_image(device="cpu")
+    assert "are not those of" in one_line(error)
+
+
+class Program:
+    """What a pickle can do when it is trusted."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("ran.txt"),))
+
+
+def test_a_file_that_is_no_state_dict_is_refused_and_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(Program(), "program.pt")
+    Path("text.safetensors").write_text("not weights")
+    Path("text.pt").write_text("not weights")
+    Path("empty.pt").touch()
+    torch.save([1, 2], "list.pt")
+    torch.save({}, "nothing.pt")
+    for file in ("program.pt", "text.safetensors", "text.pt", "empty.pt", "list.pt", "nothing.pt"):
+        with pytest.raises(InputError) as error:
+            Clip(model=str(folder / "open_clip_config.json"), pretrained=file).open_text(device="cpu")
+        assert f"`{file}` cannot be loaded" in one_line(error)
+    assert not Path("ran.txt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file:UserWarning")
+def test_a_program_instead_of_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    with pytest.raises(InputError, match="TorchScript"):
+        Clip(model="ViT-B-32", pretrained=str(tmp_path / "program.pt")).open_image(device="cpu")
+
+
+def test_input_that_is_not_square_is_refused(tmp_path: Path) -> None:
+    vision = {**ARCHITECTURE["vision_cfg"], "image_size": [32, 16]}
+    with pytest.raises(InputError, match="square"):
+        Clip(model=str(save_tiny_clip(tmp_path, vision_cfg=vision))).open_image(device="cpu")
+
+
+def test_there_are_eighty_templates_for_imagenet() -> None:
+    templates = imagenet_templates()
+    assert len(templates) == len(set(templates)) == 80
+    assert all(template.count("{}") == 1 for template in templates)

@@ -1,0 +1,358 @@
+"""The whole pipeline on the toy world, whose answer is known by hand; and what is made again, and what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipelines.cells import PartReport
+from pipelines.grid import Stage
+from pipelines.local import run_local
+from pipelines.mine import Outcome, mine
+from pipelines.plan import read_plan
+from pipelines.run_folder import RunFolder
+from pipelines.settings import load_mining
+from pipelines.status import ranges, rejected_images, run_status
+from pipelines.verify import verify_run
+from schemas.errors import IncompleteError, InputError, OtherPlanError
+from schemas.rows import CaptionsRow, ImageRow, SampleRow
+from tests import toy
+
+
+@dataclass
+class Recorder:
+    """A watch that remembers which cells were made."""
+
+    made: list[tuple[str, int]] = field(default_factory=list)
+    ticks: int = 0
+
+    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
+        pass
+
+    def tick(self, records: int) -> None:
+        self.ticks += records
+
+    def part_ends(self, report: PartReport) -> None:
+        self.made.append((report.step, report.part))
+
+    def stage_ends(self, stage: Stage) -> None:
+        pass
+
+    @property
+    def steps(self) -> list[str]:
+        return list(dict.fromkeys(step for step, _ in self.made))
+
+
+class StopsAfter(Recorder):
+    """A watch that interrupts the run after some cells, as a person would."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def part_ends(self, report: PartReport) -> None:
+        super().part_ends(report)
+        if len(self.made) == self.cells:
+            raise KeyboardInterrupt
+
+
+def run_toy(config: Path, *overrides: str, limit: int | None = None) -> tuple[RunFolder, Outcome, Recorder]:
+    settings = load_mining(str(config), overrides=overrides)
+    recorder = Recorder()
+    outcome = mine(settings, engine=run_local, watch=recorder, limit=limit)
+    return RunFolder(settings.out), outcome, recorder
+
+
+def hashes(root: str) -> dict[str, str]:
+    """SHA-256 of every file below a folder but the accounts of the shards, which hold times."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            if not (path.parent.name == "shards" and name[0].isdigit() and name.endswith(".json")):
+                found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy_world(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the toy world; tests copy it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_toy(toy.write_config(world), f"out={out}")
+    return out
+
+
+@pytest.fixture
+def run_again(world: Path, finished: Path, tmp_path: Path) -> Path:
+    """The configuration of a copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "run")
+    config = toy.write_config(world, out=tmp_path / "run")
+    return Path(shutil.copy(config, tmp_path / "mining.yaml"))
+
+
+def samples(run: RunFolder) -> list[SampleRow]:
+    plan = read_plan(run)
+    assert plan is not None
+    return [
+        row for part in range(plan.parts) for row in run.read_rows("shards", f"{part:05d}.parquet", row_type=SampleRow)
+    ]
+
+
+def test_the_toy_world_gives_the_pairs_known_by_hand(finished: Path) -> None:
+    run = RunFolder(str(finished))
+    found = {(row.image_id, row.noun, row.label) for row in samples(run)}
+    assert found == toy.PAIRS
+    assert {(image.image_id, image.step, image.reason) for image in rejected_images(run)} == toy.REJECTIONS
+
+
+def test_the_first_caption_is_that_of_the_smallest_annotation_id(finished: Path) -> None:
+    (disc,) = {row.caption for row in samples(RunFolder(str(finished))) if row.image_id == "11"}
+    assert disc == "A square beside a disc."
+
+
+def test_all_captions_add_their_nouns_but_no_pair_twice(world: Path, tmp_path: Path) -> None:
+    run, outcome, _ = run_toy(toy.write_config(world), f"out={tmp_path / 'run'}", "captions.per_image=all")
+    assert {(row.image_id, row.noun, row.label) for row in samples(run)} == toy.PAIRS
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.images == len(toy.IMAGES)
+
+
+def test_parts_are_even_disjoint_and_cover_the_images_in_the_order_of_hashed_ids(finished: Path) -> None:
+    run = RunFolder(str(finished))
+    parts = [run.read_rows("images", f"{p:05d}.parquet", row_type=ImageRow) for p in range(3)]
+    assert [len(part) for part in parts] == [2, 3, 3]
+    ids = [row.image_id for part in parts for row in part]
+    assert ids == sorted((str(image.id) for image in toy.IMAGES), key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+
+
+def test_a_finished_run_verifies_and_adds_up(finished: Path) -> None:
+    run = RunFolder(str(finished))
+    assert [str(problem) for problem in verify_run(run)] == []
+    manifest = run.read_json("manifest.json")
+    totals = manifest["totals"]
+    assert totals["images"] == totals["with_pairs"] + sum(totals["rejected"].values()) == len(toy.IMAGES)
+    assert run_status(run).complete
+
+
+def test_the_published_files_name_no_path_of_the_machine(finished: Path, world: Path) -> None:
+    for name in ("manifest.json", "README.md", "SHA256SUMS", "shards/sizes.json"):
+        assert str(world.parent) not in (finished / name).read_text()
+
+
+def test_the_same_command_again_makes_nothing(run_again: Path) -> None:
+    _, outcome, recorder = run_toy(run_again)
+    assert outcome.manifest is None
+    assert recorder.made == []
+
+
+def test_two_runs_of_the_same_settings_have_the_same_bytes(world: Path, finished: Path, tmp_path: Path) -> None:
+    run_toy(toy.write_config(world), f"out={tmp_path / 'other'}")
+    other, first = hashes(str(tmp_path / "other")), hashes(str(finished))
+    differing = {name for name in first.keys() | other.keys() if first.get(name) != other.get(name)}
+    assert differing <= {"mining.yaml"}  # it names the folder
+
+
+def test_deleting_any_file_and_running_again_restores_its_bytes(run_again: Path) -> None:
+    root = run_again.parent / "run"
+    before = hashes(str(root))
+    for name in sorted(before):
+        (root / name).unlink()
+        run_toy(run_again)
+        assert hashes(str(root)) == before, name
+    shutil.rmtree(root / "shards")
+    run_toy(run_again)
+    assert hashes(str(root)) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "steps"),
+    [
+        ("nouns.compounds=true", ["nouns", "vocabulary", "pairs", "shards"]),
+        ("captions.per_image=all", ["nouns", "vocabulary", "pairs", "shards"]),
+        ("vocabulary.templates=raw", ["vocabulary", "pairs", "shards"]),
+        ("regions.keep.top=1", ["regions", "pairs", "shards"]),
+        ("pairs.take=all", ["pairs", "shards"]),
+        ("pairs.min_count=2", ["shards"]),
+        ("pairs.max_per_noun=1", ["selection", "shards"]),
+        ("shards.quality=60", ["shards"]),
+        ("regions.batch_size=1", []),
+        ("max_rejected=0.9", []),
+    ],
+)
+def test_a_changed_setting_runs_exactly_the_steps_that_depend_on_it(
+    run_again: Path, override: str, steps: list[str]
+) -> None:
+    run, _, recorder = run_toy(run_again, override)
+    assert recorder.steps == steps
+    assert [str(problem) for problem in verify_run(run)] == []
+    _, outcome, recorder = run_toy(run_again, override)
+    assert (outcome.manifest, recorder.made) == (None, [])
+
+
+def test_new_captions_of_the_same_images_never_run_regions_again(run_again: Path, world: Path) -> None:
+    tree = json.loads((world / "captions.json").read_text())
+    for annotation in tree["annotations"]:
+        annotation["caption"] = "A square, a disc and a bar."
+    changed = run_again.parent / "new-captions.json"
+    changed.write_text(json.dumps(tree))
+    run, _, recorder = run_toy(run_again, f"captions.annotations={changed}")
+    assert recorder.steps == ["nouns", "vocabulary", "pairs", "shards"]
+    assert {row.caption for row in samples(run)} == {"A square, a disc and a bar."}
+
+
+def test_settings_changed_and_changed_back_give_the_first_bytes(run_again: Path) -> None:
+    root = run_again.parent / "run"
+    before = hashes(str(root))
+    run_toy(run_again, "nouns.compounds=true", "regions.keep.top=1")
+    run_toy(run_again)
+    assert hashes(str(root)) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "limit", "said"),
+    [
+        ("shards.images_per_part=4", None, "shards.images_per_part: 3 there, 4 here"),
+        ("captions.images=elsewhere", None, "captions.images: "),
+        ("max_rejected=1.0", 5, "limit: None there, 5 here"),
+    ],
+)
+def test_a_folder_of_another_plan_is_refused_with_what_differs(
+    run_again: Path, override: str, limit: int | None, said: str
+) -> None:
+    before = hashes(str(run_again.parent / "run"))
+    with pytest.raises(OtherPlanError) as caught:
+        run_toy(run_again, override, limit=limit)
+    assert said in str(caught.value)
+    assert hashes(str(run_again.parent / "run")) == before
+
+
+def test_captions_of_other_images_belong_to_another_plan(run_again: Path, world: Path) -> None:
+    tree = json.loads((world / "captions.json").read_text())
+    tree["images"].append({"id": 99, "file_name": "99.png"})
+    changed = run_again.parent / "other-images.json"
+    changed.write_text(json.dumps(tree))
+    with pytest.raises(OtherPlanError, match="has other images"):
+        run_toy(run_again, f"captions.annotations={changed}")
+
+
+def test_a_limit_mines_the_first_images_of_the_plan(world: Path, tmp_path: Path) -> None:
+    run, outcome, _ = run_toy(toy.write_config(world), f"out={tmp_path / 'run'}", limit=4)
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.images == 4
+    ids = [r.image_id for p in range(2) for r in run.read_rows("images", f"{p:05d}.parquet", row_type=ImageRow)]
+    assert ids == sorted((str(i.id) for i in toy.IMAGES), key=lambda i: hashlib.sha256(i.encode()).hexdigest())[:4]
+
+
+def test_a_run_that_stops_in_the_middle_goes_on_to_the_same_bytes(world: Path, finished: Path, tmp_path: Path) -> None:
+    settings = load_mining(str(toy.write_config(world)), overrides=[f"out={tmp_path / 'run'}"])
+    for stop in (1, 2, 2, 2, 1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            mine(settings, engine=run_local, watch=StopsAfter(stop))
+        assert not (tmp_path / "run" / "_SUCCESS").exists()
+    mine(settings, engine=run_local, watch=Recorder())
+    done, first = hashes(str(tmp_path / "run")), hashes(str(finished))
+    assert {name for name in first if first[name] != done[name]} == {"mining.yaml"}
+
+
+def test_too_many_rejections_leave_no_success_until_more_are_allowed(run_again: Path) -> None:
+    root = run_again.parent / "run"
+    (root / "_SUCCESS").unlink()
+    _, outcome, _ = run_toy(run_again, "max_rejected=0.4")
+    assert outcome.too_many_rejected
+    assert outcome.rejected_share == 0.5
+    assert not (root / "_SUCCESS").exists()
+    _, outcome, recorder = run_toy(run_again, "max_rejected=0.5")
+    assert not outcome.too_many_rejected
+    assert recorder.made == []
+    assert (root / "_SUCCESS").exists()
+
+
+def test_what_the_users_filters_take_is_counted_apart(run_again: Path) -> None:
+    run, outcome, _ = run_toy(run_again, "pairs.min_count=9")
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.rejected["shards: filtered"] == 4
+    assert outcome.rejected_share == 0.5
+    assert samples(run) == []
+
+
+def test_a_picture_that_changed_after_its_masks_were_made_is_rejected(world: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(world, tmp_path / "world"))
+    config = toy.write_config(moved, out=tmp_path / "run")
+    run_toy(config)
+    shutil.rmtree(tmp_path / "run" / "shards")
+    shutil.copy(moved / "images" / f"{13:012d}.png", moved / "images" / f"{12:012d}.png")
+    run, _, _ = run_toy(config)
+    assert ("12", "shards", "image_changed") in {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
+
+
+def test_an_annotation_without_its_image_is_an_image_that_is_missing(world: Path, tmp_path: Path) -> None:
+    tree = json.loads((world / "captions.json").read_text())
+    tree["annotations"].append({"id": 1, "image_id": 404, "caption": "A square."})
+    changed = tmp_path / "captions.json"
+    changed.write_text(json.dumps(tree))
+    out = f"out={tmp_path / 'run'}"
+    run, outcome, _ = run_toy(toy.write_config(world), f"captions.annotations={changed}", out)
+    assert ("404", "regions", "missing_file") in {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.images == len(toy.IMAGES) + 1
+
+
+def test_an_image_id_listed_twice_is_refused_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+    tree = json.loads((world / "captions.json").read_text())
+    tree["images"].append({"id": 11, "file_name": "other.png"})
+    changed = tmp_path / "captions.json"
+    changed.write_text(json.dumps(tree))
+    with pytest.raises(InputError, match="lists image id 11 more than once"):
+        run_toy(toy.write_config(world), f"captions.annotations={changed}", f"out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_instances_file_in_the_place_of_the_captions_is_recognised(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is this the captions file, and not the instances"):
+        run_toy(toy.write_config(world), f"captions.annotations={world / 'instances.json'}", f"out={tmp_path / 'run'}")
+
+
+def test_a_cell_cut_short_by_someone_else_is_one_line(run_again: Path) -> None:
+    root = run_again.parent / "run"
+    (root / "nouns" / "00001.parquet").write_bytes(b"PAR1")
+    (root / "shards" / "00001.tar").unlink()
+    with pytest.raises(IncompleteError, match=r"nouns/00001\.parquet: not a whole Parquet file; delete it"):
+        run_toy(run_again)
+
+
+def test_status_counts_cells_and_names_the_missing(run_again: Path) -> None:
+    root = run_again.parent / "run"
+    (root / "regions" / "00001.parquet").unlink()
+    (root / "shards" / "00002.tar").unlink()
+    state = run_status(RunFolder(str(root)))
+    assert {(s.step, s.done, s.cells, s.missing) for s in state.steps} == {
+        ("nouns", 3, 3, ()),
+        ("vocabulary", 1, 1, ()),
+        ("regions", 2, 3, (1,)),
+        ("pairs", 3, 3, ()),
+        ("shards", 2, 3, (2,)),
+    }
+
+
+def test_part_numbers_are_shown_as_ranges() -> None:
+    assert ranges((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7-8"
+    assert ranges(tuple(range(0, 20, 2))) == "0, 2, 4, 6, 8, 10 and 4 more"
+
+
+def test_captions_keep_the_order_of_their_annotation_ids(world: Path, tmp_path: Path) -> None:
+    out = f"out={tmp_path / 'run'}"
+    run, _, _ = run_toy(toy.write_config(world), "captions.per_image=all", out)
+    rows = [r for p in range(3) for r in run.read_rows("captions", f"{p:05d}.parquet", row_type=CaptionsRow)]
+    assert {row.image_id: row.captions for row in rows} == {str(i.id): i.captions for i in toy.IMAGES}

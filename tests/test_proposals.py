@@ -1,0 +1,196 @@
+"""Filters of proposals: the laws that hold for any masks, and the rules by hand-drawn ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mining import proposals as module
+from mining.proposals import (
+    Keep,
+    Proposals,
+    keep_by_area,
+    keep_by_score,
+    keep_distinct,
+    keep_proposals,
+    keep_top,
+    pairwise_iou,
+    sort_by_score,
+)
+from schemas.mask import Mask, mask_iou
+
+ALL = Keep(min_score=0.0, min_area_px=1, max_area_ratio=1.0, max_iou=1.0)
+
+
+def proposals(*rows: str, scores: list[float] | None = None, labels: tuple[str | None, ...] | None = None) -> Proposals:
+    """One mask a string: lines separated by `/`, `#` for foreground."""
+    masks = [[[pixel == "#" for pixel in line] for line in row.split("/")] for row in rows]
+    return Proposals(
+        torch.tensor(masks, dtype=torch.bool),
+        torch.tensor(scores if scores is not None else [1.0] * len(rows)),
+        labels or (None,) * len(rows),
+    )
+
+
+def drawn(kept: Proposals) -> list[str]:
+    return ["/".join("".join(".#"[pixel] for pixel in line) for line in mask) for mask in kept.masks_NHW.int().tolist()]
+
+
+@st.composite
+def any_proposals(draw: st.DrawFn) -> Proposals:
+    """Up to 8 masks of 3 × 4 pixels with few different scores, so that ties and duplicates are common."""
+    count = draw(st.integers(0, 8))
+    bits = draw(st.lists(st.integers(0, 2**12 - 1), min_size=count, max_size=count))
+    masks = [[[bool(b >> (4 * y + x) & 1) for x in range(4)] for y in range(3)] for b in bits]
+    scores = draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, float("nan")]), min_size=count, max_size=count))
+    labels = draw(st.lists(st.sampled_from([None, "cat", "dog"]), min_size=count, max_size=count))
+    return Proposals(torch.tensor(masks).bool().reshape(count, 3, 4), torch.tensor(scores), tuple(labels))
+
+
+def any_keep() -> st.SearchStrategy[Keep]:
+    return st.builds(
+        Keep,
+        min_score=st.sampled_from([0.0, 0.25, 0.6]),
+        min_area_px=st.integers(1, 5),
+        min_area_ratio=st.sampled_from([0.0, 0.2]),
+        max_area_ratio=st.sampled_from([0.5, 0.9, 1.0]),
+        max_iou=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+        top=st.integers(1, 8),
+    )
+
+
+def content(p: Proposals) -> list[tuple[float, str, str | None]]:
+    return list(zip(p.scores_N.tolist(), drawn(p), p.labels, strict=True))
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+@given(any_proposals(), any_keep())
+def test_keeping_twice_is_keeping_once(given_: Proposals, keep: Keep) -> None:
+    once = keep_proposals(given_, keep=keep)
+    assert content(keep_proposals(once, keep=keep)) == content(once)
+
+
+@given(any_proposals(), any_keep(), st.randoms())
+def test_the_order_of_the_input_does_not_matter(given_: Proposals, keep: Keep, random: object) -> None:
+    order = list(range(len(given_)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    shuffled = Proposals(given_.masks_NHW[order], given_.scores_N[order], tuple(given_.labels[i] for i in order))
+    assert content(keep_proposals(shuffled, keep=keep)) == content(keep_proposals(given_, keep=keep))
+
+
+@given(any_proposals(), any_keep())
+def test_what_is_kept_obeys_every_limit(given_: Proposals, keep: Keep) -> None:
+    kept = keep_proposals(given_, keep=keep)
+    areas_px = kept.masks_NHW.sum(dim=(1, 2)).tolist()
+    assert len(kept) <= keep.top
+    assert all(max(keep.min_area_px, keep.min_area_ratio * 12) <= a <= keep.max_area_ratio * 12 for a in areas_px)
+    assert kept.scores_N.tolist() == sorted(kept.scores_N.tolist(), reverse=True)
+    assert all(score >= keep.min_score for score in kept.scores_N.tolist())
+    iou_NN = pairwise_iou(kept.masks_NHW).fill_diagonal_(0)
+    assert bool((iou_NN <= keep.max_iou).all())
+
+
+@given(any_proposals(), st.floats(0, 1))
+def test_duplicate_removal_never_drops_the_best_mask(given_: Proposals, max_iou: float) -> None:
+    ranked = sort_by_score(keep_by_score(given_, min_score=0.0))
+    assert content(keep_distinct(ranked, max_iou=max_iou))[:1] == content(ranked)[:1]
+
+
+@given(any_proposals(), st.floats(0, 1))
+def test_what_duplicate_removal_drops_overlaps_a_better_mask(given_: Proposals, max_iou: float) -> None:
+    ranked = sort_by_score(keep_by_score(given_, min_score=0.0))
+    labelled = Proposals(ranked.masks_NHW, ranked.scores_N, tuple(str(i) for i in range(len(ranked))))
+    kept = [int(label or "") for label in keep_distinct(labelled, max_iou=max_iou).labels]
+    iou_NN = pairwise_iou(ranked.masks_NHW)
+    for dropped in set(range(len(ranked))) - set(kept):
+        assert any(iou_NN[dropped, i] > max_iou for i in kept if i < dropped)
+
+
+@given(any_proposals())
+def test_iou_is_that_of_the_run_lengths(given_: Proposals) -> None:
+    masks = Mask.from_arrays(given_.masks_NHW.numpy())
+    assert np.allclose(pairwise_iou(given_.masks_NHW).numpy(), mask_iou(masks, masks), rtol=0, atol=1e-12)
+
+
+def test_iou_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks_NHW = torch.rand(5, 37, 41, generator=torch.Generator().manual_seed(0)) > 0.4
+    whole = pairwise_iou(masks_NHW)
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 64)
+    assert torch.equal(pairwise_iou(masks_NHW), whole)
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_in_nothing_out() -> None:
+    none = Proposals(torch.zeros(0, 3, 4, dtype=torch.bool), torch.zeros(0), ())
+    assert len(keep_proposals(none, keep=Keep())) == 0
+    assert keep_proposals(none, keep=Keep()).masks_NHW.shape == (0, 3, 4)
+
+
+def test_empty_masks_are_always_dropped() -> None:
+    masks = proposals("../..", "#./..")
+    assert drawn(keep_proposals(masks, keep=ALL)) == ["#./.."]
+    assert drawn(keep_by_area(masks, min_area_px=0, max_area_px=4)) == ["#./.."]
+
+
+def test_the_larger_of_the_two_least_areas_counts() -> None:
+    masks = proposals("#.../....", "##../....", "###./....", scores=[0.9, 0.8, 0.7])
+    small = ALL.model_copy(update={"min_area_px": 2, "min_area_ratio": 0.125})
+    large = ALL.model_copy(update={"min_area_px": 2, "min_area_ratio": 0.3})
+    assert drawn(keep_proposals(masks, keep=small)) == ["##../....", "###./...."]
+    assert drawn(keep_proposals(masks, keep=large)) == ["###./...."]
+
+
+def test_both_ends_of_the_area_are_kept() -> None:
+    masks = proposals("#...", "##..", "###.", "####")
+    assert drawn(keep_by_area(masks, min_area_px=2, max_area_px=3)) == ["##..", "###."]
+
+
+def test_the_least_score_itself_is_kept_and_no_number_is_not() -> None:
+    masks = proposals("#.", ".#", "##", scores=[0.5, float("nan"), 0.25])
+    assert drawn(keep_by_score(masks, min_score=0.5)) == ["#."]
+    assert drawn(keep_by_score(masks, min_score=0.0)) == ["#.", "##"]
+
+
+def test_equal_scores_go_by_area_then_reading_order_then_label() -> None:
+    masks = proposals(
+        "..#/#..", "#../..#", "#../.#.", "###/...", "#../.#.", labels=("a", "b", "d", "e", "c")
+    )  # fmt: skip
+    assert sort_by_score(masks).labels == ("e", "c", "d", "b", "a")
+
+
+def test_of_two_duplicates_the_better_stays_with_its_label() -> None:
+    masks = proposals("###.", "####", "...#", scores=[0.9, 0.8, 0.7], labels=("best", "duplicate", "other"))
+    assert keep_distinct(masks, max_iou=0.75).labels == ("best", "duplicate", "other")
+    assert keep_distinct(masks, max_iou=0.74).labels == ("best", "other")
+
+
+def test_a_mask_dropped_as_duplicate_drops_no_other() -> None:
+    chain = proposals("###...", ".###..", "..###.", labels=("first", "second", "third"))
+    assert keep_distinct(chain, max_iou=0.3).labels == ("first", "third")
+
+
+def test_only_the_best_are_taken() -> None:
+    masks = proposals("#..", ".#.", "..#", scores=[0.1, 0.3, 0.2])
+    assert drawn(keep_top(sort_by_score(masks), top=2)) == [".#.", "..#"]
+    assert len(keep_top(masks, top=9)) == 3
+
+
+def test_masks_that_all_stay_are_not_copied() -> None:
+    masks = proposals("##.", "..#", scores=[0.9, 0.8])
+    assert keep_proposals(masks, keep=ALL).masks_NHW is masks.masks_NHW
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top": 0}, {"max_iou": 1.5}, {"min_area_px": 0}, {"min_area_ratio": 0.9, "max_area_ratio": 0.5}]
+)
+def test_limits_that_keep_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Keep.model_validate(wrong)
