@@ -81,7 +81,13 @@ class Nouns(Settings):
         nlp = _load_tagger(self.model)
         return functools.partial(
             find_nouns,
-            tag=functools.partial(_tag, nlp=nlp, lemma_of=_open_lemmatizer(nlp), batch_size=self.batch_size),
+            tag=functools.partial(
+                _tag,
+                nlp=nlp,
+                lemma_of=_open_lemmatizer(nlp),
+                one_thread=_open_thread_limit(),
+                batch_size=self.batch_size,
+            ),
             compounds=self.compounds,
             skip_words=skip_words,
             max_caption_chars=self.max_caption_chars,
@@ -242,7 +248,12 @@ def _one_line(text: str) -> str:
 
 
 def _tag(
-    captions: Sequence[str], *, nlp: Any, lemma_of: Callable[[str, str], str], batch_size: int
+    captions: Sequence[str],
+    *,
+    nlp: Any,
+    lemma_of: Callable[[str, str], str | None],
+    one_thread: Callable[[], contextlib.AbstractContextManager[object]],
+    batch_size: int,
 ) -> list[list[Mention]]:
     """The mentions in each caption; memory stays flat over any number of captions.
 
@@ -251,7 +262,8 @@ def _tag(
     """
     mentions: list[list[Mention]] = []
     for batch in _batches(captions, batch_size=batch_size):
-        with nlp.memory_zone() if len(nlp.vocab) >= _WORDS_KEPT else contextlib.nullcontext():
+        zone = nlp.memory_zone() if len(nlp.vocab) >= _WORDS_KEPT else contextlib.nullcontext()
+        with zone, one_thread():
             docs = nlp.pipe([caption.translate(_REPLACED) for caption in batch], batch_size=len(batch))
             mentions += [_mentions(doc, lemma_of=lemma_of) for doc in docs]
     return mentions
@@ -270,16 +282,12 @@ def _batches(captions: Sequence[str], *, batch_size: int) -> Iterator[list[str]]
         yield batch
 
 
-def _mentions(doc: Any, *, lemma_of: Callable[[str, str], str]) -> list[Mention]:
+def _mentions(doc: Any, *, lemma_of: Callable[[str, str], str | None]) -> list[Mention]:
     return [
-        Mention(token.idx, token.idx + len(token), lemma_of(token.text, token.tag_))
+        Mention(token.idx, token.idx + len(token), lemma)
         for token in doc
-        if token.tag_ in NOUN_TAGS and _is_word(token.text)
+        if token.tag_ in NOUN_TAGS and (lemma := lemma_of(token.text, token.tag_)) is not None
     ]
-
-
-def _is_word(text: str) -> bool:
-    return _UNREADABLE not in text and any(character.isalpha() for character in text)
 
 
 def _load_tagger(model: str) -> Any:
@@ -306,24 +314,36 @@ def _load_tagger(model: str) -> Any:
 
 
 def _multiply_with_numpy(nlp: Any) -> None:
-    """Let this pipeline's layers use NumPy's BLAS instead of the one that thinc brings, which is several times slower.
-
-    The threads are NumPy's too: `OPENBLAS_NUM_THREADS=1` keeps a worker to one core.
-    """
+    """Let this pipeline's layers use NumPy's BLAS, several times faster than the one that thinc brings."""
     for _, component in nlp.pipeline:
         for layer in component.model.walk():
             if layer.ops.name == "numpy":  # not on Apple's or a GPU's own operations
                 layer.ops = type(layer.ops)(use_blis=False)
 
 
-def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str]:
-    """spaCy's own lemma of a word with a tag, in lower case, remembered for the commonest words."""
+def _open_thread_limit() -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """A context in which BLAS has one thread: on matrices this small, threads that wait for a busy core cost threefold.
+
+    More cores are for more workers, each with its own part.
+    """
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return functools.partial(ThreadpoolController().limit, limits=1, user_api="blas")
+
+
+def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str | None]:
+    """spaCy's own lemma of a word with a tag, in lower case, remembered for the commonest words.
+
+    None for what is no word: nothing but digits and signs, or text that was undecodable.
+    """
     from spacy.tokens import Doc
 
     ruler, lemmatizer = (nlp.get_pipe(name) for name in _LEMMA_COMPONENTS)
 
     @functools.lru_cache(maxsize=_LEMMAS_KEPT)
-    def lemma_of(word: str, tag: str) -> str:
+    def lemma_of(word: str, tag: str) -> str | None:
+        if _UNREADABLE in word or not any(character.isalpha() for character in word):
+            return None
         doc = lemmatizer(ruler(Doc(nlp.vocab, words=[word], tags=[tag])))
         lemmatizer.cache.clear()  # it has no bound
         return str(doc[0].lemma_).lower()

@@ -29,6 +29,7 @@ from schemas.errors import InputError
 from schemas.mask import Mask
 from schemas.rows import ImageRow, Noun, NounsRow, Pair, PairsRow, Region, RegionsRow
 from schemas.sample import sample_key
+from scripts.bench_mining import bench_coco, bench_full_size
 from scripts.bench_nouns import bench_nouns
 from scripts.bench_regions import bench_region_cutting
 from scripts.measures import Measure
@@ -39,7 +40,7 @@ CONSOLE = Console()
 
 def main(
     only: Annotated[
-        list[str] | None, typer.Argument(help="nouns, regions, pairs, shards, memory; all when none.")
+        list[str] | None, typer.Argument(help="nouns, regions, pairs, shards, memory, coco, full-size.")
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
     photos: Annotated[Path, typer.Option(help="A folder of JPEG photographs.")] = SHARED / "coco-mini" / "train2017",
@@ -52,6 +53,8 @@ def main(
         "pairs": bench_pairs,
         "shards": lambda: bench_shards(pictures),
         "memory": bench_memory,
+        "coco": lambda: bench_coco(_present(photos, "--photos").parent),
+        "full-size": lambda: bench_full_size(_present(photos, "--photos").parent),
     }
     unknown = set(only or ()) - benches.keys()
     if unknown:

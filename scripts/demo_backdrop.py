@@ -148,7 +148,8 @@ def _check(rng: np.random.Generator) -> Array:
 
 
 def _leaves(rng: np.random.Generator) -> Array:
-    return np.clip(_noise(rng, 26, 26, 3) * 1.6, -1.0, 1.0) * 0.7 + _noise(rng, 5, 5, 2) * 0.5
+    leaves_TT: Array = np.clip(_noise(rng, 26, 26, 3) * 1.6, -1.0, 1.0) * 0.7
+    return leaves_TT + _noise(rng, 5, 5, 2) * 0.5
 
 
 _TEXTURES: dict[str, Callable[[np.random.Generator], Array]] = {
@@ -321,14 +322,18 @@ def _draw_bokeh(width_px: int, height_px: int, mean_3: Array, rng: np.random.Gen
 
 def _blank(width_px: int, height_px: int, mean_3: Array) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """An empty layer, transparent in the picture's mean colour: blurred edges would show a black one as a halo."""
-    red, green, blue = (int(value) for value in np.clip(mean_3, 0, 255))
+    red, green, blue = mean_3.astype(int).tolist()
     layer = Image.new("RGBA", (max(1, width_px), max(1, height_px)), (red, green, blue, 0))
     return layer, ImageDraw.Draw(layer)
 
 
 def _near_colour(mean_3: np.ndarray[Any, Any], spread: float, rng: np.random.Generator) -> Colour:
-    red, green, blue = (int(value) for value in np.clip(mean_3 + rng.normal(0.0, spread, 3), 0, 255))
-    return (red, green, blue)
+    red, green, blue = (mean_3 + rng.normal(0.0, spread, 3)).tolist()
+    return (_byte(red), _byte(green), _byte(blue))
+
+
+def _byte(value: float) -> int:
+    return min(max(int(value), 0), 255)
 
 
 _Drawer = Callable[[int, int, Array, np.random.Generator], Image.Image]

@@ -22,8 +22,9 @@ SMALL_SHARE = 0.022  # of the picture: what is not larger may be called small
 LARGE_SHARE = 0.13  # of the picture: what is not smaller may be called large
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
-_FIRST_SIZES = (0.05, 0.4, 0.35, 0.2)  # how often the first caption names 1, 2, 3, 4 sorts of things
+_FIRST_SIZES = (0.02, 0.43, 0.35, 0.2)  # how often the first caption names 1, 2, 3, 4 sorts of things
 _LATER_SIZES = (0.35, 0.4, 0.25)
+_PICTURE_SHARE = 0.18  # how often a sentence begins with "a photo of" or the like
 _LIVING = ("animal", "wild", "bird", "person", "fantasy")
 _SMALL = ("small", "little", "tiny")
 _LARGE = ("large", "big")
@@ -102,7 +103,7 @@ def _sorts(seen: Sequence[Seen]) -> list[_Sort]:
     return [_Sort(noun, tuple(ns), max(seen[n].area_share for n in ns)) for noun, ns in numbers.items()]
 
 
-def _choose(groups: list[_Sort], weights: tuple[float, ...], rng: np.random.Generator) -> list[_Sort]:
+def _choose(sorts: list[_Sort], weights: tuple[float, ...], rng: np.random.Generator) -> list[_Sort]:
     """A few sorts in random order, larger ones more often, as people do.
 
     The order of u ** (1 / weight), u uniform, is a weighted draw without replacement (Efraimidis and Spirakis, 2006).
@@ -135,42 +136,37 @@ def _related(seen: Sequence[Seen], sorts: list[_Sort], places: Places, rng: np.r
     verb = "are" if sorts[0].many else "is"
     if others:
         rest = _join(others)
-        endings = (f", and {rest}", f", with {rest} in the picture", f" and there {_verb(sorts[2])} also {rest}")
+        endings = (f", and {rest}", f", with {rest}", f" and there {_verb(sorts[2])} also {rest}")
         return f"{first} {where} {second}{endings[int(rng.integers(len(endings)))]}"
-    place = _place(seen, sorts, places, rng)
-    posture = _posture(sorts[0], seen, rng)
-    return _pick(
-        rng,
+    place, posture = _place(seen, sorts, places, rng), _posture(sorts[0], seen, rng)
+    options = (
         f"{first}{posture} {where} {second}{place}",
         f"{first} {verb}{posture} {where} {second}{place}",
-        f"a photo of {first} {where} {second}",
         f"there {verb} {first} {where} {second}{place}",
-        f"a picture of {first} that {verb} {where} {second}",
+        f"there {verb} {first}{place} {where} {second}",
     )
+    opening = _pick(rng, "a photo of ", "a picture of ") if rng.random() < _PICTURE_SHARE else ""
+    return f"{opening}{first} {where} {second}{place}" if opening else _pick(rng, *options)
 
 
 def _listed(seen: Sequence[Seen], sorts: list[_Sort], places: Places, rng: np.random.Generator) -> str:
     phrases = [_phrase(sort, rng) for sort in sorts]
     things, place = _join(phrases), _place(seen, sorts, places, rng)
     verb = "are" if len(sorts) > 1 or sorts[0].many else "is"
-    options = [
-        f"{things}{place}",
-        f"a photo of {things}{place}",
-        f"a picture of {things}{place}",
-        f"there {_verb(sorts[0])} {things}{place}",
-        f"an image with {things}",
-        f"a view of {things}{place}",
-        f"a photo with {things}",
-    ]
+    if rng.random() < _PICTURE_SHARE:
+        opening = _pick(
+            rng, "a photo of", "a picture of", "an image of", "a view of", "a photo with", "a picture showing"
+        )
+        return f"{opening} {things}{place}"
+    options = [f"{things}{place}", f"there {_verb(sorts[0])} {things}{place}"]
     if place:
         posture = _posture(sorts[0], seen, rng)
         options += [f"{things} {verb}{place}", f"{place.strip()} there {_verb(sorts[0])} {things}"]
         options += [f"{things} can be seen{place}", f"{phrases[0]}{posture}{place}"]
     if len(phrases) > 1:
-        options += [
-            f"{phrases[0]} with {_join(phrases[1:])}{place}",
-            f"{phrases[0]} together with {_join(phrases[1:])}",
-        ]
+        rest = _join(phrases[1:])
+        options += [f"{phrases[0]} with {rest}{place}", f"{phrases[0]} together with {rest}{place}"]
+        options += [f"{phrases[0]} along with {rest}", f"{rest} and also {phrases[0]}{place}"]
     return _pick(rng, *options)
 
 

@@ -50,9 +50,9 @@ def demo_nouns() -> tuple[DemoNoun, ...]:
 
 
 @functools.cache
-def nouns_of_kind(kind: str) -> tuple[DemoNoun, ...]:
-    """The nouns of one kind, in the order of the table."""
-    return tuple(noun for noun in demo_nouns() if noun.kind == kind)
+def nouns_of_kinds(kinds: tuple[str, ...]) -> tuple[DemoNoun, ...]:
+    """The nouns of some kinds, in the order of the table."""
+    return tuple(noun for noun in demo_nouns() if noun.kind in kinds)
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """One scene of the demo world: a place, objects in it, their exact masks and five captions.
 
-The mask of an object marks the pixels that get more than half of their colour from it after everything has been
-composited with smooth edges; masks are therefore disjoint. Shadows and light change colours, not masks. An object
-that is mostly hidden is taken out of the scene before it is drawn, so whatever is drawn is annotated.
+A mask marks the pixels that are mostly the object's (demo_sprites.py says how). An object that is mostly hidden is
+taken out of the scene before it is drawn, so whatever is drawn is annotated.
 
 Shapes: H, W height and width of the picture in pixels; h, w those of an object; N objects; C channels; 3 red, green,
 blue.
@@ -10,27 +9,25 @@ blue.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from schemas.mask import Box
 from scripts.demo_backdrop import paint_backdrop
 from scripts.demo_captions import Places, Seen, write_captions
-from scripts.demo_nouns import DemoNoun, demo_nouns, glyph, nouns_of_kind
+from scripts.demo_nouns import DemoNoun, demo_nouns, glyph, nouns_of_kinds
 from scripts.demo_settings import ALOFT, ALOFT_PLACES, PORTABLE, Setting, settings_for
+from scripts.demo_sprites import Bools, Floats, Sprite, box_of, keep_visible, paint_sprites, whole_mask
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 SIZES_HW = ((192, 256), (208, 256), (224, 224), (192, 224), (256, 192), (256, 208), (240, 224), (192, 288))
 MAX_OBJECTS = 8
-MIN_VISIBLE_SHARE = 0.35  # of an object's own pixels: what shows less is taken out
-MIN_VISIBLE_PX = 60
 
 _OBJECTS_P = (0.07, 0.15, 0.2, 0.2, 0.16, 0.1, 0.07, 0.05)  # how often 1, 2 … 8 objects are cast
 _TWIN_SHARE = 0.16  # how often a further object repeats a noun
@@ -57,22 +54,6 @@ class Scene:
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sprite:
-    """An object before painting: premultiplied colours 0 to 255 and opacity 0 to 1, and where its corner goes."""
-
-    noun: DemoNoun
-    colour_3hw: Floats
-    opacity_hw: Floats
-    left_px: int
-    top_px: int
-    aloft: bool
-
-    @property
-    def foot_px(self) -> int:
-        return self.top_px + len(self.opacity_hw)
-
-
 def draw_scene(seed: int, *, index: int) -> Scene:
     """Scene number `index` of world `seed`; it depends on these two alone.
 
@@ -82,9 +63,9 @@ def draw_scene(seed: int, *, index: int) -> Scene:
     height_px, width_px = SIZES_HW[int(rng.integers(len(SIZES_HW)))]
     setting, cast = _cast(rng)
     backdrop = paint_backdrop(setting, height_px=height_px, width_px=width_px, rng=rng)
-    sprites = _place_all(cast, setting, backdrop.horizon_px, (height_px, width_px), rng)
-    sprites, masks_NHW = _visible(sprites, (height_px, width_px))
-    picture_3HW = _paint(_planes(backdrop.picture), sprites, setting.shadow, rng)
+    sprites = _placed(cast, setting, backdrop.horizon_px, (height_px, width_px), rng)
+    sprites, masks_NHW = keep_visible(sprites, (height_px, width_px))
+    picture_3HW = paint_sprites(_planes(backdrop.picture), sprites, setting.shadow, rng)
     places = Places(setting.places, ALOFT_PLACES if backdrop.horizon_px else setting.places)
     captions = write_captions(_seen(sprites, masks_NHW), places=places, rng=rng)
     nouns = tuple(sprite.noun for sprite in sprites)
@@ -97,51 +78,46 @@ def _cast(rng: np.random.Generator) -> tuple[Setting, list[DemoNoun]]:
     fitting = settings_for(first.kind)
     setting = fitting[int(rng.integers(len(fitting)))]
     cast = [first]
-    for _ in range(int(rng.choice(MAX_OBJECTS, p=_OBJECTS_P))):
+    for _ in range(_further(rng)):
         twin = cast[int(rng.integers(len(cast)))]
         if twin.number == "count" and rng.random() < _TWIN_SHARE:
             cast.append(twin)
             continue
         stranger = setting.shadow != "none" and rng.random() < _STRANGER_SHARE
-        noun = _draw_noun(PORTABLE if stranger else setting.kinds, rng)
+        nouns = nouns_of_kinds(PORTABLE if stranger else setting.kinds)
+        noun = nouns[int(rng.integers(len(nouns)))]
         if noun.number == "count" or noun not in cast:
             cast.append(noun)
     return setting, cast
 
 
-def _draw_noun(kinds: Sequence[str], rng: np.random.Generator) -> DemoNoun:
-    """Any noun of the kinds with the same chance."""
-    number = int(rng.integers(sum(len(nouns_of_kind(kind)) for kind in kinds)))
-    for kind in kinds:
-        nouns = nouns_of_kind(kind)
-        if number < len(nouns):
-            return nouns[number]
-        number -= len(nouns)
-    raise AssertionError("the number is below the sum")
+def _further(rng: np.random.Generator) -> int:
+    """How many objects come to the first: 0 to 7."""
+    return bisect.bisect_left(tuple(itertools.accumulate(_OBJECTS_P)), rng.random() * sum(_OBJECTS_P))
 
 
 # ---- where things are
 
 
-def _place_all(
+def _placed(
     cast: Sequence[DemoNoun],
     setting: Setting,
     horizon_px: int | None,
     size_hw: tuple[int, int],
     rng: np.random.Generator,
-) -> list[_Sprite]:
+) -> list[Sprite]:
     """Every object of the cast at its place, farthest first; the first of the cast lies wholly in the picture."""
     reach_px = min(size_hw) * (3.0 / max(3, len(cast))) ** 0.35
     light_rad = float(rng.uniform(0.0, 2 * np.pi))
     spots: list[tuple[float, float]] = []
-    placed: list[tuple[float, _Sprite]] = []
+    placed: list[tuple[float, Sprite]] = []
     for number, noun in enumerate(cast):
         aloft = horizon_px is not None and noun.kind in ALOFT and (noun.kind != "bird" or rng.random() < 0.4)
         spots.append(_spot(spots, rng))
         near = 1.0 if horizon_px is None or aloft else 0.65 + 0.5 * spots[-1][1]
         colour_3hw, opacity_hw = _shape(noun, setting.shadow, reach_px * near, light_rad, rng)
         corner = _corner(spots[-1], opacity_hw.shape, horizon_px, aloft, size_hw, 0.0 if number == 0 else 0.22)
-        sprite = _Sprite(noun, colour_3hw, opacity_hw, *corner, aloft)
+        sprite = Sprite(noun, colour_3hw, opacity_hw, *corner, aloft)
         depth = float(rng.random()) if horizon_px is None else sprite.foot_px - (1e6 if aloft else 0.0)
         placed.append((depth, sprite))
     return [sprite for _, sprite in sorted(placed, key=lambda item: item[0])]
@@ -218,52 +194,12 @@ def _thinness(codepoint: str) -> float:
     return float(np.clip((0.45 * longer * longer / (opacity_hw > 127).sum()) ** 0.4, 1.0, 1.5))
 
 
-# ---- what shows
+# ---- what captions may say
 
 
-def _visible(sprites: Sequence[_Sprite], size_hw: tuple[int, int]) -> tuple[list[_Sprite], Bools]:
-    """The objects that show enough of themselves, in their order, and their masks [N, H, W]; never none.
-
-    Goes from the nearest to the farthest: one that is taken out covers nothing.
-    """
-    open_HW = np.ones(size_hw, np.float32)
-    kept: list[tuple[_Sprite, Bools]] = []
-    for sprite in reversed(sprites):
-        mask_HW = _mask(sprite, open_HW)
-        whole_px = np.count_nonzero(sprite.opacity_hw > 0.5)
-        if np.count_nonzero(mask_HW) >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * whole_px):
-            kept.append((sprite, mask_HW))
-            picture_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, size_hw)
-            open_HW[picture_part] *= 1.0 - sprite.opacity_hw[object_part]
-    if not kept:  # the first of the cast lies inside the picture as a whole: it shows when it is alone
-        lone = max(sprites, key=lambda sprite: np.count_nonzero(_mask(sprite, np.ones_like(open_HW))))
-        kept = [(lone, _mask(lone, np.ones_like(open_HW)))]
-    kept.reverse()
-    return [sprite for sprite, _ in kept], np.stack([mask_HW for _, mask_HW in kept])
-
-
-def _mask(sprite: _Sprite, open_HW: Floats) -> Bools:
-    """Pixels that get more than half of their colour from the object, where nearer ones leave `open_HW` to it."""
-    mask_HW = np.zeros(open_HW.shape, np.bool_)
-    picture_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, open_HW.shape)
-    mask_HW[picture_part] = sprite.opacity_hw[object_part] * open_HW[picture_part] > 0.5
-    return mask_HW
-
-
-def _windows(
-    left_px: int, top_px: int, object_hw: tuple[int, ...], size_hw: tuple[int, ...]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of the picture that an object covers, and the part of the object that lies in the picture."""
-    top, left = max(0, top_px), max(0, left_px)
-    bottom, right = max(top, min(size_hw[0], top_px + object_hw[0])), max(left, min(size_hw[1], left_px + object_hw[1]))
-    inner = (slice(top - top_px, bottom - top_px), slice(left - left_px, right - left_px))
-    return (slice(top, bottom), slice(left, right)), inner
-
-
-def _seen(sprites: Sequence[_Sprite], masks_NHW: Bools) -> list[Seen]:
+def _seen(sprites: Sequence[Sprite], masks_NHW: Bools) -> list[Seen]:
     """What captions may say of each object."""
-    size_hw = masks_NHW.shape[1:]
-    whole_NHW = [_mask(sprite, np.ones(size_hw, np.float32)) for sprite in sprites]
+    whole_NHW = [whole_mask(sprite, masks_NHW.shape[1:]) for sprite in sprites]
     seen = []
     for number, (sprite, mask_HW) in enumerate(zip(sprites, masks_NHW, strict=True)):
         whole_px = np.count_nonzero(whole_NHW[number])
@@ -275,56 +211,7 @@ def _seen(sprites: Sequence[_Sprite], masks_NHW: Bools) -> list[Seen]:
     return seen
 
 
-def box_of(mask_HW: Bools) -> Box:
-    """The tight box of a mask that is not empty."""
-    columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
-    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-
-
-# ---- painting
-
-
-def _paint(picture_3HW: Floats, sprites: Sequence[_Sprite], shadow: str, rng: np.random.Generator) -> Floats:
-    """The picture, in place, with the objects over it, each with its shadow on what lies below."""
-    strength = rng.uniform(0.25, 0.55)
-    for sprite in sprites:
-        if shadow != "none" and not sprite.aloft:
-            _shade(picture_3HW, *(_contact_shadow if shadow == "contact" else _drop_shadow)(sprite), strength)
-        opacity_hw = sprite.opacity_hw
-        (rows, columns), object_part = _windows(sprite.left_px, sprite.top_px, opacity_hw.shape, picture_3HW.shape[1:])
-        under_3hw = picture_3HW[:, rows, columns]
-        under_3hw *= 1.0 - opacity_hw[object_part]
-        under_3hw += sprite.colour_3hw[:, *object_part]
-    return picture_3HW
-
-
-def _shade(picture_3HW: Floats, shade_hw: Floats, left_px: int, top_px: int, strength: float) -> None:
-    (rows, columns), shade_part = _windows(left_px, top_px, shade_hw.shape, picture_3HW.shape[1:])
-    picture_3HW[:, rows, columns] *= 1.0 - np.float32(strength) * shade_hw[shade_part]
-
-
-def _contact_shadow(sprite: _Sprite) -> tuple[Floats, int, int]:
-    """A soft pool of shade around the foot: how dark [h, w], left, top."""
-    high, wide = sprite.opacity_hw.shape
-    size = (max(4, round(wide * 1.15)), max(4, round(min(high, wide) * 0.3)))
-    pool_hw = np.asarray(_pool().resize(size, Image.Resampling.BILINEAR), np.float32) / np.float32(255.0)
-    return pool_hw, sprite.left_px - (size[0] - wide) // 2, sprite.foot_px - round(size[1] * 0.6)
-
-
-def _drop_shadow(sprite: _Sprite) -> tuple[Floats, int, int]:
-    """The blurred outline, a little below and to the right: how dark [h, w], left, top."""
-    blur_px = 4
-    padded_hw = np.pad((sprite.opacity_hw * 255.0).astype(np.uint8), 2 * blur_px)
-    blurred = Image.fromarray(padded_hw).filter(ImageFilter.BoxBlur(blur_px))
-    shade_hw = np.asarray(blurred, np.float32) / np.float32(255.0)
-    return shade_hw, sprite.left_px - 2 * blur_px + 3, sprite.top_px - 2 * blur_px + 5
-
-
-@functools.cache
-def _pool() -> Image.Image:
-    across = np.linspace(-1.0, 1.0, 64)
-    height_HW = np.clip(1.0 - np.hypot(across[None, :], across[:, None]), 0.0, 1.0)
-    return Image.fromarray((255.0 * height_HW * (2.0 - height_HW)).astype(np.uint8))
+# ---- light
 
 
 def _graded(picture_3HW: Floats, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -101,6 +101,19 @@ def test_a_large_crop_is_exact_at_sharp_edges(cut: Cut) -> None:
     assert (found - torch.stack(expected)).abs().max() < 1e-5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_cuts_what_the_cpu_cuts() -> None:
+    images, masks = (
+        [picture(333, 200), picture(90, 91)],
+        [blobs(333, 200, count=9, seed=1), blobs(90, 91, count=5, seed=2)],
+    )
+    for crop in (Crop(), Crop(fill="zero", expand_ratio=1.5), Crop(fill="none")):
+        on_cpu = cut_regions(images, masks, size_px=224, mean=MEAN, std=STD, crop=crop)
+        on_gpu = [[tensor.cuda() for tensor in tensors] for tensors in (images, masks)]
+        assert (cut_regions(*on_gpu, size_px=224, mean=MEAN, std=STD, crop=crop).cpu() - on_cpu).abs().max() < 1e-5
+        assert torch.equal(cut_masks(on_gpu[1], size_px=224, crop=crop).cpu(), cut_masks(masks, size_px=224, crop=crop))
+
+
 def test_one_pixel_becomes_one_colour(cut: Cut) -> None:
     image, mask = picture(5, 4), rectangles(5, 4, (3, 4, 4, 5))
     (region,) = cut([image], [mask], size_px=8, mean=MEAN, std=STD, crop=Crop())

@@ -1,0 +1,198 @@
+"""The commands: exit codes, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.cli import run_app
+from tests import toy
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy_world(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path) -> Path:
+    assert run_app(["mine", str(toy.write_config(world))]) == 0
+    return world / "run"
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("maskmine: ")
+    assert "\n" not in line
+    return line
+
+
+def test_mine_prints_the_account_and_again_says_that_there_is_nothing_to_do(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(toy.write_config(world, out=tmp_path / "run"))
+    assert run_app(["mine", config]) == 0
+    first = capsys.readouterr()
+    assert "8 images in 3 parts" in first.err
+    assert "rejected, nouns: no_nouns" in first.out
+    assert run_app(["mine", config]) == 0
+    assert "complete; nothing to do" in capsys.readouterr().out
+
+
+def test_too_many_rejections_end_with_3_and_name_the_reason_and_the_setting(
+    root: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "_SUCCESS").unlink()
+    config = str(toy.write_config(world, out=root, max_rejected=0.2))
+    assert run_app(["mine", config]) == 3
+    said = capsys.readouterr().err
+    assert "50% of the images were rejected" in said
+    assert "max_rejected allows 20%" in said
+
+
+def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(toy.write_config(world, out=root))
+    assert run_app(["mine", config, "--set", "shards.images_per_part=2"]) == 5
+    assert "shards.images_per_part: 3 there, 2 here" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mine", "CONFIG", "--set", "regons.device=cpu"], "did you mean `regions`?"),
+        (["mine", "CONFIG", "--set", "shards.quality=high"], "shards.quality: input should be a valid integer"),
+        (["mine", "CONFIG", "--set", "captions.annotations=none.json"], "none.json: no such file"),
+        (["mine", "CONFIG", "--set", "regions.proposals.annotations=none.json"], "none.json"),
+        (["mine", "CONFIG", "--set", "nouns.model=xx_none"], "xx_none"),
+        (["mine", "CONFIG", "--set", "pairs.synonyms=none.yaml"], "none.yaml"),
+        (["mine", "CONFIG", "--set", "regions.device=cuda:7"], "this machine has"),
+        (["mine", "CONFIG", "--limit", "0"], "--limit"),
+        (["mine", "none.yaml"], "none.yaml: no such file"),
+        (["mine"], "CONFIG"),
+        (["mime", "CONFIG"], "mime"),
+        (["status", "none"], "none: not a run folder"),
+        (["verify", "none"], "none: not a run folder"),
+        (["show", "RUN", "--to", "sheet.txt"], "give --to a path that ends in .png or .jpg"),
+        (["show", "RUN", "--noun", "zebra"], "there is no pair of `zebra` to show"),
+    ],
+)
+def test_bad_arguments_end_with_2_and_one_line(
+    root: Path, world: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(toy.write_config(world, out=tmp_path / "new"))
+    known = {"CONFIG": config, "RUN": str(root)}
+    assert run_app([known.get(argument, argument) for argument in arguments]) == 2
+    assert said in one_line(capsys)
+
+
+def test_an_output_that_cannot_be_a_folder_ends_with_2(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run_app(["mine", str(toy.write_config(world, out=tmp_path / "file"))]) == 2
+    assert "a file stands where a folder is needed" in one_line(capsys)
+
+
+def test_a_full_disk_ends_with_4_and_the_next_run_goes_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(toy.write_config(world, out=tmp_path / "run"))
+    synced = os.fsync
+    left = iter(range(12))
+
+    def fill_up(handle: int) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        synced(handle)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    assert run_app(["mine", config]) == 4
+    assert "the disk is full; free some space and run the same command again" in capsys.readouterr().err
+    monkeypatch.setattr(os, "fsync", synced)
+    assert run_app(["mine", config]) == 0
+    assert run_app(["verify", str(tmp_path / "run")]) == 0
+
+
+def test_status_as_json_is_one_object(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "shards" / "00001.json").unlink()
+    assert run_app(["status", str(root), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert state["parts"] == 3
+    assert {s["step"]: s["missing"] for s in state["steps"]}["shards"] == [1]
+    assert run_app(["status", str(root)]) == 0
+    assert "2/3" in capsys.readouterr().out
+
+
+def test_verify_names_each_problem_and_ends_with_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["verify", str(root)]) == 0
+    assert f"{len(toy.PAIRS)} samples verified" in capsys.readouterr().out
+    (root / "shards" / "00000.tar").write_bytes(b"")
+    assert run_app(["verify", str(root)]) == 4
+    assert "shards/00000.tar: its SHA-256 is not the one in SHA256SUMS" in capsys.readouterr().err
+
+
+def test_errors_lists_every_rejected_image_with_its_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["errors", str(root)]) == 0
+    assert "no_caption" in capsys.readouterr().out
+    assert run_app(["errors", str(root), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(f["image_id"], f["step"], f["reason"]) for f in found} == toy.REJECTIONS
+
+
+def test_show_draws_the_photographs_that_have_pairs(root: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert run_app(["show", str(root), "--to", str(sheet), "--images", "3"]) == 0
+    with Image.open(sheet) as image:
+        assert image.width > 1000
+    assert run_app(["show", str(root), "--to", str(sheet), "--noun", "bar"]) == 0
+
+
+def test_show_without_the_photographs_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = Path(shutil.copytree(world, tmp_path / "world"))
+    config = str(toy.write_config(moved, out=tmp_path / "new"))
+    assert run_app(["mine", config]) == 0
+    shutil.rmtree(moved / "images")
+    capsys.readouterr()
+    assert run_app(["show", str(tmp_path / "new"), "--to", str(tmp_path / "sheet.png")]) == 2
+    assert "`show` needs the photographs" in one_line(capsys)
+
+
+def test_no_argument_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    run_app([])
+    said = capsys.readouterr()
+    assert "verify" in said.out + said.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_130_and_a_line(world: Path, tmp_path: Path, number: signal.Signals) -> None:
+    config = str(toy.write_config(world, out=tmp_path / "run"))
+    program = f"""
+import os, signal
+from pipelines import cells
+made = cells.RegionsJob.open
+def open_and_interrupt(self):
+    os.kill(os.getpid(), {int(number)})
+    return made(self)
+cells.RegionsJob.open = open_and_interrupt
+import sys
+sys.argv = ["maskmine", "mine", {config!r}]
+from pipelines.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr.strip().splitlines()[-1].startswith("interrupted; what is finished stays")
+    assert run_app(["mine", config]) == 0
