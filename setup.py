@@ -19,6 +19,7 @@ MINE = [
     "safetensors>=0.5",
     "scipy>=1.13",
     "spacy>=3.8,<4",
+    "threadpoolctl>=3.5",
     "torch>=2.6",
     "transformers>=5.0",
     "typer>=0.29",

@@ -138,13 +138,12 @@ def _crop_boxes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]],
             raise ValueError(f"the masks of image {number} have shape {tuple(masks_NHW.shape)}, its size is {size_px}")
         height_px, width_px = size_px
         tight_N4 = tight_boxes(masks_NHW)
-        grown_N4 = grow_boxes(tight_N4, ratio=crop.expand_ratio, height_px=height_px, width_px=width_px)
-        boxes.append(torch.where(tight_N4[:, 2:3] > 0, grown_N4, 0))
+        boxes.append(grow_boxes(tight_N4, ratio=crop.expand_ratio, height_px=height_px, width_px=width_px))
     lengths = [len(boxes_N4) for boxes_N4 in boxes]
     # One copy to the host for all images: on a GPU it is the only wait of a call.
     on_host = list(torch.split(torch.cat(boxes).cpu(), lengths)) if boxes else []
     for number, boxes_N4 in enumerate(on_host):
-        if bool((boxes_N4[:, 2] == 0).any()):
+        if bool((boxes_N4[:, 2] == 0).any()):  # nothing grows to nothing
             raise ValueError(f"image {number} has a mask without pixels")
     return on_host
 
@@ -274,7 +273,7 @@ def _nearest(lengths_R: Tensor, *, size_px: int) -> Tensor:
     import torch
 
     source_RS = (lengths_R.float() / size_px)[:, None] * torch.arange(size_px, device=lengths_R.device)
-    return source_RS.floor().long().minimum(lengths_R[:, None] - 1)
+    return source_RS.floor().long()
 
 
 def _by_columns(image_3HW: Tensor) -> Tensor:

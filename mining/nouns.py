@@ -373,7 +373,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 def _pipeline_sha256(folder: Path) -> str:
     used, _ = _split_components(folder)
-    files = [folder / "tokenizer", *(file for name in used for file in (folder / name).rglob("*"))]
+    files = [folder / "tokenizer", *(file for name in ("vocab", *used) for file in (folder / name).rglob("*"))]
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())

@@ -24,7 +24,7 @@ def load_templates(name: str) -> tuple[str, ...]:
 
 def fill_template(template: str, noun: str) -> str:
     """The sentence about `noun`; the noun's own braces stay as they are."""
-    return template.replace("{}", noun, 1)
+    return template.replace("{}", noun)
 
 
 def _read_templates(path: Path) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mining.pairs import ClipPairs, Filters
+from mining.labels import load_synonyms
+from mining.nouns import load_skip_words
+from mining.pairs import ClipPairs, Filters, LabelPairs
 from pipelines.cells import Job, NounsJob, PairsJob, RegionsJob, SelectionJob, ShardsJob, VocabularyJob
 from pipelines.inputs import portable
 from pipelines.plan import Plan
@@ -50,12 +52,16 @@ def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
     clip = portable(regions.clip) if with_text and regions.clip is not None else None
     filters = {name: getattr(pairs, name) for name in sorted(type(pairs).model_fields) if name in _FILTERS}
     rule = {name: value for name, value in portable(pairs).items() if name not in _FILTERS}
+    # Lists that a name stands for count by what is in them, so that an edited list makes its cells stale.
+    skipped = sorted(load_skip_words(settings.nouns.skip_words))
+    synonyms = load_synonyms(pairs.synonyms) if isinstance(pairs, LabelPairs) else {}
+    synonyms_sorted = {label: sorted(nouns) for label, nouns in synonyms.items()}
 
-    nouns_fp = _fingerprint("nouns", plan.captions_sha256, plan.images_sha256, portable(settings.nouns))
+    nouns_fp = _fingerprint("nouns", plan.captions_sha256, plan.images_sha256, portable(settings.nouns), skipped)
     regions_fp = _fingerprint("regions", plan.images_sha256, plan.parts, portable(regions))
     text_fp = fingerprint([clip, portable(settings.vocabulary)])
     vocabulary_fp = _fingerprint("vocabulary", nouns_fp, text_fp)
-    pairs_fp = _fingerprint("pairs", nouns_fp, regions_fp, vocabulary_fp, rule)
+    pairs_fp = _fingerprint("pairs", nouns_fp, regions_fp, vocabulary_fp, rule, synonyms_sorted)
     selection_fp = _fingerprint("selection", pairs_fp, filters)
     shards_fp = _fingerprint("shards", plan.captions_sha256, pairs_fp, filters, portable(shards))
 

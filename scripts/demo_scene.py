@@ -25,7 +25,6 @@ from scripts.demo_nouns import DemoNoun, demo_nouns, glyph, nouns_of_kinds
 from scripts.demo_settings import ALOFT, ALOFT_PLACES, PORTABLE, Setting, settings_for
 from scripts.demo_sprites import Bools, Floats, Sprite, box_of, keep_visible, paint_sprites, whole_mask
 
-
 SIZES_HW = ((192, 256), (208, 256), (224, 224), (192, 224), (256, 192), (256, 208), (240, 224), (192, 288))
 MAX_OBJECTS = 8
 

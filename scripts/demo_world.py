@@ -31,6 +31,7 @@ from scripts.demo_nouns import demo_nouns, openmoji_version
 from scripts.demo_scene import draw_scene
 
 JPEG_QUALITY = 92
+app = typer.Typer(add_completion=False)
 _LICENCE = {"id": 1, "name": "CC BY-SA 4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"}
 _ATTRIBUTION = "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0"
 
@@ -165,6 +166,7 @@ def _instance(number: int, image_id: int, category: int, mask: Mask) -> dict[str
     }
 
 
+@app.command()
 def _command(
     out: Annotated[Path, typer.Argument(help="the folder to write; new, or empty")],
     scenes: Annotated[int, typer.Option(help="how many pictures")] = 200,
@@ -181,4 +183,4 @@ def _command(
 
 
 if __name__ == "__main__":
-    typer.run(_command)
+    app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from pathlib import Path
@@ -21,7 +22,7 @@ from schemas.errors import InputError
 ARCHITECTURE = {
     "embed_dim": 32,
     "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "patch_dropout": 0.5},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 
@@ -108,6 +109,26 @@ def test_every_batch_has_the_same_shape(folder: Path, monkeypatch: pytest.Monkey
     assert shapes == [(8, 3, 32, 32)] * 2
 
 
+def test_only_the_side_in_use_stays_in_memory(folder: Path) -> None:
+    def sides() -> int:
+        gc.collect()
+        return sum(type(thing) is open_clip.model.VisionTransformer for thing in gc.get_objects())
+
+    before = sides()
+    text_tower = Clip(model=str(folder)).open_text(device="cpu")
+    assert sides() == before
+    image_tower = Clip(model=str(folder)).open_image(device="cpu")
+    assert sides() == before + 1
+    assert text_tower.dim == image_tower.dim
+
+
+def test_a_model_that_gives_tokens_too_gives_the_same_embedding(folder: Path, tmp_path: Path) -> None:
+    vision = {**ARCHITECTURE["vision_cfg"], "output_tokens": True}
+    with_tokens = save_tiny_clip(tmp_path, vision_cfg=vision)
+    towers = [Clip(model=str(path), batch_size=2).open_image(device="cpu") for path in (with_tokens, folder)]
+    assert torch.equal(*[tower.embed(pixels(2)) for tower in towers])
+
+
 def test_nothing_embeds_to_nothing(folder: Path) -> None:
     clip = Clip(model=str(folder))
     assert clip.open_image(device="cpu").embed(pixels(0)).shape == (0, 32)
@@ -177,15 +198,35 @@ def test_published_weights_that_are_not_here_have_a_licence_and_no_hash(no_netwo
     assert Clip(model="hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K").record().licence == "MIT"
 
 
+def keep_in_hub_cache(*files: Path, cache: Path) -> None:
+    """Put files where huggingface_hub keeps those of `someone/tiny`."""
+    kept = cache / "models--someone--tiny"
+    (kept / "snapshots" / "1").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("1")
+    for file in files:
+        (kept / "snapshots" / "1" / file.name).write_bytes(file.read_bytes())
+
+
+def test_a_published_model_is_found_where_it_is_kept(folder: Path, tmp_path: Path, no_network: None) -> None:
+    keep_in_hub_cache(folder / "open_clip_config.json", folder / WEIGHTS, cache=tmp_path / "hub")
+    published, local = Clip(model="hf-hub:someone/tiny", batch_size=4), Clip(model=str(folder), batch_size=4)
+    assert published.record().sha256 == weights_sha256(folder / WEIGHTS)
+    towers = [clip.open_image(device="cpu") for clip in (published, local)]
+    assert torch.equal(*[tower.embed(pixels(2)) for tower in towers])
+
+
+def test_a_published_configuration_without_weights_is_refused(folder: Path, tmp_path: Path, no_network: None) -> None:
+    keep_in_hub_cache(folder / "open_clip_config.json", cache=tmp_path / "hub")
+    with pytest.raises(InputError, match="could not be fetched"):
+        Clip(model="hf-hub:someone/tiny").open_image(device="cpu")
+
+
 def test_published_weights_are_found_where_they_are_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     """A tag whose weights are in the hub's cache loads without a network, with the activation of the tag."""
-    kept = tmp_path / "hub" / "models--someone--tiny"
-    (kept / "snapshots" / "1").mkdir(parents=True)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text("1")
-    (kept / "snapshots" / "1" / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    keep_in_hub_cache(folder / WEIGHTS, cache=tmp_path / "hub")
     architecture = {**ARCHITECTURE, "quick_gelu": False}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny", architecture)
     tag = {"hf_hub": "someone/tiny/", "quick_gelu": True, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

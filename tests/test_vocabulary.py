@@ -69,24 +69,17 @@ def test_no_cells_have_no_nouns() -> None:
 
 
 def test_a_path_is_no_pattern(tmp_path: Path) -> None:
-    (tmp_path / "run [a]*?").mkdir()
-    (tmp_path / "run a").mkdir()
-    write_cell(str(tmp_path / "run a" / "0.parquet"), [nouns_row("1", ["wrong"])])
-    path = write_cell(str(tmp_path / "run [a]*?" / "0.parquet"), [nouns_row("1", ["right"])])
-    assert list(count_nouns([path])) == [("right", 1, 1)]
+    for name, other in [("run [a]", "run a"), ("run *", "run b"), ("run ?", "run c")]:
+        (tmp_path / name).mkdir()
+        (tmp_path / other).mkdir()
+        write_cell(str(tmp_path / other / "0.parquet"), [nouns_row("1", ["wrong"])])
+        path = write_cell(str(tmp_path / name / "0.parquet"), [nouns_row("1", ["right"])])
+        assert list(count_nouns([path])) == [("right", 1, 1)]
 
 
 def test_cells_may_lie_on_another_file_system() -> None:
     path = write_cell("memory://nouns/0.parquet", [nouns_row("1", ["cat"])])
     assert list(count_nouns([path])) == [("cat", 1, 1)]
-
-
-def test_counting_leaves_nothing_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_cell(str(tmp_path / "0.parquet"), [nouns_row("1", ["cat"])])
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    assert list(count_nouns([path], memory_limit="64MB")) == [("cat", 1, 1)]
-    assert not list((tmp_path / "work").iterdir())
 
 
 def test_an_embedding_is_the_unit_mean_over_the_templates(clip: Clip, tmp_path: Path) -> None:

@@ -58,25 +58,28 @@ class MaskFormer(Settings):
     licence: str | None = None
 
     def open(self, *, device: str) -> Proposer:
-        """Load the model; returns a function from images of one size to their proposals.
+        """Load the model; returns a function from images of one size, on its device, to their proposals.
 
         Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
         """
-        model = _load(self, device=open_device(device))
+        target = open_device(device)
+        model = _load(self, device=target)
 
         def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals]:
-            height_px, width_px = images[0].rgb_3HW.shape[1:]
-            classes_BQK, masks_BQhw = model.predict([image.rgb_3HW for image in images])
-            for classes_QK, masks_Qhw in zip(classes_BQK, masks_BQhw, strict=True):
-                yield read_queries(
-                    classes_QK,
-                    masks_Qhw,
-                    labels=model.labels,
-                    size_px=(height_px, width_px),
-                    mask_threshold=self.mask_threshold,
-                    max_proposals=self.max_proposals,
-                    min_score=min_score,
-                )
+            # A CPU gains nothing from batches, and one by one an image's masks depend on no neighbour, to the last bit.
+            at_once = 1 if target.type == "cpu" else max(1, len(images))
+            for start in range(0, len(images), at_once):
+                pixels = [image.rgb_3HW for image in images[start : start + at_once]]
+                for classes_QK, masks_Qhw in zip(*model.predict(pixels), strict=True):
+                    yield read_queries(
+                        classes_QK,
+                        masks_Qhw,
+                        labels=model.labels,
+                        size_px=(pixels[0].shape[1], pixels[0].shape[2]),
+                        mask_threshold=self.mask_threshold,
+                        max_proposals=self.max_proposals,
+                        min_score=min_score,
+                    )
 
         return propose
 
@@ -90,7 +93,7 @@ class MaskFormer(Settings):
         return ModelRecord(
             role="proposals",
             name=f"{self.checkpoint}@{self.revision}" if self.revision else self.checkpoint,
-            sha256=_sha256(folder, whole=folder == Path(self.checkpoint)) if folder else None,
+            sha256=_sha256(folder, whole=True) if folder else None,
             licence=self.licence or licence_of(self.checkpoint),
         )
 
