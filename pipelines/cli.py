@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections import Counter
@@ -154,6 +155,7 @@ def errors(
 
 def main() -> NoReturn:
     """The console command `maskmine`."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run_app())
 

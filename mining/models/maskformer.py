@@ -93,7 +93,7 @@ class MaskFormer(Settings):
         return ModelRecord(
             role="proposals",
             name=f"{self.checkpoint}@{self.revision}" if self.revision else self.checkpoint,
-            sha256=_sha256(folder, whole=True) if folder else None,
+            sha256=_sha256(folder, whole=folder == Path(self.checkpoint)) if folder else None,
             licence=self.licence or licence_of(self.checkpoint),
         )
 
@@ -222,7 +222,7 @@ def _from_folder(folder: Path, *, name: str) -> tuple[Any, Any]:
     try:
         with _without_progress_bars():
             network, report = network_class.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, weights_only=True
+                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, weights_only=False
             )
         processor = processor_class.from_pretrained(folder, local_files_only=True)
     except (*unreadable, StrictDataclassError, SafetensorError, pickle.UnpicklingError) as error:
