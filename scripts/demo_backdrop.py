@@ -227,7 +227,7 @@ def _draw_hills(width_px: int, height_px: int, mean_3: Array, rng: np.random.Gen
             x, half_w = rng.uniform(0, layer.width), rng.uniform(0.25, 0.6) * layer.width
             top = layer.height * rng.uniform(0.35 + share * 0.6, 0.9)
             pen.ellipse((x - half_w, top, x + half_w, 3 * layer.height - top), fill=colour)
-    return layer
+    return layer.filter(ImageFilter.BoxBlur(0.8))
 
 
 def _draw_skyline(width_px: int, height_px: int, mean_3: Array, rng: np.random.Generator) -> Image.Image:

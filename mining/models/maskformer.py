@@ -222,7 +222,7 @@ def _from_folder(folder: Path, *, name: str) -> tuple[Any, Any]:
     try:
         with _without_progress_bars():
             network, report = network_class.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, weights_only=False
+                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, weights_only=True
             )
         processor = processor_class.from_pretrained(folder, local_files_only=True)
     except (*unreadable, StrictDataclassError, SafetensorError, pickle.UnpicklingError) as error:
