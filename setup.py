@@ -37,6 +37,7 @@ EXTRAS["dev"] = [
     *EXTRAS["demo"],
     "hypothesis>=6.100",
     "mypy>=1.15",
+    "pandas>=2.2",  # open_clip's training loader, which reads our shards in a test
     "psutil>=6",
     "pytest>=8.3",
     "ruff>=0.9",

@@ -55,7 +55,7 @@ def mine(config: ConfigArgument, overrides: SetOption = None, limit: LimitOption
     for step, cells in outcome.stale.items():
         err.print(f"{step}: {cells} parts were of other settings or inputs, and were made again")
     if outcome.manifest is None:
-        out.print(f"{settings.out} is complete; nothing to do")
+        out.print(f"{settings.out} is complete; nothing to do", highlight=False, soft_wrap=True)
         return
     _print_totals(outcome.manifest.totals)
     if outcome.too_many_rejected:
@@ -100,7 +100,9 @@ def verify(folder: FolderArgument) -> None:
         raise typer.Exit(INCOMPLETE)
     totals = read_manifest(run).totals
     out.print(
-        f"{folder}: {totals.samples:,} samples verified: checksums, counts, members, masks, index", highlight=False
+        f"{folder}: {totals.samples:,} samples verified: checksums, counts, members, masks, index",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -115,7 +117,7 @@ def show(
     from pipelines.show import contact_sheet
 
     drawn = contact_sheet(read_folder(folder), to=to, images=images, noun=noun)
-    out.print(f"{to}: {drawn.images} photographs, {drawn.pairs} pairs", highlight=False)
+    out.print(f"{to}: {drawn.images} photographs, {drawn.pairs} pairs", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -171,11 +173,10 @@ def run_app(arguments: list[str] | None = None) -> int:
         return _say(error, INCOMPLETE)
     except OtherPlanError as error:
         return _say(error, OTHER_PLAN)
-    except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted; what is finished stays, run the same command again to go on")
-        return INTERRUPTED
     except typer.TyperException as error:  # a wrong option or argument
         return _say(error.format_message(), BAD_INPUT)
+    if code == INTERRUPTED:  # so typer answers an interrupt
+        err.print("interrupted; what is finished stays, run the same command again to go on")
     return int(code or 0)
 
 

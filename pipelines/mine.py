@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mining.devices import open_device
 from pipelines.engine import Engine, Watch
 from pipelines.grid import Stage, drop_stale, plan_stages
 from pipelines.plan import make_plan
@@ -42,6 +43,7 @@ def mine(settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = 
     if published(run, stages) and not missing_cells(run, stages):
         return Outcome(None, {}, 0.0, too_many_rejected=False)
 
+    check_models(run, stages, settings)
     run.delete(SUCCESS_FILE)  # from here on the set is not complete
     stale = drop_stale(run, stages)
     with run.write("mining.yaml") as file:
@@ -57,6 +59,14 @@ def mine(settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = 
     if share <= settings.max_rejected:
         mark_success(run)
     return Outcome(manifest, stale, share, too_many_rejected=share > settings.max_rejected)
+
+
+def check_models(run: RunFolder, stages: list[Stage], settings: Mining) -> None:
+    """Ask for what the steps will need before any work is done or thrown away. Raises InputError."""
+    settings.nouns.record()
+    settings.regions.records()
+    if any(stage.todo(run) for stage in stages if stage.name in ("regions", "vocabulary")):
+        open_device(settings.regions.device)
 
 
 def missing_cells(run: RunFolder, stages: list[Stage]) -> dict[str, int]:

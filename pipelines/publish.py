@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipelines.grid import Stage
 from pipelines.inputs import portable
 from pipelines.plan import Plan
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import FINGERPRINT_FILE, RunFolder
 from pipelines.settings import Mining
 from schemas.errors import IncompleteError
 from schemas.manifest import Manifest, ModelEntry, ShardEntry, Totals
@@ -33,7 +33,7 @@ _LIBRARIES = (
     "torch",
     "transformers",
 )
-_PUBLISHED = ("manifest.json", "SHA256SUMS", "README.md", "shards/sizes.json")
+_PUBLISHED = ("mining.yaml", "manifest.json", "SHA256SUMS", "README.md", "shards/sizes.json")
 
 
 def published(run: RunFolder, stages: list[Stage]) -> bool:
@@ -42,6 +42,7 @@ def published(run: RunFolder, stages: list[Stage]) -> bool:
     return (
         run.exists(SUCCESS_FILE)
         and all(run.exists(*name.split("/")) for name in _PUBLISHED)
+        and all(stage.once or run.exists(stage.name, FINGERPRINT_FILE) for stage in stages)
         and isinstance(manifest, dict)
         and manifest.get("fingerprint") == stages[-1].fingerprint
     )

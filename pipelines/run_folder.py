@@ -112,7 +112,7 @@ class RunFolder:
         try:
             with self.open(*names) as file:
                 return json.load(file)
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
             return None
 
     def write_json(self, *names: str, value: Any) -> None:
@@ -165,7 +165,7 @@ class RunFolder:
         try:
             with self.open(*names) as file:
                 metadata = pq.read_metadata(file).metadata or {}
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
             return {}
         return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 

@@ -62,7 +62,7 @@ def test_a_picture_is_its_pixels_and_the_hash_of_its_file(tmp_path: Path) -> Non
     assert isinstance(picture, Picture)
     assert np.array_equal(picture.rgb_HW3, np.asarray(NOISE))
     assert picture.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert picture.turned is False
+    assert picture.orientation == 1
     assert picture.rgb_HW3.flags.writeable
     assert picture.rgb_HW3.flags.c_contiguous
 
@@ -76,7 +76,7 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
     assert np.array_equal(pixels(data), np.asarray(expected))
     picture = decode_image(data, max_pixels=LIMIT)
     assert isinstance(picture, Picture)
-    assert picture.turned is (orientation != 1)
+    assert picture.orientation == orientation
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -78,7 +78,7 @@ def settings_of(checkpoint: Path | str, **changes: Any) -> MaskFormer:
 def images(count: int, height_px: int = 48, width_px: int = 72) -> list[LoadedImage]:
     numbers = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (count, 3, height_px, width_px), dtype=torch.uint8, generator=numbers)
-    return [LoadedImage(str(i), pixels[i], turned=False) for i in range(count)]
+    return [LoadedImage(str(i), pixels[i]) for i in range(count)]
 
 
 def proposed(settings_: MaskFormer, shown: list[LoadedImage], *, min_score: float = 0.0) -> list[Proposals]:

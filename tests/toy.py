@@ -117,6 +117,7 @@ def write_config(folder: Path, *, out: Path | None = None, **changes: Any) -> Pa
         },
         "regions": {
             "proposals": {"kind": "ground_truth", "annotations": str(folder / "instances.json")},
+            "keep": {"min_area_px": 1},  # the shapes are smaller than anything worth a crop for CLIP
             "clip": None,
             "device": "cpu",
         },

@@ -1,0 +1,329 @@
+"""Annotated masks as proposals: every form COCO has, and what becomes of broken ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mining.models.ground_truth import GroundTruth, _covered_px, _draw
+from mining.proposals import LoadedImage, Proposals
+from schemas.errors import InputError
+from schemas.mask import Mask
+from schemas.rows import Rejection
+
+COCO = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
+SQUARE = [[1, 1, 3, 1, 3, 3, 1, 3]]  # the 2 × 2 pixels behind the first row and column
+SQUARE_HW = np.zeros((4, 6), dtype=bool)
+SQUARE_HW[1:3, 1:3] = True
+IMAGES = [{"id": 7, "height": 4, "width": 6}]
+CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "sky"}]
+
+
+def shown(image_id: str = "7", height_px: int = 4, width_px: int = 6, orientation: int = 1) -> LoadedImage:
+    return LoadedImage(image_id, torch.zeros(3, height_px, width_px, dtype=torch.uint8), orientation)
+
+
+def annotated(segmentation: Any, **more: Any) -> dict[str, Any]:
+    return {"image_id": 7, "category_id": 1, "iscrowd": 0, "segmentation": segmentation} | more
+
+
+def write(folder: Path, *annotations: Any, **lists: Any) -> str:
+    content = {"annotations": list(annotations), "images": IMAGES, "categories": CATEGORIES} | lists
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def proposed(path: str, image: LoadedImage | None = None, **settings: Any) -> Proposals | Rejection:
+    truth = GroundTruth(kind="ground_truth", annotations=path, **settings)
+    (answer,) = truth.open(device="cpu")([image or shown()], min_score=0.5)
+    return answer
+
+
+def masks(answer: Proposals | Rejection) -> list[np.ndarray]:
+    assert isinstance(answer, Proposals), answer
+    assert answer.masks_NHW.dtype == torch.bool
+    return list(answer.masks_NHW.numpy())
+
+
+def uncompressed(mask_HW: np.ndarray) -> dict[str, Any]:
+    column = mask_HW.T.reshape(-1).astype(int)
+    changes = np.flatnonzero(np.diff(column, prepend=0, append=1 - column[-1]))
+    return {"size": list(mask_HW.shape), "counts": np.diff(changes, prepend=0).tolist()}
+
+
+def compressed(mask_HW: np.ndarray) -> dict[str, Any]:
+    return {"size": list(mask_HW.shape), "counts": Mask.from_array(mask_HW).counts.decode()}
+
+
+@pytest.mark.parametrize("form", [lambda _: SQUARE, uncompressed, compressed])
+def test_every_form_of_a_mask_is_the_same_proposal(form: Any, tmp_path: Path) -> None:
+    answer = proposed(write(tmp_path, annotated(form(SQUARE_HW))))
+    assert [m.tolist() for m in masks(answer)] == [SQUARE_HW.tolist()]
+    assert isinstance(answer, Proposals)
+    assert answer.scores_N.tolist() == [1.0]
+    assert answer.labels == ("cat",)
+
+
+def test_masks_keep_the_order_of_the_file_and_their_names(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        annotated(SQUARE, category_id=2),
+        annotated(SQUARE, image_id=8),
+        annotated(SQUARE, category_id=1),
+        annotated(SQUARE, category_id=99),
+    )
+    answer = proposed(path)
+    assert isinstance(answer, Proposals)
+    assert answer.labels == ("sky", "cat", None)
+
+
+def test_a_file_without_categories_gives_masks_without_names(tmp_path: Path) -> None:
+    answer = proposed(write(tmp_path, annotated(SQUARE), categories=[]))
+    assert isinstance(answer, Proposals)
+    assert answer.labels == (None,)
+
+
+def test_image_ids_are_texts(tmp_path: Path) -> None:
+    path = write(tmp_path, annotated(SQUARE, image_id="a/b"), images=[{"id": "a/b", "height": 4.0, "width": 6.0}])
+    assert len(masks(proposed(path, shown("a/b")))) == 1
+
+
+def test_crowds_count_only_when_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, annotated(compressed(SQUARE_HW), iscrowd=1))
+    assert proposed(path) == Rejection("no_masks", "the annotations have no mask of this image")
+    assert len(masks(proposed(path, crowds=True))) == 1
+
+
+def test_the_lists_may_stand_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"categories": CATEGORIES, "annotations": [annotated(SQUARE)], "images": IMAGES}))
+    assert len(masks(proposed(str(path)))) == 1
+
+
+def test_several_images_are_answered_in_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        annotated(SQUARE, image_id=8, category_id=2),
+        annotated(SQUARE),
+        images=[*IMAGES, {"id": 8, "height": 4, "width": 6}],
+    )
+    propose = GroundTruth(kind="ground_truth", annotations=path).open(device="cpu")
+    answers = list(propose([shown("8"), shown("9"), shown("7")], min_score=0.0))
+    assert [a.labels if isinstance(a, Proposals) else a.detail for a in answers] == [
+        ("sky",),
+        "the annotations do not name this image",
+        ("cat",),
+    ]
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
+    assert proposed(write(tmp_path, annotated(SQUARE)), shown("7", 6, 4, orientation=6)) == Rejection(
+        "no_masks", "masks for 4 × 6 pixels (H × W), and the upright picture has 6 × 4"
+    )
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_masks_of_a_turned_picture_are_used_only_when_the_size_shows_their_frame(
+    orientation: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path, annotated(SQUARE), images=[*IMAGES, {"id": 8, "height": 5, "width": 5}])
+    upright = proposed(path, shown("7", orientation=orientation))
+    assert isinstance(upright, Proposals) == (orientation >= 5)
+    square = proposed(path, shown("8", 5, 5, orientation=orientation))
+    assert isinstance(square, Rejection)
+    assert square.detail.startswith("EXIF turns the picture")
+
+
+# --- broken masks -----------------------------------------------------------------------------------------------------
+
+BROKEN = [
+    None,
+    [],
+    {},
+    "text",
+    [[1, 1, 3, 1]],
+    [[1, 1, 3, 1, 3, "3"]],
+    [[1, 1, 3, 1, 3, None]],
+    [[1, 1, 3, 1, 3, True]],
+    [[1, 1, 3, 1, 3, 1e300]],  # would take all memory
+    [[1, 1, 3, 1, 3, 1e9]],
+    [1, 1, 3, 1, 3, 3],
+    {"size": [4, 6], "counts": [7, 2]},  # too short: what lies behind them in memory would be shown
+    {"size": [4, 6], "counts": [7, 2, 99]},
+    {"size": [4, 6], "counts": [-1, 25]},
+    {"size": [4, 6], "counts": [1.5, 22.5]},
+    {"size": [6, 4], "counts": [24]},
+    {"counts": [24]},
+    {"size": [4, 6], "counts": "zz"},
+    {"size": [4, 6], "counts": ""},
+    {"size": [4, 6], "counts": "\x00"},
+    {"size": [4, 6], "counts": "é"},
+    {"size": [4, 6], "counts": None},
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=repr)
+def test_a_broken_mask_is_left_out_and_the_others_stay(broken: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, annotated(broken, category_id=2), annotated(SQUARE))
+    answer = proposed(path)
+    assert isinstance(answer, Proposals)
+    assert answer.labels == ("cat",)
+
+
+def test_an_image_with_broken_masks_only_says_how_many(tmp_path: Path) -> None:
+    empty = uncompressed(np.zeros((4, 6), dtype=bool))
+    answer = proposed(write(tmp_path, *[annotated(broken) for broken in BROKEN], annotated(empty)))
+    assert answer == Rejection("no_masks", "23 masks are annotated, and none has a pixel that can be read")
+
+
+@given(
+    st.lists(
+        st.one_of(st.none(), st.integers(-9, 99), st.floats(), st.text(max_size=3), st.lists(st.floats(), max_size=8)),
+        max_size=8,
+    )
+    | st.text(max_size=9)
+)
+def test_nothing_in_the_place_of_a_mask_raises(garbage: Any) -> None:
+    for segmentation in (garbage, [garbage], {"size": [4, 6], "counts": garbage}):
+        mask_HW = _draw(segmentation, size_px=(4, 6))
+        assert mask_HW is None or mask_HW.shape == (4, 6)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_run_lengths_cover_the_picture_in_both_forms(height_px: int, width_px: int, data: st.DataObject) -> None:
+    pixels = data.draw(st.lists(st.booleans(), min_size=height_px * width_px, max_size=height_px * width_px))
+    mask_HW = np.array(pixels).reshape(height_px, width_px)
+    assert _covered_px(compressed(mask_HW)["counts"]) == mask_HW.size
+    assert _covered_px(uncompressed(mask_HW)["counts"]) == mask_HW.size
+    for form in (compressed, uncompressed):
+        drawn_HW = _draw(form(mask_HW), size_px=mask_HW.shape)
+        assert drawn_HW is not None
+        assert np.array_equal(drawn_HW, mask_HW)
+
+
+@given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=12))
+def test_compressed_runs_are_added_up_as_pycocotools_writes_them(runs: list[int]) -> None:
+    encoded = coco_mask.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
+    assert _covered_px(encoded["counts"].decode()) == sum(runs)
+
+
+# --- panoptic ---------------------------------------------------------------------------------------------------------
+
+
+def write_panoptic(folder: Path, ids_HW: np.ndarray, *segments: Any) -> tuple[str, str]:
+    (folder / "png").mkdir(exist_ok=True)
+    rgb_HW3 = np.stack([ids_HW % 256, ids_HW // 256 % 256, ids_HW // 65536], axis=-1).astype(np.uint8)
+    Image.fromarray(rgb_HW3).save(folder / "png" / "7.png")
+    return write(folder, {"image_id": 7, "file_name": "7.png", "segments_info": list(segments)}), str(folder / "png")
+
+
+def test_segments_of_a_panoptic_picture_are_proposals(tmp_path: Path) -> None:
+    ids_HW = np.where(SQUARE_HW, 300_000, 70)
+    path, png = write_panoptic(
+        tmp_path,
+        ids_HW,
+        {"id": 70, "category_id": 2, "iscrowd": 0},
+        {"id": 300_000, "category_id": 1, "iscrowd": 0},
+        {"id": 5, "category_id": 1, "iscrowd": 0},  # not in the picture
+        {"id": "x"},
+    )
+    answer = proposed(path, segments=png)
+    assert [m.tolist() for m in masks(answer)] == [(~SQUARE_HW).tolist(), SQUARE_HW.tolist()]
+    assert isinstance(answer, Proposals)
+    assert answer.labels == ("sky", "cat")
+
+
+def test_panoptic_crowds_count_only_when_asked_for(tmp_path: Path) -> None:
+    path, png = write_panoptic(tmp_path, np.full((4, 6), 70), {"id": 70, "category_id": 2, "iscrowd": 1})
+    assert proposed(path, segments=png) == Rejection("no_masks", "the annotations have no mask of this image")
+    assert len(masks(proposed(path, segments=png, crowds=True))) == 1
+
+
+def test_a_missing_or_misshapen_panoptic_picture_is_a_rejection(tmp_path: Path) -> None:
+    segment = {"id": 70, "category_id": 2}
+    path, png = write_panoptic(tmp_path, np.full((4, 5), 70), segment)
+    assert proposed(path, segments=png) == Rejection(
+        "no_masks", "panoptic segments: another size than the annotations say"
+    )
+    (tmp_path / "png" / "7.png").unlink()
+    assert proposed(path, segments=png) == Rejection(
+        "no_masks", "panoptic segments: missing_file (7.png: no such file)"
+    )
+    path = write(tmp_path, {"image_id": 7, "file_name": "7.png", "segments_info": None})
+    assert proposed(path, segments=png) == Rejection("no_masks", "the annotations have no mask of this image")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ("[]", "no list `images` at the top, or an empty one; give a COCO instances or panoptic JSON"),
+        ({"images": IMAGES}, "no list `annotations` at the top"),
+        ({"images": [{"id": 7}], "annotations": [annotated(SQUARE)]}, "entry 0 of `images` has no usable `id`, `hei"),
+        ({"images": ["x"], "annotations": [annotated(SQUARE)]}, "entry 0 of `images`"),
+        ({"images": [{"id": 7, "height": 0, "width": 5}], "annotations": [{}]}, "entry 0 of `images`"),
+        ({"images": IMAGES, "annotations": [{"segmentation": SQUARE}]}, "entry 0 of `annotations` has no `image_id`"),
+        ({"images": IMAGES, "annotations": [{"image_id": 7, "segments_info": []}]}, "is panoptic; give `segments`, "),
+    ],
+)
+def test_a_file_of_another_form_is_refused_in_one_line(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        GroundTruth(kind="ground_truth", annotations=str(path)).open(device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_segments_for_instances_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not panoptic; leave `segments` out"):
+        proposed(write(tmp_path, annotated(SQUARE)), segments=str(tmp_path))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    for act in (lambda truth: truth.open(device="cpu"), lambda truth: truth.record()):
+        with pytest.raises(InputError, match="there is no file"):
+            act(GroundTruth(kind="ground_truth", annotations=str(tmp_path / "absent.json")))
+        with pytest.raises(InputError, match="is a folder"):
+            act(GroundTruth(kind="ground_truth", annotations=str(tmp_path)))
+
+
+def test_the_record_is_that_of_the_file(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, annotated(SQUARE)))
+    path.write_text("content")
+    record = GroundTruth(kind="ground_truth", annotations=str(path)).record()
+    assert (record.role, record.name, record.licence) == ("proposals", "instances.json", "unknown")
+    assert record.sha256 == "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    licensed = GroundTruth(kind="ground_truth", annotations=str(path), licence="CC-BY-4.0")
+    assert licensed.record().licence == "CC-BY-4.0"
+
+
+@pytest.mark.skipif(not COCO.exists(), reason="needs the COCO sample beside the project")
+def test_masks_of_coco_have_the_areas_that_coco_states() -> None:
+    path = COCO / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    propose = GroundTruth(kind="ground_truth", annotations=str(path)).open(device="cpu")
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for image in content["images"][:10]:
+        expected = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        (answer,) = propose([shown(str(image["id"]), image["height"], image["width"])], min_score=0.0)
+        assert isinstance(answer, Proposals)
+        assert answer.labels == tuple(names[a["category_id"]] for a in expected)
+        areas_px = answer.masks_NHW.sum(dim=(1, 2)).tolist()
+        assert areas_px == pytest.approx([a["area"] for a in expected], rel=0.1, abs=20)
