@@ -42,12 +42,12 @@ Result = TypeVar("Result")
 class Picture:
     """Upright pixels, uint8 of shape [H, W, 3], and the SHA-256 of the file's bytes.
 
-    `turned` says that EXIF asked for a turn or a flip: masks drawn on the stored pixels do not fit then.
+    `orientation` is the turn or flip that EXIF asked for and that was applied: 1 is none, 5 to 8 swap the sides.
     """
 
     rgb_HW3: np.ndarray[Any, np.dtype[np.uint8]]
     sha256: str
-    turned: bool
+    orientation: int
 
 
 def read_image(path: str | None, *, max_pixels: int) -> Picture | Rejection:
@@ -199,7 +199,7 @@ def _decode(data: bytes, *, max_pixels: int) -> Picture | Rejection:
         return _broken(image.format, error)
     if orientation in _TURNS and image.format != "TIFF":  # Pillow turns a TIFF while it loads it
         upright = upright.transpose(_TURNS[orientation])
-    return Picture(np.array(upright), hashlib.sha256(data).hexdigest(), orientation in _TURNS)
+    return Picture(np.array(upright), hashlib.sha256(data).hexdigest(), orientation)
 
 
 def _header_size(file: IO[bytes]) -> tuple[int, int] | Rejection:

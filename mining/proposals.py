@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """An upright picture on the model's device: uint8 of shape [3, H, W]. `turned` is that of `images.Picture`."""
+    """An upright picture on the model's device: uint8 of shape [3, H, W]. `orientation` is that of `Picture`."""
 
     image_id: str
     rgb_3HW: torch.Tensor
-    turned: bool
+    orientation: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

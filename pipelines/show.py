@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -20,12 +21,15 @@ from pipelines.verify import read_manifest
 from schemas.errors import InputError
 from schemas.rows import CaptionsRow, ImageRow, Pair, PairsRow, RegionsRow, Rejection, SampleRow
 
+Colour = tuple[int, int, int]
+
 TILE_PX = 380
 PHOTO_PX = 285
 PADDING_PX = 14
 _COLUMNS = 4
 _LINE_PX = 21
 _MOST_PIXELS = 200_000_000
+_MOST_CHARS = 400
 _PAGE, _INK, _FAINT = (250, 249, 246), (40, 42, 48), (125, 128, 136)
 # Okabe and Ito's palette, told apart with any colour vision; black is left out.
 _COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (150, 120, 20))
@@ -109,7 +113,7 @@ def _colours_of_regions(photo: _Photo) -> Iterator[tuple[tuple[int, int, int], i
         yield _COLOURS[number % len(_COLOURS)], region
 
 
-def _outline(image: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:
+def _outline(image: Image.Image, mask: Image.Image, colour: Colour) -> None:
     """Tint the mask and draw its contour with a white edge, which shows on any photograph."""
     tint = mask.point(lambda value: value // 4)
     image.paste(colour, mask=tint)
@@ -147,28 +151,30 @@ def _pair_text(pair: Pair, photo: _Photo) -> str:
     return pair.noun if label in (None, pair.noun) else f"{pair.noun} = {label}"
 
 
-def _write_caption(
-    draw: ImageDraw.ImageDraw, caption: str, spans: dict[tuple[int, int], tuple[int, int, int]], y: int
-) -> int:
+def _write_caption(draw: ImageDraw.ImageDraw, caption: str, spans: dict[tuple[int, int], Colour], y: int) -> int:
     """Write the caption, wrapped, its nouns in the colours of their masks; returns the next free line."""
     x = 0.0
-    for word, start in _words(caption[:400]):
-        colour = next((c for (first, last), c in spans.items() if first < start + len(word) and start < last), None)
-        font = _font(15, bold=colour is not None)
-        width = font.getlength(word)
+    for word in re.finditer(r"\S+", caption[:_MOST_CHARS]):
+        pieces = list(_pieces(word, spans))
+        width = sum(font.getlength(text) for text, font, _ in pieces)
         if x and x + width > TILE_PX:
             x, y = 0.0, y + _LINE_PX
-        draw.text((x, y), word, font=font, fill=colour or _INK)
-        x += width + _font(15).getlength(" ")
+        for text, font, colour in pieces:
+            draw.text((x, y), text, font=font, fill=colour)
+            x += font.getlength(text)
+        x += _font(15).getlength(" ")
     return y + _LINE_PX
 
 
-def _words(text: str) -> Iterator[tuple[str, int]]:
-    start = 0
-    for word in text.split(" "):
-        if word.strip():
-            yield word.strip(), start
-        start += len(word) + 1
+def _pieces(
+    word: re.Match[str], spans: dict[tuple[int, int], Colour]
+) -> Iterator[tuple[str, ImageFont.FreeTypeFont, Colour]]:
+    """A word cut where a noun begins or ends, so that punctuation keeps the colour of the text."""
+    start, end = word.span()
+    cuts = sorted({start, end, *(cut for span in spans for cut in span if start < cut < end)})
+    for left, right in pairwise(cuts):
+        colour = next((c for (first, last), c in spans.items() if first <= left and right <= last), None)
+        yield word.string[left:right], _font(15, bold=colour is not None), colour or _INK
 
 
 def _arrange(tiles: list[Image.Image]) -> Image.Image:

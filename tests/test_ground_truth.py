@@ -157,7 +157,8 @@ BROKEN = [
     [[1, 1, 3, 1]],
     [[1, 1, 3, 1, 3, "3"]],
     [[1, 1, 3, 1, 3, None]],
-    [[1, 1, 3, 1, 3, True]],
+    [[1, 1, 3, 1, 3, 3, True, 3]],
+    [[1, 1, 3, 1, 13, 3]],  # more than twice the longer side away
     [[1, 1, 3, 1, 3, 1e300]],  # would take all memory
     [[1, 1, 3, 1, 3, 1e9]],
     [1, 1, 3, 1, 3, 3],
@@ -168,6 +169,8 @@ BROKEN = [
     {"size": [6, 4], "counts": [24]},
     {"counts": [24]},
     {"size": [4, 6], "counts": "zz"},
+    {"size": [4, 6], "counts": "h0P"},  # 24 pixels, and a number that does not end
+    {"size": [4, 6], "counts": "HP1"},  # −8 pixels and 32
     {"size": [4, 6], "counts": ""},
     {"size": [4, 6], "counts": "\x00"},
     {"size": [4, 6], "counts": "é"},
@@ -186,7 +189,7 @@ def test_a_broken_mask_is_left_out_and_the_others_stay(broken: Any, tmp_path: Pa
 def test_an_image_with_broken_masks_only_says_how_many(tmp_path: Path) -> None:
     empty = uncompressed(np.zeros((4, 6), dtype=bool))
     answer = proposed(write(tmp_path, *[annotated(broken) for broken in BROKEN], annotated(empty)))
-    assert answer == Rejection("no_masks", "23 masks are annotated, and none has a pixel that can be read")
+    assert answer == Rejection("no_masks", "26 masks are annotated, and none has a pixel that can be read")
 
 
 @given(
@@ -212,6 +215,10 @@ def test_run_lengths_cover_the_picture_in_both_forms(height_px: int, width_px: i
         drawn_HW = _draw(form(mask_HW), size_px=mask_HW.shape)
         assert drawn_HW is not None
         assert np.array_equal(drawn_HW, mask_HW)
+
+
+def test_run_lengths_that_do_not_end_or_are_negative_are_none() -> None:
+    assert [_covered_px(counts) for counts in ("h0", "h0P", "HP1")] == [24, -1, -1]
 
 
 @given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=12))

@@ -1,0 +1,286 @@
+"""Masks that people drew, in place of a model's: COCO instances or COCO panoptic segmentation as proposals.
+
+Shapes: N masks of an image; H, W height and width of the picture in pixels. A size is `(height_px, width_px)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import posixpath
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+import ijson
+import numpy as np
+
+from mining.devices import open_device
+from mining.images import read_image
+from mining.proposals import LoadedImage, Proposals, Proposer
+from schemas.errors import InputError
+from schemas.mask import Mask
+from schemas.models import ModelRecord
+from schemas.rows import Rejection
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+MaskArray = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class GroundTruth(Settings):
+    """Annotations in COCO's form as proposals: score 1, the label is the category's name.
+
+    `annotations`: an instances JSON, or a panoptic one together with `segments`, the folder of its PNG files.
+    `crowds`: whether masks of whole groups (`iscrowd`) count. `licence`: that of the annotations.
+    """
+
+    kind: Literal["ground_truth"]
+    annotations: str
+    segments: str | None = None
+    crowds: bool = False
+    licence: str | None = None
+
+    def open(self, *, device: str) -> Proposer:
+        """Read the annotations; returns a function from images to their proposals.
+
+        An image has the rejection `no_masks` when the annotations do not name it, name no mask for it, have it in
+        another size, or none of its masks can be read; otherwise masks that cannot be read are left out.
+        Raises InputError when the file is absent or not of COCO's form.
+        """
+        target = open_device(device)
+        index = _read_index(self)
+
+        def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+            for image in images:
+                height_px, width_px = image.rgb_3HW.shape[1:]
+                fault = _misfit(index.sizes.get(image.image_id), (height_px, width_px), orientation=image.orientation)
+                drawn = fault or _masks_of(image.image_id, index=index, segments=self.segments)
+                yield drawn if isinstance(drawn, Rejection) else _as_proposals(drawn, device=target)
+
+        return propose
+
+    def record(self) -> ModelRecord:
+        """The file and its licence; `sha256` is that of the JSON. Raises InputError when there is no such file."""
+        with _open_file(self.annotations) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        name = posixpath.basename(self.annotations)
+        return ModelRecord(role="proposals", name=name, sha256=sha256, licence=self.licence or "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Sizes and masks by image id, category names by id.
+
+    A mask waits as compressed JSON, a fifth of what its polygons take as Python objects: COCO train2017 has 860,001.
+    Each is `[category, segmentation]`, for panoptic annotations `[file, [[segment, category], …]]`.
+    """
+
+    sizes: dict[str, tuple[int, int]]
+    packed: dict[str, list[bytes]]
+    names: dict[int | str, str]
+
+
+def _read_index(settings: GroundTruth) -> _Index:
+    path = settings.annotations
+    categories = ((_id(item, "id"), item.get("name")) for item in _items(path, "categories", required=False))
+    names = {number: str(name) for number, name in categories if number is not None and name is not None}
+    return _Index(_read_sizes(path), _read_masks(settings), names)
+
+
+def _read_sizes(path: str) -> dict[str, tuple[int, int]]:
+    sizes = {}
+    for number, image in enumerate(_items(path, "images")):
+        image_id, size_px = _image_id(image, "id"), _size_px(image)
+        if image_id is None or size_px is None:
+            raise InputError(_malformed(path, f"entry {number} of `images` has no usable `id`, `height` and `width`"))
+        sizes[image_id] = size_px
+    return sizes
+
+
+def _read_masks(settings: GroundTruth) -> dict[str, list[bytes]]:
+    path, panoptic = settings.annotations, settings.segments is not None
+    packed: dict[str, list[bytes]] = {}
+    for number, annotation in enumerate(_items(path, "annotations")):
+        image_id = _image_id(annotation, "image_id")
+        if image_id is None:
+            raise InputError(_malformed(path, f"entry {number} of `annotations` has no `image_id`"))
+        if panoptic != ("segments_info" in annotation):
+            remedy = "is not panoptic; leave `segments` out"
+            if not panoptic:
+                remedy = "is panoptic; give `segments`, the folder of its PNG files"
+            raise InputError(f"proposals.segments: `{path}` {remedy}")
+        value = _panoptic_entry(annotation, settings) if panoptic else _instance_entry(annotation, settings)
+        if value is not None:
+            packed.setdefault(image_id, []).append(zlib.compress(json.dumps(value).encode(), 1))
+    return packed
+
+
+def _instance_entry(annotation: dict[str, Any], settings: GroundTruth) -> Any:
+    if annotation.get("iscrowd") and not settings.crowds:
+        return None
+    return [_id(annotation, "category_id"), annotation.get("segmentation")]
+
+
+def _panoptic_entry(annotation: dict[str, Any], settings: GroundTruth) -> Any:
+    listed = annotation["segments_info"]
+    segments = [
+        [_id(segment, "id"), _id(segment, "category_id")]
+        for segment in (listed if isinstance(listed, list) else ())
+        if isinstance(segment, dict) and (settings.crowds or not segment.get("iscrowd"))
+    ]
+    return [annotation.get("file_name"), segments] if segments else None
+
+
+def _misfit(annotated_px: tuple[int, int] | None, picture_px: tuple[int, int], *, orientation: int) -> Rejection | None:
+    """Why masks of one size do not fit the upright picture, None when they do."""
+    if annotated_px is None:
+        return Rejection("no_masks", "the annotations do not name this image")
+    if annotated_px != picture_px:
+        sizes = [f"{height_px} × {width_px}" for height_px, width_px in (annotated_px, picture_px)]
+        return Rejection("no_masks", f"masks for {sizes[0]} pixels (H × W), and the upright picture has {sizes[1]}")
+    # A turn by 90° shows in the sizes, except those of a square; other turns and flips never do.
+    if orientation != 1 and (orientation < 5 or picture_px[0] == picture_px[1]):
+        return Rejection("no_masks", "EXIF turns the picture, and the annotations do not say if they are turned too")
+    return None
+
+
+def _masks_of(
+    image_id: str, *, index: _Index, segments: str | None
+) -> tuple[list[MaskArray], list[str | None]] | Rejection:
+    """The masks of an image and their names."""
+    entries = [json.loads(zlib.decompress(packed)) for packed in index.packed.get(image_id, ())]
+    if not entries:
+        return Rejection("no_masks", "the annotations have no mask of this image")
+    size_px = index.sizes[image_id]
+    if segments is None:
+        found = [(category, _draw(segmentation, size_px=size_px)) for category, segmentation in entries]
+    else:
+        picture = _segment_ids(posixpath.join(segments, str(entries[0][0])), size_px=size_px)
+        if isinstance(picture, Rejection):
+            return picture
+        found = [(category, np.equal(picture, segment)) for segment, category in entries[0][1] if type(segment) is int]
+    drawn = [(category, mask_HW) for category, mask_HW in found if mask_HW is not None and mask_HW.any()]
+    if not drawn:
+        return Rejection("no_masks", f"{len(found)} masks are annotated, and none has a pixel that can be read")
+    return [mask_HW for _, mask_HW in drawn], [index.names.get(category) for category, _ in drawn]
+
+
+def _as_proposals(drawn: tuple[list[MaskArray], list[str | None]], *, device: torch.device) -> Proposals:
+    import torch
+
+    masks, labels = drawn
+    return Proposals(torch.from_numpy(np.stack(masks)).to(device), torch.ones(len(masks), device=device), tuple(labels))
+
+
+def _draw(segmentation: Any, *, size_px: tuple[int, int]) -> MaskArray | None:
+    """A COCO `segmentation` as [H, W], None when it cannot be drawn.
+
+    pycocotools believes what it is given: it takes all memory for a point at infinity, and shows whatever lies in
+    memory behind run lengths that end too early. So both are checked first.
+    """
+    height_px, width_px = size_px
+    runs = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if runs is not None:
+        whole = _covered_px(runs) == height_px * width_px
+    else:
+        polygons = segmentation if isinstance(segmentation, list) else []
+        whole = all(isinstance(p, list) and all(_near(value, size_px=size_px) for value in p) for p in polygons)
+    if not whole:
+        return None
+    try:
+        return Mask.from_coco(segmentation, height_px=height_px, width_px=width_px).to_array().astype(np.bool_)
+    except ValueError:
+        return None
+
+
+def _near(value: Any, *, size_px: tuple[int, int]) -> bool:
+    """A coordinate not farther from the picture than it is long."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and abs(value) <= 2 * max(size_px)
+
+
+def _covered_px(counts: Any) -> int:
+    """How many pixels run lengths are for, −1 when they are none.
+
+    The compressed form has six bits a character, from 48 on: five of a number, lowest first, and one that says that
+    more follow; from the fourth run on the difference to the last but one is stored (pycocotools, `rleToString`).
+    """
+    if isinstance(counts, list):
+        return sum(counts) if all(type(run) is int and run >= 0 for run in counts) else -1
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts if isinstance(counts, str) else "?":
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return sum(runs) if not shift and all(run >= 0 for run in runs) else -1
+
+
+def _segment_ids(path: str, *, size_px: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.int32]] | Rejection:
+    """The segment of every pixel, [H, W], which a panoptic PNG stores as R + 256 G + 65536 B."""
+    picture = read_image(path, max_pixels=size_px[0] * size_px[1])
+    if isinstance(picture, Rejection):
+        return Rejection("no_masks", f"panoptic segments: {picture.reason} ({picture.detail})")
+    if picture.rgb_HW3.shape[:2] != size_px:
+        return Rejection("no_masks", "panoptic segments: another size than the annotations say")
+    ids_HW: np.ndarray[Any, np.dtype[np.int32]] = picture.rgb_HW3.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+    return ids_HW
+
+
+def _items(path: str, name: str, *, required: bool = True) -> Iterator[dict[str, Any]]:
+    """The items of the list `name` at the top of the JSON file, as a stream."""
+    some = False
+    try:
+        with _open_file(path) as file:
+            for item in ijson.items(file, f"{name}.item", use_float=True):
+                some = True
+                yield item if isinstance(item, dict) else {}
+    except ijson.JSONError as error:
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(f"proposals.annotations: `{path}` is not valid JSON ({reason}); get the file again") from error
+    if required and not some:
+        raise InputError(_malformed(path, f"no list `{name}` at the top, or an empty one"))
+
+
+def _open_file(path: str) -> Any:
+    try:
+        return fsspec.open(path, "rb").open()
+    except FileNotFoundError as error:
+        raise InputError(f"proposals.annotations: there is no file `{path}`; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"proposals.annotations: `{path}` is a folder; give the JSON file in it") from error
+    except ImportError as error:
+        raise InputError(f"proposals.annotations: `{path}` needs a library that is not installed: {error}") from error
+
+
+def _malformed(path: str, fault: str) -> str:
+    return f"proposals.annotations: `{path}`: {fault}; give a COCO instances or panoptic JSON"
+
+
+def _image_id(item: dict[str, Any], key: str) -> str | None:
+    value = _id(item, key)
+    return None if value is None else str(value)
+
+
+def _id(item: dict[str, Any], key: str) -> int | str | None:
+    """An id: COCO's are whole numbers, other data sets in its form have texts."""
+    value = item.get(key)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _size_px(image: dict[str, Any]) -> tuple[int, int] | None:
+    sides = [image.get("height"), image.get("width")]
+    sides_px = [int(side) for side in sides if isinstance(side, int | float) and side >= 1]
+    return (sides_px[0], sides_px[1]) if len(sides_px) == 2 else None
