@@ -81,6 +81,7 @@ class Regions(Settings):
                 batches = plan_batches(sizes, batch_size=self.batch_size)
                 for batch, pictures in _read_ahead(images, batches, max_pixels=self.max_image_pixels, pool=pool):
                     rows.update(zip(batch, find_batch([images[i].image_id for i in batch], pictures), strict=True))
+                    del pictures  # or they would stay while the batch after the next is decoded
                     tick(len(batch))
             return [rows[i] for i in range(len(images))]
 
@@ -113,9 +114,8 @@ def _read_ahead(
     read = partial(read_image, max_pixels=max_pixels)
     reading = [[pool.submit(read, images[i].path) for i in batch] for batch in batches[:1]]
     for number, batch in enumerate(batches):
-        pictures = [future.result() for future in reading.pop()]
         reading += [[pool.submit(read, images[i].path) for i in after] for after in batches[number + 1 : number + 2]]
-        yield batch, pictures
+        yield batch, [future.result() for future in reading.pop(0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _find_batch(
     # A header may promise another size than the pixels have, so the sizes are sorted out once more.
     for members in _of_one_size(pictures):
         loaded = [_load(image_ids[i], picture, device=device) for i, picture in members]
-        for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=keep.min_score), strict=True):
+        for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=1.0), strict=True):
             if isinstance(answer, Rejection):
                 found[i] = answer
             else:

@@ -109,9 +109,9 @@ def save_random_maskformer(folder: Path) -> Path:
         embed_dim=96,
         window_size=7,
         image_size=384,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        out_features=["stage1", "stage2", "stage3", "stage4"],  # type: ignore[call-arg]
     )
-    config = MaskFormerConfig(backbone_config=backbone, num_labels=133)
+    config = MaskFormerConfig(backbone_config=backbone, num_labels=133)  # type: ignore[call-arg]
     MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
     MaskFormerImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333}, size_divisor=32).save_pretrained(folder)
     return folder
