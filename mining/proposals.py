@@ -1,10 +1,11 @@
 """Proposed regions of one image, and which of them to keep. Every function is pure and works where its tensors are.
 
-Shapes: N proposals of one image, best first once sorted; H, W height and width in pixels of the upright picture.
+Shapes: N proposals of one image, R of them by rank; H, W height and width in pixels of the upright picture.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
@@ -78,89 +79,89 @@ class Keep(Settings):
 def keep_proposals(proposals: Proposals, *, keep: Keep) -> Proposals:
     """The proposals that `keep` asks for, best first. The order of the input does not matter.
 
-    Empty masks are always dropped.
+    Empty masks are always dropped. The steps pass numbers of proposals on; masks are copied once, at the end.
     """
     height_px, width_px = proposals.masks_NHW.shape[1:]
     pixels = height_px * width_px
-    proposals = keep_by_score(proposals, min_score=keep.min_score)
-    proposals = keep_by_area(
-        proposals,
+    areas_px = _areas_px(proposals.masks_NHW)
+    numbers = keep_by_score(proposals, list(range(len(proposals))), min_score=keep.min_score)
+    numbers = keep_by_area(
+        numbers,
+        areas_px=areas_px,
         min_area_px=max(keep.min_area_px, keep.min_area_ratio * pixels),
         max_area_px=keep.max_area_ratio * pixels,
     )
-    proposals = keep_distinct(sort_by_score(proposals), max_iou=keep.max_iou)
-    return keep_top(proposals, top=keep.top)
+    numbers = keep_distinct(proposals, sort_by_score(proposals, numbers, areas_px=areas_px), max_iou=keep.max_iou)
+    return take(proposals, numbers[: keep.top])
 
 
-def keep_by_score(proposals: Proposals, *, min_score: float) -> Proposals:
-    """Proposals with a score of at least `min_score`; a score that is not a number is never enough."""
+def keep_by_score(proposals: Proposals, numbers: Sequence[int], *, min_score: float) -> list[int]:
+    """Those with a score of at least `min_score`; a score that is not a number is never enough."""
     scores = proposals.scores_N.tolist()
-    return _take(proposals, [i for i, score in enumerate(scores) if score >= min_score])
+    return [i for i in numbers if scores[i] >= min_score]
 
 
-def keep_by_area(proposals: Proposals, *, min_area_px: float, max_area_px: float) -> Proposals:
-    """Proposals with at least `min_area_px` and at most `max_area_px` pixels, and never without any."""
-    areas_px = _areas_px(proposals.masks_NHW)
-    return _take(proposals, [i for i, area in enumerate(areas_px) if max(1, min_area_px) <= area <= max_area_px])
+def keep_by_area(
+    numbers: Sequence[int], *, areas_px: Sequence[int], min_area_px: float, max_area_px: float
+) -> list[int]:
+    """Those with at least `min_area_px` and at most `max_area_px` pixels, and never one without any."""
+    return [i for i in numbers if max(1, min_area_px) <= areas_px[i] <= max_area_px]
 
 
-def sort_by_score(proposals: Proposals) -> Proposals:
+def sort_by_score(proposals: Proposals, numbers: Sequence[int], *, areas_px: Sequence[int]) -> list[int]:
     """Best score first; of equal scores the larger mask first.
 
     Where these are equal too, the mask goes first that has the first pixel, in reading order, that the other has not,
     then the label decides: so the order of the result never depends on the order of the input.
     """
-    keys: list[tuple[object, ...]] = [(-score,) for score in proposals.scores_N.tolist()]
-    for tie in _ties(keys):
-        for i, area_px in zip(tie, _areas_px(proposals.masks_NHW[tie]), strict=True):
-            keys[i] += (-area_px,)
-    for tie in _ties(keys):
-        for i in tie:
-            keys[i] += (_reading_order(proposals.masks_NHW[i]), proposals.labels[i] or "")
-    return _take(proposals, sorted(range(len(proposals)), key=keys.__getitem__))
+    scores = proposals.scores_N.tolist()
+    keys: dict[int, tuple[float, int]] = {i: (-scores[i], -areas_px[i]) for i in numbers}
+    how_often = Counter(keys.values())
+
+    def key(i: int) -> tuple[float, int, bytes, str]:
+        tied = how_often[keys[i]] > 1
+        return (*keys[i], *((_reading_order(proposals.masks_NHW[i]), proposals.labels[i] or "") if tied else (b"", "")))
+
+    return sorted(numbers, key=key)
 
 
-def keep_distinct(proposals: Proposals, *, max_iou: float) -> Proposals:
-    """Without every proposal whose IoU with a kept one before it is above `max_iou`; the input is best first."""
-    iou_NN = pairwise_iou(proposals.masks_NHW).cpu().numpy()
+def keep_distinct(proposals: Proposals, numbers: Sequence[int], *, max_iou: float) -> list[int]:
+    """Without every one whose IoU with a kept one before it is above `max_iou`; `numbers` are best first."""
+    iou_RR = pairwise_iou(proposals.masks_NHW, numbers).cpu().numpy()
     kept: list[int] = []
-    for i in range(len(proposals)):
-        if not (iou_NN[i, kept] > max_iou).any():
-            kept.append(i)
-    return _take(proposals, kept)
+    for rank in range(len(numbers)):
+        if not (iou_RR[rank, kept] > max_iou).any():
+            kept.append(rank)
+    return [numbers[rank] for rank in kept]
 
 
-def keep_top(proposals: Proposals, *, top: int) -> Proposals:
-    """The first `top` proposals."""
-    return _take(proposals, list(range(min(top, len(proposals)))))
+def take(proposals: Proposals, numbers: list[int]) -> Proposals:
+    """The proposals of these numbers, in their order; masks are copied only when something changes."""
+    if numbers == list(range(len(proposals))):
+        return proposals
+    labels = tuple(proposals.labels[i] for i in numbers)
+    return Proposals(proposals.masks_NHW[numbers], proposals.scores_N[numbers], labels)
 
 
-def pairwise_iou(masks_NHW: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of every pair of masks, float64 of shape [N, N]; two empty masks have 0.
+def pairwise_iou(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """Intersection over union of every pair of the R masks of these numbers, float64 [R, R]; two empty masks have 0.
 
     Exact: the pixels of a chunk are counted in float32, which holds whole numbers up to 2**24, and chunks are smaller.
     """
     import torch
 
-    masks_NP = masks_NHW.flatten(1)
-    shared_NN = torch.zeros(len(masks_NP), len(masks_NP), dtype=torch.float64, device=masks_NP.device)
-    step = max(1, _CHUNK_VALUES // max(1, len(masks_NP)))
+    masks_NP, wanted = masks_NHW.flatten(1), list(numbers)
+    shared_RR = torch.zeros(len(wanted), len(wanted), dtype=torch.float64, device=masks_NP.device)
+    step = max(1, _CHUNK_VALUES // max(1, len(wanted)))
     for start in range(0, masks_NP.shape[1], step):
-        chunk_NP = masks_NP[:, start : start + step].float()
-        shared_NN += chunk_NP @ chunk_NP.T
-    area_N = shared_NN.diagonal()
-    union_NN = area_N[:, None] + area_N[None, :] - shared_NN
-    return shared_NN / union_NN.clamp(min=1)
+        chunk_RP = masks_NP[:, start : start + step][wanted].float()
+        shared_RR += chunk_RP @ chunk_RP.T
+    area_R = shared_RR.diagonal()
+    union_RR = area_R[:, None] + area_R[None, :] - shared_RR
+    return shared_RR / union_RR.clamp(min=1)
 
 
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, and so never more pixels than float32 counts exactly
-
-
-def _take(proposals: Proposals, kept: list[int]) -> Proposals:
-    """The proposals of these numbers; masks are copied only when something changes."""
-    if kept == list(range(len(proposals))):
-        return proposals
-    return Proposals(proposals.masks_NHW[kept], proposals.scores_N[kept], tuple(proposals.labels[i] for i in kept))
 
 
 def _areas_px(masks_NHW: torch.Tensor) -> list[int]:
@@ -168,14 +169,6 @@ def _areas_px(masks_NHW: torch.Tensor) -> list[int]:
         return [int(np.count_nonzero(mask_HW)) for mask_HW in masks_NHW.numpy()]
     areas_px: list[int] = masks_NHW.flatten(1).sum(dim=1).tolist()
     return areas_px
-
-
-def _ties(keys: Sequence[tuple[object, ...]]) -> list[list[int]]:
-    """Numbers of the keys that are not alone, group by group."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for i, key in enumerate(keys):
-        groups.setdefault(key, []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _reading_order(mask_HW: torch.Tensor) -> bytes:

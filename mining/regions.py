@@ -142,7 +142,7 @@ def _find_batch(
     # A header may promise another size than the pixels have, so the sizes are sorted out once more.
     for members in _of_one_size(pictures):
         loaded = [_load(image_ids[i], picture, device=device) for i, picture in members]
-        for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=1.0), strict=True):
+        for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=keep.min_score), strict=True):
             if isinstance(answer, Rejection):
                 found[i] = answer
             else:
@@ -174,8 +174,7 @@ def _load(image_id: str, picture: Picture, *, device: torch.device) -> LoadedIma
 
 def _embed(found: dict[int, _Found], *, tower: ImageTower | None, crop: Crop) -> dict[int, list[bytes]]:
     """The embeddings of every picture's regions, by its number; regions of all pictures share CLIP's batches."""
-    found = {i: one for i, one in found.items() if len(one.kept)}
-    if tower is None or not found:
+    if tower is None:
         return {}
     arrays = embed_regions(
         [one.image.rgb_3HW for one in found.values()],

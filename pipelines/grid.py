@@ -102,6 +102,8 @@ def drop_stale(run: RunFolder, stages: Sequence[Stage]) -> dict[str, int]:
     each cell carries it too, and is looked into only when the folder's differs.
     """
     dropped = {}
+    if "selection" not in {stage.name for stage in stages}:
+        run.delete("selection.parquet")
     for stage in stages:
         if stage.once or run.read_json(stage.name, FINGERPRINT_FILE) == {"fingerprint": stage.fingerprint}:
             continue

@@ -45,6 +45,13 @@ def with_alpha() -> Image.Image:
     return image
 
 
+def turned() -> bytes:
+    """The picture stored lying on its side, with the EXIF orientation that sets it upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned a quarter to the left
+    return encoded(RGB.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+
+
 RGB = Image.fromarray(SQUARE)
 GREY_16 = Image.fromarray(SQUARE[:, :, 0].astype(np.uint16) * 257)
 PICTURES: dict[str, tuple[Callable[[], bytes] | None, str | None]] = {
@@ -62,6 +69,7 @@ PICTURES: dict[str, tuple[Callable[[], bytes] | None, str | None]] = {
     "alpha": (lambda: encoded(with_alpha(), "PNG"), None),
     "grey": (lambda: encoded(RGB.convert("L"), "JPEG"), None),
     "progressive": (lambda: encoded(RGB, "JPEG", progressive=True), None),
+    "exif": (turned, None),
     "webp": (lambda: encoded(RGB, "WEBP"), None),
     "good": (lambda: encoded(RGB, "JPEG"), None),
 }

@@ -18,8 +18,8 @@ HOMES = {
     "transformers": {"mining/models/maskformer.py"},
     "open_clip": {"mining/models/clip.py"},
     "detectron2": {"mining/models/detectron2.py"},
-    "ray": {"pipelines/ray.py"},
-    "apache_beam": {"pipelines/beam.py"},
+    "ray": {"pipelines/on_ray.py"},
+    "apache_beam": {"pipelines/on_beam.py", "pipelines/on_beam_worker.py"},
 }
 HEAVY = [
     "torch",

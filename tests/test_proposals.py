@@ -17,9 +17,9 @@ from mining.proposals import (
     keep_by_score,
     keep_distinct,
     keep_proposals,
-    keep_top,
     pairwise_iou,
     sort_by_score,
+    take,
 )
 from schemas.mask import Mask, mask_iou
 
@@ -63,6 +63,16 @@ def any_keep() -> st.SearchStrategy[Keep]:
     )
 
 
+def everyone(p: Proposals) -> list[int]:
+    return list(range(len(p)))
+
+
+def ranked(p: Proposals) -> Proposals:
+    """The proposals whose score is a number, best first."""
+    areas_px = p.masks_NHW.sum(dim=(1, 2)).tolist()
+    return take(p, sort_by_score(p, keep_by_score(p, everyone(p), min_score=0.0), areas_px=areas_px))
+
+
 def content(p: Proposals) -> list[tuple[float, str, str | None]]:
     return list(zip(p.scores_N.tolist(), drawn(p), p.labels, strict=True))
 
@@ -92,37 +102,38 @@ def test_what_is_kept_obeys_every_limit(given_: Proposals, keep: Keep) -> None:
     assert all(max(keep.min_area_px, keep.min_area_ratio * 12) <= a <= keep.max_area_ratio * 12 for a in areas_px)
     assert kept.scores_N.tolist() == sorted(kept.scores_N.tolist(), reverse=True)
     assert all(score >= keep.min_score for score in kept.scores_N.tolist())
-    iou_NN = pairwise_iou(kept.masks_NHW).fill_diagonal_(0)
+    iou_NN = pairwise_iou(kept.masks_NHW, everyone(kept)).fill_diagonal_(0)
     assert bool((iou_NN <= keep.max_iou).all())
 
 
 @given(any_proposals(), st.floats(0, 1))
 def test_duplicate_removal_never_drops_the_best_mask(given_: Proposals, max_iou: float) -> None:
-    ranked = sort_by_score(keep_by_score(given_, min_score=0.0))
-    assert content(keep_distinct(ranked, max_iou=max_iou))[:1] == content(ranked)[:1]
+    best_first = ranked(given_)
+    assert keep_distinct(best_first, everyone(best_first), max_iou=max_iou)[:1] == everyone(best_first)[:1]
 
 
 @given(any_proposals(), st.floats(0, 1))
 def test_what_duplicate_removal_drops_overlaps_a_better_mask(given_: Proposals, max_iou: float) -> None:
-    ranked = sort_by_score(keep_by_score(given_, min_score=0.0))
-    labelled = Proposals(ranked.masks_NHW, ranked.scores_N, tuple(str(i) for i in range(len(ranked))))
-    kept = [int(label or "") for label in keep_distinct(labelled, max_iou=max_iou).labels]
-    iou_NN = pairwise_iou(ranked.masks_NHW)
-    for dropped in set(range(len(ranked))) - set(kept):
+    best_first = ranked(given_)
+    kept = keep_distinct(best_first, everyone(best_first), max_iou=max_iou)
+    iou_NN = pairwise_iou(best_first.masks_NHW, everyone(best_first))
+    for dropped in set(everyone(best_first)) - set(kept):
         assert any(iou_NN[dropped, i] > max_iou for i in kept if i < dropped)
 
 
-@given(any_proposals())
-def test_iou_is_that_of_the_run_lengths(given_: Proposals) -> None:
-    masks = Mask.from_arrays(given_.masks_NHW.numpy())
-    assert np.allclose(pairwise_iou(given_.masks_NHW).numpy(), mask_iou(masks, masks), rtol=0, atol=1e-12)
+@given(any_proposals(), st.data())
+def test_iou_is_that_of_the_run_lengths(given_: Proposals, data: st.DataObject) -> None:
+    numbers = data.draw(st.permutations(everyone(given_)))[: data.draw(st.integers(0, 8))]
+    masks = Mask.from_arrays(given_.masks_NHW.numpy()[numbers])
+    iou_RR = pairwise_iou(given_.masks_NHW, numbers).numpy()
+    assert np.allclose(iou_RR, mask_iou(masks, masks), rtol=0, atol=1e-12)
 
 
 def test_iou_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     masks_NHW = torch.rand(5, 37, 41, generator=torch.Generator().manual_seed(0)) > 0.4
-    whole = pairwise_iou(masks_NHW)
+    whole = pairwise_iou(masks_NHW, range(5))
     monkeypatch.setattr(module, "_CHUNK_VALUES", 64)
-    assert torch.equal(pairwise_iou(masks_NHW), whole)
+    assert torch.equal(pairwise_iou(masks_NHW, range(5)), whole)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -137,7 +148,7 @@ def test_nothing_in_nothing_out() -> None:
 def test_empty_masks_are_always_dropped() -> None:
     masks = proposals("../..", "#./..")
     assert drawn(keep_proposals(masks, keep=ALL)) == ["#./.."]
-    assert drawn(keep_by_area(masks, min_area_px=0, max_area_px=4)) == ["#./.."]
+    assert keep_by_area([0, 1], areas_px=[0, 1], min_area_px=0, max_area_px=4) == [1]
 
 
 def test_the_larger_of_the_two_least_areas_counts() -> None:
@@ -149,38 +160,38 @@ def test_the_larger_of_the_two_least_areas_counts() -> None:
 
 
 def test_both_ends_of_the_area_are_kept() -> None:
-    masks = proposals("#...", "##..", "###.", "####")
-    assert drawn(keep_by_area(masks, min_area_px=2, max_area_px=3)) == ["##..", "###."]
+    assert keep_by_area([0, 3, 2, 1], areas_px=[1, 2, 3, 4], min_area_px=2, max_area_px=3) == [2, 1]
 
 
 def test_the_least_score_itself_is_kept_and_no_number_is_not() -> None:
     masks = proposals("#.", ".#", "##", scores=[0.5, float("nan"), 0.25])
-    assert drawn(keep_by_score(masks, min_score=0.5)) == ["#."]
-    assert drawn(keep_by_score(masks, min_score=0.0)) == ["#.", "##"]
+    assert keep_by_score(masks, [2, 1, 0], min_score=0.5) == [0]
+    assert keep_by_score(masks, [2, 1, 0], min_score=0.0) == [2, 0]
 
 
 def test_equal_scores_go_by_area_then_reading_order_then_label() -> None:
     masks = proposals(
         "..#/#..", "#../..#", "#../.#.", "###/...", "#../.#.", labels=("a", "b", "d", "e", "c")
     )  # fmt: skip
-    assert sort_by_score(masks).labels == ("e", "c", "d", "b", "a")
+    assert ranked(masks).labels == ("e", "c", "d", "b", "a")
 
 
-def test_of_two_duplicates_the_better_stays_with_its_label() -> None:
-    masks = proposals("###.", "####", "...#", scores=[0.9, 0.8, 0.7], labels=("best", "duplicate", "other"))
-    assert keep_distinct(masks, max_iou=0.75).labels == ("best", "duplicate", "other")
-    assert keep_distinct(masks, max_iou=0.74).labels == ("best", "other")
+def test_of_two_duplicates_the_better_stays() -> None:
+    masks = proposals("###.", "####", "...#")
+    assert keep_distinct(masks, [0, 1, 2], max_iou=0.75) == [0, 1, 2]
+    assert keep_distinct(masks, [0, 1, 2], max_iou=0.74) == [0, 2]
+    assert keep_distinct(masks, [1, 0, 2], max_iou=0.74) == [1, 2]
 
 
 def test_a_mask_dropped_as_duplicate_drops_no_other() -> None:
-    chain = proposals("###...", ".###..", "..###.", labels=("first", "second", "third"))
-    assert keep_distinct(chain, max_iou=0.3).labels == ("first", "third")
+    chain = proposals("###...", ".###..", "..###.")
+    assert keep_distinct(chain, [0, 1, 2], max_iou=0.3) == [0, 2]
 
 
-def test_only_the_best_are_taken() -> None:
-    masks = proposals("#..", ".#.", "..#", scores=[0.1, 0.3, 0.2])
-    assert drawn(keep_top(sort_by_score(masks), top=2)) == [".#.", "..#"]
-    assert len(keep_top(masks, top=9)) == 3
+def test_only_the_best_are_taken_with_their_scores_and_labels() -> None:
+    masks = proposals("#..", ".#.", "..#", scores=[0.25, 0.75, 0.5], labels=("a", "b", "c"))
+    kept = keep_proposals(masks, keep=ALL.model_copy(update={"top": 2}))
+    assert content(kept) == [(0.75, ".#.", "b"), (0.5, "..#", "c")]
 
 
 def test_masks_that_all_stay_are_not_copied() -> None:

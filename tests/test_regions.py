@@ -166,16 +166,23 @@ def test_what_goes_wrong_with_one_image_is_its_rejection(world: World) -> None:
     assert (rows["page"].sha256, rows["page"].height_px, rows["page"].width_px) == (None, 0, 0)
 
 
-def test_masks_drawn_on_a_picture_before_its_turn_are_refused(world: World) -> None:
+@pytest.mark.parametrize(
+    ("orientation", "size_px", "detail"),
+    [
+        (6, (20, 16), "masks for 16 × 20 pixels (H × W), and the upright picture has 20 × 16"),
+        (3, (16, 20), "EXIF turns the picture, and the annotations do not say if they are turned too"),
+    ],
+)
+def test_masks_drawn_on_a_picture_before_its_turn_are_refused(
+    world: World, orientation: int, size_px: tuple[int, int], detail: str
+) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     path = world.add("turned", "square")
     Image.open(path).copy().save(path, exif=exif)
     row = found(world.regions(), world.rows)[-1]
-    assert (row.height_px, row.width_px) == (20, 16)
-    assert row.rejection == Rejection(
-        "no_masks", "masks for 16 × 20 pixels (H × W), and the upright picture has 20 × 16"
-    )
+    assert (row.height_px, row.width_px) == size_px
+    assert row.rejection == Rejection("no_masks", detail)
 
 
 def test_a_part_without_images_has_no_rows(world: World) -> None:

@@ -1,0 +1,17 @@
+"""The engines pass one conformance suite; see `tests/conformance.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.local import run_local
+from tests import conformance
+
+CHECKS = [conformance.same_bytes_as_local, conformance.only_missing_cells_are_made, conformance.faults_reach_the_driver]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_local_engine_conforms(check: conformance.Check, tmp_path: Path) -> None:
+    check(run_local, tmp_path)
