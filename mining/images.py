@@ -37,6 +37,9 @@ from schemas.rows import Rejection
 
 Result = TypeVar("Result")
 
+MAX_SIDE_PX = 16_383
+"""The longest side of a picture, and so of a crop: WebP holds no more (JPEG 65,500)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
@@ -56,13 +59,16 @@ def read_image(path: str | None, *, max_pixels: int) -> Picture | Rejection:
     Rejected are `missing_file`, `decode_error` and, from the header alone, `image_too_large`. Raises OSError for a
     fault of the disk and InputError when the library for an object store is not installed.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, most_bytes=max_pixels * _MOST_BYTES_A_PIXEL + _HEADER_BYTES)
     return data if isinstance(data, Rejection) else decode_image(data, max_pixels=max_pixels)
 
 
-def read_bytes(path: str | None) -> bytes | Rejection:
-    """The bytes of the file at `path`, or `missing_file`. Raises as `read_image` does."""
-    return _with_file(path, lambda file: file.read())
+def read_bytes(path: str | None, *, most_bytes: int = 1 << 30) -> bytes | Rejection:
+    """The bytes of the file at `path`, `missing_file`, or `image_too_large` beyond `most_bytes`; raises as above."""
+    data = _with_file(path, lambda file: file.read(most_bytes + 1))
+    if isinstance(data, bytes) and len(data) > most_bytes:
+        return Rejection("image_too_large", f"a file of more than {most_bytes:,} bytes")
+    return data
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Picture | Rejection:
@@ -119,6 +125,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+# No picture needs more: four channels of 16 bits without compression, and what cameras write beside the pixels.
+_MOST_BYTES_A_PIXEL, _HEADER_BYTES = 8, 64_000_000
 _INTEGERS = {1: "B", 3: "H", 4: "L"}  # TIFF field type → struct code
 
 _OBJECT_STORES = ("s3", "gs", "abfs", "hdfs", "memory")
@@ -191,6 +199,8 @@ def _decode(data: bytes, *, max_pixels: int) -> Picture | Rejection:
         return image
     if image.width * image.height > max_pixels:
         return _too_large(image, max_pixels=max_pixels)
+    if max(image.size) > MAX_SIDE_PX:
+        return Rejection("image_too_large", f"{image.width} × {image.height}: a side of more than {MAX_SIDE_PX} pixels")
     orientation = _orientation(image)
     try:
         image.load()

@@ -5,6 +5,7 @@ Shapes: H, W height and width in pixels; N masks. A box is `(x0, y0, x1, y1)` in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,22 +50,19 @@ class Mask:
     def from_coco(segmentation: Any, *, height_px: int, width_px: int) -> Mask:
         """Read a COCO `segmentation`: a list of polygons, uncompressed or compressed run lengths.
 
-        Raises ValueError when it is none of these or its size is not that of the image.
+        Raises ValueError when it is none of these or does not fit the image. pycocotools believes what it is given: it
+        takes all memory for a point at infinity, and shows whatever lies in memory behind run lengths that end too
+        early. So both are checked first.
         """
         if isinstance(segmentation, dict):
-            if list(segmentation.get("size", ())) != [height_px, width_px]:
-                size = segmentation.get("size")
-                raise ValueError(f"mask size {size} is not that of the image {[height_px, width_px]}")
-            counts = segmentation.get("counts")
-            if isinstance(counts, list):
-                counts = coco_mask.frPyObjects(segmentation, height_px, width_px)["counts"]
-            if isinstance(counts, str):
-                counts = counts.encode("ascii")
-            if not isinstance(counts, bytes):
-                raise ValueError("run lengths without `counts`")
-            return Mask(height_px, width_px, counts)
+            return _from_runs(segmentation, height_px=height_px, width_px=width_px)
         polygons = segmentation if isinstance(segmentation, list) else []
-        polygons = [points for points in polygons if isinstance(points, list) and len(points) >= 6]
+        if not all(isinstance(points, list) for points in polygons):
+            raise ValueError("neither polygons of three or more points nor run lengths")
+        farthest_px = 2 * max(height_px, width_px)
+        if not all(_is_number(value) and abs(value) <= farthest_px for points in polygons for value in points):
+            raise ValueError("a polygon has a point far outside the image, or one that is no number")
+        polygons = [points for points in polygons if len(points) >= 6]
         if not polygons:
             raise ValueError("neither polygons of three or more points nor run lengths")
         merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
@@ -97,3 +95,44 @@ def mask_iou(left: Sequence[Mask], right: Sequence[Mask]) -> np.ndarray[Any, np.
         return np.zeros((len(left), len(right)))
     iou_LR = coco_mask.iou([m.to_coco() for m in left], [m.to_coco() for m in right], [0] * len(right))
     return np.nan_to_num(np.asarray(iou_LR, dtype=np.float64))
+
+
+def _from_runs(segmentation: dict[str, Any], *, height_px: int, width_px: int) -> Mask:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height_px, width_px]:
+        raise ValueError(f"mask size {size} is not that of the image {[height_px, width_px]}")
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    runs = counts if isinstance(counts, list) else _read_compressed(counts) if isinstance(counts, str) else [-1]
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height_px * width_px:
+        raise ValueError("the run lengths do not cover the image")
+    if isinstance(counts, list):
+        return Mask(height_px, width_px, coco_mask.frPyObjects(segmentation, height_px, width_px)["counts"])
+    return Mask(height_px, width_px, str(counts).encode("ascii"))
+
+
+def _read_compressed(counts: str) -> list[int]:
+    """The run lengths in their compressed form; a negative one where it is broken.
+
+    A character has six bits, from 48 on: five of a number, lowest first, and one that says that more follow; from the
+    fourth run on the difference to the last but one is stored (pycocotools, `rleToString`).
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return [-1]
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return [-1] if shift else runs
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

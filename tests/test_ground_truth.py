@@ -12,9 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from mining.models.ground_truth import GroundTruth, _covered_px, _draw
+from mining.models.ground_truth import GroundTruth, _draw
 from mining.proposals import LoadedImage, Proposals
 from schemas.errors import InputError
 from schemas.mask import Mask
@@ -209,22 +208,10 @@ def test_nothing_in_the_place_of_a_mask_raises(garbage: Any) -> None:
 def test_run_lengths_cover_the_picture_in_both_forms(height_px: int, width_px: int, data: st.DataObject) -> None:
     pixels = data.draw(st.lists(st.booleans(), min_size=height_px * width_px, max_size=height_px * width_px))
     mask_HW = np.array(pixels).reshape(height_px, width_px)
-    assert _covered_px(compressed(mask_HW)["counts"]) == mask_HW.size
-    assert _covered_px(uncompressed(mask_HW)["counts"]) == mask_HW.size
     for form in (compressed, uncompressed):
         drawn_HW = _draw(form(mask_HW), size_px=mask_HW.shape)
         assert drawn_HW is not None
         assert np.array_equal(drawn_HW, mask_HW)
-
-
-def test_run_lengths_that_do_not_end_or_are_negative_are_none() -> None:
-    assert [_covered_px(counts) for counts in ("h0", "h0P", "HP1")] == [24, -1, -1]
-
-
-@given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=12))
-def test_compressed_runs_are_added_up_as_pycocotools_writes_them(runs: list[int]) -> None:
-    encoded = coco_mask.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
-    assert _covered_px(encoded["counts"].decode()) == sum(runs)
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------

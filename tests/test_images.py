@@ -336,3 +336,18 @@ def test_the_fate_of_a_picture_does_not_depend_on_the_warning_filters(tmp_path: 
     assert np.array_equal(picture.rgb_HW3, np.asarray(NOISE))
     (tmp_path / "a.tif").write_bytes(broken_tag)
     assert image_size(str(tmp_path / "a.tif")) == (23, 31)
+
+
+def test_a_file_too_long_for_its_pixels_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_HEADER_BYTES", 1000)
+    path = tmp_path / "long.png"
+    path.write_bytes(encoded(Image.new("RGB", (4, 4)), "PNG") + b"\0" * 5000)
+    assert read_image(str(path), max_pixels=100) == Rejection("image_too_large", "a file of more than 1,800 bytes")
+
+
+def test_a_side_that_no_crop_could_have_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "long.png"
+    path.write_bytes(encoded(Image.new("L", (16_384, 1)), "PNG"))
+    found = read_image(str(path), max_pixels=10**6)
+    assert isinstance(found, Rejection)
+    assert found.reason == "image_too_large"

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
 
-from schemas.mask import Mask, mask_iou
+from schemas.mask import Mask, _read_compressed, mask_iou
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
 ARRAYS = hnp.arrays(np.bool_, SHAPES)
@@ -69,6 +70,40 @@ def test_coco_polygons_and_both_kinds_of_run_lengths_give_the_same_mask() -> Non
 def test_what_is_no_coco_segmentation_is_a_value_error(segmentation: object) -> None:
     with pytest.raises(ValueError, match=r"polygons|run lengths|size"):
         Mask.from_coco(segmentation, height_px=5, width_px=6)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [5, 6], "counts": [7, 2]},  # too short: what lies behind them in memory would be shown
+        {"size": [5, 6], "counts": [31]},
+        {"size": [5, 6], "counts": [-1, 31]},
+        {"size": [5, 6], "counts": "0"},
+        {"size": [5, 6], "counts": "`"},  # breaks off within a number
+        {"size": [5, 6], "counts": "\x7f\x80"},
+        [[0, 0, 1e30, 0, 0, 4]],
+        [[0, 0, float("nan"), 0, 0, 4]],
+        [[0, 0, "3", 0, 0, 4]],
+    ],
+)
+def test_what_pycocotools_would_believe_to_its_harm_is_a_value_error(segmentation: object) -> None:
+    with pytest.raises(ValueError, match=r"run lengths do not cover|far outside|size"):
+        Mask.from_coco(segmentation, height_px=5, width_px=6)
+
+
+@given(ARRAYS)
+def test_compressed_run_lengths_are_read_back_from_coco(array_HW: np.ndarray) -> None:
+    mask = Mask.from_array(array_HW)
+    height_px, width_px = array_HW.shape
+    for counts in (mask.counts, mask.counts.decode("ascii")):
+        segmentation = {"size": [height_px, width_px], "counts": counts}
+        assert Mask.from_coco(segmentation, height_px=height_px, width_px=width_px) == mask
+
+
+@given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=12))
+def test_compressed_runs_are_read_as_pycocotools_writes_them(runs: list[int]) -> None:
+    encoded = coco_mask.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
+    assert _read_compressed(encoded["counts"].decode()) == runs
 
 
 def test_no_masks_have_an_empty_iou_matrix() -> None:

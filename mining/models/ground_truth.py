@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import posixpath
 import zlib
 from collections.abc import Iterator, Sequence
@@ -179,53 +178,12 @@ def _as_proposals(drawn: tuple[list[MaskArray], list[str | None]], *, device: to
 
 
 def _draw(segmentation: Any, *, size_px: tuple[int, int]) -> MaskArray | None:
-    """A COCO `segmentation` as [H, W], None when it cannot be drawn.
-
-    pycocotools believes what it is given: it takes all memory for a point at infinity, and shows whatever lies in
-    memory behind run lengths that end too early. So both are checked first.
-    """
+    """A COCO `segmentation` as [H, W], None when it cannot be drawn."""
     height_px, width_px = size_px
-    runs = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if runs is not None:
-        whole = _covered_px(runs) == height_px * width_px
-    else:
-        polygons = segmentation if isinstance(segmentation, list) else []
-        whole = all(isinstance(p, list) and all(_near(value, size_px=size_px) for value in p) for p in polygons)
-    if not whole:
-        return None
     try:
         return Mask.from_coco(segmentation, height_px=height_px, width_px=width_px).to_array().astype(np.bool_)
     except ValueError:
         return None
-
-
-def _near(value: Any, *, size_px: tuple[int, int]) -> bool:
-    """A coordinate not farther from the picture than it is long."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) <= 2 * max(size_px)
-
-
-def _covered_px(counts: Any) -> int:
-    """How many pixels run lengths are for, −1 when they are none.
-
-    The compressed form has six bits a character, from 48 on: five of a number, lowest first, and one that says that
-    more follow; from the fourth run on the difference to the last but one is stored (pycocotools, `rleToString`).
-    """
-    if isinstance(counts, list):
-        return sum(counts) if all(type(run) is int and run >= 0 for run in counts) else -1
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts if isinstance(counts, str) else "?":
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    return sum(runs) if not shift and all(run >= 0 for run in runs) else -1
 
 
 def _segment_ids(path: str, *, size_px: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.int32]] | Rejection:
