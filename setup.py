@@ -35,6 +35,8 @@ EXTRAS = {
 EXTRAS["dev"] = [
     *EXTRAS["english"],
     *EXTRAS["demo"],
+    *EXTRAS["ray"],
+    *EXTRAS["beam"],
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pandas>=2.2",  # open_clip's training loader, which reads our shards in a test
