@@ -28,3 +28,14 @@ def open_device(name: str) -> torch.device:
             f"device: `{name}` was asked for, and this machine has {torch.cuda.device_count()} GPUs; use auto or cpu"
         )
     return device
+
+
+def fix_threads(device: str, *, cpu_threads: int) -> None:
+    """Let a model on the CPU use exactly so many threads: their number decides how sums are cut, and so the last bits.
+
+    Engines start workers with different numbers, and the bytes of a run must not depend on that.
+    """
+    import torch
+
+    if open_device(device).type == "cpu":
+        torch.set_num_threads(cpu_threads)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field
 
 from mining.crops import Crop
-from mining.devices import open_device
+from mining.devices import fix_threads, open_device
 from mining.embeddings import embed_regions, pack
 from mining.images import Picture, image_size, read_image
 from mining.models.clip import Clip, ImageTower
@@ -49,7 +49,7 @@ class Regions(Settings):
 
     `batch_size`: pictures of one size that the proposer sees at once. `device`: `auto`, `cpu`, `cuda` or `cuda:N`.
     `max_image_pixels`: larger pictures are rejected before they are decoded. `decode_threads`: pictures are decoded by
-    so many threads while the model works.
+    so many threads while the model works. `cpu_threads`: threads of the models on a CPU; the last bits depend on it.
     """
 
     proposals: MaskFormer | GroundTruth = Field(discriminator="kind")
@@ -60,10 +60,12 @@ class Regions(Settings):
     device: str = "auto"
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     decode_threads: int = Field(default=2, ge=1)
+    cpu_threads: int = Field(default=2, ge=1)
 
     def open(self) -> FindRegions:
         """Load the models; returns the function from images to rows. Raises InputError when they cannot be had."""
         device = open_device(self.device)
+        fix_threads(self.device, cpu_threads=self.cpu_threads)
         tower = self.clip.open_image(device=self.device) if self.clip else None
         find_batch = partial(
             _find_batch,

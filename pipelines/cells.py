@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from mining.devices import fix_threads
 from mining.nouns import Nouns
 from mining.pairs import ClipPairs, LabelPairs
 from mining.regions import Regions
@@ -93,6 +94,8 @@ class VocabularyJob:
 
     def open(self) -> MakeCell:
         clip = self.regions.clip if self.with_text else None
+        if clip is not None:
+            fix_threads(self.regions.device, cpu_threads=self.regions.cpu_threads)
         embed = self.settings.open(clip, self.regions.device)
 
         def make(part: int, tick: Tick) -> PartReport:

@@ -59,7 +59,7 @@ def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
 
     nouns_fp = _fingerprint("nouns", plan.captions_sha256, plan.images_sha256, portable(settings.nouns), skipped)
     regions_fp = _fingerprint("regions", plan.images_sha256, plan.parts, portable(regions))
-    text_fp = fingerprint([clip, portable(settings.vocabulary)])
+    text_fp = fingerprint([clip, regions.cpu_threads, portable(settings.vocabulary)])
     vocabulary_fp = _fingerprint("vocabulary", nouns_fp, text_fp)
     pairs_fp = _fingerprint("pairs", nouns_fp, regions_fp, vocabulary_fp, rule, synonyms_sorted)
     selection_fp = _fingerprint("selection", pairs_fp, filters)
