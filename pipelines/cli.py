@@ -173,8 +173,12 @@ def run_app(arguments: list[str] | None = None) -> int:
         return _say(error, INCOMPLETE)
     except OtherPlanError as error:
         return _say(error, OTHER_PLAN)
-    except typer.TyperException as error:  # a wrong option or argument
-        return _say(error.format_message(), BAD_INPUT)
+    except typer.TyperException as error:  # a wrong option or argument, or none: then it is the help
+        message = error.format_message()
+        if message.startswith("Usage:"):
+            err.print(message)
+            return BAD_INPUT
+        return _say(message, BAD_INPUT)
     if code == INTERRUPTED:  # so typer answers an interrupt
         err.print("interrupted; what is finished stays, run the same command again to go on")
     return int(code or 0)

@@ -110,7 +110,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: the value is not valid YAML") from error
     *parents, last = place.split(".")
     for name in parents:
-        inner = tree.setdefault(name, {})
+        inner = tree.get(name)
+        if inner is None:  # absent, or switched off by null
+            inner = tree[name] = {}
         if not isinstance(inner, dict):
             raise InputError(f"--set {override}: `{name}` is a value, and has no settings of its own")
         tree = inner
@@ -139,6 +141,9 @@ def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int]) -
         return f"{where}: unknown setting{_did_you_mean(path)}"
     if fault["type"] == "missing":
         return f"{where}: missing; add it"
+    if fault["type"] == "union_tag_invalid":
+        context = fault["ctx"]
+        return f"{where}: {context['discriminator']} `{context['tag']}` is unknown; choose {context['expected_tags']}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":  # our own words, which name what was given
         return f"{where}: {message}" if name else f"{place}: {message}"

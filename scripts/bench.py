@@ -35,7 +35,7 @@ from scripts.bench_regions import bench_region_cutting
 from scripts.measures import Measure
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CONSOLE = Console()
+CONSOLE = Console(width=max(110, Console().width))
 
 
 def main(

@@ -172,9 +172,10 @@ def test_show_without_the_photographs_says_so(world: Path, tmp_path: Path, capsy
 
 
 def test_no_argument_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    run_app([])
-    said = capsys.readouterr()
-    assert "verify" in said.out + said.err
+    assert run_app([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Usage: maskmine")
+    assert any(line.split()[:1] == ["verify"] for line in lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -44,8 +44,8 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
         (GOOD + "shards: {quality: '95'}\n", "shards.quality: input should be a valid integer, not '95'"),
         (GOOD + "shards: {quality: 101}\n", "shards.quality: input should be less than or equal to 100, not 101"),
         (GOOD.replace("out: run\n", ""), "out: missing; add it"),
-        (GOOD.replace("rule: labels", "rule: best"), "pairs: "),
-        (GOOD.replace("kind: ground_truth", "kind: magic"), "regions.proposals: "),
+        (GOOD.replace("rule: labels", "rule: best"), "line 5: pairs: rule `best` is unknown; choose 'best_region_per"),
+        (GOOD.replace("kind: ground_truth", "kind: magic"), "proposals: kind `magic` is unknown; choose 'maskformer'"),
         (GOOD.replace("clip: null", "clip: {model: ViT-B-16, pretained: openai}"), "did you mean `pretrained`?"),
         (GOOD.replace("rule: labels", "rule: best_region_per_noun"), "regions.clip"),
         ("- a\n", "a configuration is a mapping"),
@@ -71,6 +71,9 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
 def test_overrides_reach_into_the_tree_and_are_checked_like_the_file(tmp_path: Path) -> None:
     settings = load(tmp_path, GOOD, "shards.quality=80", "captions.per_image=all", "max_rejected=0.5")
     assert (settings.shards.quality, settings.captions.per_image, settings.max_rejected) == (80, "all", 0.5)
+    clip = load(tmp_path, GOOD, "regions.clip.model=ViT-B-16").regions.clip
+    assert clip is not None
+    assert clip.model == "ViT-B-16"  # in the place of null
     for override, said in [
         ("shards.qualty=80", "did you mean `quality`?"),
         ("shards", "expected key=value"),
