@@ -22,14 +22,14 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
 
     `pipeline_options` are Beam's own. Raises InputError for an unknown engine, option or value.
     """
-    if name == "local":
-        if options or pipeline_options:
-            raise InputError("--engine local: takes no options; remove --engine-opt, or choose --engine ray or beam")
-        return run_local
-    if name not in _ENGINES:
+    if name != "local" and name not in _ENGINES:
         raise InputError(f"--engine {name}: unknown; choose local, ray or beam")
     if pipeline_options and name != "beam":
-        raise InputError(f"--engine {name}: options after `--` are Beam's; use --engine-opt key=value")
+        raise InputError(f"unexpected `{pipeline_options[0]}`; only --engine beam takes options of its own, after `--`")
+    if name == "local":
+        if options:
+            raise InputError("--engine local: takes no options; remove --engine-opt, or choose --engine ray or beam")
+        return run_local
     values = dict(_option(option) for option in options)
     if pipeline_options:
         values["pipeline_options"] = tuple(pipeline_options)

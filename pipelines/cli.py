@@ -9,7 +9,7 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +17,10 @@ from rich.table import Table
 
 from pipelines.run_folder import read_folder
 from schemas.errors import IncompleteError, InputError, OtherPlanError
+
+if TYPE_CHECKING:
+    from pipelines.settings import Mining
+    from schemas.manifest import Totals
 
 COMPLETE, BAD_INPUT, TOO_MANY_REJECTED, INCOMPLETE, OTHER_PLAN, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
@@ -34,13 +38,27 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/coco.yaml.")]
 FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="The `out` folder of a run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting (YAML value).")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only estimate time and disk, from a few images.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="local, ray or beam.")]
+EngineOptOption = Annotated[list[str] | None, typer.Option("--engine-opt", metavar="K=V", help="An engine's option.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Mine only so many images, a random sample.")]
 
 
-@app.command()
-def mine(config: ConfigArgument, overrides: SetOption = None, limit: LimitOption = None) -> None:
-    """Mine the pairs of a configuration, or what is left of them; run it again after any interruption."""
-    from pipelines.local import run_local
+@app.command(context_settings={"allow_extra_args": True})
+def mine(
+    context: typer.Context,
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    limit: LimitOption = None,
+    engine: EngineOption = "local",
+    engine_options: EngineOptOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Mine the pairs of a configuration, or what is left of them; run it again after any interruption.
+
+    What stands after `--` goes to Beam as it is.
+    """
+    from pipelines.choose import choose_engine
     from pipelines.mine import mine as run_mining
     from pipelines.plan import make_plan
     from pipelines.progress import PartLines, ProgressBars
@@ -48,10 +66,14 @@ def mine(config: ConfigArgument, overrides: SetOption = None, limit: LimitOption
     from pipelines.settings import load_mining
 
     settings = load_mining(config, overrides=overrides or ())
+    run_engine = choose_engine(engine, options=engine_options or (), pipeline_options=context.args)
+    if dry_run:
+        _print_estimate(settings, limit)
+        return
     plan = make_plan(RunFolder(settings.out), settings, limit=limit)
     err.print(f"{plan.images:,} images in {plan.parts:,} parts → {settings.out}")
     with (ProgressBars if err.is_terminal else PartLines)(err, plan) as watch:
-        outcome = run_mining(settings, engine=run_local, watch=watch, limit=limit)
+        outcome = run_mining(settings, engine=run_engine, watch=watch, limit=limit)
     for step, cells in outcome.stale.items():
         err.print(f"{step}: {cells} parts were of other settings or inputs, and were made again")
     if outcome.manifest is None:
@@ -155,6 +177,21 @@ def errors(
     out.print(table)
 
 
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Look for what it needs, too.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Look up what a run needs before it starts: libraries, machine, input, models, licences."""
+    from pipelines.doctor import diagnose, ready, render
+    from pipelines.settings import load_mining
+
+    findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
+    out.print(render(findings))
+    if not ready(findings):
+        raise typer.Exit(BAD_INPUT)
+
+
 def main() -> NoReturn:
     """The console command `maskmine`."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -193,10 +230,14 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _print_totals(totals: object) -> None:
-    from schemas.manifest import Totals
+def _print_estimate(settings: Mining, limit: int | None) -> None:
+    from pipelines.estimate import estimate, render_estimate
 
-    assert isinstance(totals, Totals)
+    err.print("mining a few images in a temporary folder …")
+    out.print(render_estimate(estimate(settings, limit=limit)))
+
+
+def _print_totals(totals: Totals) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")

@@ -143,7 +143,10 @@ def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int]) -
         return f"{where}: missing; add it"
     if fault["type"] == "union_tag_invalid":
         context = fault["ctx"]
-        return f"{where}: {context['discriminator']} `{context['tag']}` is unknown; choose {context['expected_tags']}"
+        known = context["expected_tags"].replace("'", "")
+        return (
+            f"{where}: {context['discriminator'].strip(chr(39))} `{context['tag']}` is unknown; choose one of {known}"
+        )
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":  # our own words, which name what was given
         return f"{where}: {message}" if name else f"{place}: {message}"

@@ -82,6 +82,13 @@ def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, caps
         (["mine", "CONFIG", "--set", "regions.device=cuda:7"], "this machine has"),
         (["mine", "CONFIG", "--limit", "0"], "--limit"),
         (["mine", "none.yaml"], "none.yaml: no such file"),
+        (["mine", "CONFIG", "--engine", "spark"], "--engine spark: unknown; choose local, ray or beam"),
+        (["mine", "CONFIG", "--engine-opt", "workers=2"], "--engine local: takes no options"),
+        (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "wrokers=2"], "--engine-opt wrokers: "),
+        (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "workers"], "expected key=value"),
+        (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "workers=many"], "--engine-opt workers: "),
+        (["mine", "CONFIG", "--engine", "ray", "--", "--project=x"], "unexpected `--project=x`"),
+        (["mine", "CONFIG", "extra"], "unexpected `extra`"),
         (["mine"], "CONFIG"),
         (["mime", "CONFIG"], "mime"),
         (["status", "none"], "none: not a run folder"),
@@ -176,6 +183,23 @@ def test_no_argument_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Usage: maskmine")
     assert any(line.split()[:1] == ["verify"] for line in lines)
+
+
+def test_a_dry_run_estimates_and_writes_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["mine", str(toy.write_config(world, out=tmp_path / "run")), "--dry-run"]) == 0
+    assert "8" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_ends_with_2_when_something_is_missing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(toy.write_config(world, out=tmp_path / "run"))
+    assert run_app(["doctor", config]) == 0
+    assert run_app(["doctor", config, "--set", "captions.images=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

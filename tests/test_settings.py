@@ -44,8 +44,14 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
         (GOOD + "shards: {quality: '95'}\n", "shards.quality: input should be a valid integer, not '95'"),
         (GOOD + "shards: {quality: 101}\n", "shards.quality: input should be less than or equal to 100, not 101"),
         (GOOD.replace("out: run\n", ""), "out: missing; add it"),
-        (GOOD.replace("rule: labels", "rule: best"), "line 5: pairs: rule `best` is unknown; choose 'best_region_per"),
-        (GOOD.replace("kind: ground_truth", "kind: magic"), "proposals: kind `magic` is unknown; choose 'maskformer'"),
+        (
+            GOOD.replace("rule: labels", "rule: best"),
+            "line 5: pairs: rule `best` is unknown; choose one of best_region_per_noun",
+        ),
+        (
+            GOOD.replace("kind: ground_truth", "kind: magic"),
+            "proposals: kind `magic` is unknown; choose one of maskformer, ground_truth",
+        ),
         (GOOD.replace("clip: null", "clip: {model: ViT-B-16, pretained: openai}"), "did you mean `pretrained`?"),
         (GOOD.replace("rule: labels", "rule: best_region_per_noun"), "regions.clip"),
         ("- a\n", "a configuration is a mapping"),

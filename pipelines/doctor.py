@@ -1,0 +1,341 @@
+"""What a run needs, looked up before it starts: libraries, machine, input and models. Nothing is fetched or loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from mining.devices import open_device
+from mining.nouns import Nouns
+from pipelines.settings import Mining
+from schemas.errors import InputError
+from schemas.models import ModelRecord
+
+State = Literal["ok", "missing", "warning"]
+
+_REQUIRED = ("torch", "transformers", "open_clip_torch", "spacy", "pyarrow", "duckdb", "pillow", "pycocotools")
+# distribution → what it is for, how to get it
+_OPTIONAL = {
+    "ray": ("the Ray engine", "pip install 'maskmine[ray]'"),
+    "apache-beam": ("the Beam engine", "pip install 'maskmine[beam]'"),
+    "detectron2": (
+        "proposals of detectron2 models",
+        "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'",
+    ),
+}
+_FEW_FREE_BYTES = 2_000_000_000
+_LISTED = 100
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗", "red")}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `missing` stops the run, a `warning` does not; `remedy` is what to do about it."""
+
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def diagnose(settings: Mining | None) -> list[Finding]:
+    """The libraries and the machine, and, for given settings, whether all that they name is there.
+
+    Files are listed and weights are hashed; no model is loaded and nothing is fetched.
+    """
+    findings = [
+        *_libraries(settings),
+        *_gpus(settings),
+        _cpus(),
+        _memory(),
+        _disk(settings.out if settings else os.getcwd()),
+    ]
+    if settings is None:
+        return [*findings, *_nouns_model(Nouns(), absent="warning")]
+    return [
+        *findings,
+        _writable(settings.out),
+        *_captions(settings),
+        *_nouns_model(settings.nouns, absent="missing"),
+        *_models(settings),
+    ]
+
+
+def ready(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is missing that the run needs; else the command ends with exit code 2."""
+    return not any(finding.state == "missing" for finding in findings)
+
+
+def render(findings: Sequence[Finding]) -> Table:
+    """A line a finding, and a verdict at the end. A remedy has the whole width, so that commands can be copied."""
+    page = Table.grid()
+    name_width = max((len(finding.name) for finding in findings), default=0)
+    for finding in findings:
+        mark, colour = _MARKS[finding.state]
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=1)
+        line.add_column(width=name_width)
+        line.add_column(overflow="fold")
+        line.add_row(Text(mark, style=colour), Text(finding.name), Text(finding.detail))
+        page.add_row(line)
+        if finding.remedy:
+            page.add_row(Text(f"→ {finding.remedy}", overflow="fold"))
+    missing = [finding.name for finding in findings if finding.state == "missing"]
+    page.add_row(Text(f"missing: {', '.join(missing)}" if missing else "nothing that is needed is missing"))
+    return page
+
+
+def _libraries(settings: Mining | None) -> Iterator[Finding]:
+    yield Finding("Python", "ok", platform.python_version())
+    yield Finding("maskmine", "ok", _version("maskmine") or "not installed; run from its folder")
+    for name in _REQUIRED:
+        version = _version(name)
+        if version:
+            yield Finding(name, "ok", version)
+        else:
+            yield Finding(name, "missing", "not installed", "python -m pip install maskmine")
+    kind = str(settings.regions.proposals.kind) if settings else ""
+    for name, (use, remedy) in _OPTIONAL.items():
+        if version := _version(name):
+            yield Finding(name, "ok", version)
+        elif name == kind:
+            yield Finding(name, "missing", f"not installed; `regions.proposals.kind: {kind}` needs it", remedy)
+        else:
+            yield Finding(name, "warning", f"not installed; only for {use}", remedy)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus(settings: Mining | None) -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return  # named above
+    with warnings.catch_warnings(record=True) as said:  # an old driver is told by a warning
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for number in range(count):
+        gpu = torch.cuda.get_device_properties(number)
+        bfloat16 = "bf16" if gpu.major >= 8 else "no bf16"  # in hardware from Ampere on
+        yield Finding(f"GPU {number}", "ok", f"{gpu.name}, {decimal(gpu.total_memory)}, {bfloat16}")
+    if not count:
+        yield _no_gpu(
+            settings, cuda=torch.version.cuda, reason=" ".join(str(w.message) for w in said).partition(".")[0]
+        )
+    if settings:
+        try:
+            open_device(settings.regions.device)
+        except InputError as error:
+            yield _fault("regions.device", error)
+
+
+def _no_gpu(settings: Mining | None, *, cuda: str | None, reason: str) -> Finding:
+    if not _has_driver():
+        if settings is None or _uses_models(settings):
+            return Finding("GPU", "warning", "none; models run on the CPU, many times slower")
+        return Finding("GPU", "ok", "none, and these settings need none")
+    if cuda is None:
+        remedy = "install torch for CUDA, see https://pytorch.org/get-started"
+        return Finding("GPU", "warning", "an NVIDIA driver is here, but this torch is built without CUDA", remedy)
+    detail = f"an NVIDIA driver is here, but torch for CUDA {cuda} sees no GPU" + (f" ({reason})" if reason else "")
+    return Finding("GPU", "warning", detail, "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES; the driver may be too old")
+
+
+def _has_driver() -> bool:
+    return shutil.which("nvidia-smi") is not None or os.path.exists("/proc/driver/nvidia/version")
+
+
+def _uses_models(settings: Mining) -> bool:
+    return settings.regions.clip is not None or settings.regions.proposals.kind != "ground_truth"
+
+
+def _cpus() -> Finding:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Finding("CPUs", "ok", f"{usable}, of which {os.getloadavg()[0]:.1f} are busy")
+
+
+def _memory() -> Finding:
+    free_bytes = _free_memory_bytes()
+    if free_bytes is None:
+        return Finding("memory", "warning", "unknown on this system")
+    if free_bytes < _FEW_FREE_BYTES:
+        return Finding(
+            "memory", "warning", f"{decimal(free_bytes)} free", "end other programs, or take a larger machine"
+        )
+    return Finding("memory", "ok", f"{decimal(free_bytes)} free")
+
+
+def _free_memory_bytes() -> int | None:
+    """What the kernel calls available, and not more than the limit of the container."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free_bytes = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    return min(free_bytes, int(limit)) if free_bytes is not None and limit.isdecimal() else free_bytes
+
+
+def _disk(out: str) -> Finding:
+    if "://" in out:
+        return Finding("disk", "ok", f"{out} is an object store")
+    free_bytes = shutil.disk_usage(_existing(out)).free
+    if free_bytes < _FEW_FREE_BYTES:
+        return Finding(
+            "disk", "warning", f"{decimal(free_bytes)} free at {out}", "free some space, or set another `out`"
+        )
+    return Finding("disk", "ok", f"{decimal(free_bytes)} free at {out}")
+
+
+def _writable(out: str) -> Finding:
+    """Tried, not asked: permissions do not tell of read-only file systems and full disks."""
+    if "://" in out:
+        return _remote("out", out)
+    place = _existing(out)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"x")
+    except NotADirectoryError:
+        return Finding("out", "missing", f"{place} is a file, and a folder is needed", "set another `out`")
+    except OSError as error:
+        detail = f"{place} cannot be written ({error.strerror})"
+        return Finding("out", "missing", detail, "set another `out`, or get the right to write there")
+    return Finding("out", "ok", f"{out} can be written")
+
+
+def _existing(path: str) -> Path:
+    """The path itself, or the nearest above it that exists."""
+    absolute = Path(path).absolute()
+    return next(place for place in (absolute, *absolute.parents) if os.path.exists(place))
+
+
+def _captions(settings: Mining) -> Iterator[Finding]:
+    place, folder = settings.captions.annotations, settings.captions.images
+    if "://" in place:
+        yield _remote("captions", place)
+        return
+    try:
+        listed = list(islice(settings.captions.read_images(), _LISTED))
+    except InputError as error:
+        yield _fault("captions", error)
+        yield _image_folder(folder)
+        return
+    except OSError as error:
+        yield Finding(
+            "captions", "missing", f"{place} cannot be read ({error.strerror})", "check the rights of the file"
+        )
+        return
+    yield Finding("captions", "ok", f"{place}, {decimal(os.path.getsize(place))}")
+    found = _image_folder(folder)
+    yield found if found.state != "ok" or "://" in folder else _images(folder, [path for _, path in listed])
+
+
+def _image_folder(folder: str) -> Finding:
+    if "://" in folder:
+        return _remote("images", folder)
+    if not os.path.isdir(folder):
+        return Finding("images", "missing", f"no folder {folder}", "`captions.images` names the folder of the images")
+    return Finding("images", "ok", folder)
+
+
+def _images(folder: str, paths: Sequence[str]) -> Finding:
+    """Whether the files that the captions list first are in the folder."""
+    there = sum(os.path.isfile(path) for path in paths)
+    if there == len(paths):
+        return Finding("images", "ok", f"{folder}, the first {there} listed are there")
+    example = next(path for path in paths if not os.path.isfile(path))
+    detail = f"{len(paths) - there} of the first {len(paths)} listed are not there, such as {example}"
+    remedy = "`captions.images` names the folder that the listed file names start from"
+    return Finding("images", "warning" if there else "missing", detail, remedy)
+
+
+def _nouns_model(nouns: Nouns, *, absent: State) -> Iterator[Finding]:
+    try:
+        record = nouns.record()
+    except InputError as error:
+        fault = _fault("nouns", error)
+        yield Finding(fault.name, absent, fault.detail, fault.remedy)
+        return
+    yield Finding("nouns", "ok", f"{record.name}, installed, licence {record.licence}")
+
+
+def _models(settings: Mining) -> Iterator[Finding]:
+    proposals, clip = settings.regions.proposals, settings.regions.clip
+    yield _model("proposals", proposals)
+    yield from _missing_folders(proposals)
+    if clip is not None:
+        yield _model("clip", clip)
+
+
+def _model(role: str, model: Any) -> Finding:
+    try:
+        return _recorded(model.record(), local=any(os.path.exists(path) for path in _paths(model)))
+    except InputError as error:
+        return _fault(role, error)
+    except ImportError as error:
+        return Finding(role, "missing", f"cannot be looked up: {error}", "python -m pip install maskmine")
+
+
+def _missing_folders(proposals: Any) -> Iterator[Finding]:
+    """What a record does not tell: weights that are not in their folder, and panoptic pictures without theirs."""
+    folder, segments = getattr(proposals, "checkpoint", ""), getattr(proposals, "segments", None)
+    if os.path.isdir(folder) and not any(name.endswith((".safetensors", ".bin")) for name in os.listdir(folder)):
+        yield Finding("weights", "missing", f"{folder} holds no weights", "add them as model.safetensors")
+    if segments and "://" not in segments and not os.path.isdir(segments):
+        remedy = "`regions.proposals.segments` names the folder of the panoptic PNG files"
+        yield Finding("segments", "missing", f"no folder {segments}", remedy)
+
+
+def _paths(model: Any) -> list[str]:
+    """What a model's settings may name files or folders with."""
+    values = [getattr(model, key, None) for key in ("annotations", "checkpoint", "model", "pretrained")]
+    return [value.removeprefix("local-dir:") for value in values if value]
+
+
+def _recorded(record: ModelRecord, *, local: bool) -> Finding:
+    where = "local" if local else "cached" if record.sha256 else "not on this machine yet"
+    no_trade = ", not for commercial use" if "-NC" in record.licence else ""
+    detail = f"{record.name}, {where}, licence {record.licence}{no_trade}"
+    remedies = []
+    if where == "not on this machine yet":
+        remedies.append("the first run downloads it; without a network, name a local file or folder")
+    if record.licence == "unknown":
+        setting = "regions.clip" if record.role == "clip" else "regions.proposals"
+        remedies.append(f"state the licence as `{setting}.licence`")
+    return Finding(record.role, "warning" if remedies else "ok", detail, "; ".join(remedies))
+
+
+def _remote(name: str, url: str) -> Finding:
+    try:
+        fsspec.get_filesystem_class(url.partition("://")[0])
+    except (ImportError, ValueError) as error:
+        return Finding(name, "missing", f"{url} cannot be reached: {error}", "install the library that it names")
+    return Finding(name, "warning", f"{url} is remote and was not looked into")
+
+
+def _fault(name: str, error: InputError) -> Finding:
+    """Messages of faults end with what to do, after the last semicolon."""
+    detail, _, remedy = str(error).rpartition("; ")
+    return Finding(name, "missing", detail or remedy, remedy if detail else "")
