@@ -16,8 +16,8 @@ class Watch(Protocol):
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
         """A stage begins; `todo` are the parts that it will make."""
 
-    def tick(self, records: int) -> None:
-        """So many more images (nouns in `vocabulary`) of the current part are finished."""
+    def tick(self, step: str, records: int) -> None:
+        """So many more images (nouns in `vocabulary`) are finished in a step that has begun."""
 
     def part_ends(self, report: PartReport) -> None:
         """A cell was made."""

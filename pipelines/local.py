@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from pipelines.engine import Watch
 from pipelines.grid import Stage
@@ -18,5 +19,5 @@ def run_local(run: RunFolder, stages: Sequence[Stage], watch: Watch) -> None:
         watch.stage_begins(stage, todo)
         make = stage.job.open()
         for part in todo:
-            watch.part_ends(make(part, watch.tick))
+            watch.part_ends(make(part, partial(watch.tick, stage.name)))
         watch.stage_ends(stage)

@@ -22,7 +22,7 @@ class ProgressBars:
     console: Console
     plan: Plan
     _progress: Progress = field(init=False)
-    _task: TaskID = field(init=False)
+    _tasks: dict[str, TaskID] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._progress = Progress(
@@ -43,19 +43,21 @@ class ProgressBars:
 
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
         total = None if stage.once else sum(self.plan.part_size(part) for part in todo)
-        self._task = self._progress.add_task(stage.name, total=total, rate="")
+        self._tasks[stage.name] = self._progress.add_task(stage.name, total=total, rate="")
 
-    def tick(self, records: int) -> None:
-        self._progress.advance(self._task, records)
-        speed = self._progress.tasks[-1].speed
-        self._progress.update(self._task, rate=f"{speed:,.0f}/s" if speed else "")
+    def tick(self, step: str, records: int) -> None:
+        task = self._tasks[step]
+        self._progress.advance(task, records)
+        speed = self._progress.tasks[task].speed
+        self._progress.update(task, rate=f"{speed:,.0f}/s" if speed else "")
 
     def part_ends(self, report: PartReport) -> None:
         pass
 
     def stage_ends(self, stage: Stage) -> None:
-        done = self._progress.tasks[-1].completed
-        self._progress.update(self._task, total=done, completed=done)
+        task = self._tasks[stage.name]
+        done = self._progress.tasks[task].completed
+        self._progress.update(task, total=done, completed=done)
 
 
 @dataclass
@@ -74,7 +76,7 @@ class PartLines:
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
         pass
 
-    def tick(self, records: int) -> None:
+    def tick(self, step: str, records: int) -> None:
         pass
 
     def part_ends(self, report: PartReport) -> None:

@@ -35,7 +35,7 @@ class Seconds:
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
         pass
 
-    def tick(self, records: int) -> None:
+    def tick(self, step: str, records: int) -> None:
         pass
 
     def part_ends(self, report: PartReport) -> None:

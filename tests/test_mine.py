@@ -36,7 +36,7 @@ class Recorder:
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
         pass
 
-    def tick(self, records: int) -> None:
+    def tick(self, step: str, records: int) -> None:
         self.ticks += records
 
     def part_ends(self, report: PartReport) -> None:

@@ -1,0 +1,214 @@
+"""The Beam engine: conformance in one process and in several, faults, retries, workers that die, interrupts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.cells import MakeCell, PartReport, Tick
+from pipelines.grid import Stage
+from pipelines.local import run_local
+from pipelines.mine import mine
+from pipelines.on_beam import BeamEngine
+from pipelines.on_beam_worker import FAULT, LETTERS, OPEN, CellMaker
+from pipelines.run_folder import RunFolder
+from pipelines.settings import load_mining
+from schemas.errors import IncompleteError, InputError
+from tests import conformance, toy
+from tests.test_mine import Recorder, StopsAfter, hashes, run_toy
+
+fn_api_runner = pytest.importorskip("apache_beam.runners.portability.fn_api_runner")
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINES = [BeamEngine(), BeamEngine(workers=2)]
+CHECKS = [conformance.same_bytes_as_local, conformance.only_missing_cells_are_made, conformance.faults_reach_the_driver]
+
+
+@dataclass(frozen=True)
+class FakeJob:
+    """Writes a line a cell, and each attempt into a file beside the run folder; part 1 has the trouble asked for."""
+
+    run: RunFolder
+    step: str
+    trouble: str
+
+    def open(self) -> MakeCell:
+        self._note("open")
+
+        def make(part: int, tick: Tick) -> PartReport:
+            self._note(f"part {part}")
+            if part == 1:
+                self._be_in_trouble()
+            with self.run.write(self.step, f"{part:05d}.parquet") as file:
+                file.write(b"cell")
+            return PartReport(self.step, part, 10, 1, 20, 0.5)
+
+        return make
+
+    def _be_in_trouble(self) -> None:
+        if self.trouble == "fault":
+            raise InputError("images: gone; bring them back")
+        if self.trouble == "bug":
+            raise ZeroDivisionError("in part one")
+        if self.trouble == "death":
+            os._exit(9)
+
+    def _note(self, line: str) -> None:
+        with open(f"{self.run.root}-notes", "a") as file:
+            file.write(f"{line}\n")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def fake_stage(run: RunFolder, *, trouble: str = "", name: str = "nouns") -> Stage:
+    return Stage(name, "fingerprint", FakeJob(run, name, trouble), cells=3)
+
+
+def notes(run: RunFolder) -> list[str]:
+    return Path(f"{run.root}-notes").read_text().splitlines()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("engine", ENGINES, ids=["in_memory", "two_processes"])
+def test_the_beam_engine_conforms(engine: BeamEngine, check: conformance.Check, tmp_path: Path) -> None:
+    check(engine, tmp_path)
+
+
+def test_reports_of_all_workers_reach_the_watch_and_no_letter_stays_in_the_run_folder(run: RunFolder) -> None:
+    recorder = Recorder()
+    BeamEngine()(run, [fake_stage(run)], recorder)
+    assert sorted(recorder.made) == [("nouns", 0), ("nouns", 1), ("nouns", 2)]
+    assert recorder.ticks == 30
+    assert os.listdir(run.root) == ["nouns"]
+
+
+def test_a_part_that_beam_gives_out_twice_is_made_once(run: RunFolder) -> None:
+    run.write_json(LETTERS, OPEN, value=None)
+    CellMaker(run, fake_stage(run))(2)
+    CellMaker(run, fake_stage(run))(2)
+    assert notes(run) == ["open", "part 2"]
+
+
+def test_a_worker_opens_its_job_once_and_makes_no_more_cells_after_a_fault(run: RunFolder) -> None:
+    run.write_json(LETTERS, OPEN, value=None)
+    make_cell = CellMaker(run, fake_stage(run, trouble="fault"))
+    for part in (0, 1, 2):
+        make_cell(part)
+    assert notes(run) == ["open", "part 0", "part 1"]
+    assert run.read_json(LETTERS, FAULT) == {"fault": "InputError", "line": "images: gone; bring them back"}
+
+
+def test_a_worker_without_a_driver_does_nothing(run: RunFolder) -> None:
+    CellMaker(run, fake_stage(run))(0)
+    assert not Path(f"{run.root}-notes").exists()
+
+
+def test_a_cell_whose_letter_was_lost_is_reported_all_the_same(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CellMaker, "_post", lambda self, name, letter: None)
+    recorder = Recorder()
+    BeamEngine()(run, [fake_stage(run)], recorder)
+    assert recorder.made == [("nouns", 0), ("nouns", 1), ("nouns", 2)]
+
+
+def test_a_pipeline_that_ends_without_all_of_its_cells_is_no_success(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CellMaker, "__call__", lambda self, part, read=None: None)
+    with pytest.raises(
+        IncompleteError, match=r"/run: Beam ended, but cells are missing \(\{'nouns': 3, 'pairs': 3\}\); "
+    ):
+        BeamEngine()(run, [fake_stage(run), fake_stage(run, name="pairs")], Recorder())
+
+
+def test_a_bug_in_a_worker_is_raised_with_its_cause(run: RunFolder) -> None:
+    with pytest.raises(ZeroDivisionError, match="in part one"):
+        BeamEngine()(run, [fake_stage(run, trouble="bug")], Recorder())
+    assert os.listdir(run.root) == ["nouns"]
+
+
+def test_a_worker_process_that_dies_ends_the_run_and_does_not_hang_it(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the worker imports FakeJob
+    with pytest.raises(IncompleteError, match=r"a worker process of Beam died .*return code 9.*run the same"):
+        BeamEngine(workers=2)(run, [fake_stage(run, trouble="death")], Recorder())
+    assert LETTERS not in os.listdir(run.root)
+
+
+def test_an_interrupt_propagates_and_any_engine_can_go_on(tmp_path: Path) -> None:
+    world = toy.write_toy_world(tmp_path / "world")
+    config = toy.write_config(world, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        mine(load_mining(str(config)), engine=BeamEngine(), watch=StopsAfter(5))
+    assert not (tmp_path / "run" / LETTERS).exists()
+    run_toy(config)
+    conformance.run_with(run_local, toy.write_config(world, out=tmp_path / "whole"))
+    assert hashes(str(tmp_path / "run")) == hashes(str(tmp_path / "whole"))
+
+
+SETTINGS_FAULTS = [
+    ({"runner": "SparklingRunner"}, r"runner `SparklingRunner` cannot be used: .*FlinkRunner"),
+    ({"runner": "nowhere.to.be.Runner"}, r"runner `nowhere\.to\.be\.Runner` cannot be used: No module"),
+    ({"runner": "BundleBasedDirectRunner", "workers": 2}, r"`workers` are processes of FnApiRunner"),
+    ({"min_ram": "plenty"}, r"min_ram has invalid value plenty"),
+    ({"pipeline_options": ("--direct_num_workers=many",)}, r"argument --direct_num_workers: invalid int value: 'many'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), SETTINGS_FAULTS, ids=lambda value: str(value)[:30])
+def test_faults_of_the_settings_are_told_in_one_line(run: RunFolder, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=rf"^engine beam: .*{message}") as caught:
+        BeamEngine(**settings)(run, [fake_stage(run)], Recorder())
+    assert "\n" not in str(caught.value)
+
+
+def test_no_worker_at_all_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        BeamEngine(workers=0)
+
+
+def test_without_apache_beam_the_install_command_is_told(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("apache_beam", "apache_beam.options.pipeline_options"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"pip install 'maskmine\[beam\]'"):
+        BeamEngine()(run, [fake_stage(run)], Recorder())
+
+
+class HintsRunner(fn_api_runner.FnApiRunner):  # type: ignore[name-defined,misc]
+    """Runs a pipeline after it has noted the resource hints of its steps."""
+
+    seen: dict[str, dict[str, bytes]]
+
+    def run_pipeline(self, pipeline: Any, options: Any) -> Any:
+        proto = pipeline.to_runner_api()
+        for step in proto.components.transforms.values():
+            hints = proto.components.environments[step.environment_id].resource_hints if step.environment_id else {}
+            if step.unique_name in ("nouns", "regions"):
+                HintsRunner.seen[step.unique_name] = {urn.split(":")[2]: value for urn, value in hints.items()}
+        return super().run_pipeline(pipeline, options)
+
+
+def test_the_stages_that_want_a_gpu_ask_for_one(run: RunFolder) -> None:
+    HintsRunner.seen = {}
+    engine = BeamEngine(runner=f"{__name__}.HintsRunner", accelerator="type:t4;count:1", min_ram="2KB")
+    engine(run, [fake_stage(run), fake_stage(run, name="regions")], Recorder())
+    assert HintsRunner.seen == {
+        "nouns": {"min_ram_bytes": b"2000"},
+        "regions": {"min_ram_bytes": b"2000", "accelerator": b"type:t4;count:1"},
+    }
+
+
+def test_importing_the_engine_does_not_load_beam() -> None:
+    program = "import sys, pipelines.on_beam, pipelines.on_beam_worker; print('apache_beam' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == "False"

@@ -1,0 +1,420 @@
+"""The Ray engine: what all engines must do, workers that die, and faults that end in one line instead of a hang."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mining.models.ground_truth import GroundTruth
+from mining.regions import Regions
+from pipelines.cells import PartReport, RegionsJob, Tick
+from pipelines.grid import Stage
+from pipelines.on_ray import OBJECT_STORE_BYTES as STORE_BYTES
+from pipelines.on_ray import SEEN_FILE, Cell, Node, Order, RayEngine, Sizes, Worker, pool_sizes
+from pipelines.run_folder import RunFolder
+from schemas.errors import IncompleteError, InputError
+from tests import conformance
+from tests.test_mine import Recorder
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'maskmine[ray]'")
+
+ROOT = Path(__file__).resolve().parents[1]
+# A worker loads spaCy for seconds, so not every check is made with each number of workers.
+CHECKS = [
+    (conformance.same_bytes_as_local, 1),
+    (conformance.same_bytes_as_local, 2),
+    (conformance.only_missing_cells_are_made, 2),
+    (conformance.faults_reach_the_driver, 1),
+]
+
+# Ray leaves the handles of the processes that it starts to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
+
+Act = Callable[[RunFolder, int], None]
+
+
+def nothing(run: RunFolder, part: int) -> None:
+    pass
+
+
+def dies(run: RunFolder, part: int) -> None:
+    if part == 1:
+        os._exit(1)
+
+
+def dies_once(run: RunFolder, part: int) -> None:
+    with open(run.path("attempts"), "a+") as file:
+        file.write(f"{part}\n")
+        file.seek(0)
+        if file.read().split() == ["0"]:
+            os._exit(1)
+
+
+def wants_something(run: RunFolder, part: int) -> None:
+    with open(run.path("attempts"), "a") as file:
+        file.write("once\n")
+    raise InputError("images: no such folder; give another one")
+
+
+def hangs(run: RunFolder, part: int) -> None:
+    time.sleep(600)
+
+
+def waits_for_pairs_of_part_0(run: RunFolder, part: int) -> None:
+    until = time.monotonic() + 20
+    while part == 1 and not run.exists("pairs", "00000.parquet"):
+        assert time.monotonic() < until, "part 0 waits for part 1"
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class ToyJob:
+    """Writes an empty cell after it did something."""
+
+    run: RunFolder
+    step: str
+    act: Act = nothing
+
+    def open(self) -> Callable[[int, Tick], PartReport]:
+        def make(part: int, tick: Tick) -> PartReport:
+            self.act(self.run, part)
+            with self.run.write(self.step, f"{part:05d}.parquet"):
+                pass
+            return PartReport(self.step, part, 10, 0, 0, 0.0)
+
+        return make
+
+
+def toy_stage(run: RunFolder, name: str, act: Act = nothing, **changes: Any) -> Stage:
+    return Stage(name, "0" * 64, ToyJob(run, name, act), **{"cells": 2, **changes})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    (tmp_path / "run").mkdir()
+    return RunFolder(str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_find_the_tests() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def here(_workers_find_the_tests: None) -> Iterator[None]:
+    """Ray on this machine, which the engine finds running; the GPU is one in name only."""
+    ray.init(
+        "local", num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=STORE_BYTES
+    )
+    yield
+    ray.shutdown()
+
+
+# What can be said without Ray.
+
+GRID = [
+    Stage("nouns", "", ToyJob(RunFolder(""), ""), cells=3),
+    Stage("vocabulary", "", ToyJob(RunFolder(""), ""), cells=1, once=True, after=("nouns",)),
+    Stage("regions", "", ToyJob(RunFolder(""), ""), cells=3),
+    Stage("pairs", "", ToyJob(RunFolder(""), ""), cells=3, after=("nouns", "vocabulary", "regions")),
+    Stage("selection", "", ToyJob(RunFolder(""), ""), cells=1, once=True, after=("pairs",)),
+    Stage("shards", "", ToyJob(RunFolder(""), ""), cells=3, after=("pairs", "selection")),
+]
+
+
+@given(st.data())
+def test_every_missing_cell_is_made_once_and_after_all_that_its_stage_reads(data: st.DataObject) -> None:
+    todo = [sorted(data.draw(st.sets(st.integers(0, stage.cells - 1)))) for stage in GRID]
+    order = Order(GRID, todo)
+    ready, made = order.first(), []
+    while ready:
+        cell = ready.pop(data.draw(st.integers(0, len(ready) - 1)))
+        made.append(cell)
+        ready += order.finish(cell)
+    assert sorted(made) == [Cell(stage, part) for stage, parts in enumerate(todo) for part in parts]
+    upstream = {1: [0], 3: [0, 1, 2], 4: [0, 1, 2, 3], 5: [0, 1, 2, 3, 4]}
+    for position, cell in enumerate(made):
+        for read in upstream.get(cell.stage, []):
+            whole = GRID[cell.stage].once or GRID[read].once
+            needed = todo[read] if whole else [part for part in todo[read] if part == cell.part]
+            assert {Cell(read, part) for part in needed} <= set(made[:position])
+
+
+def test_a_part_goes_on_before_the_others_of_its_stage_are_made() -> None:
+    order = Order(GRID, [[], [], [0, 1, 2], [0, 1, 2], [], []])
+    assert order.finish(Cell(2, 1)) == [Cell(3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "gpu_stages", "expected"),
+    [
+        ({}, [Node(8, 0)], False, Sizes(7, 0)),
+        ({}, [Node(1, 0)], False, Sizes(1, 0)),
+        ({}, [Node(8, 2)], True, Sizes(5, 2)),
+        ({}, [Node(8, 2)], False, Sizes(7, 0)),
+        ({}, [Node(8, 0), Node(4, 1)], True, Sizes(10, 1)),
+        ({"gpus_per_worker": 0.5}, [Node(8, 1)], True, Sizes(5, 2)),
+        ({"cpus_per_worker": 3}, [Node(8, 0), Node(8, 0)], False, Sizes(4, 0)),
+        ({"cpu_workers": 8}, [Node(8, 0)], False, Sizes(8, 0)),
+        ({"cpu_workers": 2, "gpu_workers": 1}, [Node(8, 2)], True, Sizes(2, 1)),
+    ],
+)
+def test_pools_take_what_fits_and_leave_one_cpu(
+    settings: dict[str, Any], nodes: list[Node], gpu_stages: bool, expected: Sizes
+) -> None:
+    assert pool_sizes(RayEngine(**settings), nodes, gpu_stages=gpu_stages) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        ({"cpu_workers": 9}, [Node(8, 0)], "cpu_workers: 9 of 1 CPUs do not fit, Ray has 8 CPUs and 0 GPUs on 1 nodes"),
+        ({"cpus_per_worker": 5}, [Node(4, 0), Node(4, 0)], "cpu_workers: 1 of 5 CPUs do not fit, Ray has 8 CPUs"),
+        ({"gpu_workers": 3}, [Node(8, 2)], "gpu_workers: 3 of 1 GPUs and 1 CPUs do not fit, Ray has 8 CPUs and 2 GPUs"),
+        ({"gpus_per_worker": 2}, [Node(8, 1), Node(8, 1)], "gpu_workers: 1 of 2 GPUs"),
+        ({}, [Node(1, 1)], "cpu_workers: 1 of 1 CPUs do not fit beside 1 GPU workers"),
+    ],
+)
+def test_more_than_there_is_is_refused(settings: dict[str, Any], nodes: list[Node], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        pool_sizes(RayEngine(**settings), nodes, gpu_stages=any(node.gpus for node in nodes))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_worker_keeps_two_stages_open(run: RunFolder) -> None:
+    opened = []
+
+    @dataclass(frozen=True)
+    class Counted(ToyJob):
+        def open(self) -> Callable[[int, Tick], PartReport]:
+            opened.append(self.step)
+            return super().open()
+
+    worker = Worker(jobs={name: Counted(run, name) for name in "abc"}, seen_path=None, token="")
+    for name in "aabbaacac":
+        worker.make(name, 0)
+    assert opened == ["a", "b", "c"]
+    worker.make("b", 0)
+    assert opened == ["a", "b", "c", "b"]
+
+
+def test_without_ray_the_message_says_what_to_install(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'maskmine\[ray\]'"):
+        RayEngine()(run, [toy_stage(run, "nouns")], Recorder())
+
+
+def test_an_address_that_does_not_answer_is_one_line(run: RunFolder) -> None:
+    assert not ray.is_initialized()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"Ray at `{address}` does not answer within 2 s") as caught:
+            RayEngine(address=address, connect_timeout_s=2)(run, [toy_stage(run, "nouns")], Recorder())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no connection to Ray at `nowhere`") as caught:
+        RayEngine(address="nowhere")(run, [toy_stage(run, "nouns")], Recorder())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ray_that_the_engine_starts_it_also_stops(run: RunFolder) -> None:
+    assert not ray.is_initialized()
+    before = signal.getsignal(signal.SIGTERM)
+    RayEngine(cpu_workers=1)(run, [toy_stage(run, "nouns")], Recorder())
+    assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert run.done("nouns") == {0, 1}
+
+
+# On one machine.
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("check", "workers"), CHECKS, ids=lambda value: getattr(value, "__name__", f"{value} workers"))
+def test_the_ray_engine_conforms(check: conformance.Check, workers: int, tmp_path: Path) -> None:
+    check(RayEngine(cpu_workers=workers), tmp_path)
+
+
+class Steps(Recorder):
+    """A watch that writes down all that it hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[Any, ...]] = []
+
+    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
+        self.heard.append(("begins", stage.name, list(todo)))
+
+    def part_ends(self, report: PartReport) -> None:
+        self.heard.append((report.step, report.part))
+
+    def stage_ends(self, stage: Stage) -> None:
+        self.heard.append(("ends", stage.name))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_part_is_paired_while_another_one_still_waits_for_its_regions(run: RunFolder) -> None:
+    stages = [
+        toy_stage(run, "regions", waits_for_pairs_of_part_0),
+        toy_stage(run, "pairs", after=("regions",)),
+    ]
+    watch = Steps()
+    RayEngine(cpu_workers=2)(run, stages, watch)
+    assert watch.heard == [
+        ("begins", "regions", [0, 1]),
+        ("regions", 0),
+        ("begins", "pairs", [0, 1]),
+        ("pairs", 0),
+        ("regions", 1),
+        ("ends", "regions"),
+        ("pairs", 1),
+        ("ends", "pairs"),
+    ]
+    assert watch.ticks == 40
+
+
+@pytest.mark.usefixtures("here")
+def test_a_part_whose_worker_dies_once_is_made_by_another_one(run: RunFolder) -> None:
+    recorder = Recorder()
+    RayEngine(cpu_workers=1)(run, [toy_stage(run, "pairs", dies_once, cells=1)], recorder)
+    assert recorder.made == [("pairs", 0)]
+    assert Path(run.path("attempts")).read_text() == "0\n0\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_part_that_kills_its_workers_is_named_and_the_others_are_finished(run: RunFolder) -> None:
+    stages = [
+        toy_stage(run, "regions", dies, cells=3),
+        toy_stage(run, "pairs", after=("regions",), cells=3),
+        toy_stage(run, "selection", after=("pairs",), cells=1, once=True),
+    ]
+    with pytest.raises(IncompleteError, match=r"^regions 00001: its worker died 2 times \(.*run the same") as caught:
+        RayEngine(cpu_workers=2, max_attempts=2)(run, stages, Recorder())
+    assert "\n" not in str(caught.value)
+    assert run.done("regions") == run.done("pairs") == {0, 2}
+    assert run.names("selection") == []
+
+
+@pytest.mark.usefixtures("here")
+def test_a_fault_that_a_worker_raises_arrives_as_it_was_and_is_not_tried_again(run: RunFolder) -> None:
+    with pytest.raises(InputError) as caught:
+        RayEngine(cpu_workers=1)(run, [toy_stage(run, "nouns", wants_something)], Recorder())
+    assert type(caught.value) is InputError
+    assert str(caught.value) == "images: no such folder; give another one"
+    assert Path(run.path("attempts")).read_text() == "once\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_when_nothing_moves_on_the_run_ends_and_says_what_was_in_hand(run: RunFolder) -> None:
+    started = time.monotonic()
+    with pytest.raises(IncompleteError, match="nothing was finished in 5 s; in hand: nouns 00000"):
+        RayEngine(cpu_workers=1, no_progress_timeout_s=5)(run, [toy_stage(run, "nouns", hangs)], Recorder())
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.usefixtures("here")
+def test_more_workers_than_cpus_are_refused_at_once(run: RunFolder) -> None:
+    with pytest.raises(InputError, match="cpu_workers: 4 of 1 CPUs do not fit, Ray has 3 CPUs"):
+        RayEngine(cpu_workers=4)(run, [toy_stage(run, "nouns")], Recorder())
+    assert run.names() == []
+
+
+@dataclass(frozen=True)
+class GpuJob(RegionsJob):
+    """Writes down which GPUs its worker was given."""
+
+    def open(self) -> Callable[[int, Tick], PartReport]:
+        def make(part: int, tick: Tick) -> PartReport:
+            given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+            with self.run.write("regions", f"{part:05d}.parquet") as file:
+                file.write(str(given).encode())
+            return PartReport("regions", part, 10, 0, 0, 0.0)
+
+        return make
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("device", "given"), [("auto", "['0']"), ("cuda", "['0']"), ("cpu", "[]")])
+def test_regions_run_on_a_gpu_worker_where_their_device_allows(run: RunFolder, device: str, given: str) -> None:
+    RayEngine(cpu_workers=1)(run, [regions_stage(run, device)], Recorder())
+    assert Path(run.cell_path("regions", 0)).read_text() == given
+
+
+@pytest.mark.usefixtures("here")
+def test_more_gpus_than_there_are_are_refused_at_once(run: RunFolder) -> None:
+    with pytest.raises(InputError, match="gpu_workers: 2 of 1 GPUs and 1 CPUs do not fit, Ray has 3 CPUs and 1 GPUs"):
+        RayEngine(gpu_workers=2)(run, [regions_stage(run, "auto")], Recorder())
+
+
+def regions_stage(run: RunFolder, device: str) -> Stage:
+    proposals = GroundTruth(kind="ground_truth", annotations="none.json")
+    return Stage("regions", "", GpuJob(run, Regions(proposals=proposals, clip=None, device=device), ""), cells=1)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_the_workers_do_not_see_is_refused(run: RunFolder) -> None:
+    folder = os.open(run.root, os.O_RDONLY)
+    try:
+        mine_alone = RunFolder(f"/proc/self/fd/{folder}")  # another process has another file under that number
+        with pytest.raises(InputError, match=r"does not see what is written there; give an `out` that all nodes share"):
+            RayEngine(cpu_workers=1)(mine_alone, [toy_stage(mine_alone, "nouns")], Recorder())
+    finally:
+        os.close(folder)
+    assert run.names() == []
+
+
+class Interrupted(Recorder):
+    """A watch with a person who presses Ctrl-C."""
+
+    def part_ends(self, report: PartReport) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("here")
+def test_an_interruption_kills_the_workers_and_leaves_the_callers_ray_alone(run: RunFolder) -> None:
+    stages = [toy_stage(run, "nouns"), toy_stage(run, "regions", hangs)]
+    with pytest.raises(KeyboardInterrupt):
+        RayEngine(cpu_workers=2)(run, stages, Interrupted())
+    assert ray.is_initialized()
+    assert not run.exists(SEEN_FILE)
+    until = time.monotonic() + 15
+    while not math.isclose(ray.available_resources().get("CPU", 0), 3):
+        assert time.monotonic() < until, "a worker is still at work"
+        time.sleep(0.1)
+
+
+# On two machines.
+
+
+@pytest.fixture
+def cluster(here: None) -> Iterator[str]:
+    """Two nodes with a CPU each; the address."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # the one of this module; this test is its last
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_two_nodes_write_the_same_bytes_as_this_process(cluster: str, tmp_path: Path) -> None:
+    conformance.same_bytes_as_local(RayEngine(address=cluster, cpu_workers=2), tmp_path)
+    assert not ray.is_initialized()
