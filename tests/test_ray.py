@@ -388,7 +388,7 @@ class Interrupted(Recorder):
 @pytest.mark.usefixtures("here")
 def test_an_interruption_kills_the_workers_and_leaves_the_callers_ray_alone(run: RunFolder) -> None:
     stages = [toy_stage(run, "nouns"), toy_stage(run, "regions", hangs)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:  # its traceback keeps the workers' handles alive
         RayEngine(cpu_workers=2)(run, stages, Interrupted())
     assert ray.is_initialized()
     assert not run.exists(SEEN_FILE)
@@ -396,6 +396,7 @@ def test_an_interruption_kills_the_workers_and_leaves_the_callers_ray_alone(run:
     while not math.isclose(ray.available_resources().get("CPU", 0), 3):
         assert time.monotonic() < until, "a worker is still at work"
         time.sleep(0.1)
+    assert caught.traceback
 
 
 # On two machines.
