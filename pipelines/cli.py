@@ -73,7 +73,7 @@ def mine(
     plan = make_plan(RunFolder(settings.out), settings, limit=limit)
     err.print(f"{plan.images:,} images in {plan.parts:,} parts → {settings.out}")
     with (ProgressBars if err.is_terminal else PartLines)(err, plan) as watch:
-        outcome = run_mining(settings, engine=run_engine, watch=watch, limit=limit)
+        outcome = run_mining(settings, engine=run_engine, watch=watch, limit=limit, models_run_here=engine == "local")
     for step, cells in outcome.stale.items():
         err.print(f"{step}: {cells} parts were of other settings or inputs, and were made again")
     if outcome.manifest is None:

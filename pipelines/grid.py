@@ -44,6 +44,14 @@ class Stage:
             return [] if run.read_fingerprint(f"{self.name}.parquet") == self.fingerprint else [0]
         return sorted(set(range(self.cells)) - run.done(self.name, suffixes=self.suffixes))
 
+    def has_work(self, run: RunFolder) -> bool:
+        """Whether a run will make cells of this stage: some are missing, or may be stale."""
+        return bool(self.todo(run)) or not (self.once or self.is_current(run))
+
+    def is_current(self, run: RunFolder) -> bool:
+        """Whether the cells in the stage's folder are all of this fingerprint, as the folder says."""
+        return bool(run.read_json(self.name, FINGERPRINT_FILE) == {"fingerprint": self.fingerprint})
+
 
 def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
     """The stages of a run, each after those that it reads."""
@@ -105,7 +113,7 @@ def drop_stale(run: RunFolder, stages: Sequence[Stage]) -> dict[str, int]:
     if "selection" not in {stage.name for stage in stages}:
         run.delete("selection.parquet")
     for stage in stages:
-        if stage.once or run.read_json(stage.name, FINGERPRINT_FILE) == {"fingerprint": stage.fingerprint}:
+        if stage.once or stage.is_current(run):
             continue
         stale = [
             name for name in run.names(stage.name) if name != FINGERPRINT_FILE and not _is_current(run, stage, name)

@@ -35,15 +35,22 @@ class Outcome:
     too_many_rejected: bool
 
 
-def mine(settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = None) -> Outcome:
-    """Run the pipeline, or what is left of it. Running it again restores whatever is missing, byte for byte."""
+def mine(
+    settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = None, models_run_here: bool = True
+) -> Outcome:
+    """Run the pipeline, or what is left of it. Running it again restores whatever is missing, byte for byte.
+
+    `models_run_here` is False when the engine's workers are elsewhere: then this machine needs no GPU.
+    """
     run = RunFolder(settings.out)
     plan = make_plan(run, settings, limit=limit)
     stages = plan_stages(run, plan, settings)
     if published(run, stages) and not missing_cells(run, stages):
         return Outcome(None, {}, 0.0, too_many_rejected=False)
 
-    check_models(run, stages, settings)
+    check_models(settings)
+    if models_run_here and any(stage.has_work(run) for stage in stages if stage.name in ("regions", "vocabulary")):
+        open_device(settings.regions.device)
     run.delete(SUCCESS_FILE)  # from here on the set is not complete
     stale = drop_stale(run, stages)
     with run.write("mining.yaml") as file:
@@ -61,12 +68,10 @@ def mine(settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = 
     return Outcome(manifest, stale, share, too_many_rejected=share > settings.max_rejected)
 
 
-def check_models(run: RunFolder, stages: list[Stage], settings: Mining) -> None:
+def check_models(settings: Mining) -> None:
     """Ask for what the steps will need before any work is done or thrown away. Raises InputError."""
     settings.nouns.record()
     settings.regions.records()
-    if any(stage.todo(run) for stage in stages if stage.name in ("regions", "vocabulary")):
-        open_device(settings.regions.device)
 
 
 def missing_cells(run: RunFolder, stages: list[Stage]) -> dict[str, int]:

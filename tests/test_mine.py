@@ -358,3 +358,17 @@ def test_captions_keep_the_order_of_their_annotation_ids(world: Path, tmp_path: 
     run, _, _ = run_toy(toy.write_config(world), "captions.per_image=all", out)
     rows = [r for p in range(3) for r in run.read_rows("captions", f"{p:05d}.parquet", row_type=CaptionsRow)]
     assert {row.image_id: row.captions for row in rows} == {str(i.id): i.captions for i in toy.IMAGES}
+
+
+def test_a_gpu_is_asked_for_here_only_when_models_run_here(run_again: Path) -> None:
+    settings = load_mining(str(run_again), overrides=["regions.device=cuda:7", "regions.keep.top=1"])
+    before = hashes(settings.out)
+    with pytest.raises(InputError, match="this machine has"):
+        mine(settings, engine=run_local, watch=Recorder())
+    assert hashes(settings.out) == before  # nothing was thrown away for a run that cannot be
+
+    def far_away(*_: object) -> None:
+        """An engine whose workers made nothing."""
+
+    with pytest.raises(IncompleteError, match=r"cells are still missing \(\{'regions': 3"):
+        mine(settings, engine=far_away, watch=Recorder(), models_run_here=False)
