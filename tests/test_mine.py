@@ -372,3 +372,14 @@ def test_a_gpu_is_asked_for_here_only_when_models_run_here(run_again: Path) -> N
 
     with pytest.raises(IncompleteError, match=r"cells are still missing \(\{'regions': 3"):
         mine(settings, engine=far_away, watch=Recorder(), models_run_here=False)
+
+
+def test_an_account_that_does_not_add_up_fails_the_run(run_again: Path) -> None:
+    root = run_again.parent / "run"
+    account = json.loads((root / "shards/00001.json").read_text())
+    account["with_pairs"] += 1
+    (root / "shards/00001.json").write_text(json.dumps(account))
+    (root / "manifest.json").unlink()
+    with pytest.raises(AssertionError, match="the run has lost images"):
+        run_toy(run_again)
+    assert not (root / "_SUCCESS").exists()

@@ -8,6 +8,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from pipelines.run_folder import RunFolder
 from pipelines.verify import verify_run
 from schemas.errors import IncompleteError, InputError
+from schemas.rows import SampleRow
 from tests import toy
 from tests.test_mine import run_toy
 
@@ -139,3 +141,15 @@ def test_an_unfinished_run_is_incomplete(root: Path) -> None:
     (root / "manifest.json").unlink()
     with pytest.raises(IncompleteError, match="not finished"):
         problems(root)
+
+
+def test_an_index_that_points_elsewhere_is_found(root: Path) -> None:
+    run = RunFolder(str(root))
+    name = max((root / "shards").glob("*.parquet"), key=lambda p: p.stat().st_size).name
+    rows = run.read_rows("shards", name, row_type=SampleRow)
+    moved = [replace(row, offset=row.offset + 512) for row in rows]
+    fingerprint = run.read_fingerprint("shards", name)
+    assert fingerprint is not None
+    run.write_rows("shards", name, rows=moved, row_type=SampleRow, fingerprint=fingerprint)
+    resum(root, f"shards/{name}")
+    assert any("does not lie where the index says" in line for line in problems(root))
