@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-import duckdb
-
 from mining.pairs import ClipPairs, Filters
+from mining.query import query_cells
 from mining.shards import KeepPair
 from schemas.rows import Pair, SelectionRow
 
@@ -40,9 +39,8 @@ def cap_nouns(filters: Filters, pair_cells: Sequence[str], *, memory_limit: str 
     if filters.max_per_noun is None:
         return []
     similarity, margin = _thresholds(filters)
-    with duckdb.connect() as db:
-        db.execute(f"SET memory_limit = '{memory_limit}'")
-        rows = db.execute(
+    with query_cells(pair_cells, memory_limit=memory_limit) as (connection, cells):
+        rows = connection.execute(
             """
             WITH numbered AS (
                 SELECT image_id, unnest(pairs) AS pair, generate_subscripts(pairs, 1) - 1 AS number
@@ -57,7 +55,7 @@ def cap_nouns(filters: Filters, pair_cells: Sequence[str], *, memory_limit: str 
                 AND count(*) OVER (PARTITION BY noun) > $most
             ORDER BY noun
             """,
-            {"cells": list(pair_cells), "similarity": similarity, "margin": margin, "most": filters.max_per_noun},
+            {"cells": cells, "similarity": similarity, "margin": margin, "most": filters.max_per_noun},
         ).fetchall()
     return [SelectionRow(noun, last) for noun, last in rows]
 

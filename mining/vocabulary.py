@@ -6,13 +6,12 @@ Shapes: V nouns, T templates, D width of the embedding.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mining.embeddings import pack
 from mining.models.clip import Clip
+from mining.query import query_cells
 from mining.templates import fill_template, load_templates
 from schemas.rows import VocabularyRow
 from schemas.settings import Settings
@@ -69,16 +68,10 @@ def count_nouns(parquet_paths: Sequence[str], *, memory_limit: str = "1GB") -> I
     Counts within `memory_limit` and goes on in temporary files beyond it. Paths are files here, or on any file system
     of fsspec (`s3://…`).
     """
-    import duckdb
-
     if not parquet_paths:
         return
-    with TemporaryDirectory() as spill, duckdb.connect() as connection:
-        connection.execute("SET memory_limit = ?", [memory_limit])
-        connection.execute("SET temp_directory = ?", [spill])
-        connection.execute("SET preserve_insertion_order = false")
-        _register_file_systems(connection, parquet_paths)
-        counted = connection.execute(_COUNT, [[_literal(path) for path in parquet_paths]])
+    with query_cells(parquet_paths, memory_limit=memory_limit) as (connection, cells):
+        counted = connection.execute(_COUNT, [cells])
         while rows := counted.fetchmany(_ROWS_AT_ONCE):
             yield from rows
 
@@ -90,18 +83,6 @@ _COUNT = """
     SELECT noun, count(*) AS images, sum(mentions)::BIGINT AS mentions FROM said GROUP BY noun
     ORDER BY encode(noun)
 """
-
-
-def _literal(path: str) -> str:
-    """A path in which DuckDB finds no wildcards."""
-    return re.sub(r"([*?\[])", r"[\1]", path)
-
-
-def _register_file_systems(connection: Any, paths: Sequence[str]) -> None:
-    import fsspec
-
-    for protocol in sorted({path.partition("://")[0] for path in paths if "://" in path}):
-        connection.register_filesystem(fsspec.filesystem(protocol))
 
 
 def _without_embeddings(

@@ -77,8 +77,6 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
         _refuse_other_source(run, stored, source)
         if stored.inputs == inputs and all(run.done(name) == set(range(stored.parts)) for name in _PLANNED):
             return stored
-    if stored:  # from here on until the new plan is written, the captions in the folder belong to no plan
-        run.write_json(PLAN_FILE, value=asdict(replace(stored, inputs=None)))
     plan = _cut(run, settings, limit=limit, source=source, inputs=inputs, stored=stored)
     run.write_json(PLAN_FILE, value=asdict(plan))
     return plan
@@ -111,6 +109,8 @@ def _cut(
                 f"{run.root}: belongs to another plan ({settings.captions.annotations} has other images than the file "
                 "that the plan was cut from); choose another `out`, or delete the folder"
             )
+        if stored:  # from here on until the new plan is written, the captions in the folder belong to no plan
+            run.write_json(PLAN_FILE, value=asdict(replace(stored, inputs=None)))
         captions_sha256 = _write_parts(run, db, images=images, parts=parts, most=settings.captions.most_captions)
     return Plan(images, parts, images_sha256, captions_sha256, source, inputs)
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import duckdb
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mining.query import query_cells
 from pipelines.grid import Stage
 from pipelines.inputs import portable
 from pipelines.plan import Plan
@@ -96,9 +96,10 @@ def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> Total
     rejected: Counter[str] = Counter()
     for account in accounts:
         rejected.update(account["rejected"])
-    with duckdb.connect() as db:
-        cells = [run.cell_path("shards", part) for part in range(plan.parts)]
-        counted = db.execute("SELECT count(DISTINCT noun) FROM read_parquet($cells)", {"cells": cells}).fetchone()
+    with query_cells([run.cell_path("shards", part) for part in range(plan.parts)]) as (connection, cells):
+        counted = connection.execute(
+            "SELECT count(DISTINCT noun) FROM read_parquet($cells)", {"cells": cells}
+        ).fetchone()
     totals = Totals(
         images=sum(account["images"] for account in accounts),
         with_pairs=sum(account["with_pairs"] for account in accounts),

@@ -246,8 +246,10 @@ def test_captions_of_other_images_belong_to_another_plan(run_again: Path, world:
     tree["images"].append({"id": 99, "file_name": "99.png"})
     changed = run_again.parent / "other-images.json"
     changed.write_text(json.dumps(tree))
+    before = hashes(str(run_again.parent / "run"))
     with pytest.raises(OtherPlanError, match="has other images"):
         run_toy(run_again, f"captions.annotations={changed}")
+    assert hashes(str(run_again.parent / "run")) == before
 
 
 def test_a_limit_mines_the_first_images_of_the_plan(world: Path, tmp_path: Path) -> None:
@@ -383,3 +385,10 @@ def test_an_account_that_does_not_add_up_fails_the_run(run_again: Path) -> None:
     with pytest.raises(AssertionError, match="the run has lost images"):
         run_toy(run_again)
     assert not (root / "_SUCCESS").exists()
+
+
+def test_a_folder_whose_name_looks_like_a_wildcard_is_a_folder(world: Path, tmp_path: Path) -> None:
+    run, outcome, _ = run_toy(toy.write_config(world, out=tmp_path / "run[1]*?"), "pairs.max_per_noun=1")
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.nouns == len({noun for _, noun, _ in toy.PAIRS})
+    assert [str(problem) for problem in verify_run(run)] == []
