@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mining.devices import open_device
 from pipelines.grid import Stage, plan_stages
-from pipelines.mine import check_models
+from pipelines.mine import check_inputs
 from pipelines.plan import Plan, make_plan
 from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining
@@ -94,7 +94,7 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
         tried = _without_filters(settings)
         few = make_plan(run, tried, limit=min(sample, plan.images))
         stages = plan_stages(run, few, tried)
-        check_models(tried)
+        check_inputs(tried)
         measured = [_measure(stage, run) for stage in stages]
         on_gpu = _gpu_steps(tried)
         steps = [_scale(one, run, few=few, plan=plan, on_gpu=one.step in on_gpu) for one in measured]

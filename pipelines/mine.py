@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import fsspec
+
 from mining.devices import open_device
 from pipelines.engine import Engine, Watch
 from pipelines.grid import Stage, drop_stale, plan_stages
@@ -21,7 +23,7 @@ from pipelines.plan import make_plan
 from pipelines.publish import SUCCESS_FILE, mark_success, publish, published
 from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining, dump_yaml
-from schemas.errors import IncompleteError
+from schemas.errors import IncompleteError, InputError
 from schemas.manifest import Manifest
 
 
@@ -48,7 +50,7 @@ def mine(
     if published(run, stages) and not missing_cells(run, stages):
         return Outcome(None, {}, 0.0, too_many_rejected=False)
 
-    check_models(settings)
+    check_inputs(settings)
     if models_run_here and any(stage.has_work(run) for stage in stages if stage.name in ("regions", "vocabulary")):
         open_device(settings.regions.device)
     run.delete(SUCCESS_FILE)  # from here on the set is not complete
@@ -68,8 +70,14 @@ def mine(
     return Outcome(manifest, stale, share, too_many_rejected=share > settings.max_rejected)
 
 
-def check_models(settings: Mining) -> None:
-    """Ask for what the steps will need before any work is done or thrown away. Raises InputError."""
+def check_inputs(settings: Mining) -> None:
+    """Ask for what the steps will need before any work is done or thrown away. Raises InputError.
+
+    The image folder too: without it every image would be a missing file, and a whole run of them no fault of theirs.
+    """
+    fs, path = fsspec.core.url_to_fs(settings.captions.images)
+    if not fs.isdir(path):
+        raise InputError(f"captions.images: {settings.captions.images} is no folder; give the folder of the images")
     settings.nouns.record()
     settings.regions.records()
 

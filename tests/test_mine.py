@@ -388,7 +388,23 @@ def test_an_account_that_does_not_add_up_fails_the_run(run_again: Path) -> None:
 
 
 def test_a_folder_whose_name_looks_like_a_wildcard_is_a_folder(world: Path, tmp_path: Path) -> None:
-    run, outcome, _ = run_toy(toy.write_config(world, out=tmp_path / "run[1]*?"), "pairs.max_per_noun=1")
+    run_toy(toy.write_config(world, out=tmp_path / "run1"), "pairs.min_count=9")  # has no pair, and matches `run[1]`
+    run, outcome, _ = run_toy(toy.write_config(world, out=tmp_path / "run[1]"), "pairs.max_per_noun=1")
     assert outcome.manifest is not None
     assert outcome.manifest.totals.nouns == len({noun for _, noun, _ in toy.PAIRS})
     assert [str(problem) for problem in verify_run(run)] == []
+
+
+def test_a_missing_image_folder_is_refused_and_not_counted_image_by_image(world: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(world, tmp_path / "world"))
+    config = toy.write_config(moved, out=tmp_path / "run")
+    run_toy(config)
+    shutil.rmtree(tmp_path / "run" / "shards")  # work is left, and the photographs have gone since
+    before = hashes(str(tmp_path / "run"))
+    shutil.rmtree(moved / "images")
+    with pytest.raises(InputError, match=r"captions\.images: .*images is no folder"):
+        run_toy(config)
+    assert hashes(str(tmp_path / "run")) == before
+    (moved / "images").write_text("a file")
+    with pytest.raises(InputError, match="is no folder"):
+        run_toy(config)
