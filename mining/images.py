@@ -59,7 +59,7 @@ def read_image(path: str | None, *, max_pixels: int) -> Picture | Rejection:
     Rejected are `missing_file`, `decode_error` and, from the header alone, `image_too_large`. Raises OSError for a
     fault of the disk and InputError when the library for an object store is not installed.
     """
-    data = read_bytes(path, most_bytes=max_pixels * _MOST_BYTES_A_PIXEL + _HEADER_BYTES)
+    data = read_bytes(path, most_bytes=most_bytes(max_pixels))
     return data if isinstance(data, Rejection) else decode_image(data, max_pixels=max_pixels)
 
 
@@ -69,6 +69,11 @@ def read_bytes(path: str | None, *, most_bytes: int = 1 << 30) -> bytes | Reject
     if isinstance(data, bytes) and len(data) > most_bytes:
         return Rejection("image_too_large", f"a file of more than {most_bytes:,} bytes")
     return data
+
+
+def most_bytes(max_pixels: int) -> int:
+    """The largest file that a picture of so many pixels may have."""
+    return max_pixels * _MOST_BYTES_A_PIXEL + _HEADER_BYTES
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Picture | Rejection:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field
 
 from mining.crops import Crop
+from mining.decoder import Decoding
 from mining.devices import fix_threads, open_device
 from mining.embeddings import embed_regions, pack
-from mining.images import Picture, image_size, read_image
+from mining.images import Picture
 from mining.models.clip import Clip, ImageTower
 from mining.models.ground_truth import GroundTruth
 from mining.models.maskformer import MaskFormer
@@ -48,8 +49,9 @@ class Regions(Settings):
     """Which regions are proposed, which are kept, and how CLIP looks at them; `clip: null` leaves CLIP out.
 
     `batch_size`: pictures of one size that the proposer sees at once. `device`: `auto`, `cpu`, `cuda` or `cuda:N`.
-    `max_image_pixels`: larger pictures are rejected before they are decoded. `decode_threads`: pictures are decoded by
-    so many threads while the model works. `cpu_threads`: threads of the models on a CPU; the last bits depend on it.
+    `max_image_pixels`: larger pictures are rejected before they are decoded. `decode_threads`: so many pictures are
+    decoded at once while the model works, each in a process of its own; `decoding`: the limits of these processes.
+    `cpu_threads`: threads of the models on a CPU; the last bits depend on it.
     """
 
     proposals: MaskFormer | GroundTruth = Field(discriminator="kind")
@@ -60,6 +62,7 @@ class Regions(Settings):
     device: str = "auto"
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     decode_threads: int = Field(default=2, ge=1)
+    decoding: Decoding = Decoding()
     cpu_threads: int = Field(default=2, ge=1)
 
     def open(self) -> FindRegions:
@@ -78,10 +81,12 @@ class Regions(Settings):
 
         def find(images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionsRow]:
             rows: dict[int, RegionsRow] = {}
+            paths = [image.path for image in images]
+            read = partial(self.decoding.read, max_pixels=self.max_image_pixels)
             with ThreadPoolExecutor(self.decode_threads) as pool:
-                sizes = list(pool.map(image_size, [image.path for image in images]))
+                sizes = list(pool.map(partial(self.decoding.size, max_pixels=self.max_image_pixels), paths))
                 batches = plan_batches(sizes, batch_size=self.batch_size)
-                for batch, pictures in _read_ahead(images, batches, max_pixels=self.max_image_pixels, pool=pool):
+                for batch, pictures in _read_ahead(paths, batches, read=read, pool=pool):
                     rows.update(zip(batch, find_batch([images[i].image_id for i in batch], pictures), strict=True))
                     del pictures  # or they would stay while the batch after the next is decoded
                     tick(len(batch))
@@ -110,13 +115,16 @@ def plan_batches(sizes: Sequence[tuple[int, int] | Rejection], *, batch_size: in
 
 
 def _read_ahead(
-    images: Sequence[ImageRow], batches: Sequence[list[int]], *, max_pixels: int, pool: ThreadPoolExecutor
+    paths: Sequence[str | None],
+    batches: Sequence[list[int]],
+    *,
+    read: Callable[[str | None], Picture | Rejection],
+    pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[list[int], list[Picture | Rejection]]]:
     """Batches with their pictures; the next one is decoded while this one is used, so two are in memory at most."""
-    read = partial(read_image, max_pixels=max_pixels)
-    reading = [[pool.submit(read, images[i].path) for i in batch] for batch in batches[:1]]
+    reading = [[pool.submit(read, paths[i]) for i in batch] for batch in batches[:1]]
     for number, batch in enumerate(batches):
-        reading += [[pool.submit(read, images[i].path) for i in after] for after in batches[number + 1 : number + 2]]
+        reading += [[pool.submit(read, paths[i]) for i in after] for after in batches[number + 1 : number + 2]]
         yield batch, [future.result() for future in reading.pop(0)]
 
 

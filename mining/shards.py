@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from mining.crops import grow_box
-from mining.images import read_image
+from mining.images import Picture
 from schemas.mask import Box
 from schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
 from schemas.sample import ImageFormat, Sample, Writer, sample_key, write_end_of_tar, write_sample
@@ -26,6 +26,7 @@ from schemas.settings import Settings
 
 Tick = Callable[[int], None]
 KeepPair = Callable[[str, int, Pair], bool]
+ReadPicture = Callable[[str | None], Picture | Rejection]
 Cut = list[tuple[Sample, Region]]
 
 
@@ -91,13 +92,14 @@ def write_shard(
     shards: Shards,
     keep: KeepPair,
     shard: str,
-    max_image_pixels: int,
+    read: ReadPicture,
     tick: Tick = lambda _: None,
 ) -> tuple[list[SampleRow], ShardAccount]:
     """Write the samples of a part to an open file; returns the index and the account.
 
-    `keep` says of `(image id, number, pair)` whether it is written; `shard` is the tar's name in the index. A
-    few pictures are in memory at a time. Raises OSError when the file cannot be written.
+    `keep` says of `(image id, number, pair)` whether it is written; `shard` is the tar's name in the index. `read`
+    gives the picture at a path, and is called in several threads. A few pictures are in memory at a time. Raises
+    OSError when the file cannot be written.
     """
     out = _HashingFile(file)
     index: list[SampleRow] = []
@@ -105,7 +107,7 @@ def write_shard(
     total = with_pairs = 0
 
     def cut(item: ImageToWrite) -> Cut | tuple[str, Rejection]:
-        return item.rejected or cut_samples(item, shards=shards, keep=keep, max_image_pixels=max_image_pixels)
+        return item.rejected or cut_samples(item, shards=shards, keep=keep, read=read)
 
     for image_id, found in map_ahead(cut, images, threads=shards.threads):
         total += 1
@@ -151,14 +153,14 @@ def _png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def cut_samples(
-    item: ImageToWrite, *, shards: Shards, keep: KeepPair, max_image_pixels: int
+    item: ImageToWrite, *, shards: Shards, keep: KeepPair, read: ReadPicture
 ) -> Cut | tuple[str, Rejection]:
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
     image_id, pairs = item.image.image_id, item.pairs.pairs
     kept = [(sample_key(image_id, n), pair) for n, pair in enumerate(pairs) if keep(image_id, n, pair)]
     if not kept:
         return "shards", Rejection("filtered", f"{len(pairs)} pairs")
-    picture = read_image(item.image.path, max_pixels=max_image_pixels)
+    picture = read(item.image.path)
     if isinstance(picture, Rejection):
         return "shards", picture
     if picture.sha256 != item.regions.sha256:

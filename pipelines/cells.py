@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 from mining.devices import fix_threads
@@ -202,7 +203,7 @@ class ShardsJob:
     run: RunFolder
     shards: Shards
     pairs: ClipPairs | LabelPairs
-    max_image_pixels: int
+    regions: Regions
     fingerprint: str
     nouns_fingerprint: str
     regions_fingerprint: str
@@ -217,6 +218,7 @@ class ShardsJob:
             for cut in self.run.read_rows("selection.parquet", row_type=SelectionRow):
                 last_kept[cut.noun] = cut.last
         keep = keep_pair(self.pairs, images_of_noun=counts, last_kept=last_kept)
+        read = partial(self.regions.decoding.read, max_pixels=self.regions.max_image_pixels)
 
         def make(part: int, tick: Tick) -> PartReport:
             start = time.monotonic()
@@ -228,7 +230,7 @@ class ShardsJob:
                     shards=self.shards,
                     keep=keep,
                     shard=shard,
-                    max_image_pixels=self.max_image_pixels,
+                    read=read,
                     tick=tick,
                 )
             self.run.write_rows("shards", _name(part), rows=index, row_type=SampleRow, fingerprint=self.fingerprint)

@@ -97,7 +97,7 @@ def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
     if pairs.max_per_noun is not None:
         job = SelectionJob(run, pairs, plan.parts, selection_fp)
         stages.append(Stage("selection", selection_fp, job, cells=1, once=True, after=("pairs",)))
-    shards_job = ShardsJob(run, shards, pairs, regions.max_image_pixels, shards_fp, nouns_fp, regions_fp, pairs_fp)
+    shards_job = ShardsJob(run, shards, pairs, regions, shards_fp, nouns_fp, regions_fp, pairs_fp)
     after = ("pairs", "selection") if pairs.max_per_noun is not None else ("pairs",)
     stages.append(Stage("shards", shards_fp, shards_job, plan.parts, after=after, suffixes=SHARD_SUFFIXES))
     return stages

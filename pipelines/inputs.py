@@ -13,7 +13,7 @@ from mining.weights import weights_sha256
 from schemas.settings import Settings
 
 # These say how the work is done, not what comes out, so a change of them makes nothing stale.
-_HOW = {"device", "batch_size", "decode_threads", "threads", "max_rejected", "out"}
+_HOW = {"device", "batch_size", "decode_threads", "decoding", "threads", "max_rejected", "out"}
 
 
 def portable(settings: Settings) -> Any:

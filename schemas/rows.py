@@ -25,8 +25,8 @@ Reason = Literal[
     "no_masks",  # no proposal survived the filters
     "no_match",  # no noun found a mask by the matching rule
     "filtered",  # pairs were found, and all fell to the thresholds of `shards`
-    "worker_crash",  # the worker died on this picture
-    "record_timeout",  # the worker did not finish this picture in time
+    "worker_crash",  # decoding this picture ended its process, or asked for too much memory
+    "record_timeout",  # decoding this picture did not end in time
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 

@@ -17,12 +17,14 @@ from pipelines.status import rejected_images
 from pipelines.verify import verify_run
 from schemas.errors import InputError
 from tests import toy
-from tests.test_mine import Recorder, hashes
+from tests.test_mine import Recorder, hashes, samples
 
 Check = Callable[[Engine, Path], None]
 
 ALL_CELLS = {("nouns", p) for p in range(3)} | {("regions", p) for p in range(3)}
 ALL_CELLS |= {("pairs", p) for p in range(3)} | {("shards", p) for p in range(3)} | {("vocabulary", 0)}
+
+POISON = {"12": ("segfault", "worker_crash"), "13": ("loop", "record_timeout"), "14": ("memory", "worker_crash")}
 
 
 def run_with(engine: Engine, config: Path, *overrides: str) -> Recorder:
@@ -58,6 +60,21 @@ def only_missing_cells_are_made(engine: Engine, folder: Path) -> None:
     run_with(engine, config, "pairs.max_per_noun=1")
     run_with(engine, config)
     assert hashes(str(folder / "run")) == before
+
+
+def poisonous_pictures_cost_themselves_alone(engine: Engine, folder: Path) -> None:
+    """Pictures that crash, never end or eat memory are rejected; all others of their parts have their pairs."""
+    world = toy.write_toy_world(folder / "world")
+    for image_id, (kind, _) in POISON.items():
+        shapes = next(image.shapes for image in toy.IMAGES if str(image.id) == image_id)
+        toy.poison(world / "images" / f"{int(image_id):012d}.png", shapes, kind)
+    run_with(engine, toy.write_config(world, out=folder / "run"), "regions.decoding.timeout_s=3")
+    run = RunFolder(str(folder / "run"))
+    expected = toy.REJECTIONS | {(image_id, "regions", reason) for image_id, (_, reason) in POISON.items()}
+    found = {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
+    assert found == expected, found ^ expected
+    assert {(row.image_id, row.noun) for row in samples(run)} == {("11", "square"), ("11", "disc")}
+    assert [str(problem) for problem in verify_run(run)] == []
 
 
 def faults_reach_the_driver(engine: Engine, folder: Path) -> None:

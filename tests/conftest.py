@@ -1,6 +1,13 @@
-"""One thread for numerical libraries: the tests' models are tiny, and threads that wait for each other cost minutes."""
+"""What holds for all tests, set before anything is imported; processes that tests start inherit it.
+
+One thread for numerical libraries: the tests' models are tiny, and threads that wait for each other cost minutes.
+And poison for the decoder, which acts only on pictures that are marked for it (`tests/poison/sitecustomize.py`).
+"""
 
 import os
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.path.join(os.path.dirname(__file__), "poison"), os.environ.get("PYTHONPATH")])
+)

@@ -28,7 +28,12 @@ fn_api_runner = pytest.importorskip("apache_beam.runners.portability.fn_api_runn
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = [BeamEngine(), BeamEngine(workers=2)]
-CHECKS = [conformance.same_bytes_as_local, conformance.only_missing_cells_are_made, conformance.faults_reach_the_driver]
+CHECKS = [
+    conformance.same_bytes_as_local,
+    conformance.only_missing_cells_are_made,
+    conformance.poisonous_pictures_cost_themselves_alone,
+    conformance.faults_reach_the_driver,
+]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,12 @@ import pytest
 from pipelines.local import run_local
 from tests import conformance
 
-CHECKS = [conformance.same_bytes_as_local, conformance.only_missing_cells_are_made, conformance.faults_reach_the_driver]
+CHECKS = [
+    conformance.same_bytes_as_local,
+    conformance.only_missing_cells_are_made,
+    conformance.poisonous_pictures_cost_themselves_alone,
+    conformance.faults_reach_the_driver,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

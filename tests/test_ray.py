@@ -36,6 +36,7 @@ CHECKS = [
     (conformance.same_bytes_as_local, 1),
     (conformance.same_bytes_as_local, 2),
     (conformance.only_missing_cells_are_made, 2),
+    (conformance.poisonous_pictures_cost_themselves_alone, 2),
     (conformance.faults_reach_the_driver, 1),
 ]
 
@@ -110,7 +111,7 @@ def run(tmp_path: Path) -> RunFolder:
 @pytest.fixture(scope="module", autouse=True)
 def _workers_find_the_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         yield
 
 

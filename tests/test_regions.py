@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from mining import regions as module
+from mining.decoder import Decoding
 from mining.images import Picture
 from mining.models.clip import Clip
 from mining.models.ground_truth import GroundTruth
@@ -190,10 +191,10 @@ def test_a_part_without_images_has_no_rows(world: World) -> None:
 
 
 def test_a_fault_of_the_disk_stops_the_part(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: str | None, *, max_pixels: int) -> Picture:
+    def read(*_: object, **__: object) -> Picture:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(module, "read_image", read)
+    monkeypatch.setattr(Decoding, "read", read)
     with pytest.raises(OSError, match="Input/output error"):
         found(world.regions(), world.rows)
 
@@ -264,7 +265,7 @@ def test_a_picture_that_fails_leaves_its_batch_smaller_and_moves_no_other(world:
 def test_pictures_that_are_not_as_large_as_their_header_says_are_sorted_again(
     world: World, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "image_size", lambda path: (16, 20))
+    monkeypatch.setattr(Decoding, "size", lambda *_, **__: (16, 20))
     rows = found(world.regions(batch_size=8), world.rows)
     assert seen == [["a", "b", "c"], ["wide"]]
     assert [row.image_id for row in rows] == ["a", "wide", "b", "c"]
@@ -295,10 +296,10 @@ def test_the_pixels_of_two_batches_are_in_memory_at_most(
     alive: list[int] = []
     arrays: set[int] = set()
     lock = threading.Lock()
-    read_image = module.read_image
+    read = Decoding.read
 
-    def counted(path: str | None, *, max_pixels: int) -> Picture | Rejection:
-        picture = read_image(path, max_pixels=max_pixels)
+    def counted(decoding: Decoding, path: str | None, *, max_pixels: int) -> Picture | Rejection:
+        picture = read(decoding, path, max_pixels=max_pixels)
         assert isinstance(picture, Picture)
         with lock:
             arrays.add(id(picture.rgb_HW3))
@@ -306,7 +307,7 @@ def test_the_pixels_of_two_batches_are_in_memory_at_most(
             alive.append(len(arrays))
         return picture
 
-    monkeypatch.setattr(module, "read_image", counted)
+    monkeypatch.setattr(Decoding, "read", counted)
     found(world.regions(batch_size=3), world.rows)
     assert 3 < max(alive) <= 6
 

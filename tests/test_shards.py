@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from schemas.mask import Mask
 from schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
 from schemas.sample import RECORD_KEYS
 from tests import toy
+
+READ = partial(read_image, max_pixels=10**6)
 
 
 def keep_all(*_: object) -> bool:
@@ -47,7 +50,7 @@ def write(
 ) -> tuple[bytes, list[SampleRow], ShardAccount]:
     file = io.BytesIO()
     index, account = write_shard(
-        file, items, shards=shards or Shards(image_format="png"), keep=keep, shard="00000.tar", max_image_pixels=10**6
+        file, items, shards=shards or Shards(image_format="png"), keep=keep, shard="00000.tar", read=READ
     )
     return file.getvalue(), index, account
 

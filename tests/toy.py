@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from schemas.mask import Mask
 
@@ -72,6 +72,18 @@ def draw(shapes: tuple[str, ...]) -> np.ndarray[Any, Any]:
     return rgb_HW3
 
 
+def save_picture(path: Path, shapes: tuple[str, ...]) -> None:
+    """Save the picture of some shapes as a PNG."""
+    Image.fromarray(draw(shapes)).save(path)
+
+
+def poison(path: Path, shapes: tuple[str, ...], kind: str) -> None:
+    """Save the picture of some shapes so that decoding it does harm; see `tests/poison/sitecustomize.py`."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("poison", kind)
+    Image.fromarray(draw(shapes)).save(path, pnginfo=text)
+
+
 def write_toy_world(folder: Path) -> Path:
     """Write images/, captions.json and instances.json; returns the folder."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -80,7 +92,7 @@ def write_toy_world(folder: Path) -> Path:
     instances: list[dict[str, Any]] = []
     for toy in IMAGES:
         name = f"{toy.id:012d}.png"
-        Image.fromarray(draw(toy.shapes)).save(folder / "images" / name)
+        save_picture(folder / "images" / name, toy.shapes)
         images.append({"id": toy.id, "file_name": name, "height": HEIGHT_PX, "width": WIDTH_PX})
         # written in the wrong order on purpose: the first caption is that of the smallest annotation id
         for number, caption in reversed(list(enumerate(toy.captions))):

@@ -1,0 +1,256 @@
+"""Decoding in child processes: a picture that crashes its decoder, never ends or eats all memory costs itself alone.
+
+Image libraries are C code that reads bytes from strangers. The parent reads the file and sends its bytes; the child
+answers with pixels or a reason. It is under the kernel's limits of time and memory, so it ends by itself even when
+nobody is left to stop it, and another one takes its place.
+
+    parent ── op, max_pixels, timeout_s, memory_bytes, length │ the file's bytes ──▶ child
+    child  ── length │ JSON: the answer and the size of what follows │ pixels ─────▶ parent
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from pydantic import Field
+
+from mining.images import Picture, decode_image, image_size, most_bytes, read_bytes
+from schemas.errors import InputError
+from schemas.rows import Rejection
+from schemas.settings import Settings
+
+
+class Decoding(Settings):
+    """How long and with how much memory a picture may be decoded, and how often that is tried.
+
+    A picture that takes longer than `timeout_s` is rejected as `record_timeout`; one that ends its process, or asks
+    for more than `memory_gb` (10⁹ bytes, address space), as `worker_crash`. A process may also be killed from outside
+    through no fault of the picture, hence `attempts`.
+    """
+
+    timeout_s: float = Field(default=60.0, gt=0)
+    memory_gb: float = Field(default=4.0, ge=0.5)
+    attempts: int = Field(default=2, ge=1)
+
+    def size(self, path: str | None, *, max_pixels: int) -> tuple[int, int] | Rejection:
+        """The size of the upright picture from its header; as `images.image_size`, in a child process."""
+        answer = self._ask("size", path, max_pixels=max_pixels)
+        return answer if isinstance(answer, Rejection) else tuple(answer[0]["size"])
+
+    def read(self, path: str | None, *, max_pixels: int) -> Picture | Rejection:
+        """The picture at `path`; as `images.read_image`, in a child process.
+
+        Further reasons are `worker_crash` and `record_timeout`. Raises InputError when no child can be started.
+        """
+        answer = self._ask("decode", path, max_pixels=max_pixels)
+        if isinstance(answer, Rejection):
+            return answer
+        about, pixels = answer
+        rgb_HW3 = np.frombuffer(pixels, np.uint8).reshape(about["shape"])
+        return Picture(rgb_HW3, about["sha256"], about["orientation"])
+
+    def _ask(self, op: str, path: str | None, *, max_pixels: int) -> tuple[dict[str, Any], bytearray] | Rejection:
+        data = read_bytes(path, most_bytes=most_bytes(max_pixels))
+        if isinstance(data, Rejection):
+            return data
+        ended = 0
+        for _ in range(self.attempts):
+            child = _take_child()
+            try:
+                about, pixels = child.ask(op, data, max_pixels=max_pixels, decoding=self)
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                ended = child.end()
+                continue
+            except BaseException:  # an interrupt in the middle of an answer: this child is of no use any more
+                child.end()
+                raise
+            _idle.append(child)
+            return Rejection(*about["rejection"]) if "rejection" in about else (about, pixels)
+        return self._rejection(ended)
+
+    def _rejection(self, ended: int) -> Rejection:
+        tried = f"{self.attempts} times" if self.attempts > 1 else "once"
+        if ended == -signal.SIGALRM:
+            return Rejection("record_timeout", f"decoding took more than {self.timeout_s:g} s, tried {tried}")
+        how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
+        return Rejection("worker_crash", f"decoding ended its process with {how}, tried {tried}")
+
+
+_REQUEST = struct.Struct("<6sQdQQ")
+_LENGTH = struct.Struct("<I")
+_READY = b"ready\n"
+_PIPE_BYTES = 1 << 20  # Linux gives this much to anyone; a picture then crosses in one or two steps
+
+# Children that wait for work. They hold no state between pictures, so all steps of this process share them.
+_idle: list[_Child] = []
+_inherited: list[_Child] = []  # of the process that this one was forked from: their pipes are not ours
+
+
+@dataclass(eq=False)
+class _Child:
+    """A decoder process as its parent sees it; used by one thread at a time."""
+
+    process: subprocess.Popen[bytes]
+    to_child: IO[bytes]
+    from_child: IO[bytes]
+
+    def ask(self, op: str, data: bytes, *, max_pixels: int, decoding: Decoding) -> tuple[dict[str, Any], bytearray]:
+        """Send a request and wait for its answer. Raises EOFError or BrokenPipeError when the process ends."""
+        limits = (decoding.timeout_s, int(decoding.memory_gb * 1e9))
+        self.to_child.write(_REQUEST.pack(op.encode(), max_pixels, *limits, len(data)))
+        self.to_child.write(data)
+        self.to_child.flush()
+        (length,) = _LENGTH.unpack(_read_exactly(self.from_child, _LENGTH.size))
+        about: dict[str, Any] = json.loads(_read_exactly(self.from_child, length))
+        return about, _read_exactly(self.from_child, int(np.prod(about.get("shape", [0]))))
+
+    def end(self) -> int:
+        """Close the pipes, kill what is left, and return how the process ended (a signal as a negative number)."""
+        for pipe in (self.to_child, self.from_child):
+            with suppress(BrokenPipeError):  # what was still to be sent is of no interest
+                pipe.close()
+        try:
+            return self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def _take_child() -> _Child:
+    """A waiting child, or a new one."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _start_child()
+
+
+def _start_child() -> _Child:
+    """A new child that has said that it is ready. Raises InputError with its last words when it does not."""
+    code = str(Path(__file__).resolve().parents[1])
+    paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # one thread of BLAS, which nothing here uses: each one reserves address space, and that is limited
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mining.decoder"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        child = _Child(process, process.stdin, process.stdout)
+        _widen(process.stdin, process.stdout)
+        try:
+            _read_exactly(child.from_child, len(_READY))
+        except EOFError as error:
+            ended = child.end()
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines() or [f"it ended with {ended}"]
+            raise InputError(
+                f"the process that decodes pictures does not start ({said[-1][:200]}); "
+                f"`{sys.executable} -m mining.decoder </dev/null` says more"
+            ) from error
+    return child
+
+
+def _widen(*pipes: IO[bytes]) -> None:
+    for pipe in pipes:
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with suppress(PermissionError):  # this user has many pipes; smaller ones do as well
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _read_exactly(file: IO[bytes], length: int) -> bytearray:
+    """So many bytes. Raises EOFError when the other side is gone before."""
+    buffer = bytearray(length)
+    view, got = memoryview(buffer), 0
+    while got < length:
+        read: int | None = file.readinto(view[got:])  # type: ignore[attr-defined]
+        if not read:
+            raise EOFError
+        got += read
+    return buffer
+
+
+def _end_children() -> None:
+    while _idle:
+        _idle.pop().end()
+
+
+def _forget_children() -> None:
+    _inherited.extend(_idle)
+    _idle.clear()
+
+
+atexit.register(_end_children)
+os.register_at_fork(after_in_child=_forget_children)
+
+
+def main() -> None:
+    """The child: answers requests until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; without it this process ends too
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, whatever code it is in
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    answers.write(_READY)
+    answers.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries write warnings about broken files there
+        os.dup2(nothing, stream)
+    while True:
+        try:
+            op, max_pixels, timeout_s, memory_bytes, length = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
+            data = bytes(_read_exactly(requests, length))
+        except EOFError:
+            return
+        _limit_memory(memory_bytes)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        about, pixels = _answer(op.rstrip(b"\0").decode(), data, max_pixels=max_pixels, memory_bytes=memory_bytes)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        text = json.dumps(about).encode()
+        try:
+            answers.write(_LENGTH.pack(len(text)) + text)
+            answers.write(pixels)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(0)
+
+
+def _answer(op: str, data: bytes, *, max_pixels: int, memory_bytes: int) -> tuple[dict[str, Any], bytes | memoryview]:
+    try:
+        found = image_size(data) if op == "size" else decode_image(data, max_pixels=max_pixels)
+    except MemoryError:
+        return {"rejection": ["worker_crash", f"decoding needs more than {memory_bytes / 1e9:g} GB of memory"]}, b""
+    if isinstance(found, Rejection):
+        return {"rejection": [found.reason, found.detail]}, b""
+    if isinstance(found, Picture):
+        rgb_HW3 = np.ascontiguousarray(found.rgb_HW3)
+        about = {"shape": rgb_HW3.shape, "sha256": found.sha256, "orientation": found.orientation}
+        return about, rgb_HW3.data.cast("B")
+    return {"size": found}, b""
+
+
+def _limit_memory(most_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most_bytes = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
+
+
+if __name__ == "__main__":
+    main()
