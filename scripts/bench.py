@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mining.crops import grow_box
+from mining.decoder import Decoding
 from mining.embeddings import pack
 from mining.pairs import ClipPairs
 from mining.shards import ImageToWrite, Shards, write_shard
@@ -96,7 +98,12 @@ def bench_shards(photos: Sequence[Path]) -> list[Measure]:
         def ours() -> int:
             with (Path(scratch) / "ours.tar").open("wb") as file:
                 index, _ = write_shard(
-                    file, items, shards=Shards(), keep=lambda *_: True, shard="ours.tar", max_image_pixels=10**8
+                    file,
+                    items,
+                    shards=Shards(),
+                    keep=lambda *_: True,
+                    shard="ours.tar",
+                    read=partial(Decoding().read, max_pixels=10**8),
                 )
             return len(index)
 
