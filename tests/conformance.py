@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pipelines import choose
+from pipelines.cli import run_app
 from pipelines.engine import Engine
 from pipelines.local import run_local
 from pipelines.mine import mine
 from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining
 from pipelines.status import rejected_images
-from pipelines.verify import verify_run
-from schemas.errors import InputError
+from pipelines.verify import read_manifest, verify_run
+from schemas.errors import IncompleteError, InputError
 from tests import toy
 from tests.test_mine import Recorder, hashes, samples
 
@@ -74,6 +77,80 @@ def poisonous_pictures_cost_themselves_alone(engine: Engine, folder: Path) -> No
     found = {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
     assert found == expected, found ^ expected
     assert {(row.image_id, row.noun) for row in samples(run)} == {("11", "square"), ("11", "disc")}
+    assert [str(problem) for problem in verify_run(run)] == []
+
+
+def the_account_holds_whatever_fails(engine: Engine, folder: Path) -> None:
+    """Faults of pictures, of the disk and of cells, one after the other: no image is lost, and the bytes are the same.
+
+    `images = with pairs + rejected` for every shard and for the run.
+    """
+    world = toy.write_toy_world(folder / "world")
+    (world / "images" / f"{11:012d}.png").unlink()
+    (world / "images" / f"{13:012d}.png").write_text("<html>")
+    toy.poison(world / "images" / f"{12:012d}.png", ("bar",), "segfault")
+    config = toy.write_config(world, out=folder / "run")
+    run = RunFolder(str(folder / "run"))
+    for cell in ("regions/00001.parquet", "shards/00000.tar", "shards/00002.json"):
+        with full_disk(folder / "run", cell), pytest.raises(IncompleteError, match="the disk is full"):
+            run_with(engine, config)
+    run_with(engine, config)
+    assert_the_account_holds(run, images=len(toy.IMAGES))
+    (folder / "run/shards/00001.json").unlink()
+    (folder / "run/nouns/00002.parquet").write_bytes(b"PAR1")
+    (folder / "run/nouns/_fingerprint.json").unlink()  # as after a change of settings: now cells are looked into
+    run_with(engine, config)
+    assert_the_account_holds(run, images=len(toy.IMAGES))
+    run_with(run_local, toy.write_config(world, out=folder / "undisturbed"))
+    assert hashes(run.root) == hashes(str(folder / "undisturbed"))
+
+
+def the_exit_codes_are_the_same(engine: Engine, folder: Path) -> None:
+    """0 complete, 2 bad input, 3 too many rejected, 4 incomplete, 5 another plan: on every engine."""
+    world = toy.write_toy_world(folder / "world")
+
+    def code(*overrides: str) -> int:
+        config = str(toy.write_config(world, out=folder / "run"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(choose, "choose_engine", lambda *_, **__: engine)
+            return run_app(["mine", config, *(word for override in overrides for word in ("--set", override))])
+
+    with full_disk(folder / "run", "pairs/00001.parquet"):
+        assert code() == 4
+    assert code("max_rejected=0.1") == 3
+    assert code() == 0
+    assert code("shards.images_per_part=2") == 5
+    instances = (world / "instances.json").read_text()
+    (world / "instances.json").write_text("{}")
+    assert code() == 2
+    (world / "instances.json").write_text(instances)
+    assert code() == 0
+
+
+@contextmanager
+def full_disk(root: Path, cell: str) -> Iterator[None]:
+    """While the block runs, this cell of the run folder cannot be written by any process of the tests."""
+    note = root / "disk-is-full"
+    root.mkdir(exist_ok=True)
+    note.write_text(str(root / cell))
+    yield
+    note.unlink()
+
+
+def assert_the_account_holds(run: RunFolder, *, images: int) -> None:
+    """Every image of the run is one with pairs or one rejection, by the shards' accounts and by the manifest."""
+    totals = read_manifest(run).totals
+    accounts = [run.read_json("shards", f"{part:05d}.json") for part in sorted(run.done("shards"))]
+    for account in accounts:
+        assert account["images"] == account["with_pairs"] + sum(account["rejected"].values())
+        assert len(account["rejections"]) == sum(account["rejected"].values())
+    assert sum(account["images"] for account in accounts) == totals.images == images
+    assert totals.images == totals.with_pairs + sum(totals.rejected.values())
+    with_pairs = {row.image_id for row in samples(run)}
+    rejected = [image.image_id for image in rejected_images(run)]
+    assert len(with_pairs) == totals.with_pairs
+    assert len(rejected) == len(set(rejected)) == totals.images - totals.with_pairs
+    assert not with_pairs & set(rejected)
     assert [str(problem) for problem in verify_run(run)] == []
 
 

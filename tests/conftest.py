@@ -6,8 +6,12 @@ And poison for the decoder, which acts only on pictures that are marked for it (
 
 import os
 
+from tests.poison.full_disk import install
+
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [os.path.join(os.path.dirname(__file__), "poison"), os.environ.get("PYTHONPATH")])
 )
+
+install()

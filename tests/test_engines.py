@@ -13,6 +13,8 @@ CHECKS = [
     conformance.same_bytes_as_local,
     conformance.only_missing_cells_are_made,
     conformance.poisonous_pictures_cost_themselves_alone,
+    conformance.the_account_holds_whatever_fails,
+    conformance.the_exit_codes_are_the_same,
     conformance.faults_reach_the_driver,
 ]
 

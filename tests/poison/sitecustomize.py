@@ -1,12 +1,17 @@
 """Poison for tests: Python imports this file at its start when its folder is in PYTHONPATH (see `tests/conftest.py`).
 
-In the process that decodes pictures, and in no other, a PNG whose text `poison` names one of these does it.
+Every process has a disk that may be full (`full_disk.py`). In the process that decodes pictures, and in no other, a PNG
+whose text `poison` names one of these does it.
 """
 
 import ctypes
 import os
 import sys
 import time
+
+from full_disk import install
+
+install()
 
 if "mining.decoder" in sys.orig_argv:
     from PIL import PngImagePlugin
