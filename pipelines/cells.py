@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from mining.regions import Regions
 from mining.selection import cap_nouns, keep_pair
 from mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
 from mining.vocabulary import Vocabulary, count_nouns
+from pipelines.gpu_use import watch_gpu
 from pipelines.plan import PLANNED
 from pipelines.run_folder import RunFolder
 from schemas.rows import (
@@ -40,7 +41,11 @@ _TEXT_KEY = "maskmine.text"
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """What a worker says of a finished cell: how many images it saw and rejected, how much it made, in what time."""
+    """What a worker says of a finished cell: how many images it saw and rejected, how much it made, in what time.
+
+    `gpu_percent` is the mean use of the worker's GPU meanwhile (0–100), `gpu_peak_bytes` the most memory taken on it;
+    None where no GPU worked or nobody can tell.
+    """
 
     step: str
     part: int
@@ -48,6 +53,8 @@ class PartReport:
     rejected: int
     made: int
     seconds: float
+    gpu_percent: float | None = None
+    gpu_peak_bytes: int | None = None
 
 
 MakeCell = Callable[[int, Tick], PartReport]
@@ -115,7 +122,7 @@ class VocabularyJob:
             )
             return PartReport("vocabulary", part, len(rows), 0, len(rows), time.monotonic() - start)
 
-        return make
+        return make if clip is None else _with_gpu_use(make, device=self.regions.device)
 
     def _known(self) -> dict[str, bytes]:
         """The embeddings of an earlier vocabulary that was made by the same text tower with the same templates."""
@@ -143,7 +150,7 @@ class RegionsJob:
             self.run.write_rows("regions", _name(part), rows=rows, row_type=RegionsRow, fingerprint=self.fingerprint)
             return _report("regions", part, rows, made=sum(len(row.regions) for row in rows), start=start)
 
-        return make
+        return _with_gpu_use(make, device=self.regions.device)
 
 
 @dataclass(frozen=True)
@@ -288,3 +295,14 @@ def _report(
 ) -> PartReport:
     rejected = sum(row.rejection is not None for row in rows)
     return PartReport(step, part, len(rows), rejected, made, time.monotonic() - start)
+
+
+def _with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:
+    """The same function, but its reports say how busy the GPU was."""
+
+    def make_and_watch(part: int, tick: Tick) -> PartReport:
+        with watch_gpu(device) as use:
+            report = make(part, tick)
+        return replace(report, gpu_percent=use.percent, gpu_peak_bytes=use.peak_bytes)
+
+    return make_and_watch

@@ -1,5 +1,5 @@
-"""The command line. Exit codes: 0 complete, 2 bad settings or arguments, 3 finished but more rejected than allowed,
-4 incomplete (run again), 5 the folder belongs to another plan, 130 interrupted."""
+"""The command line. Exit codes (`Exit`): 0 complete, 2 bad settings or arguments, 3 finished but more rejected than
+allowed, 4 incomplete (run again), 5 the folder belongs to another plan, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.exits import Exit, exit_of
 from pipelines.run_folder import read_folder
 from schemas.errors import IncompleteError, InputError, OtherPlanError
 
 if TYPE_CHECKING:
+    from pipelines.mine import Outcome
     from pipelines.settings import Mining
     from schemas.manifest import Totals
-
-COMPLETE, BAD_INPUT, TOO_MANY_REJECTED, INCOMPLETE, OTHER_PLAN, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 app = typer.Typer(
     name="maskmine",
@@ -42,6 +42,16 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only estimate tim
 EngineOption = Annotated[str, typer.Option("--engine", help="local, ray or beam.")]
 EngineOptOption = Annotated[list[str] | None, typer.Option("--engine-opt", metavar="K=V", help="An engine's option.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Mine only so many images, a random sample.")]
+LogOption = Annotated[
+    str | None, typer.Option("--log-json", metavar="FILE", help="Append a line of JSON for each step and part.")
+]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(metavar="PORT|FILE.prom", help="Prometheus metrics: served on [HOST:]PORT, or written to a file."),
+]
+StalledOption = Annotated[
+    float, typer.Option(min=0, metavar="MINUTES", help="Say so when nothing has moved for so long; 0: never.")
+]
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -53,6 +63,9 @@ def mine(
     engine: EngineOption = "local",
     engine_options: EngineOptOption = None,
     dry_run: DryRunOption = False,
+    log_json: LogOption = None,
+    metrics: MetricsOption = None,
+    stalled_after: StalledOption = 10,
 ) -> None:
     """Mine the pairs of a configuration, or what is left of them; run it again after any interruption.
 
@@ -60,8 +73,8 @@ def mine(
     """
     from pipelines.choose import choose_engine
     from pipelines.mine import mine as run_mining
+    from pipelines.observe import observe
     from pipelines.plan import make_plan
-    from pipelines.progress import PartLines, ProgressBars
     from pipelines.run_folder import RunFolder
     from pipelines.settings import load_mining
 
@@ -70,23 +83,17 @@ def mine(
     if dry_run:
         _print_estimate(settings, limit)
         return
-    plan = make_plan(RunFolder(settings.out), settings, limit=limit)
-    err.print(f"{plan.images:,} images in {plan.parts:,} parts → {settings.out}")
-    with (ProgressBars if err.is_terminal else PartLines)(err, plan) as watch:
+    with observe(
+        err, run=settings.out, engine=engine, log_json=log_json, metrics=metrics, stalled_after_s=60 * stalled_after
+    ) as watch:
+        plan = make_plan(RunFolder(settings.out), settings, limit=limit)
+        watch.plan_is_made(plan)
+        err.print(f"{plan.images:,} images in {plan.parts:,} parts → {settings.out}")
         outcome = run_mining(settings, engine=run_engine, watch=watch, limit=limit, models_run_here=engine == "local")
-    for step, cells in outcome.stale.items():
-        err.print(f"{step}: {cells} parts were of other settings or inputs, and were made again")
-    if outcome.manifest is None:
-        out.print(f"{settings.out} is complete; nothing to do", highlight=False, soft_wrap=True)
-        return
-    _print_totals(outcome.manifest.totals)
+        watch.ends_as = Exit.TOO_MANY_REJECTED if outcome.too_many_rejected else Exit.COMPLETE
+    _print_outcome(outcome, settings)
     if outcome.too_many_rejected:
-        word = max(outcome.manifest.totals.rejected.items(), key=lambda item: item[1])[0]
-        err.print(
-            f"{outcome.rejected_share:.0%} of the images were rejected, most by `{word}`, and max_rejected allows "
-            f"{settings.max_rejected:.0%}; see `maskmine errors {settings.out}`, or raise max_rejected"
-        )
-        raise typer.Exit(TOO_MANY_REJECTED)
+        raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
 
 @app.command()
@@ -119,7 +126,7 @@ def verify(folder: FolderArgument) -> None:
         problems += 1
         err.print(str(problem))
     if problems:
-        raise typer.Exit(INCOMPLETE)
+        raise typer.Exit(Exit.INCOMPLETE)
     totals = read_manifest(run).totals
     out.print(
         f"{folder}: {totals.samples:,} samples verified: checksums, counts, members, masks, index",
@@ -189,7 +196,30 @@ def doctor(
     findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
     out.print(render(findings))
     if not ready(findings):
-        raise typer.Exit(BAD_INPUT)
+        raise typer.Exit(Exit.BAD_INPUT)
+
+
+@app.command("evaluate-pairs")
+def evaluate_pairs(
+    folder: FolderArgument,
+    truth: Annotated[str, typer.Option(metavar="FILE", help="COCO instances JSON of the run's images.")],
+    to: Annotated[Path, typer.Option(help="Folder for evaluation.json and the curves.")] = Path("evaluation"),
+    seen: Annotated[str | None, typer.Option(metavar="FILE", help="Nouns, one a line, to tell from others.")] = None,
+    synonyms: Annotated[str, typer.Option(help="Nouns of categories: coco, a YAML file, or none.")] = "coco",
+    as_json: Annotated[bool, typer.Option("--json", help="Print evaluation.json, not the table.")] = False,
+) -> None:
+    """Measure the pairs of a finished run against known objects, and what a threshold would make of them."""
+    from pipelines.evaluate_pairs import evaluate_pairs
+    from pipelines.evaluation_report import render_evaluation, write_evaluation
+
+    run = read_folder(folder)
+    evaluation = evaluate_pairs(run, truth=truth, seen=seen, synonyms=synonyms)
+    files = write_evaluation(evaluation, to, run=run)
+    if as_json:
+        sys.stdout.write(json.dumps(evaluation.as_json()) + "\n")
+        return
+    out.print(render_evaluation(evaluation))
+    out.print(f"\n{to}: {', '.join(files)}", highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -204,19 +234,15 @@ def run_app(arguments: list[str] | None = None) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="maskmine", standalone_mode=False)
-    except InputError as error:
-        return _say(error, BAD_INPUT)
-    except IncompleteError as error:
-        return _say(error, INCOMPLETE)
-    except OtherPlanError as error:
-        return _say(error, OTHER_PLAN)
+    except (InputError, IncompleteError, OtherPlanError) as error:
+        return _say(error, exit_of(error))
     except typer.TyperException as error:  # a wrong option or argument, or none: then it is the help
         message = error.format_message()
         if message.startswith("Usage:"):
             err.print(message)
-            return BAD_INPUT
-        return _say(message, BAD_INPUT)
-    if code == INTERRUPTED:  # so typer answers an interrupt
+            return Exit.BAD_INPUT
+        return _say(message, Exit.BAD_INPUT)
+    if code == Exit.INTERRUPTED:  # so typer answers an interrupt
         err.print("interrupted; what is finished stays, run the same command again to go on")
     return int(code or 0)
 
@@ -235,6 +261,21 @@ def _print_estimate(settings: Mining, limit: int | None) -> None:
 
     err.print("mining a few images in a temporary folder …")
     out.print(render_estimate(estimate(settings, limit=limit)))
+
+
+def _print_outcome(outcome: Outcome, settings: Mining) -> None:
+    for step, cells in outcome.stale.items():
+        err.print(f"{step}: {cells} parts were of other settings or inputs, and were made again")
+    if outcome.manifest is None:
+        out.print(f"{settings.out} is complete; nothing to do", highlight=False, soft_wrap=True)
+        return
+    _print_totals(outcome.manifest.totals)
+    if outcome.too_many_rejected:
+        word = max(outcome.manifest.totals.rejected.items(), key=lambda item: item[1])[0]
+        err.print(
+            f"{outcome.rejected_share:.0%} of the images were rejected, most by `{word}`, and max_rejected allows "
+            f"{settings.max_rejected:.0%}; see `maskmine errors {settings.out}`, or raise max_rejected"
+        )
 
 
 def _print_totals(totals: Totals) -> None:

@@ -1,71 +1,65 @@
-"""What a person sees while a run goes on: bars on a terminal, one line a part elsewhere."""
+"""What a person sees of a run: bars on a terminal, one line a part elsewhere, and at the end where the time went."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from pipelines.cells import PartReport
 from pipelines.grid import Stage
-from pipelines.plan import Plan
+from pipelines.tally import StepFigures, Tally
 
-_MADE = {"nouns": "nouns", "regions": "regions", "pairs": "pairs", "shards": "samples", "vocabulary": "nouns"}
+ONE_LINE_FROM_COLUMNS = 140
+_MADE = {"nouns": "nouns", "regions": "regions", "pairs": "pairs", "shards": "samples"}
+_COUNTED_ONCE = "nouns"  # what the steps that are made once go through, and make
+_NAME_COLUMNS = 10
+_SUMMARY_COLUMNS = 120  # enough for any run; a figure is never cut, whatever the width of the terminal
+_DETAIL = "bright_black"
 
 
-@dataclass
 class ProgressBars:
-    """A bar a stage, counting images, with the rate and the time left."""
+    """A bar a step that has begun, for all workers together, drawn anew four times a second."""
 
-    console: Console
-    plan: Plan
-    _progress: Progress = field(init=False)
-    _tasks: dict[str, TaskID] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-        )
+    def __init__(self, console: Console, tally: Tally) -> None:
+        self._tally = tally
+        self._console = console
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> ProgressBars:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        total = None if stage.once else sum(self.plan.part_size(part) for part in todo)
-        self._tasks[stage.name] = self._progress.add_task(stage.name, total=total, rate="")
+        """See `engine.Watch`; the tally has it."""
 
     def tick(self, step: str, records: int) -> None:
-        task = self._tasks[step]
-        self._progress.advance(task, records)
-        speed = self._progress.tasks[task].speed
-        self._progress.update(task, rate=f"{speed:,.0f}/s" if speed else "")
+        """See `engine.Watch`; the tally has it."""
 
     def part_ends(self, report: PartReport) -> None:
-        pass
+        """See `engine.Watch`; the tally has it."""
 
     def stage_ends(self, stage: Stage) -> None:
-        task = self._tasks[stage.name]
-        done = self._progress.tasks[task].completed
-        self._progress.update(task, total=done, completed=done)
+        """See `engine.Watch`; the tally has it."""
+
+    def _render(self) -> RenderableType:
+        return render_bars(self._tally.figures(), columns=self._console.width)
 
 
-@dataclass
 class PartLines:
     """One line a part, for logs and pipes."""
 
-    console: Console
-    plan: Plan
+    def __init__(self, console: Console, tally: Tally) -> None:
+        self._console = console
+        self._tally = tally
 
     def __enter__(self) -> PartLines:
         return self
@@ -74,21 +68,142 @@ class PartLines:
         pass
 
     def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        pass
+        """Nothing is said; the first part's line will say it."""
 
     def tick(self, step: str, records: int) -> None:
-        pass
+        """Nothing is said of single images."""
 
     def part_ends(self, report: PartReport) -> None:
-        made = f"{report.made:,} {_MADE.get(report.step, 'rows')}"
-        rejected = f", {report.rejected} images rejected" if report.rejected else ""
-        rate = report.images / report.seconds if report.seconds else 0
-        self.console.print(
-            f"{report.step} {report.part:05d}: {report.images:,} → {made}{rejected}, "
-            f"{report.seconds:.1f} s, {rate:,.0f}/s",
-            soft_wrap=True,
-            highlight=False,
-        )
+        """Say what the part gave, and how fast all workers are together."""
+        step = next(figures for figures in self._tally.figures() if figures.step == report.step)
+        self._console.print(part_line(report, step), soft_wrap=True, highlight=False)
 
     def stage_ends(self, stage: Stage) -> None:
-        pass
+        """Nothing is said; the last part's line has said it."""
+
+
+def render_bars(steps: Sequence[StepFigures], *, columns: int) -> RenderableType:
+    """The bars of the steps; where a line is too short for everything, the details stand below each bar."""
+    wide = columns >= ONE_LINE_FROM_COLUMNS
+    details = [Text(", ".join(_details(step)), style=_DETAIL, no_wrap=True, overflow="ellipsis") for step in steps]
+    counts, details_columns, times = (
+        max(map(len, texts), default=0) for texts in (map(_count, steps), details, map(_time, steps))
+    )
+    lines: list[RenderableType] = []
+    for step, detail in zip(steps, details, strict=True):
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=_NAME_COLUMNS, no_wrap=True)
+        grid.add_column(ratio=1)
+        grid.add_column(width=counts, justify="right", no_wrap=True)
+        if wide:
+            grid.add_column(width=details_columns, no_wrap=True)
+        grid.add_column(width=times, justify="right", no_wrap=True)
+        grid.add_row(step.step, _bar(step), _count(step), *([detail] if wide else []), _time(step))
+        lines.append(grid)
+        if detail and not wide:
+            lines.append(Padding(detail, (0, 0, 0, _NAME_COLUMNS + 1)))
+    return Group(*lines)
+
+
+def part_line(report: PartReport, step: StepFigures) -> str:
+    """`regions 00017: 1,000 → 9,812 regions, 31.4 s, 32/s; all workers: 241/s, 18 of 119 parts, 0:07:00 left`."""
+    made = f"{report.made:,} {_made_word(report.step)}"
+    rejected = f", {report.rejected:,} rejected" if report.rejected else ""
+    gpu = f", GPU {report.gpu_percent:.0f}%" if report.gpu_percent is not None else ""
+    rate = report.images / report.seconds if report.seconds else 0
+    line = (
+        f"{report.step} {report.part:05d}: {report.images:,} → {made}{rejected}, {report.seconds:.1f} s, {rate:,.0f}/s"
+    )
+    if step.once:
+        return line + gpu
+    together = [f"{_rate(step.images_per_s)}/s"] if step.images_per_s else []
+    left = [_time(step)] if step.left_s else []
+    return f"{line}{gpu}; all workers: {', '.join([*together, f'{step.parts_done:,} of {step.parts:,} parts', *left])}"
+
+
+def print_summary(console: Console, tally: Tally) -> None:
+    """Where the time of the run went; nothing is printed when it made nothing."""
+    steps = [step for step in tally.figures() if step.parts_made]
+    if steps:
+        table = render_summary(steps, elapsed_s=tally.elapsed_s, busy_s=tally.busy_s)
+        console.print()
+        console.print(table, soft_wrap=False, crop=False, width=_SUMMARY_COLUMNS)
+
+
+def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: float) -> RenderableType:
+    """A line a step: what this run made, how long, how fast, and in which share of its time."""
+    with_gpu = any(step.gpu_percent is not None for step in steps)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("step", "parts", "images", "rejected", "made", "time", "work", "images/s", "share"):
+        table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
+    if with_gpu:
+        table.add_column("GPU", justify="right", no_wrap=True)
+    for step in steps:
+        gpu = "" if step.gpu_percent is None else f"{step.gpu_percent:.0f}%"
+        table.add_row(*_summary_row(step, elapsed_s), *([gpu] if with_gpu else []))
+    rest_s = max(0.0, elapsed_s - busy_s)
+    table.add_row("all else", "", "", "", "", _clock(rest_s), "", "", f"{rest_s / elapsed_s:.0%}" if elapsed_s else "")
+    table.add_row("in all", "", "", "", "", _clock(elapsed_s))
+    return table
+
+
+def _summary_row(step: StepFigures, elapsed_s: float) -> list[str]:
+    return [
+        step.step,
+        f"{step.parts_made:,}",
+        f"{step.images_made:,}",
+        f"{step.rejected:,}",
+        f"{step.made:,}",
+        _clock(step.busy_s),
+        _clock(step.worker_s),
+        _rate(step.images_made / step.busy_s) if step.busy_s else "",
+        f"{step.busy_s / elapsed_s:.0%}" if elapsed_s else "",
+    ]
+
+
+def _bar(step: StepFigures) -> ProgressBar:
+    if step.images is None:
+        return ProgressBar(total=1 if step.ended else None, completed=int(step.ended), pulse=not step.ended)
+    return ProgressBar(total=step.images, completed=step.images_done)
+
+
+def _count(step: StepFigures) -> str:
+    if step.images is None:
+        return f"{max(step.images_done, step.images_made):,} {_COUNTED_ONCE}"
+    return f"{step.images_done:,}/{step.images:,}"
+
+
+def _time(step: StepFigures) -> str:
+    if step.ended:
+        return f"in {_clock(step.busy_s)}"
+    return f"{_clock(step.left_s)} left" if step.left_s is not None else ""
+
+
+def _details(step: StepFigures) -> Iterator[str]:
+    if step.images_per_s is not None:
+        yield f"{_rate(step.images_per_s)} {_COUNTED_ONCE if step.once else 'images'}/s"
+    if step.made_per_s is not None and not step.once:
+        yield f"{_rate(step.made_per_s)} {_made_word(step.step)}/s"
+    if step.gpu_percent is not None:
+        yield f"GPU {step.gpu_percent:.0f}%"
+    if step.rejected:
+        yield f"{step.rejected:,} rejected"
+    if step.images_before:
+        yield f"{step.images_before:,} before"
+
+
+def _made_word(step: str) -> str:
+    return _MADE.get(step, _COUNTED_ONCE)
+
+
+def _rate(per_s: float) -> str:
+    """At least two figures: 1,907; 31; 3.2; 0.15."""
+    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    """`0:07:02`, and with tenths what is shorter than a minute; days are hours."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest_s:02}"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipelines.cli import run_app
 from tests import toy
+from tests.test_mine import hashes
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,9 @@ def test_too_many_rejections_end_with_3_and_name_the_reason_and_the_setting(
 ) -> None:
     (root / "_SUCCESS").unlink()
     config = str(toy.write_config(world, out=root, max_rejected=0.2))
-    assert run_app(["mine", config]) == 3
+    log = tmp_path / "log.jsonl"
+    assert run_app(["mine", config, "--log-json", str(log)]) == 3
+    assert json.loads(log.read_text().splitlines()[-1])["reason"] == "too_many_rejected"
     said = capsys.readouterr().err
     assert "50% of the images were rejected" in said
     assert "max_rejected allows 20%" in said
@@ -89,6 +92,11 @@ def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, caps
         (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "workers=many"], "--engine-opt workers: "),
         (["mine", "CONFIG", "--engine", "ray", "--", "--project=x"], "unexpected `--project=x`"),
         (["mine", "CONFIG", "extra"], "unexpected `extra`"),
+        (["mine", "CONFIG", "--log-json", "none/log.jsonl"], "--log-json none/log.jsonl: cannot be written"),
+        (["mine", "CONFIG", "--metrics", "none/mine.prom"], "--metrics none/mine.prom: cannot be written"),
+        (["mine", "CONFIG", "--metrics", "99999"], "--metrics 99999: cannot be served"),
+        (["mine", "CONFIG", "--metrics", "mine.txt"], "give a port, HOST:PORT, or a file that ends in .prom"),
+        (["mine", "CONFIG", "--stalled-after", "-1"], "--stalled-after"),
         (["mine"], "CONFIG"),
         (["mime", "CONFIG"], "mime"),
         (["status", "none"], "none: not a run folder"),
@@ -104,6 +112,7 @@ def test_bad_arguments_end_with_2_and_one_line(
     known = {"CONFIG": config, "RUN": str(root)}
     assert run_app([known.get(argument, argument) for argument in arguments]) == 2
     assert said in one_line(capsys)
+    assert not (tmp_path / "new" / "nouns").exists()
 
 
 def test_an_output_that_cannot_be_a_folder_ends_with_2(
@@ -119,7 +128,7 @@ def test_a_full_disk_ends_with_4_and_the_next_run_goes_on(
 ) -> None:
     config = str(toy.write_config(world, out=tmp_path / "run"))
     synced = os.fsync
-    left = iter(range(12))
+    left = iter(range(14))  # the plan, and two parts
 
     def fill_up(handle: int) -> None:
         if next(left, None) is None:
@@ -128,7 +137,9 @@ def test_a_full_disk_ends_with_4_and_the_next_run_goes_on(
 
     monkeypatch.setattr(os, "fsync", fill_up)
     assert run_app(["mine", config]) == 4
-    assert "the disk is full; free some space and run the same command again" in capsys.readouterr().err
+    *_, summary, line = capsys.readouterr().err.splitlines()
+    assert summary.startswith("in all")
+    assert "the disk is full; free some space and run the same command again" in line
     monkeypatch.setattr(os, "fsync", synced)
     assert run_app(["mine", config]) == 0
     assert run_app(["verify", str(tmp_path / "run")]) == 0
@@ -202,6 +213,20 @@ def test_doctor_ends_with_2_when_something_is_missing(
     assert "nowhere" in capsys.readouterr().out
 
 
+def test_a_watched_run_has_the_files_of_any_other(root: Path, world: Path, tmp_path: Path) -> None:
+    config = str(toy.write_config(world, out=tmp_path / "watched"))
+    log, metrics = tmp_path / "log.jsonl", tmp_path / "mine.prom"
+    watching = ["--log-json", str(log), "--metrics", str(metrics), "--stalled-after", "0.5"]
+    assert run_app(["mine", config, *watching]) == 0
+    parts = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "part"]
+    assert len(parts) == 13
+    assert sum(event["made"] for event in parts if event["step"] == "shards") == len(toy.PAIRS)
+    assert (
+        f'maskmine_made_total{{run="{tmp_path / "watched"}",step="shards"}} {len(toy.PAIRS)}.0' in metrics.read_text()
+    )
+    assert hashes(str(tmp_path / "watched")) == hashes(str(root))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_with_130_and_a_line(world: Path, tmp_path: Path, number: signal.Signals) -> None:
     config = str(toy.write_config(world, out=tmp_path / "run"))
@@ -220,5 +245,7 @@ main()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 130
-    assert ended.stderr.strip().splitlines()[-1].startswith("interrupted; what is finished stays")
+    *_, summary, line = ended.stderr.strip().splitlines()
+    assert summary.startswith("in all")
+    assert line.startswith("interrupted; what is finished stays")
     assert run_app(["mine", config]) == 0

@@ -1,0 +1,416 @@
+"""What a person sees of a run: figures that are right whoever works, bars that fit, and a summary however it ends."""
+
+from __future__ import annotations
+
+import io
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pipelines.cells import NounsJob, PartReport
+from pipelines.grid import Stage
+from pipelines.observe import Watches, observe
+from pipelines.plan import Plan
+from pipelines.progress import PartLines, part_line, render_bars, render_summary
+from pipelines.tally import StepFigures, Tally
+from pipelines.watchdog import Watchdog, stall_line
+from schemas.errors import IncompleteError
+from tests.test_mine import Recorder
+
+PARTS, PART_IMAGES = 40, 100
+PLAN = Plan(PARTS * PART_IMAGES, PARTS, "", "", {}, None)
+NO_JOB: Any = NounsJob.__new__(NounsJob)  # a watch is not to touch the job
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def stage(name: str = "regions", **changes: Any) -> Stage:
+    return Stage(name, "", NO_JOB, **{"cells": PARTS, **changes})
+
+
+def report(part: int, seconds: float, step: str = "regions", **changes: Any) -> PartReport:
+    return replace(PartReport(step, part, PART_IMAGES, 1, 3 * PART_IMAGES, seconds), **changes)
+
+
+def begun(clock: Clock, todo: Sequence[int] = range(PARTS), step: Stage | None = None) -> Tally:
+    """A tally whose only stage has begun."""
+    tally = Tally(clock=clock)
+    tally.plan_is_made(PLAN)
+    tally.stage_begins(step or stage(), todo)
+    return tally
+
+
+def bring(tally: Tally, one: PartReport) -> None:
+    """A whole part comes, as from a worker elsewhere."""
+    tally.tick(one.step, one.images)
+    tally.part_ends(one)
+
+
+def ends_of_parts(rng: random.Random, workers: int, part_s: float, rounds: int) -> Iterator[float]:
+    """When parts come from workers who began at different times and never rest."""
+    begins = [0.0, *(rng.uniform(0, part_s) for _ in range(workers - 1))]
+    return iter(sorted(begin + part_s * (number + 1) for begin in begins for number in range(rounds)))
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 8), st.floats(1, 2000))
+def test_the_rate_is_that_of_all_workers_together_and_not_of_one(
+    rng: random.Random, workers: int, part_s: float
+) -> None:
+    clock = Clock()
+    tally = begun(clock)
+    truth = workers * PART_IMAGES / part_s
+    begin_s = clock.now_s
+    for number, end_s in enumerate(ends_of_parts(rng, workers, part_s, rounds=5)):
+        clock.now_s = begin_s + end_s
+        bring(tally, report(number, part_s))
+        (step,) = tally.figures()
+        if end_s > 4 * part_s:  # a worker more or less has then brought its part: one in three at most
+            assert step.images_per_s == pytest.approx(truth, rel=0.34)
+            assert step.made_per_s == pytest.approx(3 * truth, rel=0.34)
+            assert step.left_s == pytest.approx((PLAN.images - step.images_done) / step.images_per_s)
+
+
+def test_workers_in_step_are_counted_together_when_their_parts_come_at_once() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    for number in range(12):
+        clock.now_s += 50 if number % 4 == 0 else 0
+        bring(tally, report(number, 50))
+    clock.now_s += 40
+    assert tally.figures()[0].images_per_s == pytest.approx(4 * PART_IMAGES / 50)
+
+
+def test_a_worker_that_waits_between_parts_makes_the_rate_lower_than_its_own() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    for number in range(9):
+        clock.now_s += 20
+        bring(tally, report(number, 10))
+    assert tally.figures()[0].images_per_s == pytest.approx(PART_IMAGES / 20, rel=0.1)
+
+
+def test_images_that_come_one_by_one_are_counted_over_the_last_minute_alone() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    clock.now_s += 300  # a model is loaded
+    for _ in range(100):
+        clock.now_s += 1
+        tally.tick("regions", 1)
+    assert tally.figures()[0].images_per_s == pytest.approx(1)
+    tally.part_ends(report(0, 100.0))
+    for _ in range(700):
+        clock.now_s += 0.1
+        tally.tick("regions", 1)
+    assert tally.figures()[0].images_per_s == pytest.approx(10)
+
+
+def test_the_rate_sinks_when_nothing_comes_for_longer_than_before() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    for number in range(6):
+        clock.now_s += 10
+        bring(tally, report(number, 10))
+    clock.now_s += 9
+    assert tally.figures()[0].images_per_s == pytest.approx(10)
+    clock.now_s += 1000
+    slow = tally.figures()[0].images_per_s
+    assert slow is not None
+    assert slow < 1
+
+
+def test_after_a_resume_only_the_work_of_this_run_counts_and_the_bar_starts_where_the_last_one_stopped() -> None:
+    clock = Clock()
+    tally = begun(clock, todo=range(30, PARTS))
+    (step,) = tally.figures()
+    assert (step.images_done, step.parts_done, step.images_per_s, step.left_s) == (3000, 30, None, None)
+    for number in range(30, 34):
+        clock.now_s += 10
+        bring(tally, report(number, 10))
+    (step,) = tally.figures()
+    assert (step.images_done, step.images_made, step.parts_done, step.parts_made) == (3400, 400, 34, 4)
+    assert step.images_per_s == pytest.approx(10)
+    assert step.left_s == pytest.approx(60)
+
+
+def test_a_finished_step_shows_the_mean_of_its_whole_time() -> None:
+    clock = Clock()
+    tally = begun(clock, todo=range(30, PARTS))
+    for number in range(30, PARTS):
+        clock.now_s += 20 if number < 35 else 5
+        bring(tally, report(number, 20 if number < 35 else 5))
+    tally.stage_ends(stage())
+    clock.now_s += 500
+    (step,) = tally.figures()
+    assert step.images_per_s == pytest.approx(1000 / 125)
+    assert (step.images_done, step.busy_s, step.left_s) == (PLAN.images, 125, None)
+
+
+def test_time_counts_once_however_many_workers_are_busy_in_it() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    tally.stage_begins(stage("pairs"), range(PARTS))
+    clock.now_s += 10
+    bring(tally, report(0, 10))
+    clock.now_s += 5
+    bring(tally, report(1, 12))
+    bring(tally, report(0, 2, step="pairs"))
+    clock.now_s += 10
+    bring(tally, report(2, 3))
+    regions, pairs = tally.figures()
+    assert (regions.busy_s, regions.worker_s) == (18, 25)
+    assert (pairs.busy_s, pairs.worker_s) == (2, 2)
+    assert (tally.busy_s, tally.elapsed_s) == (18, 25)
+
+
+def test_use_of_the_gpu_is_the_mean_over_parts_by_their_seconds() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    assert tally.figures()[0].gpu_percent is None
+    bring(tally, report(0, 10, gpu_percent=90.0, gpu_peak_bytes=5))
+    bring(tally, report(1, 30, gpu_percent=50.0, gpu_peak_bytes=3))
+    bring(tally, report(2, 30))
+    (step,) = tally.figures()
+    assert (step.gpu_percent, step.gpu_peak_bytes) == (60.0, 5)
+
+
+FULL = StepFigures(
+    step="regions",
+    once=False,
+    ended=False,
+    parts=119,
+    parts_done=57,
+    parts_made=45,
+    images=118_287,
+    images_before=12_000,
+    images_done=57_000,
+    images_made=45_000,
+    rejected=1_204,
+    made=440_487,
+    busy_s=1440.0,
+    worker_s=11_400.0,
+    images_per_s=31.2,
+    made_per_s=305.4,
+    left_s=1964.3,
+    gpu_percent=97.2,
+    gpu_peak_bytes=10**10,
+)
+ONCE = replace(
+    FULL, step="vocabulary", once=True, ended=True, images=None, images_before=0, images_done=11_213, images_made=11_213
+)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140, 200])
+def test_bars_say_everything_in_lines_that_fit(columns: int) -> None:
+    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None, record=True)
+    console.print(render_bars([FULL, ONCE], columns=columns))
+    text = console.export_text()
+    for fact in ("57,000/118,287", "31 images/s", "305 regions/s", "GPU 97%", "1,204 rejected", "12,000 before"):
+        assert fact in text
+    assert "0:32:44 left" in text
+    assert "11,213 nouns" in text
+    assert "in 0:24:00" in text
+    assert len(text.splitlines()) == (2 if columns >= 140 else 4)
+    assert all(len(line) <= columns for line in text.splitlines())
+    bars = [line for line in text.splitlines() if "━" in line]
+    assert len({line.index("━") for line in bars}) == 1
+    assert bars[0].index("118,287") + len("118,287") == bars[1].index("11,213 nouns") + len("11,213 nouns")
+
+
+def test_a_line_that_is_too_long_is_cut_and_not_broken() -> None:
+    console = Console(file=io.StringIO(), width=60, record=True)
+    console.print(render_bars([FULL], columns=60))
+    assert len(console.export_text().splitlines()) == 2
+
+
+def test_a_step_that_has_only_begun_is_an_empty_bar_without_a_rate() -> None:
+    console = Console(file=io.StringIO(), width=80, record=True)
+    console.print(render_bars(begun(Clock()).figures(), columns=80))
+    (line,) = console.export_text().splitlines()
+    assert line.replace("━", "").split() == ["regions", "0/4,000"]
+
+
+def test_a_line_tells_of_its_part_and_of_all_workers() -> None:
+    line = part_line(report(17, 20.0, rejected=0, gpu_percent=81.0), FULL)
+    assert line == (
+        "regions 00017: 100 → 300 regions, 20.0 s, 5/s, GPU 81%; all workers: 31/s, 57 of 119 parts, 0:32:44 left"
+    )
+    assert (
+        part_line(report(0, 2.0, step="vocabulary", rejected=0), ONCE)
+        == "vocabulary 00000: 100 → 300 nouns, 2.0 s, 50/s"
+    )
+    assert ", 1 rejected," in part_line(report(17, 20.0), FULL)
+
+
+def test_lines_have_the_rate_of_all_workers() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    console = Console(file=io.StringIO(), width=80)
+    watch = Watches([tally, PartLines(console, tally)])
+    for number in range(6):
+        clock.now_s += 10 if number % 2 == 0 else 0
+        watch.tick("regions", PART_IMAGES)
+        watch.part_ends(report(number, 10))
+    last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    assert "10/s; all workers: 20/s, 6 of 40 parts, 0:02:50 left" in last
+
+
+def test_the_summary_counts_parts_images_and_shares_of_the_time() -> None:
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(render_summary([FULL, ONCE], elapsed_s=2880.0, busy_s=1440.0))
+    rows = {line.split()[0]: line.split()[1:] for line in console.export_text().splitlines()}
+    assert rows["regions"] == ["45", "45,000", "1,204", "440,487", "0:24:00", "3:10:00", "31", "50%", "97%"]
+    assert rows["all"] == ["else", "0:24:00", "50%"]
+    assert rows["in"] == ["all", "0:48:00"]
+
+
+def test_several_watches_are_told_alike_and_in_order() -> None:
+    told: list[tuple[str, str]] = []
+
+    class Named(Recorder):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
+            told.append((self.name, f"begins {list(todo)}"))
+
+        def tick(self, step: str, records: int) -> None:
+            told.append((self.name, f"tick {records}"))
+
+        def part_ends(self, report: PartReport) -> None:
+            told.append((self.name, f"part {report.part}"))
+
+        def stage_ends(self, stage: Stage) -> None:
+            told.append((self.name, "ends"))
+
+    both = Watches([Named("first"), Named("second")])
+    both.stage_begins(stage(), [3])
+    both.tick("regions", 5)
+    both.part_ends(report(3, 1.0))
+    both.stage_ends(stage())
+    assert told == [(name, what) for what in ("begins [3]", "tick 5", "part 3", "ends") for name in ("first", "second")]
+
+
+@pytest.mark.parametrize("fault", [None, KeyboardInterrupt, IncompleteError])
+def test_what_was_made_is_summed_up_however_the_run_ends(fault: type[BaseException] | None) -> None:
+    console = Console(file=io.StringIO(), width=80)
+
+    def run() -> None:
+        with observe(console, run="run", engine="local") as watch:
+            watch.plan_is_made(PLAN)
+            watch.stage_begins(stage(), range(PARTS))
+            watch.part_ends(report(0, 0.0))
+            if fault is not None:
+                raise fault
+
+    if fault is None:
+        run()
+    else:
+        with pytest.raises(fault):
+            run()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [line.split()[:5] for line in said.splitlines() if line.startswith("regions ")][-1][1:] == [
+        "1",
+        "100",
+        "1",
+        "300",
+    ]
+
+
+def test_a_run_that_made_nothing_is_not_summed_up() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with observe(console, run="run", engine="local") as watch:
+        watch.plan_is_made(PLAN)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_bars_go_with_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with observe(console, run="run", engine="local") as watch:
+        watch.plan_is_made(PLAN)
+        watch.stage_begins(stage(), range(PARTS))
+        watch.tick("regions", 7)
+    assert "7/4,000" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def watchdog(tally: Tally, said: list[str], *, after_s: float = 600.0) -> Watchdog:
+    return Watchdog(tally, after_s=after_s, engine="ray", say=said.append)
+
+
+def test_the_watchdog_speaks_once_in_each_time_without_progress_and_ends_with_the_next_progress() -> None:
+    clock = Clock()
+    tally = begun(clock, todo=[7, 8, 9])
+    said: list[str] = []
+    dog = watchdog(tally, said)
+    spoken_s = []
+    for second in range(0, 4000, 10):
+        clock.now_s = 1000.0 + second
+        if second == 1500:
+            bring(tally, report(7, 1.0))
+        before = len(said)
+        dog.look()
+        spoken_s += [second] * (len(said) - before)
+    assert spoken_s == [600, 1200, 2100, 2700, 3300, 3900]
+    assert "for 10 min: regions, unfinished parts 7-9; see `ray status`" in said[0]
+    assert "for 20 min" in said[1]
+    assert "unfinished parts 8-9" in said[2]
+
+
+def test_the_watchdog_looks_again_just_when_the_line_may_be_due() -> None:
+    clock = Clock()
+    tally = begun(clock)
+    dog = watchdog(tally, [])
+    clock.now_s += 250
+    assert dog.look() == 350
+    clock.now_s += 350
+    assert dog.look() == 600
+
+
+def test_the_watchdog_thread_speaks_while_the_block_runs_and_is_gone_after_it() -> None:
+    tally = begun(Clock())
+    spoke = threading.Event()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        spoke.set()
+
+    still = Tally()
+    with Watchdog(still, after_s=0.02, engine="local", say=say):
+        assert spoke.wait(10)
+    count = len(said)
+    assert "no step is at work" in said[0]
+    assert not [thread for thread in threading.enumerate() if thread.name == "maskmine-watchdog"]
+    with Watchdog(tally, after_s=600, engine="local", say=say):
+        pass  # ends at once, though the line would be due in ten minutes
+    assert len(said) == count
+
+
+def test_a_step_is_in_hand_until_it_ends_with_the_parts_that_have_not_come() -> None:
+    tally = begun(Clock(), todo=[5, 3, 8])
+    tally.stage_begins(stage("vocabulary", cells=1, once=True), [0])
+    bring(tally, report(5, 1.0))
+    assert tally.in_hand() == [("regions", (3, 8)), ("vocabulary", ())]
+    tally.stage_ends(stage())
+    assert tally.in_hand() == [("vocabulary", ())]
+
+
+def test_the_stall_line_names_steps_parts_and_where_to_look() -> None:
+    in_hand = [("regions", (3, 4, 5, 9)), ("vocabulary", ())]
+    line = stall_line(in_hand, still_s=725.0, look_at="see the disk")
+    assert line.endswith("UTC, for 12 min: regions, unfinished parts 3-5, 9; vocabulary; see the disk")
