@@ -1,0 +1,179 @@
+"""The truth about pictures: which objects are there, where exactly, and which nouns name them.
+
+It comes from a COCO instances JSON, as a data set brings it or as the demo world writes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import posixpath
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ijson
+
+from mining.labels import label_names, names_label, plain_words
+from mining.stores import fault_line, open_store, os_errors, scheme_of
+from schemas.errors import InputError
+from schemas.mask import Mask
+from schemas.rows import RegionsRow
+
+Naming = Callable[[str, str], frozenset[str]]
+Fit = Literal["covered", "missing", "other_size"]
+
+_REMEDY = "give a COCO instances JSON"
+
+
+@dataclass(frozen=True, slots=True)
+class TruthObject:
+    """An object in a picture. A `crowd` is a group that was drawn as one, its members not one by one."""
+
+    category: str
+    mask: Mask
+    crowd: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a truth file says. `sizes` are `(height_px, width_px)` by image id; masks wait as compressed JSON."""
+
+    name: str
+    sha256: str
+    categories: tuple[str, ...]
+    sizes: Mapping[str, tuple[int, int]]
+    packed: Mapping[str, Sequence[bytes]]
+
+    def fit(self, regions: RegionsRow) -> Fit:
+        """Whether the truth knows an image, in the size in which its regions were found."""
+        if regions.image_id not in self.sizes:
+            return "missing"
+        found_px = (regions.height_px, regions.width_px)
+        return "other_size" if regions.regions and found_px != self.sizes[regions.image_id] else "covered"
+
+    def objects(self, image_id: str) -> list[TruthObject]:
+        """The objects of an image, without those whose masks have no pixel or cannot be read."""
+        height_px, width_px = self.sizes[image_id]
+        found = []
+        for packed in self.packed.get(image_id, ()):
+            category, crowd, segmentation = json.loads(zlib.decompress(packed))
+            try:
+                mask = Mask.from_coco(segmentation, height_px=height_px, width_px=width_px)
+            except ValueError:
+                continue
+            if mask.area_px:
+                found.append(TruthObject(category, mask, crowd))
+        return found
+
+    def unreadable(self, image_id: str, objects: Sequence[TruthObject]) -> int:
+        """How many annotations of an image did not come out as `objects`."""
+        return len(self.packed.get(image_id, ())) - len(objects)
+
+
+def read_truth(path: str) -> Truth:
+    """Read a COCO instances JSON as a stream; memory holds its masks compressed.
+
+    Raises InputError when the file is absent, no JSON, or not of that form.
+    """
+    names = _read_names(path)
+    with _open_file(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    categories = tuple(sorted(set(names.values())))
+    return Truth(posixpath.basename(path), sha256, categories, _read_sizes(path), _read_masks(path, names))
+
+
+def open_naming(categories: Sequence[str], synonyms: Mapping[str, frozenset[str]]) -> Naming:
+    """A function from a noun's text and lemma to the categories that it names; none for a noun the truth cannot judge.
+
+    A noun that is the name of a category, by its text or else by its lemma, names that one alone: where there is a
+    category "hot dog", hot dogs are no dogs, and where there is an "ox", oxen are no cows. Others name what
+    `names_label` says by the table of synonyms.
+    """
+    # To the table the names of categories are known nouns, of which the last word does not speak for the whole.
+    known = {name: frozenset[str]() for category in categories for name in label_names(category)} | dict(synonyms)
+
+    @functools.lru_cache(maxsize=1 << 16)
+    def named(text: str, lemma: str) -> frozenset[str]:
+        for form in (plain_words(text), plain_words(lemma)):
+            if own := frozenset(category for category in categories if form in label_names(category)):
+                return own
+        return frozenset(category for category in categories if names_label(text, lemma, category, known))
+
+    return named
+
+
+def _read_names(path: str) -> dict[int | str, str]:
+    names = {}
+    for number, category in enumerate(_items(path, "categories")):
+        key, name = _id(category, "id"), category.get("name")
+        if key is None or not isinstance(name, str) or not name:
+            raise InputError(f"{path}: entry {number} of `categories` has no usable `id` and `name`; {_REMEDY}")
+        names[key] = name
+    return names
+
+
+def _read_sizes(path: str) -> dict[str, tuple[int, int]]:
+    sizes = {}
+    for number, image in enumerate(_items(path, "images")):
+        key, sides = _id(image, "id"), [image.get("height"), image.get("width")]
+        sides_px = [int(side) for side in sides if isinstance(side, int | float) and side >= 1]
+        if key is None or len(sides_px) != 2:
+            raise InputError(f"{path}: entry {number} of `images` has no usable `id`, `height` and `width`; {_REMEDY}")
+        sizes[str(key)] = (sides_px[0], sides_px[1])
+    return sizes
+
+
+def _read_masks(path: str, names: Mapping[int | str, str]) -> dict[str, list[bytes]]:
+    packed: dict[str, list[bytes]] = {}
+    for number, annotation in enumerate(_items(path, "annotations")):
+        if "segments_info" in annotation:
+            raise InputError(f"{path}: is panoptic; give the instances JSON of the same images")
+        image, category = _id(annotation, "image_id"), _id(annotation, "category_id")
+        if image is None or category is None or category not in names or "segmentation" not in annotation:
+            raise InputError(
+                f"{path}: entry {number} of `annotations` lacks an `image_id`, a `category_id` that `categories` has, "
+                f"or a `segmentation`; {_REMEDY}"
+            )
+        value = [names[category], bool(annotation.get("iscrowd")), annotation["segmentation"]]
+        packed.setdefault(str(image), []).append(zlib.compress(json.dumps(value).encode(), 1))
+    return packed
+
+
+def _items(path: str, name: str) -> Iterator[dict[str, Any]]:
+    """The items of the list `name` at the top of the JSON file, as a stream."""
+    some = False
+    try:
+        with _open_file(path) as file:
+            for item in ijson.items(file, f"{name}.item", use_float=True):
+                some = True
+                yield item if isinstance(item, dict) else {}
+    except ijson.JSONError as error:
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(f"{path}: not valid JSON ({reason}); {_REMEDY}") from error
+    if not some:
+        raise InputError(f"{path}: no list `{name}` at the top, or an empty one; {_REMEDY}")
+
+
+@contextmanager
+def _open_file(path: str) -> Iterator[Any]:
+    fs, inner = open_store(path)
+    try:
+        with os_errors(path), fs.open(inner, "rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {_REMEDY}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder; {_REMEDY}") from error
+    except OSError as error:
+        local = scheme_of(path) == "file"
+        raise InputError(f"{path}: cannot be read ({error.strerror})" if local else fault_line(error, path)) from error
+
+
+def _id(item: Mapping[str, Any], key: str) -> int | str | None:
+    """An id: COCO's are whole numbers, other data sets in its form have texts."""
+    value = item.get(key)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
