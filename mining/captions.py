@@ -6,10 +6,10 @@ import posixpath
 from collections.abc import Iterator
 from typing import IO, Annotated, Any, Literal
 
-import fsspec
 import ijson
 from pydantic import Field
 
+from mining.stores import open_input
 from schemas.errors import InputError
 from schemas.settings import Settings
 
@@ -62,7 +62,7 @@ class CocoCaptions(Settings):
 def _items(path: str, name: str) -> Iterator[Any]:
     """The items of the list `name` at the top of a JSON file, read as a stream; faults are named with their file."""
     try:
-        with fsspec.open(path, "rb") as file:
+        with open_input(path) as file:
             _skip_byte_order_mark(file)
             if not _has_list(file, name):
                 raise InputError(f"{path}: no list `{name}` at the top; this is not a COCO captions file")

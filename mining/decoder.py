@@ -28,7 +28,7 @@ from typing import IO, Any
 import numpy as np
 from pydantic import Field
 
-from mining.images import Picture, decode_image, image_size, most_bytes, read_bytes
+from mining.images import Picture, decode_image, image_size, most_bytes, read_bytes, read_head
 from schemas.errors import InputError
 from schemas.rows import Rejection
 from schemas.settings import Settings
@@ -47,8 +47,11 @@ class Decoding(Settings):
     attempts: int = Field(default=2, ge=1)
 
     def size(self, path: str | None, *, max_pixels: int) -> tuple[int, int] | Rejection:
-        """The size of the upright picture from its header; as `images.image_size`, in a child process."""
-        answer = self._ask("size", path, max_pixels=max_pixels)
+        """The size of the upright picture from the head of its file; as `images.image_size`, in a child process.
+
+        A picture whose header lies elsewhere, as some TIFFs have it, is rejected here and may yet be read.
+        """
+        answer = self._ask("size", read_head(path), max_pixels=max_pixels)
         return answer if isinstance(answer, Rejection) else tuple(answer[0]["size"])
 
     def read(self, path: str | None, *, max_pixels: int) -> Picture | Rejection:
@@ -56,15 +59,16 @@ class Decoding(Settings):
 
         Further reasons are `worker_crash` and `record_timeout`. Raises InputError when no child can be started.
         """
-        answer = self._ask("decode", path, max_pixels=max_pixels)
+        answer = self._ask("decode", read_bytes(path, most_bytes=most_bytes(max_pixels)), max_pixels=max_pixels)
         if isinstance(answer, Rejection):
             return answer
         about, pixels = answer
         rgb_HW3 = np.frombuffer(pixels, np.uint8).reshape(about["shape"])
         return Picture(rgb_HW3, about["sha256"], about["orientation"])
 
-    def _ask(self, op: str, path: str | None, *, max_pixels: int) -> tuple[dict[str, Any], bytearray] | Rejection:
-        data = read_bytes(path, most_bytes=most_bytes(max_pixels))
+    def _ask(
+        self, op: str, data: bytes | Rejection, *, max_pixels: int
+    ) -> tuple[dict[str, Any], bytearray] | Rejection:
         if isinstance(data, Rejection):
             return data
         ended = 0

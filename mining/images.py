@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import posixpath
 import re
 import stat
 import struct
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, TypeVar
 
-import fsspec
 import numpy as np
 from PIL import (
     BmpImagePlugin,
@@ -32,7 +32,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from schemas.errors import InputError
+from mining.stores import OBJECT_STORES, describe, fault_line, fetch, plain_path, scheme_of
+from schemas.errors import IncompleteError, InputError
 from schemas.rows import Rejection
 
 Result = TypeVar("Result")
@@ -57,7 +58,8 @@ def read_image(path: str | None, *, max_pixels: int) -> Picture | Rejection:
     """The picture at `path`: a plain path, `file://`, or an object store (`s3://`, `gs://`).
 
     Rejected are `missing_file`, `decode_error` and, from the header alone, `image_too_large`. Raises OSError for a
-    fault of the disk and InputError when the library for an object store is not installed.
+    fault of the disk, IncompleteError for one of an object store, and InputError when the library for such a store is
+    not installed.
     """
     data = read_bytes(path, most_bytes=most_bytes(max_pixels))
     return data if isinstance(data, Rejection) else decode_image(data, max_pixels=max_pixels)
@@ -69,6 +71,11 @@ def read_bytes(path: str | None, *, most_bytes: int = 1 << 30) -> bytes | Reject
     if isinstance(data, bytes) and len(data) > most_bytes:
         return Rejection("image_too_large", f"a file of more than {most_bytes:,} bytes")
     return data
+
+
+def read_head(path: str | None) -> bytes | Rejection:
+    """The first bytes of the file at `path`, enough for nearly every header; rejects and raises as `read_image`."""
+    return _with_file(path, lambda file: file.read(_HEAD_BYTES), most=_HEAD_BYTES)
 
 
 def most_bytes(max_pixels: int) -> int:
@@ -113,6 +120,7 @@ _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
 )
 _SIGNATURE_BYTES = 16
+_HEAD_BYTES = 1 << 18  # a camera's EXIF and colour profile are 64 kB each at most
 
 # What Pillow is known to raise on broken bytes. An OSError with an errno comes from the disk and is raised again.
 _BROKEN = (
@@ -134,17 +142,20 @@ _ORIENTATION_TAG = 0x0112
 _MOST_BYTES_A_PIXEL, _HEADER_BYTES = 8, 64_000_000
 _INTEGERS = {1: "B", 3: "H", 4: "L"}  # TIFF field type → struct code
 
-_OBJECT_STORES = ("s3", "gs", "abfs", "hdfs", "memory")
 _WARNINGS_LOCK = threading.Lock()
 
 
-def _with_file(path: str | None, read: Callable[[IO[bytes]], Result]) -> Result | Rejection:
-    """What `read` makes of the open file; a file that cannot be had is `missing_file`."""
+def _with_file(path: str | None, read: Callable[[IO[bytes]], Result], *, most: int | None = None) -> Result | Rejection:
+    """What `read` makes of the open file; a file that cannot be had is `missing_file`.
+
+    From an object store no more than `most` bytes are fetched, by default as many as a picture may have. That such a
+    store fails is no fault of the image: it raises IncompleteError.
+    """
     if path is None:
         return Rejection("missing_file", "the captions name this image, the image list does not")
     name = re.split(r"[/\\]", path)[-1]
     try:
-        file = _open_file(path)
+        file = _open_file(path, most=most)
         if isinstance(file, str):
             return Rejection("missing_file", f"{name}: {file}")
         with file:
@@ -154,25 +165,33 @@ def _with_file(path: str | None, read: Callable[[IO[bytes]], Result]) -> Result 
     except IsADirectoryError:
         return Rejection("missing_file", f"{name}: a folder")
     except PermissionError:
+        if scheme_of(path) in OBJECT_STORES:
+            _refuse_if_all_is_refused(path)
         return Rejection("missing_file", f"{name}: not readable")
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return Rejection("missing_file", f"{name[:80]}: no such file")
+        if scheme_of(path) in OBJECT_STORES:
+            raise IncompleteError(fault_line(error, path)) from error
         raise
 
 
-def _open_file(path: str) -> IO[bytes] | str:
+def _open_file(path: str, *, most: int | None) -> IO[bytes] | str:
     """The open file, or why it is not to be opened."""
-    scheme, separator, rest = path.partition("://")
-    if not separator or scheme == "file":
-        return _open_local(rest if separator else path)
-    if scheme not in _OBJECT_STORES or "::" in path:
+    if scheme_of(path) == "file":
+        return _open_local(plain_path(path))
+    if scheme_of(path) not in OBJECT_STORES or "::" in path:
         return "nothing is fetched from a URL unless the user allows it"
+    # a picture with a side of more pixels is rejected, so a file with more bytes is none that is wanted
+    return BytesIO(fetch(path, most_bytes=most or most_bytes(MAX_SIDE_PX**2)))
+
+
+def _refuse_if_all_is_refused(path: str) -> None:
+    """One object may be locked, and is missing; but where the whole folder is refused, the credentials are at fault."""
     try:
-        file: IO[bytes] = fsspec.open(path, "rb").open()
-    except ImportError as error:
-        raise InputError(f"images: `{scheme}://` paths need a library that is not installed: {error}") from error
-    return file
+        describe(posixpath.dirname(path))
+    except InputError as error:
+        raise IncompleteError(str(error)) from error
 
 
 def _open_local(path: str) -> IO[bytes] | str:

@@ -13,18 +13,20 @@ Everything but `vocabulary` and `selection` is made part by part; a cell that ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import fsspec
+from itertools import islice
 
 from mining.devices import open_device
+from mining.stores import OBJECT_STORES, describe, fault_line, refusal, scheme_of
 from pipelines.engine import Engine, Watch
 from pipelines.grid import Stage, drop_stale, plan_stages
 from pipelines.plan import make_plan
 from pipelines.publish import SUCCESS_FILE, mark_success, publish, published
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import RunFolder, sweep
 from pipelines.settings import Mining, dump_yaml
 from schemas.errors import IncompleteError, InputError
 from schemas.manifest import Manifest
+
+_TRIED_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ def mine(
     run = RunFolder(settings.out)
     plan = make_plan(run, settings, limit=limit)
     stages = plan_stages(run, plan, settings)
+    sweep(run)
     if published(run, stages) and not missing_cells(run, stages):
         return Outcome(None, {}, 0.0, too_many_rejected=False)
 
@@ -63,6 +66,7 @@ def mine(
     missing = missing_cells(run, stages)
     if missing:
         raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
+    sweep(run)
     manifest = publish(run, plan, settings, stages)
     share = rejected_share(manifest)
     if share <= settings.max_rejected:
@@ -75,11 +79,21 @@ def check_inputs(settings: Mining) -> None:
 
     The image folder too: without it every image would be a missing file, and a whole run of them no fault of theirs.
     """
-    fs, path = fsspec.core.url_to_fs(settings.captions.images)
-    if not fs.isdir(path):
+    found = describe(settings.captions.images)
+    if found is None or found["type"] != "directory":
         raise InputError(f"captions.images: {settings.captions.images} is no folder; give the folder of the images")
+    if scheme_of(settings.captions.images) in OBJECT_STORES:
+        _refuse_locked_images(settings)
     settings.nouns.record()
     settings.regions.records()
+
+
+def _refuse_locked_images(settings: Mining) -> None:
+    """The right to list a folder does not tell of the right to read what is in it."""
+    tried = [path for _, path in islice(settings.captions.read_images(), _TRIED_IMAGES)]
+    refused = [error for path in tried if (error := refusal(path)) is not None]
+    if refused and len(refused) == len(tried):
+        raise InputError(fault_line(refused[0], tried[0]))
 
 
 def missing_cells(run: RunFolder, stages: list[Stage]) -> dict[str, int]:

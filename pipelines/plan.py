@@ -16,16 +16,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from mining.stores import describe, scheme_of
 from pipelines.inputs import portable
 from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining
-from schemas.errors import InputError, OtherPlanError
+from schemas.errors import IncompleteError, InputError, OtherPlanError
 from schemas.rows import CaptionsRow, ImageRow
 from schemas.settings import canonical_json, fingerprint
 
 PLAN_FILE = "plan.json"
 PLANNED = "plan"
 _PLANNED = ("images", "captions")
+_TRIED_FILE = ".writable"
 _BATCH = 10_000
 
 
@@ -63,8 +65,9 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
     """The plan of this run: the stored one where nothing changed, else cut anew from the caption source.
 
     New captions of the same images replace the old ones. Raises OtherPlanError, with what differs, when the folder
-    belongs to other images or another cut; InputError when the source is faulty.
+    belongs to other images or another cut; InputError when the source is faulty or an object store cannot be used.
     """
+    describe(run.root)
     source = {
         "captions.kind": settings.captions.kind,
         "captions.images": settings.captions.images,
@@ -77,6 +80,7 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
         _refuse_other_source(run, stored, source)
         if stored.inputs == inputs and all(run.done(name) == set(range(stored.parts)) for name in _PLANNED):
             return stored
+    _refuse_unwritable_store(run)
     plan = _cut(run, settings, limit=limit, source=source, inputs=inputs, stored=stored)
     run.write_json(PLAN_FILE, value=asdict(plan))
     return plan
@@ -92,6 +96,17 @@ def _refuse_other_source(run: RunFolder, stored: Plan, source: dict[str, Any]) -
         raise OtherPlanError(
             f"{run.root}: belongs to another plan ({'; '.join(differing)}); choose another `out`, or delete the folder"
         )
+
+
+def _refuse_unwritable_store(run: RunFolder) -> None:
+    """Try an object store before a large source is read: the right to list does not tell of the right to write."""
+    if scheme_of(run.root) == "file":
+        return
+    try:
+        run.write_json(_TRIED_FILE, value=None)
+        run.delete(_TRIED_FILE)
+    except IncompleteError as error:
+        raise InputError(str(error)) from error
 
 
 def _cut(

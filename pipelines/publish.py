@@ -14,7 +14,7 @@ from mining.query import query_cells
 from pipelines.grid import Stage
 from pipelines.inputs import portable
 from pipelines.plan import Plan
-from pipelines.run_folder import FINGERPRINT_FILE, RunFolder
+from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining
 from schemas.errors import IncompleteError
 from schemas.manifest import Manifest, ModelEntry, ShardEntry, Totals
@@ -42,15 +42,23 @@ def published(run: RunFolder, stages: list[Stage]) -> bool:
     return (
         run.exists(SUCCESS_FILE)
         and all(run.exists(*name.split("/")) for name in _PUBLISHED)
-        and all(stage.once or run.exists(stage.name, FINGERPRINT_FILE) for stage in stages)
+        and all(stage.once or stage.is_current(run) for stage in stages)
         and isinstance(manifest, dict)
         and manifest.get("fingerprint") == stages[-1].fingerprint
     )
 
 
 def publish(run: RunFolder, plan: Plan, settings: Mining, stages: list[Stage]) -> Manifest:
-    """Write everything but `_SUCCESS`. Raises AssertionError when the accounting equation does not hold."""
-    accounts = [_account(run, part) for part in range(plan.parts)]
+    """Write everything but `_SUCCESS`. Raises AssertionError when the accounting equation does not hold.
+
+    Raises IncompleteError when a shard is missing, or when a run of other settings writes here as well.
+    """
+    _refuse_company(run, stages)
+    paths = [run.cell_path("shards", part, "json") for part in range(plan.parts)]
+    read = run.read_jsons("shards", range(plan.parts))
+    accounts = [
+        _account(path, stored, fingerprint=stages[-1].fingerprint) for path, stored in zip(paths, read, strict=True)
+    ]
     shards = tuple(_shard_entry(account) for account in accounts)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -74,10 +82,23 @@ def mark_success(run: RunFolder) -> None:
     _write_text(run, SUCCESS_FILE, text="")
 
 
-def _account(run: RunFolder, part: int) -> dict[str, Any]:
-    account = run.read_json("shards", f"{part:05d}.json")
+def _refuse_company(run: RunFolder, stages: list[Stage]) -> None:
+    foreign = [stage.name for stage in stages if not stage.once and not stage.is_current(run)]
+    if foreign:
+        raise IncompleteError(
+            f"{run.root}: another run, of other settings or inputs, writes here as well ({', '.join(foreign)}); "
+            "stop it and run the same command again"
+        )
+
+
+def _account(path: str, account: Any, *, fingerprint: str) -> dict[str, Any]:
     if not isinstance(account, dict):
-        raise IncompleteError(f"{run.cell_path('shards', part, 'json')}: missing; run the same command again")
+        raise IncompleteError(f"{path}: missing; run the same command again")
+    if account["fingerprint"] != fingerprint:
+        raise IncompleteError(
+            f"{path}: made from other settings or inputs, is another run writing here? "
+            "Stop it, delete the file and run the same command again"
+        )
     return account
 
 

@@ -8,8 +8,10 @@ import os
 import posixpath
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
@@ -17,12 +19,16 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mining.stores import describe, fault_line, fetch, open_store, os_errors, plain_path, scheme_of, upload
+from pipelines.ownership import WRITING, owned_prefix, owner_state
 from schemas.errors import IncompleteError, InputError
 from schemas.tables import from_table, read_parquet, to_table, write_parquet
 
 Row = TypeVar("Row")
 
 FINGERPRINT_FILE = "_fingerprint.json"
+_READ_AT_ONCE, _READ_AHEAD = 16, 256
+_DAY_S = 24 * 60 * 60.0
 _CELL = re.compile(r"(\d{5,})\.(parquet|tar|json)")
 _FINGERPRINT_KEY = "maskmine.fingerprint"
 
@@ -51,31 +57,35 @@ class RunFolder:
         return set.intersection(*found.values())
 
     def names(self, *names: str) -> list[str]:
-        """The names in a folder, sorted; none when there is no folder."""
+        """The names in a folder, sorted; none when there is no folder. What is still being written is not there yet."""
         fs, path = self._fs(*names)
-        try:
-            entries = fs.ls(path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(posixpath.basename(str(entry).rstrip("/")) for entry in entries)
+        with _one_line_faults(self.path(*names)):
+            found = sorted(posixpath.basename(entry) for entry in _listing(fs, path))
+        return [name for name in found if not name.startswith(f".{WRITING}-")]
 
     def exists(self, *names: str) -> bool:
         """Whether a file is there."""
         fs, path = self._fs(*names)
-        return bool(fs.exists(path))
+        with _one_line_faults(self.path(*names)):
+            return bool(fs.exists(path))
 
     def delete(self, *names: str) -> None:
         """Remove a file; nothing happens when it is not there."""
         fs, path = self._fs(*names)
-        if fs.exists(path):
+        with suppress(FileNotFoundError, NotADirectoryError), _one_line_faults(self.path(*names)):
             fs.rm_file(path)
 
     @contextmanager
     def open(self, *names: str) -> Iterator[IO[bytes]]:
-        """Open a file for reading."""
+        """Open a file for reading, piece by piece. Raises FileNotFoundError."""
         fs, path = self._fs(*names)
-        with fs.open(path, "rb") as file:
+        with _one_line_faults(self.path(*names)), fs.open(path, "rb") as file:
             yield file
+
+    def read_bytes(self, *names: str) -> bytes:
+        """The whole of a file, from an object store by one request. Raises FileNotFoundError."""
+        with _one_line_faults(self.path(*names)):
+            return fetch(self.path(*names))
 
     @contextmanager
     def write(self, *names: str) -> Iterator[IO[bytes]]:
@@ -85,12 +95,12 @@ class RunFolder:
         Raises IncompleteError when the disk is full or the folder cannot be written.
         """
         fs, path = self._fs(*names)
-        local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+        local = _is_local(fs)
         try:
             if local:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
             folder = os.path.dirname(path) if local else None
-            handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
+            handle, temporary = tempfile.mkstemp(prefix=owned_prefix(WRITING), dir=folder)
             try:
                 with os.fdopen(handle, "wb") as file:
                     yield file
@@ -100,20 +110,26 @@ class RunFolder:
                     os.chmod(temporary, 0o644)
                     os.replace(temporary, path)
                 else:
-                    fs.put_file(temporary, path)
+                    upload(temporary, self.path(*names))
             finally:
                 if os.path.exists(temporary):
                     os.unlink(temporary)
         except OSError as error:
-            raise _write_fault(error, path) from error
+            raise _write_fault(error, self.path(*names)) from error
 
     def read_json(self, *names: str) -> Any:
         """The content of a JSON file, or None when it is not there or not whole."""
         try:
-            with self.open(*names) as file:
-                return json.load(file)
+            return json.loads(self.read_bytes(*names))
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
             return None
+
+    def read_jsons(self, step: str, parts: Sequence[int]) -> Iterator[Any]:
+        """The JSON cells of a step, in order, each as `read_json` has it. Some are read at a time: stores are slow."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            for start in range(0, len(parts), _READ_AHEAD):
+                ahead = parts[start : start + _READ_AHEAD]
+                yield from pool.map(lambda part: self.read_json(step, f"{part:05d}.json"), ahead)
 
     def write_json(self, *names: str, value: Any) -> None:
         """Write a JSON file for people and programs: sorted keys, indented."""
@@ -136,11 +152,10 @@ class RunFolder:
     def read_table(self, *names: str, fingerprint: str | None = None) -> pa.Table:
         """Read a Parquet file. With a fingerprint, a file that was made from anything else is an IncompleteError."""
         try:
-            with self.open(*names) as file:
-                table = read_parquet(file)
+            table = read_parquet(pa.BufferReader(self.read_bytes(*names)))
         except FileNotFoundError as error:
             raise IncompleteError(f"{self.path(*names)}: missing; run the same command again") from error
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:  # so Arrow answers to bytes that are no Parquet
             raise IncompleteError(
                 f"{self.path(*names)}: not a whole Parquet file; delete it and run the same command again"
             ) from error
@@ -164,25 +179,95 @@ class RunFolder:
         """The metadata in a Parquet file's footer; empty when the file is missing or not whole."""
         try:
             with self.open(*names) as file:
-                metadata = pq.read_metadata(file).metadata or {}
+                metadata = _read_footer(file)
         except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
             return {}
         return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 
     def _fs(self, *names: str) -> tuple[Any, str]:
-        fs, path = fsspec.core.url_to_fs(self.path(*names))
-        return fs, str(path)
+        return open_store(self.path(*names))
 
 
 def read_folder(root: str) -> RunFolder:
-    """An existing run folder. Raises InputError when there is none."""
-    run = RunFolder(root if "://" in root else os.path.abspath(os.path.expanduser(root)))
-    if not run.exists("plan.json"):
+    """An existing run folder. Raises InputError when there is none, or when its object store cannot be used."""
+    is_local = scheme_of(root) == "file"
+    run = RunFolder(os.path.abspath(os.path.expanduser(plain_path(root))) if is_local else root)
+    open_store(run.root)  # what is wrong with the path is said of the path that was given
+    if describe(run.path("plan.json")) is None:
         raise InputError(f"{root}: not a run folder (it has no plan.json); give the `out` of a `maskmine mine` run")
     return run
 
 
+def sweep(run: RunFolder) -> None:
+    """Remove what killed processes left: files that never became whole, and what engines had there for their workers.
+
+    What belongs to a living process stays. Another machine's processes cannot be asked: their files are abandoned when
+    they were not written to for a day, and what their engines have there (a few bytes) after a month.
+    """
+    fs, root = open_store(run.root)
+    places = [(fs, root)]
+    if _is_local(fs):
+        places += [(fs, path) for path in _listing(fs, root) if os.path.isdir(path) and not os.path.islink(path)]
+    else:  # files on their way there lie in the temporary folder of the machine that writes them
+        places.append((fsspec.filesystem("file"), tempfile.gettempdir()))
+    for fs, folder in places:
+        for path in _listing(fs, folder):
+            name = posixpath.basename(path)
+            state = owner_state(name)
+            patience_s = _DAY_S if name.startswith(f".{WRITING}-") else 30 * _DAY_S
+            if state == "dead" or (state == "elsewhere" and _untouched_s(fs, path) > patience_s):
+                with suppress(OSError):  # another user's, or another driver sweeps too; it does no harm where it lies
+                    fs.rm(path, recursive=True)
+
+
+def _read_footer(file: IO[bytes]) -> dict[bytes, bytes]:
+    try:
+        return pq.read_metadata(file).metadata or {}
+    except OSError as error:
+        # Arrow's word for bytes that are no footer; a disk's fault has a number, a store's is of another class
+        if type(error) is OSError and error.errno is None and error.__cause__ is None:
+            return {}
+        raise
+
+
+def _listing(fs: Any, folder: str) -> list[str]:
+    try:
+        return [str(entry).rstrip("/") for entry in fs.ls(folder, detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _untouched_s(fs: Any, path: str) -> float:
+    """How long ago the newest file of a path was written; 0 where the file system does not say."""
+    try:
+        written = max(fs.modified(file).timestamp() for file in fs.find(path) or [path])
+    except (FileNotFoundError, NotImplementedError):
+        return 0.0
+    return time.time() - float(written)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
+@contextmanager
+def _one_line_faults(path: str) -> Iterator[None]:
+    """A disk or an object store that fails is an IncompleteError; that a file is not there is left to the caller."""
+    try:
+        with os_errors(path):
+            yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if scheme_of(path) != "file":
+            raise IncompleteError(fault_line(error, path)) from error
+        reason = error.strerror or error
+        raise IncompleteError(f"{path}: {reason}; mend the cause and run the same command again") from error
+
+
 def _write_fault(error: OSError, path: str) -> Exception:
+    if scheme_of(path) != "file":
+        return IncompleteError(fault_line(error, path))
     if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.EACCES):
         return IncompleteError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); choose another `out`")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

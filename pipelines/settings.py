@@ -16,6 +16,7 @@ from mining.nouns import Nouns
 from mining.pairs import ClipPairs, LabelPairs
 from mining.regions import Regions
 from mining.shards import Shards
+from mining.stores import plain_path, scheme_of
 from mining.vocabulary import Vocabulary
 from schemas.errors import InputError
 from schemas.settings import Settings
@@ -122,8 +123,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _absolute_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: _absolute_paths(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, str) and value and "://" not in value:
-        expanded = os.path.expanduser(value)
+    if isinstance(value, str) and value and scheme_of(value) == "file":
+        expanded = os.path.expanduser(plain_path(value))
         if key in _PATH_KEYS or ("/" in value and os.path.exists(expanded)):
             return os.path.abspath(expanded)
     return value

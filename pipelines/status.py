@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,15 +54,16 @@ class RejectedImage:
 def run_status(run: RunFolder) -> RunStatus:
     """The grid of a run folder, current or not: cells made from older settings count until `mine` replaces them."""
     plan = require_plan(run)
-    steps = tuple(_step_status(run, step, plan.parts) for step in _STEPS)
+    with ThreadPoolExecutor(len(_STEPS)) as pool:  # a store gives 1,000 names at a time, so the folders do not wait
+        steps = tuple(pool.map(lambda step: _step_status(run, step, plan.parts), _STEPS))
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)
 
 
 def rejected_images(run: RunFolder) -> Iterator[RejectedImage]:
     """The rejected images of all finished shards, part by part."""
-    for part in sorted(run.done("shards", suffixes=("json",))):
-        account = run.read_json("shards", f"{part:05d}.json") or {}
-        for entry in account.get("rejections", ()):
+    parts = sorted(run.done("shards", suffixes=("json",)))
+    for part, account in zip(parts, run.read_jsons("shards", parts), strict=True):
+        for entry in (account or {}).get("rejections", ()):
             yield RejectedImage(entry["image_id"], part, entry["step"], entry["reason"], entry["detail"])
 
 

@@ -79,9 +79,10 @@ def _check_sums(run: RunFolder) -> Iterator[Problem]:
         lines = file.read().decode("utf-8", "replace").splitlines()
     for line in lines:
         expected, _, name = line.partition("  ")
-        if not run.exists(*name.split("/")):
+        found = _sha256(run, name)
+        if found is None:
             yield Problem(name, "missing; run `maskmine mine` again")
-        elif _sha256(run, name) != expected:
+        elif found != expected:
             yield Problem(name, f"its SHA-256 is not the one in SHA256SUMS; {_REMEDY}")
 
 
@@ -182,9 +183,13 @@ def _check_content(row: SampleRow, image: bytes, mask_png: bytes, noun: bytes, r
         yield ".json and index differ"
 
 
-def _sha256(run: RunFolder, name: str) -> str:
+def _sha256(run: RunFolder, name: str) -> str | None:
+    """The SHA-256 of a file, None when it is not there."""
     digest = hashlib.sha256()
-    with run.open(*name.split("/")) as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
+    try:
+        with run.open(*name.split("/")) as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except FileNotFoundError:
+        return None
     return digest.hexdigest()

@@ -49,6 +49,18 @@ def same_bytes_as_local(engine: Engine, folder: Path) -> None:
     assert [str(problem) for problem in verify_run(run)] == []
 
 
+def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
+    """Masks by MaskFormer and embeddings by CLIP, both tiny, are those of the local run to the last bit."""
+    from tests.test_mine_models import config, save_tiny_models
+
+    world = toy.write_toy_world(folder / "world")
+    regions = save_tiny_models(world)
+    run_with(run_local, config(world, regions, folder / "local"))
+    run_with(engine, config(world, regions, folder / "engine"))
+    assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
+    assert samples(RunFolder(str(folder / "engine")))
+
+
 def only_missing_cells_are_made(engine: Engine, folder: Path) -> None:
     """A second run makes what was deleted, and nothing else."""
     world = toy.write_toy_world(folder / "world")

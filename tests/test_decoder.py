@@ -18,7 +18,7 @@ from PIL import Image
 
 from mining import decoder
 from mining.decoder import Decoding
-from mining.images import Picture, image_size, read_image
+from mining.images import Picture, image_size, read_head, read_image
 from schemas.errors import InputError
 from schemas.rows import Rejection
 from tests import toy
@@ -75,6 +75,14 @@ def test_a_child_rejects_what_this_process_would_reject(tmp_path: Path) -> None:
         assert isinstance(answer, Rejection)
         assert answer == read_image(path, max_pixels=MAX_PIXELS)
     assert Decoding().read(picture(tmp_path), max_pixels=9) == read_image(picture(tmp_path), max_pixels=9)
+
+
+def test_the_size_is_read_from_the_head_of_a_large_file(tmp_path: Path) -> None:
+    path = picture(tmp_path)
+    with open(path, "ab") as file:
+        file.write(bytes(1 << 20))
+    assert len(read_head(path)) == 1 << 18  # type: ignore[arg-type]
+    assert Decoding().size(path, max_pixels=MAX_PIXELS) == (toy.HEIGHT_PX, toy.WIDTH_PX)
 
 
 @pytest.mark.parametrize(

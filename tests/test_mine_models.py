@@ -30,7 +30,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def regions(world: Path) -> dict[str, Any]:
-    """The section `regions` with a tiny MaskFormer and a tiny CLIP."""
+    return save_tiny_models(world)
+
+
+def save_tiny_models(world: Path) -> dict[str, Any]:
+    """Save a tiny MaskFormer and a tiny CLIP with random weights; returns the section `regions` that names them."""
     network("maskformer").save_pretrained(world / "maskformer")
     transformers.MaskFormerImageProcessor(size=SIZE).save_pretrained(world / "maskformer")
     return {

@@ -273,6 +273,14 @@ def test_pictures_that_are_not_as_large_as_their_header_says_are_sorted_again(
     assert [row.regions[0].mask.width_px for row in rows] == [20, 40, 20, 20]
 
 
+def test_a_picture_whose_size_is_not_in_its_head_is_read_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = found(world.regions(), world.rows)
+    monkeypatch.setattr(Decoding, "size", lambda *_, **__: Rejection("decode_error", "no header"))
+    assert found(world.regions(), world.rows) == expected
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.permutations(range(8)), st.sampled_from([1, 2, 3, 8]), st.sampled_from([1, 2, 4]))
 def test_neither_order_nor_batches_nor_threads_change_a_row(

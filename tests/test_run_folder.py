@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(run: RunFolder) ->
     with pytest.raises(ZeroDivisionError):
         write_half()
     assert run.read_json("a.json") == 1
-    assert run.names() == ["a.json"]
+    assert os.listdir(run.root) == ["a.json"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: RunFolder, monkeypatch:
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(IncompleteError, match="the disk is full; free some space and run the same command again"):
         run.write_json("a.json", value=1)
-    assert run.names() == []
+    assert os.listdir(run.root) == []
 
 
 def test_a_failing_rename_is_one_line_and_leaves_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_failing_rename_is_one_line_and_leaves_nothing(run: RunFolder, monkeyp
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(IncompleteError, match=r"a\.json: cannot be written"):
         run.write_json("a.json", value=1)
-    assert run.names() == []
+    assert os.listdir(run.root) == []
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
@@ -78,11 +78,12 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
 def test_a_missing_a_broken_and_a_foreign_cell_each_say_what_to_do(run: RunFolder) -> None:
     with pytest.raises(IncompleteError, match="missing; run the same command again"):
         run.read_rows("images", "00000.parquet", row_type=ImageRow)
-    with run.write("images", "00000.parquet") as file:
-        file.write(b"PAR1 nonsense")
-    with pytest.raises(IncompleteError, match="not a whole Parquet file; delete it"):
-        run.read_rows("images", "00000.parquet", row_type=ImageRow)
-    assert run.read_fingerprint("images", "00000.parquet") is None
+    for content in (b"PAR1 nonsense", b"PAR1" + b"nonsense" + (8).to_bytes(4, "little") + b"PAR1"):
+        with run.write("images", "00000.parquet") as file:
+            file.write(content)
+        with pytest.raises(IncompleteError, match="not a whole Parquet file; delete it"):
+            run.read_rows("images", "00000.parquet", row_type=ImageRow)
+        assert run.read_fingerprint("images", "00000.parquet") is None
     run.write_rows("images", "00000.parquet", rows=ROWS, row_type=ImageRow, fingerprint="old")
     with pytest.raises(IncompleteError, match="is another run writing here"):
         run.read_rows("images", "00000.parquet", row_type=ImageRow, fingerprint="new")
@@ -93,3 +94,17 @@ def test_a_missing_a_broken_and_a_foreign_cell_each_say_what_to_do(run: RunFolde
 def test_a_folder_that_is_no_run_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         read_folder(str(tmp_path))
+
+
+def test_a_disk_that_cannot_be_read_is_one_line(run: RunFolder) -> None:
+    os.makedirs(run.path("nouns", "00000.parquet"))  # a folder where a file is wanted
+    for read in (run.read_json, run.read_bytes, run.read_table, run.read_fingerprint, run.delete):
+        with pytest.raises(IncompleteError, match=r"00000\.parquet: Is a directory; mend the cause") as caught:
+            read("nouns", "00000.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_json_cells_of_a_step_come_in_the_order_that_was_asked_for(run: RunFolder) -> None:
+    for part in (0, 1, 3):
+        run.write_json("shards", f"{part:05d}.json", value=part)
+    assert list(run.read_jsons("shards", [3, 0, 2, 1] * 200)) == [3, 0, None, 1] * 200

@@ -10,16 +10,17 @@ import json
 import posixpath
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
 import ijson
 import numpy as np
 
 from mining.devices import open_device
 from mining.images import read_image
 from mining.proposals import LoadedImage, Proposals, Proposer
+from mining.stores import open_input
 from schemas.errors import InputError
 from schemas.mask import Mask
 from schemas.models import ModelRecord
@@ -212,15 +213,15 @@ def _items(path: str, name: str, *, required: bool = True) -> Iterator[dict[str,
         raise InputError(_malformed(path, f"no list `{name}` at the top, or an empty one"))
 
 
-def _open_file(path: str) -> Any:
+@contextmanager
+def _open_file(path: str) -> Iterator[Any]:
     try:
-        return fsspec.open(path, "rb").open()
+        with open_input(path) as file:
+            yield file
     except FileNotFoundError as error:
         raise InputError(f"proposals.annotations: there is no file `{path}`; check the path") from error
     except IsADirectoryError as error:
         raise InputError(f"proposals.annotations: `{path}` is a folder; give the JSON file in it") from error
-    except ImportError as error:
-        raise InputError(f"proposals.annotations: `{path}` needs a library that is not installed: {error}") from error
 
 
 def _malformed(path: str, fault: str) -> str:
