@@ -31,6 +31,8 @@ from schemas.errors import InputError
 from schemas.mask import Mask
 from schemas.rows import ImageRow, Noun, NounsRow, Pair, PairsRow, Region, RegionsRow
 from schemas.sample import sample_key
+from scripts.bench_engines import bench_engines
+from scripts.bench_gpu import bench_gpu
 from scripts.bench_mining import bench_coco, bench_full_size
 from scripts.bench_nouns import bench_nouns
 from scripts.bench_regions import bench_region_cutting
@@ -42,10 +44,11 @@ CONSOLE = Console(width=max(110, Console().width))
 
 def main(
     only: Annotated[
-        list[str] | None, typer.Argument(help="nouns, regions, pairs, shards, memory, coco, full-size.")
+        list[str] | None, typer.Argument(help="nouns, regions, pairs, shards, memory, coco, full-size, engines, gpu.")
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
     photos: Annotated[Path, typer.Option(help="A folder of JPEG photographs.")] = SHARED / "coco-mini" / "train2017",
+    engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
 ) -> None:
     """Print a table of measures, each with its goal."""
     pictures = sorted(photos.glob("*.jpg"))
@@ -57,17 +60,25 @@ def main(
         "memory": bench_memory,
         "coco": lambda: bench_coco(_present(photos, "--photos").parent),
         "full-size": lambda: bench_full_size(_present(photos, "--photos").parent),
+        "engines": lambda: bench_engines(minutes=engine_minutes),
+        "gpu": lambda: bench_gpu(pictures),
     }
     unknown = set(only or ()) - benches.keys()
     if unknown:
         raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
     table = Table("bench", "measure", "value", "unit", "goal", "reached", box=None, pad_edge=False)
-    for name in only or benches:
+    for name in only or [name for name in benches if name != "gpu" or _has_gpu()]:
         CONSOLE.print(f"{name} …", style="dim")
         for measure in benches[name]():
             reached = "" if measure.reached is None else "yes" if measure.reached else "NO"
             table.add_row(name, measure.name, f"{measure.value:,.4g}", measure.unit, measure.goal, reached)
     CONSOLE.print(table)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def bench_pairs(*, images: int = 500, nouns: int = 11, regions: int = 30, dim: int = 768) -> list[Measure]:

@@ -97,17 +97,24 @@ def bench_full_size(coco: Path, *, images: int = 8) -> list[Measure]:
     ]
 
 
-def save_random_maskformer(folder: Path) -> Path:
-    """A MaskFormer of the size of facebook/maskformer-swin-tiny-coco with random weights, saved as a checkpoint."""
+def save_random_maskformer(
+    folder: Path,
+    *,
+    embed_dim: int = 96,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    num_heads: Sequence[int] = (3, 6, 12, 24),
+    window_size: int = 7,
+) -> Path:
+    """A MaskFormer with random weights, saved as a checkpoint; of the size of facebook/maskformer-swin-tiny-coco."""
     import torch
     from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, MaskFormerImageProcessor, SwinConfig
 
     torch.manual_seed(0)
     backbone = SwinConfig(
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
-        embed_dim=96,
-        window_size=7,
+        depths=list(depths),
+        num_heads=list(num_heads),
+        embed_dim=embed_dim,
+        window_size=window_size,
         image_size=384,
         out_features=["stage1", "stage2", "stage3", "stage4"],  # type: ignore[call-arg]
     )
