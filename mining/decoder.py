@@ -142,8 +142,11 @@ def _take_child() -> _Child:
         return _start_child()
 
 
-def _start_child() -> _Child:
-    """A new child that has said that it is ready. Raises InputError with its last words when it does not."""
+def _start_child(*, tries: int = 3) -> _Child:
+    """A new child that has said that it is ready. Raises InputError with its last words when it does not.
+
+    One that is killed while it starts was no picture's doing, and another one is started.
+    """
     code = str(Path(__file__).resolve().parents[1])
     paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
     # one thread of BLAS, which nothing here uses: each one reserves address space, and that is limited
@@ -164,6 +167,8 @@ def _start_child() -> _Child:
             _read_exactly(child.from_child, len(_READY))
         except EOFError as error:
             ended = child.end()
+            if ended < 0 and tries > 1:
+                return _start_child(tries=tries - 1)
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines() or [f"it ended with {ended}"]
             raise InputError(

@@ -13,12 +13,13 @@ from __future__ import annotations
 import io
 import logging
 import os
+import secrets
 import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,8 @@ from pydantic import Field
 from pipelines.cells import PartReport
 from pipelines.engine import Watch
 from pipelines.grid import Stage
-from pipelines.on_beam_worker import FAULT, LETTERS, OPEN, CellMaker, letter_name
+from pipelines.on_beam_worker import FAULT, OPEN, CellMaker, letter_name
+from pipelines.ownership import BEAM, owned_prefix
 from pipelines.run_folder import RunFolder
 from schemas.errors import IncompleteError, InputError
 from schemas.settings import Settings
@@ -75,9 +77,10 @@ class BeamEngine(Settings):
         if not todo:
             return
         stages = [stage for stage in stages if stage.name in todo]
-        postman = _Postman(run, list(stages), todo, watch)
+        letters = f"{owned_prefix(BEAM)}{secrets.token_hex(4)}"
+        postman = _Postman(run, letters, list(stages), todo, watch)
         with _quiet_beam():
-            pipeline = self._pipeline(run, stages, todo, options)
+            pipeline = self._pipeline(run, letters, stages, todo, options)
             with _deaths_of_workers() as deaths, postman.at_work():
                 _run(pipeline, postman, deaths)
 
@@ -101,24 +104,29 @@ class BeamEngine(Settings):
         return options
 
     def _pipeline(
-        self, run: RunFolder, stages: Sequence[Stage], todo: dict[str, list[int]], options: PipelineOptions
+        self,
+        run: RunFolder,
+        letters: str,
+        stages: Sequence[Stage],
+        todo: dict[str, list[int]],
+        options: PipelineOptions,
     ) -> Pipeline:
         import apache_beam as beam
         from apache_beam.pvalue import AsIter
 
         try:
-            pipeline = beam.Pipeline(runner=self._open_runner(run, options), options=options)
+            pipeline = beam.Pipeline(runner=self._open_runner(run, letters, options), options=options)
         except ValueError as error:  # so Beam's runners refuse their options
             raise InputError(f"engine beam: {_one_line(error)}") from error
         before: list[PCollection] = []
         for stage in stages:
             parts = pipeline | f"{stage.name} parts" >> beam.Create(todo[stage.name], reshuffle=False)
             shuffled = parts | f"{stage.name} shuffle" >> beam.Reshuffle()
-            make = beam.Map(CellMaker(run, stage), *map(AsIter, before)).with_output_types(type(None))
+            make = beam.Map(CellMaker(run, stage, letters), *map(AsIter, before)).with_output_types(type(None))
             before = [shuffled | stage.name >> self._with_hints(make, stage)]
         return pipeline
 
-    def _open_runner(self, run: RunFolder, options: PipelineOptions) -> PipelineRunner:
+    def _open_runner(self, run: RunFolder, letters: str, options: PipelineOptions) -> PipelineRunner:
         from apache_beam.options.pipeline_options import StandardOptions
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
         from apache_beam.runners.runner import create_runner
@@ -134,8 +142,9 @@ class BeamEngine(Settings):
         if not isinstance(runner, FnApiRunner):
             raise InputError(f"engine beam: `workers` are processes of FnApiRunner; give {name} its own options")
         # FnApiRunner's mode `multi_processing`, but with our own worker program
-        words = [sys.executable, "-m", "pipelines.on_beam_worker", run.root, str(os.getpid())]
-        return FnApiRunner(SubprocessSDKEnvironment.from_command_string(f"exec {shlex.join(words)}"))
+        words = [sys.executable, "-m", "pipelines.on_beam_worker", run.root, letters, str(os.getpid())]
+        # Ctrl-C on a terminal reaches the workers too; it is for the driver, and they end with it
+        return FnApiRunner(SubprocessSDKEnvironment.from_command_string(f"trap '' INT; exec {shlex.join(words)}"))
 
     def _with_hints(self, make: PTransform, stage: Stage) -> PTransform:
         hints = {"min_ram": self.min_ram, "accelerator": self.accelerator if stage.name in _GPU_STAGES else None}
@@ -150,14 +159,21 @@ def _run(pipeline: Pipeline, postman: _Postman, deaths: list[str]) -> None:
     from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
 
     running = shared_unbounded_instance().submit(lambda: pipeline.run().wait_until_finish())
-    while not wait([running], timeout=_POLL_S).done:
-        postman.deliver()
-        if deaths:
-            raise IncompleteError(
-                f"a worker process of Beam died ({deaths[0]}); was there memory enough? "
-                "Set fewer `workers` if not, and run the same command again"
-            )
-    running.result()
+    try:
+        while not wait([running], timeout=_POLL_S).done:
+            postman.deliver()
+            if deaths:
+                raise IncompleteError(
+                    f"a worker process of Beam died ({deaths[0]}); was there memory enough? "
+                    "Set fewer `workers` if not, and run the same command again"
+                )
+    finally:
+        postman.send_workers_home()
+        wait([running], timeout=_JOIN_S)  # so that nothing is written or said after the engine has returned
+    try:
+        running.result()
+    except ImportError as error:  # so a runner asks for what it needs, Dataflow for apache-beam[gcp]
+        raise InputError(f"engine beam: {_one_line(error)}") from error
     postman.close()
 
 
@@ -166,6 +182,7 @@ class _Postman:
     """Brings the workers' letters to the watch, stage after stage."""
 
     run: RunFolder
+    letters: str  # the folder of this driver's letters; another driver may be at work in the run folder
     stages: list[Stage]  # that are not finished; the first is the one that the watch was told of
     todo: dict[str, list[int]]
     watch: Watch
@@ -174,25 +191,28 @@ class _Postman:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Take letters while the block runs; workers stop when it is over."""
-        self._clear()
-        with self.run.write(LETTERS, OPEN):
+        with self.run.write(self.letters, OPEN):
             pass
         try:
             yield
         finally:
             self._clear()
 
+    def send_workers_home(self) -> None:
+        """Tell the workers that nobody waits for cells any more."""
+        self.run.delete(self.letters, OPEN)
+
     def deliver(self) -> None:
         """Hand over what has come. Letters of a later stage wait until the one before it is finished."""
         fs, _ = fsspec.core.url_to_fs(self.run.root)
         fs.invalidate_cache()  # others write here, and fsspec remembers the listings of object stores
-        come = set(self.run.names(LETTERS))
+        come = set(self.run.names(self.letters))
         while self.stages:
             stage = self.stages[0]
             self._begin(stage)
             for part in [part for part in self.todo[stage.name] if letter_name(stage, part) in come]:
-                report = PartReport(**self.run.read_json(LETTERS, letter_name(stage, part)))
-                self.run.delete(LETTERS, letter_name(stage, part))
+                report = PartReport(**self.run.read_json(self.letters, letter_name(stage, part)))
+                self.run.delete(self.letters, letter_name(stage, part))
                 self._hand_over(stage, report)
             if self.todo[stage.name]:
                 return
@@ -201,7 +221,7 @@ class _Postman:
     def close(self) -> None:
         """Raise what went wrong; report the cells that came without a letter, of a worker that died after its work."""
         self.deliver()
-        fault = self.run.read_json(LETTERS, FAULT)
+        fault = self.run.read_json(self.letters, FAULT)
         if fault is not None:
             raise _FAULTS[fault["fault"]](fault["line"])
         missing = {stage.name: len(cells) for stage in self.stages if (cells := stage.todo(self.run))}
@@ -232,10 +252,11 @@ class _Postman:
         self.stages.remove(stage)
 
     def _clear(self) -> None:
-        self.run.delete(LETTERS, OPEN)
-        fs, path = fsspec.core.url_to_fs(self.run.path(LETTERS))
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        self.send_workers_home()
+        fs, path = fsspec.core.url_to_fs(self.run.path(self.letters))
+        with suppress(OSError):  # a worker that is not through yet may write into it; the next run takes the rest away
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
 
 
 @contextmanager

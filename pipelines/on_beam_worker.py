@@ -15,8 +15,8 @@ from pipelines.grid import Stage
 from pipelines.run_folder import RunFolder
 from schemas.errors import IncompleteError, InputError
 
-LETTERS = ".beam"  # a folder of the run folder, there while a driver is at work
-OPEN = "open"  # a file in it; the driver deletes it when nobody waits for letters any more
+# In the folder of letters, which is a driver's own and lies in the run folder:
+OPEN = "open"  # the driver deletes it when nobody waits for letters any more
 FAULT = "fault.json"  # the letter that ends the run
 _WATCH_S = 0.5
 
@@ -33,11 +33,12 @@ class CellMaker:
 
     run: RunFolder
     stage: Stage
+    letters: str
     _make: MakeCell | None = field(default=None, init=False)
 
     def __call__(self, part: int, read: object = None) -> None:
         """Make the cell of a part. `read` is what Beam has to have finished before."""
-        if self.run.exists(LETTERS, FAULT) or not self.run.exists(LETTERS, OPEN) or self._is_made(part):
+        if self.run.exists(self.letters, FAULT) or not self.run.exists(self.letters, OPEN) or self._is_made(part):
             return
         try:
             if self._make is None:
@@ -52,10 +53,13 @@ class CellMaker:
         return all(self.run.exists(self.stage.name, f"{part:05d}.{suffix}") for suffix in self.stage.suffixes)
 
     def _post(self, name: str, letter: dict[str, Any]) -> None:
+        if not self.run.exists(self.letters, OPEN):
+            return
         try:
-            self.run.write_json(LETTERS, name, value=letter)
+            self.run.write_json(self.letters, name, value=letter)
         except IncompleteError as error:  # a full disk, say: the driver sees from its listing what is missing
-            log.error("%s: %s", error, letter)
+            if self.run.exists(self.letters, OPEN):  # else it has gone meanwhile
+                log.error("%s: %s", error, letter)
 
 
 def letter_name(stage: Stage, part: int) -> str:
@@ -67,14 +71,15 @@ def main() -> None:
     """A worker process of FnApiRunner: Beam's own, without its chatter, and with an end when the driver goes."""
     from apache_beam.runners.worker import sdk_worker_main
 
-    root, driver_pid = sys.argv[1:]
-    watch = threading.Thread(target=_end_with_driver, args=(RunFolder(root), int(driver_pid)), daemon=True)
+    root, letters, driver_pid = sys.argv[1:]
+    watch = threading.Thread(target=_end_with_driver, args=(RunFolder(root), letters, int(driver_pid)), daemon=True)
     watch.start()
     sdk_worker_main.main(sys.argv[:1])
+    os._exit(0)  # Python would take down its modules for seconds, and Beam waits for one worker after the other
 
 
-def _end_with_driver(run: RunFolder, driver_pid: int) -> None:
-    while os.getppid() == driver_pid and run.exists(LETTERS, OPEN):
+def _end_with_driver(run: RunFolder, letters: str, driver_pid: int) -> None:
+    while os.getppid() == driver_pid and run.exists(letters, OPEN):
         time.sleep(_WATCH_S)
     os._exit(0)
 

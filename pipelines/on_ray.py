@@ -29,12 +29,13 @@ from pydantic import Field
 from pipelines.cells import Job, MakeCell, PartReport, RegionsJob, VocabularyJob
 from pipelines.engine import Watch
 from pipelines.grid import Stage
+from pipelines.ownership import RAY, owned_prefix
 from pipelines.run_folder import RunFolder
 from schemas.errors import IncompleteError, InputError
 from schemas.settings import Settings
 
-SEEN_FILE = ".seen-by-ray-workers"
 SEEN_WITHIN_S = 3.0  # a network file system may show a new file late
+LOOK_AT_NODES_S = 10.0  # a worker that waits for a place on a dead machine waits for ever
 KEPT_OPEN = 2  # a worker that takes pairs and shards in turn keeps both open; three models would fill a GPU
 _WITH_TOKEN = "(one that asks for a token needs RAY_AUTH_MODE=token and the token)"
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it
@@ -260,18 +261,13 @@ class _Crew:
 
     def work(self) -> None:
         """Until every cell is made or given up."""
-        import ray
-
         self._await(self.order.first())
         while True:
             for pool in self.pools:
                 self._hand_out(pool)
             if not any(pool.ready for pool in self.pools) and all(call.cell is None for call in self._calls.values()):
                 break
-            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=self.engine.no_progress_timeout_s)
-            if not done:
-                raise IncompleteError(self._stuck())
-            self._take_in(done[0])
+            self._take_in(self._next_answer())
         if self._given_up:
             cell, reason = min(self._given_up.items())
             others = f" (and {len(self._given_up) - 1} other parts)" if len(self._given_up) > 1 else ""
@@ -287,6 +283,21 @@ class _Crew:
         for pool in self.pools:
             for worker in pool.workers:
                 ray.kill(worker)
+
+    def _next_answer(self) -> Any:
+        """Wait for a worker. Raises IncompleteError when nothing comes, or when all machines are dead."""
+        import ray
+
+        until = time.monotonic() + self.engine.no_progress_timeout_s
+        while (left_s := until - time.monotonic()) > 0:
+            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=min(left_s, LOOK_AT_NODES_S))
+            if done:
+                return done[0]
+            if not _nodes():
+                raise IncompleteError(
+                    "Ray: all of its nodes are dead (was there memory enough?); run the same command again"
+                )
+        raise IncompleteError(self._stuck())
 
     def _await(self, cells: Sequence[Cell]) -> None:
         for cell in cells:
@@ -430,17 +441,21 @@ def _our_packages() -> list[str]:
 
 @contextmanager
 def _seen_file(run: RunFolder) -> Iterator[tuple[str | None, str]]:
-    """A file that the workers look for, and what it holds; None where the folder is not one of a machine."""
+    """A file that the workers look for, and what it holds; None where the folder is not one of a machine.
+
+    Its name is this driver's own: another one may be at work in the folder.
+    """
     token = secrets.token_hex(8)
     if "://" in run.root:
         yield None, token
         return
-    with run.write(SEEN_FILE) as file:
+    name = f"{owned_prefix(RAY)}{token}"
+    with run.write(name) as file:
         file.write(token.encode())
     try:
-        yield run.path(SEEN_FILE), token
+        yield run.path(name), token
     finally:
-        run.delete(SEEN_FILE)
+        run.delete(name)
 
 
 def _holds(path: str, token: str) -> bool:

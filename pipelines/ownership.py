@@ -12,15 +12,17 @@ import platform
 import re
 from typing import Literal
 
-WRITING, BEAM, RAY = "writing", "beam", "ray"  # a file that is not whole yet; what an engine has there for its workers
+# In a run folder: a file that is not whole yet, and what an engine has there for its workers. Among the system's
+# temporary files: a folder of the planner.
+WRITING, BEAM, RAY, SCRATCH = ".writing", ".beam", ".ray", "maskmine"
 
-_OWNED = re.compile(r"\.(?:writing|beam|ray)-([\w.]+-\d+)-(\d+)-(\d+)-\w+")
+_OWNED = re.compile(r"(?:\.writing|\.beam|\.ray|maskmine)-([\w.]+-\d+)-(\d+)-(\d+)-\w+")
 _UNKNOWN = "0"
 
 
 def owned_prefix(kind: str) -> str:
-    """How the hidden name of something begins that belongs to this process; what follows makes it unique."""
-    return f".{kind}-{_machine()}-{os.getpid()}-{_start(os.getpid())}-"
+    """How the name of something begins that belongs to this process; what follows makes it unique."""
+    return f"{kind}-{_machine()}-{os.getpid()}-{_start(os.getpid())}-"
 
 
 def owner_state(name: str) -> Literal["alive", "dead", "elsewhere"] | None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from mining.stores import describe, scheme_of
 from pipelines.inputs import portable
+from pipelines.ownership import SCRATCH, owned_prefix
 from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining
 from schemas.errors import IncompleteError, InputError, OtherPlanError
@@ -112,7 +113,10 @@ def _refuse_unwritable_store(run: RunFolder) -> None:
 def _cut(
     run: RunFolder, settings: Mining, *, limit: int | None, source: dict[str, Any], inputs: Any, stored: Plan | None
 ) -> Plan:
-    with tempfile.TemporaryDirectory(prefix="maskmine-") as scratch, duckdb.connect(f"{scratch}/plan.duckdb") as db:
+    with (
+        tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch,
+        duckdb.connect(f"{scratch}/plan.duckdb") as db,
+    ):
         db.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
         _load(db, settings)
         total = _count(db, "SELECT count(*) FROM images")

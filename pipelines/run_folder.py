@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mining.stores import describe, fault_line, fetch, open_store, os_errors, plain_path, scheme_of, upload
-from pipelines.ownership import WRITING, owned_prefix, owner_state
+from pipelines.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
 from schemas.errors import IncompleteError, InputError
 from schemas.tables import from_table, read_parquet, to_table, write_parquet
 
@@ -61,7 +61,7 @@ class RunFolder:
         fs, path = self._fs(*names)
         with _one_line_faults(self.path(*names)):
             found = sorted(posixpath.basename(entry) for entry in _listing(fs, path))
-        return [name for name in found if not name.startswith(f".{WRITING}-")]
+        return [name for name in found if not name.startswith(f"{WRITING}-")]
 
     def exists(self, *names: str) -> bool:
         """Whether a file is there."""
@@ -199,22 +199,22 @@ def read_folder(root: str) -> RunFolder:
 
 
 def sweep(run: RunFolder) -> None:
-    """Remove what killed processes left: files that never became whole, and what engines had there for their workers.
+    """Remove what killed processes left: files that never became whole, what engines had there for their workers.
+
+    Among the system's temporary files, too: there lie folders of the planner, and files on their way to object stores.
 
     What belongs to a living process stays. Another machine's processes cannot be asked: their files are abandoned when
     they were not written to for a day, and what their engines have there (a few bytes) after a month.
     """
     fs, root = open_store(run.root)
-    places = [(fs, root)]
+    places = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
     if _is_local(fs):
         places += [(fs, path) for path in _listing(fs, root) if os.path.isdir(path) and not os.path.islink(path)]
-    else:  # files on their way there lie in the temporary folder of the machine that writes them
-        places.append((fsspec.filesystem("file"), tempfile.gettempdir()))
     for fs, folder in places:
         for path in _listing(fs, folder):
             name = posixpath.basename(path)
             state = owner_state(name)
-            patience_s = _DAY_S if name.startswith(f".{WRITING}-") else 30 * _DAY_S
+            patience_s = 30 * _DAY_S if name.startswith((BEAM, RAY)) else _DAY_S
             if state == "dead" or (state == "elsewhere" and _untouched_s(fs, path) > patience_s):
                 with suppress(OSError):  # another user's, or another driver sweeps too; it does no harm where it lies
                     fs.rm(path, recursive=True)

@@ -17,7 +17,7 @@ from pipelines.grid import Stage
 from pipelines.local import run_local
 from pipelines.mine import mine
 from pipelines.on_beam import BeamEngine
-from pipelines.on_beam_worker import FAULT, LETTERS, OPEN, CellMaker
+from pipelines.on_beam_worker import FAULT, OPEN, CellMaker
 from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining
 from schemas.errors import IncompleteError, InputError
@@ -26,12 +26,15 @@ from tests.test_mine import Recorder, StopsAfter, hashes, run_toy
 
 fn_api_runner = pytest.importorskip("apache_beam.runners.portability.fn_api_runner")
 
+LETTERS = ".letters"
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = [BeamEngine(), BeamEngine(workers=2)]
 CHECKS = [
     conformance.same_bytes_as_local,
     conformance.only_missing_cells_are_made,
     conformance.poisonous_pictures_cost_themselves_alone,
+    conformance.the_account_holds_whatever_fails,
+    conformance.the_exit_codes_are_the_same,
     conformance.faults_reach_the_driver,
 ]
 
@@ -64,6 +67,8 @@ class FakeJob:
             raise ZeroDivisionError("in part one")
         if self.trouble == "death":
             os._exit(9)
+        if self.trouble == "company":
+            BeamEngine()(self.run, [fake_stage(self.run, name="pairs")], Recorder())
 
     def _note(self, line: str) -> None:
         with open(f"{self.run.root}-notes", "a") as file:
@@ -89,6 +94,10 @@ def test_the_beam_engine_conforms(engine: BeamEngine, check: conformance.Check, 
     check(engine, tmp_path)
 
 
+def test_two_processes_with_real_models_write_the_same_bytes(tmp_path: Path) -> None:
+    conformance.real_models_give_the_same_bytes(BeamEngine(workers=2), tmp_path)
+
+
 def test_reports_of_all_workers_reach_the_watch_and_no_letter_stays_in_the_run_folder(run: RunFolder) -> None:
     recorder = Recorder()
     BeamEngine()(run, [fake_stage(run)], recorder)
@@ -97,16 +106,22 @@ def test_reports_of_all_workers_reach_the_watch_and_no_letter_stays_in_the_run_f
     assert os.listdir(run.root) == ["nouns"]
 
 
+def test_a_driver_that_ends_does_not_stop_the_workers_of_another_one(run: RunFolder) -> None:
+    BeamEngine()(run, [fake_stage(run, trouble="company")], Recorder())
+    assert run.done("nouns") == run.done("pairs") == {0, 1, 2}
+    assert sorted(os.listdir(run.root)) == ["nouns", "pairs"]
+
+
 def test_a_part_that_beam_gives_out_twice_is_made_once(run: RunFolder) -> None:
     run.write_json(LETTERS, OPEN, value=None)
-    CellMaker(run, fake_stage(run))(2)
-    CellMaker(run, fake_stage(run))(2)
+    CellMaker(run, fake_stage(run), LETTERS)(2)
+    CellMaker(run, fake_stage(run), LETTERS)(2)
     assert notes(run) == ["open", "part 2"]
 
 
 def test_a_worker_opens_its_job_once_and_makes_no_more_cells_after_a_fault(run: RunFolder) -> None:
     run.write_json(LETTERS, OPEN, value=None)
-    make_cell = CellMaker(run, fake_stage(run, trouble="fault"))
+    make_cell = CellMaker(run, fake_stage(run, trouble="fault"), LETTERS)
     for part in (0, 1, 2):
         make_cell(part)
     assert notes(run) == ["open", "part 0", "part 1"]
@@ -114,7 +129,7 @@ def test_a_worker_opens_its_job_once_and_makes_no_more_cells_after_a_fault(run: 
 
 
 def test_a_worker_without_a_driver_does_nothing(run: RunFolder) -> None:
-    CellMaker(run, fake_stage(run))(0)
+    CellMaker(run, fake_stage(run), LETTERS)(0)
     assert not Path(f"{run.root}-notes").exists()
 
 
@@ -147,7 +162,7 @@ def test_a_worker_process_that_dies_ends_the_run_and_does_not_hang_it(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the worker imports FakeJob
     with pytest.raises(IncompleteError, match=r"a worker process of Beam died .*return code 9.*run the same"):
         BeamEngine(workers=2)(run, [fake_stage(run, trouble="death")], Recorder())
-    assert LETTERS not in os.listdir(run.root)
+    assert [name for name in os.listdir(run.root) if name.startswith(".")] == []
 
 
 def test_an_interrupt_propagates_and_any_engine_can_go_on(tmp_path: Path) -> None:
@@ -155,7 +170,7 @@ def test_an_interrupt_propagates_and_any_engine_can_go_on(tmp_path: Path) -> Non
     config = toy.write_config(world, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         mine(load_mining(str(config)), engine=BeamEngine(), watch=StopsAfter(5))
-    assert not (tmp_path / "run" / LETTERS).exists()
+    assert [name for name in os.listdir(tmp_path / "run") if name.startswith(".")] == []
     run_toy(config)
     conformance.run_with(run_local, toy.write_config(world, out=tmp_path / "whole"))
     assert hashes(str(tmp_path / "run")) == hashes(str(tmp_path / "whole"))

@@ -44,8 +44,8 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     pids: list[int] = []
     start = decoder._start_child
 
-    def counted() -> decoder._Child:
-        child = start()
+    def counted(**tries: int) -> decoder._Child:
+        child = start(**tries)
         pids.append(child.process.pid)
         return child
 
@@ -185,6 +185,19 @@ def test_a_child_that_does_not_start_is_told_in_one_line(
     with pytest.raises(InputError, match=r"does not start \(it ended with 1\)"):
         read(picture(tmp_path))
     assert starts == []
+
+
+def test_a_child_that_is_killed_while_it_starts_is_replaced(
+    starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/twice ] && exec {sys.executable} "$@"\n'
+        f"[ -e {tmp_path}/once ] && touch {tmp_path}/twice\ntouch {tmp_path}/once\nkill -9 $$\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert isinstance(read(picture(tmp_path)), Picture)
 
 
 def test_an_interrupted_request_leaves_no_half_answer_for_the_next(

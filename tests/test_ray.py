@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from mining.models.ground_truth import GroundTruth
 from mining.regions import Regions
+from pipelines import on_ray
 from pipelines.cells import PartReport, RegionsJob, Tick
 from pipelines.grid import Stage
 from pipelines.on_ray import OBJECT_STORE_BYTES as STORE_BYTES
-from pipelines.on_ray import SEEN_FILE, Cell, Node, Order, RayEngine, Sizes, Worker, pool_sizes
+from pipelines.on_ray import Cell, Node, Order, RayEngine, Sizes, Worker, pool_sizes
 from pipelines.run_folder import RunFolder
 from schemas.errors import IncompleteError, InputError
 from tests import conformance
@@ -35,8 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKS = [
     (conformance.same_bytes_as_local, 1),
     (conformance.same_bytes_as_local, 2),
+    (conformance.real_models_give_the_same_bytes, 2),
     (conformance.only_missing_cells_are_made, 2),
     (conformance.poisonous_pictures_cost_themselves_alone, 2),
+    (conformance.the_account_holds_whatever_fails, 2),
+    (conformance.the_exit_codes_are_the_same, 1),
     (conformance.faults_reach_the_driver, 1),
 ]
 
@@ -329,6 +333,17 @@ def test_when_nothing_moves_on_the_run_ends_and_says_what_was_in_hand(run: RunFo
 
 
 @pytest.mark.usefixtures("here")
+def test_when_all_machines_are_dead_the_run_ends_and_does_not_wait_for_a_place_on_them(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter([[Node(3, 0)]])
+    monkeypatch.setattr(on_ray, "_nodes", lambda: next(seen, []))
+    monkeypatch.setattr(on_ray, "LOOK_AT_NODES_S", 0.5)
+    with pytest.raises(IncompleteError, match=r"Ray: all of its nodes are dead .*; run the same command again"):
+        RayEngine(cpu_workers=1)(run, [toy_stage(run, "nouns", hangs)], Recorder())
+
+
+@pytest.mark.usefixtures("here")
 def test_more_workers_than_cpus_are_refused_at_once(run: RunFolder) -> None:
     with pytest.raises(InputError, match="cpu_workers: 4 of 1 CPUs do not fit, Ray has 3 CPUs"):
         RayEngine(cpu_workers=4)(run, [toy_stage(run, "nouns")], Recorder())
@@ -392,7 +407,7 @@ def test_an_interruption_kills_the_workers_and_leaves_the_callers_ray_alone(run:
     with pytest.raises(KeyboardInterrupt) as caught:  # its traceback keeps the workers' handles alive
         RayEngine(cpu_workers=2)(run, stages, Interrupted())
     assert ray.is_initialized()
-    assert not run.exists(SEEN_FILE)
+    assert [name for name in os.listdir(run.root) if name.startswith(".")] == []
     until = time.monotonic() + 15
     while not math.isclose(ray.available_resources().get("CPU", 0), 3):
         assert time.monotonic() < until, "a worker is still at work"

@@ -1,0 +1,302 @@
+"""Kill drivers and workers at random moments, run the same command again, and compare with an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from schemas.errors import InputError
+from scripts.chaos_trial import DRIVER, VICTIMS, Course, Ending, Trial, await_agents, hashes, run_trial, undisturbed
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+CONSOLE = Console(width=max(110, Console().width))
+ENGINES: Mapping[str, tuple[str, ...]] = {"local": (), "ray": ("cpu_workers=2",), "beam": ("workers=2",)}
+WORLDS = ("demo", "coco-mini")
+PARTS = 9
+_TRIES = 4  # a run that ends before its kill is tried again with an earlier one
+
+
+@dataclass(frozen=True)
+class World:
+    """Images to mine in about `PARTS` parts, and the hashes of what an undisturbed run makes of them."""
+
+    name: str
+    config: Path
+    expected: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What is to be killed: when it is due is a share (0–1) of the time in which such a process is there.
+
+    With `among_cells` it is a share of the time that is left when there is a cell, for starting takes longest.
+    """
+
+    engine: str
+    world: World
+    victim: str
+    among_cells: bool
+    share: float
+    choice: int
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1, help="Kills for each engine, over all worlds.")] = 30,
+    engine: Annotated[list[str] | None, typer.Option(help="local, ray, beam; all without it.")] = None,
+    world: Annotated[list[str] | None, typer.Option(help="demo, coco-mini; all without it.")] = None,
+    victim: Annotated[list[str] | None, typer.Option(help="driver, worker, decoder, raylet; all without it.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed kills the same processes at the same moments.")] = 0,
+    scenes: Annotated[int, typer.Option(min=1, help="Pictures of the demo world.")] = 80,
+    coco_mini: Annotated[Path, typer.Option(help="The folder of the small COCO.")] = SHARED / "coco-mini",
+    verbose: Annotated[bool, typer.Option("--verbose", help="A row for each kill.")] = False,
+) -> None:
+    """Kill, run again, compare. Exit code 1 when any run did not come to the bytes of an undisturbed one."""
+    engines, worlds = _known(engine, tuple(ENGINES), "--engine"), _known(world, WORLDS, "--world")
+    victims = _known(victim, VICTIMS, "--victim")
+    scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
+    # Killed processes leave temporary files, and a killed Ray the folder of its session; they go with this one.
+    os.environ["TMPDIR"] = os.environ["RAY_TMPDIR"] = str(scratch)
+    failed = False
+    try:
+        courses: dict[tuple[str, str], Course] = {}
+        made = _make_worlds(scratch, worlds, courses, scenes=scenes, coco_mini=coco_mini)
+        _watch_undisturbed(scratch, engines, made, courses)
+        planned = [
+            kill
+            for name in engines
+            for kill in plan_kills(name, made, courses, kills=kills, victims=victims, seed=seed)
+        ]
+        _print_estimate(planned, courses)
+        ended = list(_kill_each(scratch, planned, courses))
+        await_agents([ending for _, ending in ended])
+        failed = any(ending.faults for _, ending in ended)
+        CONSOLE.print(trials_table(ended) if verbose else summary_table(ended))
+    finally:
+        if failed:
+            CONSOLE.print(f"what failed is in {scratch}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def plan_kills(
+    engine: str,
+    worlds: Sequence[World],
+    courses: Mapping[tuple[str, str], Course],
+    *,
+    kills: int,
+    victims: Sequence[str] = VICTIMS,
+    seed: int,
+) -> list[Kill]:
+    """The kills of an engine: the worlds in turns, every second one the driver, the others its workers in turns.
+
+    In turns, too, a kill comes when there are cells, or at any moment. Raises InputError when it has no such victim.
+    """
+    planned: list[Kill] = []
+    for number in range(kills):
+        world, turn = worlds[number % len(worlds)], number // len(worlds)
+        there = [victim for victim in victims if victim in courses[engine, world.name].spans]
+        others = [victim for victim in there if victim != DRIVER]
+        if not there:
+            raise InputError(f"chaos: the engine {engine} has no {' and no '.join(victims)}")
+        victim = others[turn // 2 % len(others)] if others and (turn % 2 or DRIVER not in there) else DRIVER
+        chance = random.Random(f"{seed} {engine} {world.name} {number}")
+        among_cells = sum((k.world, k.victim) == (world, victim) for k in planned) % 2 == 0
+        planned.append(Kill(engine, world, victim, among_cells, chance.random(), chance.randrange(100)))
+    return planned
+
+
+def summary_table(ended: Sequence[tuple[Kill, Ending]]) -> Table:
+    """A row for each engine, world and victim; `written again` are cells that were there already, mean / most."""
+    table = _table("engine", "world", "victim", "kills", "same bytes", "failed")
+    for name in ("cells done", "written again", "half-written", "re-runs", "orphans", "seconds"):
+        table.add_column(name, justify="right")
+    groups: dict[tuple[str, str, str], list[Ending]] = {}
+    for kill, ending in ended:
+        groups.setdefault((kill.engine, kill.world.name, kill.victim), []).append(ending)
+    for key, endings in groups.items():
+        failed = sum(bool(ending.faults) for ending in endings)
+        again = [ending.rewritten for ending in endings]
+        table.add_row(
+            *key,
+            str(len(endings)),
+            str(len(endings) - failed),
+            str(failed),
+            f"{min(e.cells_before for e in endings)}–{max(e.cells_before for e in endings)}",
+            f"{statistics.mean(again):.2g} / {max(again)}",
+            str(sum(ending.half_written for ending in endings)),
+            f"≤ {max(ending.reruns for ending in endings)}",
+            f"≤ {max(ending.orphans_s for ending in endings):.1f} s",
+            f"{statistics.mean(ending.seconds for ending in endings):.1f}",
+        )
+    return table
+
+
+def trials_table(ended: Sequence[tuple[Kill, Ending]]) -> Table:
+    """A row for each kill."""
+    table = _table("engine", "world", "victim", "at", "cells done", "written again", "half-written", "re-runs")
+    for name in ("orphans", "seconds", "same bytes"):
+        table.add_column(name, justify="left" if name == "same bytes" else "right")
+    for kill, ending in ended:
+        table.add_row(
+            kill.engine,
+            kill.world.name,
+            kill.victim,
+            f"{ending.killed_at_s:.2f} s",
+            str(ending.cells_before),
+            str(ending.rewritten),
+            str(ending.half_written),
+            str(ending.reruns),
+            f"{ending.orphans_s:.1f} s",
+            f"{ending.seconds:.1f}",
+            "; ".join(ending.faults) or "yes",
+        )
+    return table
+
+
+def _make_worlds(
+    scratch: Path, names: Sequence[str], courses: dict[tuple[str, str], Course], *, scenes: int, coco_mini: Path
+) -> list[World]:
+    """Make the worlds, and mine each with the local engine; its course is noted."""
+    made = []
+    for name in names:
+        if name == "coco-mini" and not (coco_mini / "annotations").is_dir():
+            CONSOLE.print(f"world coco-mini: skipped, {coco_mini} is not there; give --coco-mini")
+            continue
+        CONSOLE.print(f"world {name} …", style="dim")
+        if name == "demo":
+            from scripts.demo_world import draw_world
+
+            draw_world(scratch / "world", scenes=scenes, seed=7)
+            place, images = scratch / "world", scratch / "world/images"
+            annotations = [place / "captions.json", place / "instances.json"]
+        else:
+            place, images = coco_mini.resolve(), coco_mini.resolve() / "train2017"
+            annotations = [place / f"annotations/{kind}_train2017.json" for kind in ("captions", "instances")]
+        config = scratch / f"{name}.json"  # JSON is YAML
+        config.write_text(json.dumps(_settings(images, *annotations)))
+        expected = scratch / f"{name}-undisturbed"
+        courses["local", name] = undisturbed(
+            _command("local", config, expected), out=expected, log=scratch / f"{name}.log", limit_s=600
+        )
+        made.append(World(name, config, hashes(expected)))
+    if not made:
+        raise InputError("chaos: there is no world to mine")
+    return made
+
+
+def _settings(images: Path, captions: Path, instances: Path) -> dict[str, object]:
+    return {
+        "captions": {"annotations": str(captions), "images": str(images), "per_image": "all"},
+        "regions": {"proposals": {"kind": "ground_truth", "annotations": str(instances)}, "clip": None},
+        "pairs": {"rule": "labels"},
+        "shards": {"images_per_part": max(1, -(-sum(1 for _ in images.glob("*.jpg")) // PARTS))},
+        "max_rejected": 1.0,
+        "out": "given with --set",
+    }
+
+
+def _watch_undisturbed(
+    scratch: Path, engines: Sequence[str], worlds: Sequence[World], courses: dict[tuple[str, str], Course]
+) -> None:
+    """Note how long each engine takes in each world, and which processes it has; the bytes are the same."""
+    for engine in engines:
+        for world in worlds:
+            if (engine, world.name) not in courses:
+                out = scratch / f"{world.name}-{engine}"
+                command = _command(engine, world.config, out)
+                courses[engine, world.name] = undisturbed(command, out=out, log=Path(f"{out}.log"), limit_s=600)
+                if hashes(out) != world.expected:
+                    raise InputError(f"chaos: the engine {engine} has other bytes in world {world.name}")
+                shutil.rmtree(out)
+            course = courses[engine, world.name]
+            CONSOLE.print(
+                f"{engine}, {world.name}: undisturbed {course.seconds:.1f} s, the first cell at "
+                f"{course.first_cell_s:.1f} s; with {', '.join(sorted(course.spans))}",
+                style="dim",
+            )
+
+
+def _print_estimate(planned: Sequence[Kill], courses: Mapping[tuple[str, str], Course]) -> None:
+    seconds = sum(1.7 * courses[kill.engine, kill.world.name].seconds for kill in planned)
+    CONSOLE.print(f"{len(planned)} kills, about {max(1, round(seconds / 60))} minutes", style="dim")
+
+
+def _kill_each(
+    scratch: Path, planned: Sequence[Kill], courses: Mapping[tuple[str, str], Course]
+) -> Iterator[tuple[Kill, Ending]]:
+    for number, kill in enumerate(planned, start=1):
+        ending = _kill(scratch / f"{number:03d}", kill, courses[kill.engine, kill.world.name])
+        what = "; ".join(ending.faults) or f"same bytes, re-runs: {ending.reruns}, written again: {ending.rewritten}"
+        CONSOLE.print(
+            f"{number}/{len(planned)} {kill.engine}, {kill.world.name}: {kill.victim} at {ending.killed_at_s:.1f} s, "
+            f"{ending.cells_before} cells done: {what}",
+            style="red" if ending.faults else "dim",
+            highlight=False,
+        )
+        yield kill, ending
+
+
+def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
+    first_s, last_s = course.spans[kill.victim]
+    if kill.among_cells:
+        first_s = max(first_s, min(course.first_cell_s, last_s))
+    for attempt in range(_TRIES):
+        folder.mkdir()
+        trial = Trial(
+            command=_command(kill.engine, kill.world.config, folder / "run"),
+            folder=folder,
+            expected=kill.world.expected,
+            victim=kill.victim,
+            delay_s=kill.share * (last_s - first_s) * 0.7**attempt,
+            after_first_cell=kill.among_cells,
+            limit_s=60 + 5 * course.seconds,
+            choice=kill.choice,
+        )
+        ending = run_trial(trial)
+        if not ending.faults:
+            shutil.rmtree(folder)
+        if not ending.too_late:
+            return ending
+    ending.faults.append(f"the run ended before its {kill.victim} could be killed, {_TRIES} times")
+    return ending
+
+
+def _command(engine: str, config: Path, out: Path) -> list[str]:
+    options = [word for option in ENGINES[engine] for word in ("--engine-opt", option)]
+    words = [sys.executable, "-m", "pipelines.cli", "mine", str(config), "--set", f"out={out}"]
+    return [*words, "--engine", engine, *options]
+
+
+def _known(given: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:
+    unknown = set(given or ()) - set(known)
+    if unknown:
+        raise InputError(f"chaos: {option} {', '.join(sorted(unknown))}: unknown; known: {', '.join(known)}")
+    return [name for name in known if name in (given or known)]
+
+
+def _table(*names: str) -> Table:
+    return Table(*names, box=None, pad_edge=False)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what it started ends with it
+    try:
+        typer.run(main)
+    except InputError as error:
+        sys.exit(str(error))
