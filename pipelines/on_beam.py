@@ -17,6 +17,7 @@ import secrets
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -48,6 +49,7 @@ _FAULTS = {"InputError": InputError, "IncompleteError": IncompleteError}
 _PROCESS_THREAD, _TALK_THREADS = "run_worker", ("beam_control_read", "read_grpc_client_inputs")
 _POLL_S = 1.0
 _JOIN_S = 5.0
+_NOTICE_S = 5.0
 
 
 class BeamEngine(Settings):
@@ -163,10 +165,7 @@ def _run(pipeline: Pipeline, postman: _Postman, deaths: list[str]) -> None:
         while not wait([running], timeout=_POLL_S).done:
             postman.deliver()
             if deaths:
-                raise IncompleteError(
-                    f"a worker process of Beam died ({deaths[0]}); was there memory enough? "
-                    "Set fewer `workers` if not, and run the same command again"
-                )
+                raise _death(deaths)
     finally:
         postman.send_workers_home()
         wait([running], timeout=_JOIN_S)  # so that nothing is written or said after the engine has returned
@@ -174,7 +173,25 @@ def _run(pipeline: Pipeline, postman: _Postman, deaths: list[str]) -> None:
         running.result()
     except ImportError as error:  # so a runner asks for what it needs, Dataflow for apache-beam[gcp]
         raise InputError(f"engine beam: {_one_line(error)}") from error
+    except RuntimeError as error:  # "Channel closed prematurely": the end of a worker is felt before it is known
+        if not _comes(deaths, within_s=_NOTICE_S):
+            raise
+        raise _death(deaths) from error
     postman.close()
+
+
+def _comes(deaths: list[str], *, within_s: float) -> bool:
+    end_s = time.monotonic() + within_s
+    while not deaths and time.monotonic() < end_s:
+        time.sleep(_POLL_S)
+    return bool(deaths)
+
+
+def _death(deaths: list[str]) -> IncompleteError:
+    return IncompleteError(
+        f"a worker process of Beam died ({deaths[0]}); was there memory enough? "
+        "Set fewer `workers` if not, and run the same command again"
+    )
 
 
 @dataclass

@@ -5,7 +5,7 @@ five captions, its exact masks as proposals, and CLIP of a small architecture wi
 
 - *start-up*: from the call of the engine until a worker opens its first job (loads spaCy, say);
 - *after start-up*: from there until the engine returns;
-- *speed-up*: a stage alone (only its cells are missing), from the first cell begun to the last one ended;
+- *speed-up*: cells a second of a stage alone (only its cells are missing), while all workers are at work;
 - *made twice*: cells that were begun more often than once, when a worker is killed with SIGKILL in mid-run and the
   command is run again where the engine did not go on by itself;
 - *memory*: resident bytes of driver and workers within a stage; the stage in which they grow most is shown.
@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,58 +36,79 @@ from scripts.engine_load import CLIP, FEWEST_PARTS, Load, calibrate, cells_for, 
 from scripts.engine_runs import TWO_PROCESSES, Event, complete_run, is_incomplete, new_events, read_events, start_run
 from scripts.measures import Measure
 
+SECTIONS = ("start-up", "time", "kills", "memory")
 ENGINES = ("ray", "beam")
 FULL_MINUTES = 3.0
 SCENES = 64  # few, since all of them are in `vocabulary`, which is made by one worker
-PARTS, NOUN_PARTS, MEMORY_PARTS = 100, 40, 2000
+PARTS, QUICK_PARTS, MEMORY_PARTS = 100, 40, 2000
 _SAMPLE_S = 0.1
+_KILLED_CELL_S = 2.0
 
 
-def bench_engines(*, minutes: float = FULL_MINUTES) -> list[Measure]:
-    """All figures; two processes without an engine take at least `minutes` for the load. Raises InputError."""
+def bench_engines(*, minutes: float = FULL_MINUTES, sections: Sequence[str] = SECTIONS) -> Iterator[Measure]:
+    """All figures, as they are found; two processes without an engine take at least `minutes` for the load of `time`.
+
+    Raises InputError.
+    """
     with tempfile.TemporaryDirectory(prefix="maskmine-engines-") as scratch, _one_thread():
         folder = Path(scratch)
         draw_world(folder / "world", scenes=SCENES, seed=7, workers=2)
         save_random_clip(folder / "clip.safetensors", model=CLIP)
-        return [
-            *_start_ups(folder),
-            *_runs_of_load(folder, minutes=minutes),
-            *_memory(folder, parts=max(FEWEST_PARTS, min(MEMORY_PARTS, round(MEMORY_PARTS * minutes / FULL_MINUTES)))),
-        ]
+        if "start-up" in sections:
+            yield from _start_ups(folder)
+        if "time" in sections or "kills" in sections:
+            print("  calibrating", flush=True)
+            per_image_s = calibrate(folder)
+        if "time" in sections:
+            yield from _runs_of_load(folder, minutes=minutes, per_image_s=per_image_s)
+        if "kills" in sections:
+            yield from _kills(folder, images_per_part=max(1, round(_KILLED_CELL_S / per_image_s["regions"])))
+        if "memory" in sections:
+            parts = max(FEWEST_PARTS, min(MEMORY_PARTS, round(MEMORY_PARTS * minutes / FULL_MINUTES)))
+            yield from _memory(folder, parts=parts)
 
 
-def _start_ups(folder: Path) -> list[Measure]:
+def _start_ups(folder: Path) -> Iterator[Measure]:
     """A run of one small part."""
     load = make_load(folder, name="start-up", images=2, images_per_part=2, with_clip=False)
-    measures, local_s = [], 0.0
+    local_s = 0.0
     for engine in ("local", *ENGINES):
         print(f"  {engine}: a run of one small part", flush=True)
         events = complete_run(load.config(engine), engine, workers=2, log=load.log(engine))
         whole_s = _span(events, "start", "return")
         local_s = local_s or whole_s
-        measures.append(Measure(f"{engine}: start-up", _span(events, "start", "open"), "s", "", None))
+        yield Measure(f"{engine}: start-up", _span(events, "start", "open"), "s", "", None)
         if engine != "local":
-            measures.append(Measure(f"{engine}: one small part, beyond local's", whole_s - local_s, "s", "", None))
-    return measures
+            yield Measure(f"{engine}: one small part, beyond local's", whole_s - local_s, "s", "", None)
 
 
-def _runs_of_load(folder: Path, *, minutes: float) -> list[Measure]:
-    """Time, speed-up and repeated work, on the run folders of one load; `nouns` is too quick and has its own."""
-    print("  calibrating", flush=True)
-    per_image_s = calibrate(folder)
+def _runs_of_load(folder: Path, *, minutes: float, per_image_s: Mapping[str, float]) -> Iterator[Measure]:
+    """Time and speed-up on the run folders of one load; `nouns` and `shards` are too quick and have their own."""
     images = images_for(minutes=minutes, per_image_s=sum(per_image_s.values()), workers=2)
     load = make_load(folder, name="load", images=images, images_per_part=-(-images // PARTS), with_clip=True)
     measures, cell_s = _whole_runs(load, images=images, minutes=minutes)
-    captioned = images_for(minutes=minutes / 3, per_image_s=per_image_s["nouns"], workers=1)
-    nouns = make_load(
-        folder, name="nouns", images=captioned, images_per_part=-(-captioned // NOUN_PARTS), with_clip=False
-    )
+    yield from measures
+    for stage in ("nouns", "shards"):
+        many = images_for(minutes=minutes / 4, per_image_s=per_image_s[stage], workers=1)
+        per_part = -(-many // QUICK_PARTS)
+        quick = make_load(folder, name=stage, images=many, images_per_part=per_part, with_clip=False)
+        for engine in ENGINES:
+            if stage == "shards":
+                print(f"  {engine}: what shards are made from, {many:,} images", flush=True)
+                complete_run(quick.config(engine), engine, workers=2, log=quick.log(engine))
+            yield _speed_up(quick, engine, stage, parts=QUICK_PARTS)
+    parts = cells_for(20 * minutes, cell_s=cell_s["regions"], cells=load.parts(ENGINES[0]))
     for engine in ENGINES:
-        measures.append(_speed_up(nouns, engine, "nouns", parts=NOUN_PARTS))
-        for stage in ("regions", "shards"):
-            parts = cells_for(20 * minutes, cell_s=cell_s[stage], cells=load.parts(engine))
-            measures.append(_speed_up(load, engine, stage, parts=parts))
-    return [*measures, *[_repeated(load, engine) for engine in (TWO_PROCESSES, *ENGINES)]]
+        yield _speed_up(load, engine, "regions", parts=parts)
+
+
+def _kills(folder: Path, *, images_per_part: int) -> Iterator[Measure]:
+    images = FEWEST_PARTS * images_per_part
+    load = make_load(folder, name="kills", images=images, images_per_part=images_per_part, with_clip=True)
+    for engine in (TWO_PROCESSES, *ENGINES):
+        complete_run(load.config(engine), engine, workers=2, log=load.log(engine))
+        load.check_bytes(engine, "shards")
+        yield _repeated(load, engine)
 
 
 def _whole_runs(load: Load, *, images: int, minutes: float) -> tuple[list[Measure], dict[str, float]]:
@@ -109,15 +130,15 @@ def _whole_runs(load: Load, *, images: int, minutes: float) -> tuple[list[Measur
 
 def _speed_up(load: Load, engine: str, stage: str, *, parts: int) -> Measure:
     """The first parts of a stage, with one worker and with two."""
-    seconds = []
+    rates = []
     for workers in (1, 2):
         print(f"  {engine}: {parts} parts of {stage} with {workers} workers", flush=True)
         load.forget(engine, [stage], parts=parts)
         events = complete_run(load.config(engine), engine, workers=workers, log=load.log(engine), only=stage)
         print(f"    {_spent(events)}", flush=True)
-        seconds.append(_last(events, "end") - _first(events, "begin"))
+        rates.append(cells_per_s(events))
         load.check_bytes(engine, stage)
-    return _least(f"{engine}: {stage}, 1 → 2 workers", seconds[0] / seconds[1], "×", 1.8)
+    return _least(f"{engine}: {stage}, 1 → 2 workers", rates[1] / rates[0], "×", 1.8)
 
 
 def _repeated(load: Load, engine: str) -> Measure:
@@ -141,6 +162,23 @@ def made_twice(events: Sequence[Event]) -> int:
     """How often a cell was begun that had been begun before."""
     begun = Counter((event.stage, event.part) for event in events if event.what == "begin")
     return begun.total() - len(begun)
+
+
+def cells_per_s(events: Sequence[Event]) -> float:
+    """Cells a second of a stage while all of its processes are at work; a cell that is partly then counts in part."""
+    spans: dict[int, list[tuple[float, float]]] = {}
+    begun: dict[tuple[int, int], float] = {}
+    for event in events:
+        if event.what == "begin":
+            begun[event.pid, event.part] = event.at_s
+        if event.what == "end":
+            spans.setdefault(event.pid, []).append((begun[event.pid, event.part], event.at_s))
+    since = max(own[0][0] for own in spans.values())
+    until = min(own[-1][1] for own in spans.values())
+    within = [
+        max(0.0, min(end, until) - max(begin, since)) / (end - begin) for own in spans.values() for begin, end in own
+    ]
+    return sum(within) / (until - since)
 
 
 def seconds_per_cell(events: Sequence[Event]) -> dict[str, float]:
@@ -176,9 +214,8 @@ class Growth(NamedTuple):
         return self.late_bytes / self.early_bytes
 
 
-def _memory(folder: Path, *, parts: int) -> list[Measure]:
+def _memory(folder: Path, *, parts: int) -> Iterator[Measure]:
     load = make_load(folder, name="memory", images=parts, images_per_part=1, with_clip=False)
-    measures = []
     for engine in ("local", *ENGINES):
         print(f"  {engine}: memory over {parts:,} parts", flush=True)
         process = start_run(load.config(engine), engine, workers=2, log=(log := load.log(engine)))
@@ -191,9 +228,8 @@ def _memory(folder: Path, *, parts: int) -> list[Measure]:
         roles = {"driver": {process.pid or 0}} | ({"worker": workers} if engine != "local" else {})
         for role, pids in roles.items():
             growths = [growth for pid in sorted(pids) for growth in growth_by_stage(events, samples, pid=pid)]
-            measures += _shown(f"{engine}: {role}", max(growths, key=lambda growth: growth.ratio))
+            yield from _shown(f"{engine}: {role}", max(growths, key=lambda growth: growth.ratio))
         load.check_bytes(engine, "shards")
-    return measures
 
 
 def growth_by_stage(events: Sequence[Event], samples: Sequence[Sample], *, pid: int) -> Iterator[Growth]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines import on_beam
 from pipelines.cells import MakeCell, PartReport, Tick
 from pipelines.grid import Stage
 from pipelines.local import run_local
@@ -163,6 +165,22 @@ def test_a_worker_process_that_dies_ends_the_run_and_does_not_hang_it(
     with pytest.raises(IncompleteError, match=r"a worker process of Beam died .*return code 9.*run the same"):
         BeamEngine(workers=2)(run, [fake_stage(run, trouble="death")], Recorder())
     assert [name for name in os.listdir(run.root) if name.startswith(".")] == []
+
+
+def test_a_death_that_is_felt_before_it_is_known_is_told_as_one(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[str] = []
+
+    class Felt:
+        def run(self) -> Any:
+            threading.Timer(0.3, deaths.append, ["Worker exited with return code 9"]).start()
+            raise RuntimeError("Channel closed prematurely.")
+
+    monkeypatch.setattr(on_beam, "_POLL_S", 0.05)
+    postman = on_beam._Postman(run, ".letters", [], {}, Recorder())
+    with pytest.raises(IncompleteError, match=r"a worker process of Beam died .*return code 9"):
+        on_beam._run(Felt(), postman, deaths)  # type: ignore[arg-type]
 
 
 def test_an_interrupt_propagates_and_any_engine_can_go_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipelines.cells import MakeCell, PartReport, Tick
 from pipelines.grid import Stage
 from pipelines.run_folder import RunFolder
 from schemas.errors import InputError
-from scripts.bench_engines import Growth, Sample, growth_by_stage, made_twice, seconds_per_cell
+from scripts.bench_engines import Growth, Sample, cells_per_s, growth_by_stage, made_twice, seconds_per_cell
 from scripts.bench_mining import Seconds
 from scripts.engine_load import Load, cells_for, cells_sha256, images_for, repeat_scenes
 from scripts.engine_runs import Event, LoggedJob, new_events, read_events, run_two_processes
@@ -74,6 +74,14 @@ def test_a_cell_that_was_begun_again_is_work_done_twice() -> None:
     again = [event("begin", 1, 5, pid=3), event("begin", 2, 5, pid=4), event("begin", 1, 6, stage="pairs")]
     assert made_twice(killed) == 0
     assert made_twice([*killed, *again]) == 2
+
+
+def test_a_rate_counts_only_while_all_processes_are_at_work() -> None:
+    early = [event("begin", 0, 0), event("end", 0, 4), event("begin", 1, 4), event("end", 1, 8)]
+    late = [event("begin", 2, 2, pid=2), event("end", 2, 4, pid=2), event("begin", 3, 4, pid=2)]
+    events = [*early, *late, event("end", 3, 6, pid=2)]
+    assert cells_per_s(early) == pytest.approx(2 / 8)
+    assert cells_per_s(events) == pytest.approx((0.5 + 0.5 + 1 + 1) / 4), "from second 2 to second 6"
 
 
 def test_the_time_of_a_cell_is_that_of_the_process_that_finished_it() -> None:
