@@ -40,12 +40,16 @@ class TruthObject:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a truth file says. `sizes` are `(height_px, width_px)` by image id; masks wait as compressed JSON."""
+    """What a truth file says. `sizes` are `(height_px, width_px)` by image id; masks wait as compressed JSON.
+
+    `files` are the names of the images' files by image id, as far as the truth tells them.
+    """
 
     name: str
     sha256: str
     categories: tuple[str, ...]
     sizes: Mapping[str, tuple[int, int]]
+    files: Mapping[str, str]
     packed: Mapping[str, Sequence[bytes]]
 
     def fit(self, regions: RegionsRow) -> Fit:
@@ -83,7 +87,7 @@ def read_truth(path: str) -> Truth:
     with _open_file(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     categories = tuple(sorted(set(names.values())))
-    return Truth(posixpath.basename(path), sha256, categories, _read_sizes(path), _read_masks(path, names))
+    return Truth(posixpath.basename(path), sha256, categories, *_read_images(path), _read_masks(path, names))
 
 
 def open_naming(categories: Sequence[str], synonyms: Mapping[str, frozenset[str]]) -> Naming:
@@ -116,15 +120,18 @@ def _read_names(path: str) -> dict[int | str, str]:
     return names
 
 
-def _read_sizes(path: str) -> dict[str, tuple[int, int]]:
-    sizes = {}
+def _read_images(path: str) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Sizes and names of files."""
+    sizes, files = {}, {}
     for number, image in enumerate(_items(path, "images")):
         key, sides = _id(image, "id"), [image.get("height"), image.get("width")]
         sides_px = [int(side) for side in sides if isinstance(side, int | float) and side >= 1]
         if key is None or len(sides_px) != 2:
             raise InputError(f"{path}: entry {number} of `images` has no usable `id`, `height` and `width`; {_REMEDY}")
         sizes[str(key)] = (sides_px[0], sides_px[1])
-    return sizes
+        if isinstance(image.get("file_name"), str):
+            files[str(key)] = image["file_name"]
+    return sizes, files
 
 
 def _read_masks(path: str, names: Mapping[int | str, str]) -> dict[str, list[bytes]]:

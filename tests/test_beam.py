@@ -180,7 +180,7 @@ def test_a_death_that_is_felt_before_it_is_known_is_told_as_one(
     monkeypatch.setattr(on_beam, "_POLL_S", 0.05)
     postman = on_beam._Postman(run, ".letters", [], {}, Recorder())
     with pytest.raises(IncompleteError, match=r"a worker process of Beam died .*return code 9"):
-        on_beam._run(Felt(), postman, deaths)  # type: ignore[arg-type]
+        on_beam._run(Felt(), postman, deaths)
 
 
 def test_an_interrupt_propagates_and_any_engine_can_go_on(tmp_path: Path) -> None:

@@ -58,6 +58,25 @@ class TextTower:
     embed: Callable[[Sequence[str]], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class WholeClip:
+    """Both sides of CLIP in host memory, in float32 and frozen, for a job that changes the weights.
+
+    `model` is open_clip's own. `config` is the content of an `open_clip_config.json` that describes it, and
+    `companions` are the files that must lie beside that, such as those of a tokenizer. `mean` and `std` as in
+    `ImageTower`.
+    """
+
+    name: str
+    model: Any
+    dim: int
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    config: dict[str, Any]
+    companions: tuple[Path, ...]
+
+
 class Clip(Settings):
     """Which CLIP, and how it runs.
 
@@ -96,11 +115,7 @@ class Clip(Settings):
         target = open_device(device)
         loaded = _load(self, device_type=target.type)
         visual = loaded.model.visual.to(target)
-        size_px, *other_px = {visual.image_size} if isinstance(visual.image_size, int) else set(visual.image_size)
-        if other_px:
-            raise InputError(
-                f"clip.model: `{self.model}` takes images of {visual.image_size}; use one with square input"
-            )
+        size_px = _side_px(self, visual)
         preprocess = open_clip.get_model_preprocess_cfg(loaded.model)
 
         def forward(pixels_B3SS: Tensor) -> Tensor:
@@ -115,6 +130,24 @@ class Clip(Settings):
             batch_size=self.batch_size,
             device=target,
             embed=lambda pixels_N3SS: _embed(pixels_N3SS, forward=forward, batch_size=self.batch_size, dim=loaded.dim),
+        )
+
+    def open_whole(self) -> WholeClip:
+        """Load both sides for training. Raises InputError when settings, weights or network do not allow it."""
+        import open_clip
+
+        loaded = _load(self.model_copy(update={"precision": "float32"}), device_type="cpu")
+        preprocess = open_clip.get_model_preprocess_cfg(loaded.model)
+        folder = Path(_folder(self)) if _folder(self) else None
+        return WholeClip(
+            name=self.record().name,
+            model=loaded.model,
+            dim=loaded.dim,
+            size_px=_side_px(self, loaded.model.visual),
+            mean=tuple(preprocess["mean"]),
+            std=tuple(preprocess["std"]),
+            config={"model_cfg": loaded.architecture, "preprocess_cfg": preprocess},
+            companions=_companions(folder) if folder else (),
         )
 
     def open_text(self, *, device: str) -> TextTower:
@@ -163,6 +196,20 @@ class _Loaded:
     dim: int
     dtype: torch.dtype
     tokenize: Callable[[list[str]], Tensor]
+    architecture: dict[str, Any]
+
+
+def _side_px(clip: Clip, visual: Any) -> int:
+    size_px, *other_px = {visual.image_size} if isinstance(visual.image_size, int) else set(visual.image_size)
+    if other_px:
+        raise InputError(f"clip.model: `{clip.model}` takes images of {visual.image_size}; use one with square input")
+    return int(size_px)
+
+
+def _companions(folder: Path) -> tuple[Path, ...]:
+    """What lies in a folder of open_clip beside its configuration and its weights."""
+    weights = {".safetensors", ".bin", ".pth", ".pt"}
+    return tuple(sorted(f for f in folder.iterdir() if f.is_file() and f.name != _CONFIG and f.suffix not in weights))
 
 
 def _embed(items_N: Tensor, *, forward: Callable[[Tensor], Tensor], batch_size: int, dim: int) -> Tensor:
@@ -210,11 +257,14 @@ def _load(clip: Clip, *, device_type: str) -> _Loaded:
                 require_pretrained=True,
                 weights_only=True,
             )
-            dim = int(open_clip.get_model_config(name)["embed_dim"])
+            architecture = open_clip.get_model_config(name)
+            dim = int(architecture["embed_dim"])
             tokenize = open_clip.get_tokenizer(name)
         except (*unreadable, pickle.UnpicklingError, SafetensorError) as error:
             raise InputError(_explained(clip, error)) from error
-    return _Loaded(model.eval().requires_grad_(False), dim, getattr(torch, precision), tokenize)
+    if source.tag.get("quick_gelu"):
+        architecture["quick_gelu"] = True
+    return _Loaded(model.eval().requires_grad_(False), dim, getattr(torch, precision), tokenize, architecture)
 
 
 def _find(clip: Clip) -> _Source:

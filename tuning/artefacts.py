@@ -1,0 +1,179 @@
+"""What tuning hands on: mask prompts as a small file of their own, and a tuned CLIP as open_clip saves it.
+
+```python
+model = open_clip.create_model("ViT-L-14-quickgelu", pretrained="openai").eval()
+tower = load_prompts("prompts.safetensors", model)
+embeddings = tower(pixels, masks)
+```
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mining.models.clip import WholeClip
+from schemas.errors import InputError
+from schemas.settings import Settings, canonical_json
+from tuning.files import write_whole
+from tuning.prompts import PromptedTower, image_tower, tower_sha256
+
+PROMPTS_FILE = "prompts.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+_TENSOR, _METADATA = "mask_embedding", "maskmine"  # the tensor's name is that in OVSeg's files
+_OF_NO_USE = {"input_resolution", "context_length", "vocab_size"}  # numbers among the tensors of OpenAI's programs
+
+
+class PromptsRecord(Settings):
+    """Where prompts come from. `tower_sha256` is that of the image tower which they belong to (`tower_sha256`).
+
+    `settings` are those of the tuning run, `shards` the fingerprints of the sets of pairs.
+    """
+
+    clip: str
+    tower_sha256: str
+    settings: dict[str, Any]
+    shards: tuple[str, ...]
+
+
+def save_prompts(path: Path, prompts_PND: Tensor, *, record: PromptsRecord) -> None:
+    """Write prompts as float32 safetensors, whole or not at all. Raises IncompleteError when the disk is full."""
+    # One entry of metadata: several would be written in random order.
+    metadata = {_METADATA: canonical_json(record.model_dump(mode="json"))}
+    write_whole(path, save({_TENSOR: prompts_PND.detach().cpu().float().contiguous()}, metadata))
+
+
+def read_prompts(path: str | Path) -> tuple[Tensor, PromptsRecord]:
+    """Prompts [depth, patches, width] and their record. Raises InputError when the file is none of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = PromptsRecord.model_validate_json((file.metadata() or {})[_METADATA])
+            return file.get_tensor(_TENSOR), record
+    except (OSError, SafetensorError, LookupError, ValidationError) as error:
+        raise InputError(
+            f"{path}: holds no mask prompts of maskmine ({type(error).__name__}); give a prompts.safetensors, or use "
+            "`load_ovseg_prompts` for OVSeg's files"
+        ) from error
+
+
+def load_prompts(path: str | Path, model: Any) -> PromptedTower:
+    """The image tower of an open_clip model with tuned prompts around it; the model itself stays as it is.
+
+    Raises InputError when the prompts were tuned for another CLIP, and says for which.
+    """
+    tower = image_tower(model)
+    prompts_PND, record = read_prompts(path)
+    if (found := tower_sha256(tower)) != record.tower_sha256:
+        raise InputError(
+            f"{path}: prompts for the image tower of `{record.clip}` ({record.tower_sha256[:12]}), and this CLIP has "
+            f"another ({found[:12]}); load that one, in float32 or float16"
+        )
+    return _around(tower, prompts_PND)
+
+
+def load_ovseg_prompts(path: str | Path, model: Any) -> PromptedTower:
+    """The image tower with the prompts in a file of OVSeg, whose CLIP must be that of the same file.
+
+    Raises InputError when there are none, or they do not fit the tower.
+    """
+    tensors = _read_tensors(path)
+    found = [value for name, value in tensors.items() if name.rpartition(".")[2] == _TENSOR]
+    if len(found) != 1 or found[0].ndim != 3:
+        raise InputError(f"{path}: holds no `{_TENSOR}`; give a file of OVSeg that was tuned with mask prompts")
+    return _around(image_tower(model), found[0].float())
+
+
+def load_ovseg_clip(path: str | Path, model: Any) -> None:
+    """Put the weights of a fine-tuned CLIP as OVSeg released them into an open_clip model of the same architecture.
+
+    The file may be CLIP alone or a whole segmenter that contains it, and prompts in it are passed over. Raises
+    InputError when a weight is missing or does not fit; then the model is unchanged.
+    """
+    tensors, expected = _clip_alone(_read_tensors(path), path), model.state_dict()
+    if missing := sorted(set(expected) - set(tensors)):
+        raise InputError(f"{path}: lacks {len(missing)} weights of this CLIP, such as {missing[0]}; {_REMEDY}")
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise InputError(f"{path}: has weights that this CLIP lacks, such as {unknown[0]}; {_REMEDY}")
+    shaped = {name: value.reshape(expected[name].shape) for name, value in tensors.items() if value.numel() == 1}
+    tensors |= shaped  # a scale is a number in some files and a vector of one in others
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise InputError(
+                f"{path}: {name} is {tuple(value.shape)}, and this CLIP has {tuple(expected[name].shape)}; {_REMEDY}"
+            )
+    model.load_state_dict(tensors)
+
+
+_REMEDY = "create the model with the architecture of the file (ViT-B-16 or ViT-L-14, for OpenAI's with -quickgelu)"
+
+
+def save_clip(folder: Path, clip: WholeClip) -> None:
+    """Write a folder as open_clip reads it (`local-dir:`) and mining takes it as `clip.model`; weights are float32.
+
+    The file of weights alone serves as `pretrained` of the architecture. Raises IncompleteError when the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for companion in clip.companions:
+        if companion.resolve().parent != folder.resolve():
+            shutil.copyfile(companion, folder / companion.name)
+    weights = {name: value.detach().cpu().contiguous() for name, value in clip.model.state_dict().items()}
+    write_whole(folder / CONFIG_FILE, (json.dumps(clip.config, indent=2) + "\n").encode())
+    write_whole(folder / WEIGHTS_FILE, save(weights, {"format": "pt"}))  # last: what is loaded is whole
+
+
+def load_clip_weights(folder: Path, model: Any) -> None:
+    """Put the weights that `save_clip` wrote into a model of the same architecture."""
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+
+
+def _around(tower: Any, prompts_PND: Tensor) -> PromptedTower:
+    prompted = PromptedTower(tower, prompts_PND.to(next(tower.parameters()).device))
+    prompted.prompts_PND.requires_grad_(False)
+    return prompted
+
+
+def _read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint with plain names: nested dictionaries opened, `module.` of parallel training gone."""
+    try:
+        content = load_file(path) if str(path).endswith(".safetensors") else _unpickled(path)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be read as weights ({type(error).__name__}); give a checkpoint that holds tensors only"
+        ) from error
+    while isinstance(content, Mapping) and (inner := _nested(content)) is not None:
+        content = inner
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: holds no weights; give a checkpoint with a state_dict")
+    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _unpickled(path: str | Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _nested(content: Mapping[str, Any]) -> Any:
+    return next((content[name] for name in ("state_dict", "model") if isinstance(content.get(name), Mapping)), None)
+
+
+def _clip_alone(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The weights of CLIP, named as open_clip names them, out of those of anything that contains one."""
+    marker = "visual.class_embedding"
+    prefixes = sorted({name.removesuffix(marker) for name in tensors if name.endswith(marker)}, key=len)
+    if not prefixes:
+        raise InputError(f"{path}: holds no CLIP with a vision transformer; {_REMEDY}")
+    inside = {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name.startswith(prefixes[0])}
+    return {name: value for name, value in inside.items() if not _passed_over(name)}
+
+
+def _passed_over(name: str) -> bool:
+    return name in _OF_NO_USE or name.rpartition(".")[2] in (_TENSOR, "attn_mask")

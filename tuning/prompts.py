@@ -1,0 +1,183 @@
+"""Mask prompts: what a CLIP image tower sees where a region's mask leaves a patch blank (OVSeg, section 3.3).
+
+The tower is any `VisionTransformer` of open_clip, used as it is: this file only walks through its modules in the order
+in which they would be called, and puts prompts in the place of blank patches on the way.
+
+Shapes: B regions, H and W height and width in pixels, N patches, D width of the tower, P prompt depth, E width of the
+embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from schemas.errors import InputError
+
+_NEEDED = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "patch_size", "grid_size")
+
+
+class PromptedTower(nn.Module):
+    """An image tower with one parameter more: `prompts_PND`, one prompt for each depth and patch.
+
+    Patches without a pixel of the mask are replaced: prompt 0 takes the place of patch embeddings, before the class
+    token and positions join; prompt d that of the output of block d (counted from 1). The class token never is.
+    """
+
+    def __init__(self, tower: Any, prompts_PND: Tensor) -> None:
+        """Raises InputError when the tower has no patches, or prompts of another shape."""
+        super().__init__()
+        depth, *shape = prompts_PND.shape
+        if shape != list(prompt_shape(tower, depth=depth)[1:]):
+            raise InputError(
+                f"prompts: these are for {shape[0]} patches of width {shape[-1]}, the image tower has "
+                f"{patches_of(tower)} of width {width_of(tower)}; load the CLIP that they were tuned for"
+            )
+        self.tower = tower
+        self.prompts_PND = nn.Parameter(prompts_PND)
+
+    def forward(self, pixels_B3HW: Tensor, masks_BHW: Tensor | None = None) -> Tensor:
+        """What the tower makes of normalised pixels, [B, E], not yet of unit length.
+
+        `masks_BHW` is true (or not 0) in the foreground. Without it, or where it is true everywhere, the result is the
+        bare tower's to the bit. Raises InputError when sizes are not those of the tower.
+        """
+        self._check_sizes(pixels_B3HW, masks_BHW)
+        if not len(pixels_B3HW):  # open_clip cannot take an empty batch
+            return pixels_B3HW.new_empty(0, embedding_width_of(self.tower))
+        if masks_BHW is None:
+            return _features(self.tower(pixels_B3HW))
+        seen_BN1 = seen_patches(masks_BHW, patch_px=self.tower.patch_size)[:, :, None]
+        pooled_BE, _ = self.tower._pool(self._blocks(self._patches(pixels_B3HW, seen_BN1), seen_BN1))
+        embedded_BE: Tensor = pooled_BE if self.tower.proj is None else pooled_BE @ self.tower.proj
+        return embedded_BE
+
+    def _patches(self, pixels_B3HW: Tensor, seen_BN1: Tensor) -> Tensor:
+        """What the first block reads: class token and patches with their positions, [B, 1 + N, D].
+
+        Patch dropout is left out: a mask already says which patches count.
+        """
+        tower = self.tower
+        patches_BND = tower.conv1(pixels_B3HW).flatten(2).permute(0, 2, 1)
+        patches_BND = self._with_prompt(patches_BND, seen_BN1, depth=0)
+        class_11D = tower.class_embedding.to(patches_BND.dtype).view(1, 1, -1)
+        tokens_BMD = torch.cat([class_11D.expand(len(patches_BND), -1, -1), patches_BND], dim=1)
+        positioned_BMD: Tensor = tower.ln_pre(tokens_BMD + tower.positional_embedding.to(tokens_BMD.dtype))
+        return positioned_BMD
+
+    def _blocks(self, tokens_BMD: Tensor, seen_BN1: Tensor) -> Tensor:
+        transformer = self.tower.transformer
+        for number, block in enumerate(transformer.resblocks):
+            if 0 < number < len(self.prompts_PND):
+                patches_BND = self._with_prompt(tokens_BMD[:, 1:], seen_BN1, depth=number)
+                tokens_BMD = torch.cat([tokens_BMD[:, :1], patches_BND], dim=1)
+            values = tokens_BMD if transformer.batch_first else tokens_BMD.transpose(0, 1)
+            if transformer.grad_checkpointing and torch.is_grad_enabled():
+                values = checkpoint(block, values, use_reentrant=False)
+            else:
+                values = block(values)
+            tokens_BMD = values if transformer.batch_first else values.transpose(0, 1)
+        return tokens_BMD
+
+    def _with_prompt(self, patches_BND: Tensor, seen_BN1: Tensor, *, depth: int) -> Tensor:
+        return torch.where(seen_BN1, patches_BND, self.prompts_PND[depth].to(patches_BND.dtype))
+
+    def _check_sizes(self, pixels_B3HW: Tensor, masks_BHW: Tensor | None) -> None:
+        found, expected = tuple(pixels_B3HW.shape[2:]), tuple(self.tower.image_size)
+        if found != expected:
+            raise InputError(
+                f"prompts: pictures of {_size(found)} pixels for a tower that takes {_size(expected)}; resize them"
+            )
+        if masks_BHW is not None and masks_BHW.shape != (len(pixels_B3HW), *found):
+            raise InputError(
+                f"prompts: masks of shape {tuple(masks_BHW.shape)} beside {len(pixels_B3HW)} pictures of "
+                f"{_size(found)} pixels; give one mask a picture, of its size"
+            )
+
+
+def seen_patches(masks_BHW: Tensor, *, patch_px: tuple[int, int]) -> Tensor:
+    """Which patches have any pixel of the mask, boolean [B, N], row by row; pixels beyond whole patches count not."""
+    (rows, high_px), (columns, wide_px) = (
+        (length // patch, patch) for length, patch in zip(masks_BHW.shape[1:], patch_px, strict=True)
+    )
+    whole_BHW = masks_BHW[:, : rows * high_px, : columns * wide_px].to(torch.bool)
+    parted = whole_BHW.reshape(len(masks_BHW), rows, high_px, columns, wide_px)
+    return parted.any(dim=4).any(dim=2).flatten(1)
+
+
+def new_prompts(tower: Any, *, depth: int, std: float, seed: int) -> Tensor:
+    """Prompts to begin with, float32 [P, N, D]: normal around 0. Raises InputError as `prompt_shape` does."""
+    generator = torch.Generator().manual_seed(seed)
+    return std * torch.randn(prompt_shape(tower, depth=depth), generator=generator)
+
+
+def prompt_shape(tower: Any, *, depth: int) -> tuple[int, int, int]:
+    """P, N and D of prompts for a tower. Raises InputError when it has no patches, or fewer blocks than `depth`."""
+    check_patches(tower)
+    layers = len(tower.transformer.resblocks)
+    if not 1 <= depth <= layers:
+        raise InputError(f"prompts.depth: {depth} for an image tower of {layers} layers; choose 1 to {layers}")
+    return depth, patches_of(tower), width_of(tower)
+
+
+def check_patches(tower: Any) -> None:
+    """Raises InputError unless the tower is open_clip's own vision transformer."""
+    if missing := [name for name in _NEEDED if not hasattr(tower, name)]:
+        raise InputError(
+            f"clip.model: mask prompts need open_clip's own vision transformer, and {type(tower).__name__} has no "
+            f"{missing[0]}; use a ViT such as ViT-B-16"
+        )
+
+
+def patches_of(tower: Any) -> int:
+    """Number of patches."""
+    return math.prod(tower.grid_size)
+
+
+def width_of(tower: Any) -> int:
+    """Width of the tower's tokens."""
+    return len(tower.class_embedding)
+
+
+def embedding_width_of(tower: Any) -> int:
+    """Width of the tower's embedding."""
+    return int(tower.ln_post.normalized_shape[0] if tower.proj is None else tower.proj.shape[1])
+
+
+def image_tower(model: Any) -> Any:
+    """The image tower of a CLIP of open_clip; a tower is returned as it is."""
+    return getattr(model, "visual", model)
+
+
+def tower_sha256(tower: Any) -> str:
+    """The hash of a tower's weights, the same whether it was loaded in full or in half precision (float16).
+
+    It does not depend on the file that the weights came from. Mask prompts around the tower are not part of it.
+    """
+    return weights_sha256_of(tower.state_dict(), dtype=torch.float16)
+
+
+def weights_sha256_of(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
+    """The hash of names, shapes and values, which are rounded to `dtype` first where one is given."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu()
+        value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _features(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The embedding alone; some models give tokens, too."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _size(size_px: tuple[int, ...]) -> str:
+    return "×".join(map(str, size_px))
