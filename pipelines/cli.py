@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from pipelines.exits import Exit, exit_of
@@ -220,6 +221,55 @@ def evaluate_pairs(
         return
     out.print(render_evaluation(evaluation))
     out.print(f"\n{to}: {', '.join(files)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    config: ConfigArgument,
+    to: Annotated[Path, typer.Option(help="Folder for evaluation.json and pictures.")] = Path("evaluation"),
+    override: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print evaluation.json, not the table.")] = False,
+) -> None:
+    """Measure how well a CLIP names masked regions, plain and tuned, and what it still knows of whole pictures."""
+    from pipelines.evaluate import evaluate
+    from pipelines.settings import load_settings
+    from tuning import evaluation_report
+    from tuning.evaluation import Examination
+
+    settings = load_settings(Examination, config, overrides=override or ())
+    with Status("reading", console=err) as status:
+        regions = 0
+
+        def tick(more: int) -> None:
+            nonlocal regions
+            regions += more
+            status.update(f"{regions:,} regions")
+
+        findings, said = evaluate(settings, tick=tick)
+    files = evaluation_report.write_evaluation(findings, to, said=said)
+    if as_json:
+        sys.stdout.write(json.dumps(evaluation_report.as_json(findings, said=said)) + "\n")
+        return
+    out.print(evaluation_report.render_evaluation(findings, said=said))
+    out.print(f"\n{to}: {', '.join(files)}", highlight=False, soft_wrap=True)
+
+
+@app.command("tune")
+def tune_clip(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/tune.yaml.")],
+    overrides: SetOption = None,
+) -> None:
+    """Tune CLIP on mined pairs, or go on with what is left; run it again after any interruption.
+
+    For several processes: torchrun --nproc-per-node 8 --no-python maskmine tune CONFIG
+    """
+    from pipelines.settings import load_settings
+    from tuning.settings import Tuning
+    from tuning.train import tune
+
+    tuned = tune(load_settings(Tuning, config, overrides=overrides or ()), console=err)
+    for file in tuned.files:
+        out.print(str(file), highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -41,8 +41,10 @@ class Mining(Settings):
         return self
 
 
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
 # These name files or folders of the user, whatever they look like.
-_PATH_KEYS = {"annotations", "images", "segments", "out"}
+_PATH_KEYS = {"annotations", "images", "segments", "out", "folder"}
 
 
 def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
@@ -51,26 +53,40 @@ def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
     Local paths become absolute, so that the run folder can be used from anywhere. Raises InputError with the place
     of the first fault and what was expected there.
     """
-    tree, lines = _read_yaml(config)
-    for override in overrides:
-        _apply(tree, override)
-    tree = _absolute_paths(tree)
+    tree, lines = _read_tree(config, overrides)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
     return parse_mining(tree, place=config, lines=lines)
 
 
+def load_settings(of: type[AnySettings], config: str, *, overrides: Sequence[str] = ()) -> AnySettings:
+    """`load_mining` for settings of another kind, such as those of a tuning."""
+    tree, lines = _read_tree(config, overrides)
+    return _parse(of, tree, place=config, lines=lines)
+
+
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:
     """Check a tree of plain values; `place` is named in the message, with the line where `lines` knows it."""
+    return _parse(Mining, tree, place=place, lines=lines or {})
+
+
+def _parse(of: type[AnySettings], tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int]) -> AnySettings:
     try:
-        return Mining.model_validate(tree)
+        return of.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_first_fault(error, place, lines or {})) from error
+        raise InputError(_first_fault(error, place, lines, of=of)) from error
 
 
-def dump_yaml(settings: Mining) -> str:
+def dump_yaml(settings: Settings) -> str:
     """The resolved settings as YAML, every default written out."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_tree(config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
+    tree, lines = _read_yaml(config)
+    for override in overrides:
+        _apply(tree, override)
+    return _absolute_paths(tree), lines
 
 
 def _read_yaml(config: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -89,7 +105,7 @@ def _read_yaml(config: str) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.YAMLError as error:
         raise InputError(f"{config}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{config}: a configuration is a mapping of `captions:`, `regions:`, `out:` …")
+        raise InputError(f"{config}: a configuration is a mapping, such as those in configs/")
     return tree, dict(_lines(node))
 
 
@@ -130,7 +146,7 @@ def _absolute_paths(value: Any, key: str = "") -> Any:
     return value
 
 
-def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int]) -> str:
+def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int], *, of: type[Settings]) -> str:
     faults = error.errors(include_url=False)
     # A misspelt key is the cause of the missing one beside it, so it is named first.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
@@ -139,7 +155,7 @@ def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int]) -
     line = lines.get(name) or lines.get(".".join(path[:-1]))
     where = f"{place}, line {line}: {name}" if line else f"{place}: {name}"
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown setting{_did_you_mean(path)}"
+        return f"{where}: unknown setting{_did_you_mean(path, of)}"
     if fault["type"] == "missing":
         return f"{where}: missing; add it"
     if fault["type"] == "union_tag_invalid":
@@ -160,7 +176,12 @@ def _shown(value: Any) -> str:
 
 
 # The names of union members that pydantic puts into a fault's location.
-_TAGS = {"best_region_per_noun", "mutual_best", "one_to_one", "labels", "maskformer", "ground_truth", "int", "float"}
+_TAGS = {
+    *("best_region_per_noun", "mutual_best", "one_to_one", "labels"),
+    *("maskformer", "ground_truth"),
+    *("instances", "crops", "semantic"),
+    *("int", "float"),
+}
 
 
 def _is_tag(part: Any, location: tuple[Any, ...]) -> bool:
@@ -169,9 +190,9 @@ def _is_tag(part: Any, location: tuple[Any, ...]) -> bool:
     )
 
 
-def _did_you_mean(path: Sequence[str]) -> str:
+def _did_you_mean(path: Sequence[str], of: type[Settings]) -> str:
     """The known settings beside the misspelt one, the nearest first."""
-    known = sorted(_known_settings(Mining, path[:-1]))
+    known = sorted(_known_settings(of, path[:-1]))
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}"
 
