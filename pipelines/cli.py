@@ -211,9 +211,10 @@ def evaluate_pairs(
 ) -> None:
     """Measure the pairs of a finished run against known objects, and what a threshold would make of them."""
     from pipelines.evaluate_pairs import evaluate_pairs
-    from pipelines.evaluation_report import render_evaluation, write_evaluation
+    from pipelines.evaluation_report import claim_folder, render_evaluation, write_evaluation
 
     run = read_folder(folder)
+    claim_folder(to, run=run)
     evaluation = evaluate_pairs(run, truth=truth, seen=seen, synonyms=synonyms)
     files = write_evaluation(evaluation, to, run=run)
     if as_json:

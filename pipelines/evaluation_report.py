@@ -25,13 +25,10 @@ _COLOURS = {"similarity": "#0072b2", "margin": "#d55e00"}  # of Okabe and Ito's 
 def write_evaluation(evaluation: Evaluation, to: Path, *, run: RunFolder) -> list[str]:
     """Write evaluation.json and, where there are curves, precision-coverage.png; returns the names of both.
 
-    Curves of an earlier evaluation are removed where this one has none. Raises InputError when the folder cannot be
-    written, or is in that of the run, where it would be taken for a part of the set.
+    Curves of an earlier evaluation are removed where this one has none. Raises InputError as `claim_folder` does.
     """
-    if to.resolve().is_relative_to(Path(run.root).resolve()):
-        raise InputError(f"--to {to}: is in the run's own folder; give another one")
+    claim_folder(to, run=run)
     try:
-        to.mkdir(parents=True, exist_ok=True)
         text = json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False)
         (to / FIGURES_FILE).write_text(text + "\n", encoding="utf-8")
         if not evaluation.curves:
@@ -41,6 +38,19 @@ def write_evaluation(evaluation: Evaluation, to: Path, *, run: RunFolder) -> lis
     except OSError as error:
         raise InputError(f"--to {to}: cannot be written ({error.strerror}); give another folder") from error
     return [FIGURES_FILE, CURVES_FILE]
+
+
+def claim_folder(to: Path, *, run: RunFolder) -> None:
+    """Make the folder, before the work begins.
+
+    Raises InputError when it cannot be made, or is in that of the run, where it would be taken for a part of the set.
+    """
+    if to.resolve().is_relative_to(Path(run.root).resolve()):
+        raise InputError(f"--to {to}: is in the run's own folder; give another one")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written ({error.strerror}); give another folder") from error
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
