@@ -7,6 +7,7 @@ alone, new captions everything but `regions`, and a stale cell is made again, ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from schemas.settings import fingerprint
 
 # Raised when the code of a step changes what it writes; cells of the old code are then stale.
 STEP_VERSIONS = {"nouns": 1, "vocabulary": 1, "regions": 1, "pairs": 1, "selection": 1, "shards": FORMAT_VERSION}
+_AT_ONCE = 16
 SHARD_SUFFIXES = ("tar", "parquet", "json")
 
 
@@ -115,15 +117,21 @@ def drop_stale(run: RunFolder, stages: Sequence[Stage]) -> dict[str, int]:
     for stage in stages:
         if stage.once or stage.is_current(run):
             continue
-        stale = [
-            name for name in run.names(stage.name) if name != FINGERPRINT_FILE and not _is_current(run, stage, name)
-        ]
-        for name in stale:
-            run.delete(stage.name, name)
+        stale = _delete_stale(run, stage)
         if stale:
             dropped[stage.name] = len({name.partition(".")[0] for name in stale if not name.startswith((".", "_"))})
         run.write_json(stage.name, FINGERPRINT_FILE, value={"fingerprint": stage.fingerprint})
     return dropped
+
+
+def _delete_stale(run: RunFolder, stage: Stage) -> list[str]:
+    """Look into all cells of a stage, some at a time: each is a request or two where the folder is far away."""
+    names = [name for name in run.names(stage.name) if name != FINGERPRINT_FILE]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        current = list(pool.map(lambda name: _is_current(run, stage, name), names))
+        stale = [name for name, is_current in zip(names, current, strict=True) if not is_current]
+        list(pool.map(lambda name: run.delete(stage.name, name), stale))
+    return stale
 
 
 _FILTERS = {*Filters.model_fields, "min_similarity", "min_margin"}
