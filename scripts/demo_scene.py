@@ -53,14 +53,14 @@ class Scene:
     captions: tuple[str, ...]
 
 
-def draw_scene(seed: int, *, index: int) -> Scene:
-    """Scene number `index` of world `seed`; it depends on these two alone.
+def draw_scene(seed: int, *, index: int, only: frozenset[DemoNoun] | None = None) -> Scene:
+    """Scene number `index` of world `seed`; it depends on these alone.
 
-    Raises InputError when the OpenMoji font is not installed.
+    With `only`, no other nouns are cast. Raises InputError when the OpenMoji font is not installed.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     height_px, width_px = SIZES_HW[int(rng.integers(len(SIZES_HW)))]
-    setting, cast = _cast(rng)
+    setting, cast = _cast(rng, only)
     backdrop = paint_backdrop(setting, height_px=height_px, width_px=width_px, rng=rng)
     sprites = _placed(cast, setting, backdrop.horizon_px, (height_px, width_px), rng)
     sprites, masks_NHW = keep_visible(sprites, (height_px, width_px))
@@ -71,9 +71,10 @@ def draw_scene(seed: int, *, index: int) -> Scene:
     return Scene(setting.name, _graded(picture_3HW, rng), nouns, masks_NHW, captions)
 
 
-def _cast(rng: np.random.Generator) -> tuple[Setting, list[DemoNoun]]:
+def _cast(rng: np.random.Generator, only: frozenset[DemoNoun] | None) -> tuple[Setting, list[DemoNoun]]:
     """A first noun, any of the table with the same chance; a setting where it is at home; further nouns for it."""
-    first = demo_nouns()[int(rng.integers(len(demo_nouns())))]
+    table = _among(None, only)
+    first = table[int(rng.integers(len(table)))]
     fitting = settings_for(first.kind)
     setting = fitting[int(rng.integers(len(fitting)))]
     cast = [first]
@@ -83,11 +84,18 @@ def _cast(rng: np.random.Generator) -> tuple[Setting, list[DemoNoun]]:
             cast.append(twin)
             continue
         stranger = setting.shadow != "none" and rng.random() < _STRANGER_SHARE
-        nouns = nouns_of_kinds(PORTABLE if stranger else setting.kinds)
+        nouns = _among(PORTABLE if stranger else setting.kinds, only)
         noun = nouns[int(rng.integers(len(nouns)))]
         if noun.number == "count" or noun not in cast:
             cast.append(noun)
     return setting, cast
+
+
+@functools.cache
+def _among(kinds: tuple[str, ...] | None, only: frozenset[DemoNoun] | None) -> tuple[DemoNoun, ...]:
+    """The nouns of some kinds, or of all, as far as they may be cast."""
+    nouns = demo_nouns() if kinds is None else nouns_of_kinds(kinds)
+    return nouns if only is None else tuple(noun for noun in nouns if noun in only)
 
 
 def _further(rng: np.random.Generator) -> int:

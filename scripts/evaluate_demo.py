@@ -1,0 +1,179 @@
+"""All figures of the demo world on scenes that no training saw, each beside its goal.
+
+    bash scripts/evaluate_demo --seed 11 --scenes 1000
+
+Scenes are drawn once and mined once with each kind of masks, all five captions an image; what is there is found again,
+so that a second call only measures. `TO/seed-11-scenes-1000/` gets evaluation.json, evaluation.md and the charts; the
+same models and scenes give the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from mining.weights import weights_sha256
+from pipelines.evaluate_pairs import Evaluation, evaluate_pairs
+from pipelines.evaluation_report import CURVES_FILE, draw_curves
+from pipelines.exits import exit_of
+from pipelines.local import run_local
+from pipelines.mine import mine
+from pipelines.run_folder import RunFolder
+from pipelines.settings import parse_mining
+from pipelines.tally import Tally
+from schemas.errors import IncompleteError, InputError
+from scripts.bottleneck import CHART_FILE, draw_bars
+from scripts.clip_accuracy import measure_clip, noun_embeddings
+from scripts.compare_rules import compare_rules
+from scripts.demo_seeds import check_held_out
+from scripts.demo_seen import seen_nouns
+from scripts.story_figures import MASKS, Figures, sections
+from scripts.story_maps import find_bottleneck
+from scripts.story_models import DemoModels, Masks, find_models, mine_world, open_towers
+from scripts.story_recall import mined_recall, regions_by_image
+from scripts.story_tables import markdown_of
+from scripts.story_world import find_world, read_scenes, truth_of
+
+FIGURES_FILE, TABLES_FILE = "evaluation.json", "evaluation.md"
+CONSOLE = Console(width=max(120, Console().width))
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="A world that no training saw.")] = 11,
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes of it.")] = 1000,
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP, in place of the shipped one.")] = None,
+    maskformer: Annotated[Path | None, typer.Option(help="Folder of a MaskFormer, likewise.")] = None,
+    to: Annotated[Path, typer.Option(help="Folder for worlds, runs and figures.")] = Path("runs/evaluation"),
+    coco_mini: Annotated[Path | None, typer.Option(help="COCO: annotations/ and a folder of photographs.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 2,
+) -> None:
+    """Print the figures of the demo world's models and of mining with them, and write them as JSON and Markdown."""
+    check_held_out(seed)
+    models = find_models(clip=clip, maskformer=maskformer)
+    folder = to / f"seed-{seed}-scenes-{scenes}"
+    coco = None if coco_mini is None else mine_coco(coco_mini, out=to / "coco")
+    figures = evaluate_demo(folder, seed=seed, scenes=scenes, models=models, coco=coco, workers=workers, say=_say)
+    write_figures(figures, folder)
+    CONSOLE.print()
+    for title, block in sections(figures):
+        CONSOLE.print(Text(title, style="bold"), block, "", sep="\n")
+    CONSOLE.print(
+        f"{folder}: {FIGURES_FILE}, {TABLES_FILE}, {CURVES_FILE}, {CHART_FILE}", highlight=False, soft_wrap=True
+    )
+
+
+def evaluate_demo(
+    folder: Path,
+    *,
+    seed: int,
+    scenes: int,
+    models: DemoModels,
+    coco: Evaluation | None = None,
+    workers: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+) -> Figures:
+    """Draw and mine what the folder lacks, and measure; `say` is told what begins.
+
+    Raises InputError when the folder holds another world, or a model cannot be opened.
+    """
+    say(f"{scenes:,} scenes of seed {seed} …")
+    world = find_world(folder / "world", scenes=scenes, seed=seed, workers=workers)
+    kinds: list[Masks] = ["ground_truth"] if models.maskformer is None else ["maskformer", "ground_truth"]
+    runs = {}
+    for masks in kinds:
+        say(f"mining with {MASKS[masks]} …")
+        runs[masks] = mine_world(
+            world, out=folder / masks, models=models, masks=masks, per_image="all", console=CONSOLE
+        )
+    say("matching rules …")
+    compared = {masks: compare_rules(run, truth=truth_of(world)) for masks, run in runs.items()}
+    pairs = evaluate_pairs(runs[models.masks], truth=truth_of(world), seen=_seen_nouns(folder, models))
+    say("CLIP …")
+    image, text = open_towers(models.clip_settings())
+    accuracy = measure_clip(image, text, (scene for _, scene in read_scenes(world)))
+    say("bottleneck …")
+    ordinary = regions_by_image(runs["maskformer"]) if "maskformer" in runs else None
+    bars = find_bottleneck(read_scenes(world), image=image, nouns_KD=noun_embeddings(text), ordinary=ordinary)
+    return Figures(
+        seed=seed,
+        scenes=scenes,
+        models=_hashes(models),
+        masks=models.masks,
+        clip=accuracy,
+        recall=mined_recall(runs["maskformer"], world=world) if "maskformer" in runs else None,
+        compared=compared,
+        pairs=pairs,
+        bars=bars,
+        coco=coco,
+    )
+
+
+def write_figures(figures: Figures, folder: Path) -> None:
+    """Write evaluation.json, evaluation.md and the charts."""
+    text = json.dumps(figures.as_json(), indent=2, ensure_ascii=False)
+    (folder / FIGURES_FILE).write_text(text + "\n", encoding="utf-8")
+    title = f"# {figures.scenes:,} held-out scenes of seed {figures.seed}\n"
+    parts = [f"## {title}\n\n{markdown_of(block)}" for title, block in sections(figures)]
+    (folder / TABLES_FILE).write_text("\n".join([title, *parts]), encoding="utf-8")
+    draw_bars(figures.bars, folder / CHART_FILE)
+    if figures.pairs.curves:
+        pairs = figures.pairs
+        draw_curves(pairs.curves, folder / CURVES_FILE, precision=pairs.precision, truth=pairs.truth.name)
+
+
+def mine_coco(folder: Path, *, out: Path, limit: int | None = None) -> Evaluation:
+    """COCO photographs mined with their own masks by label, and the pairs held against the same masks.
+
+    With a `limit`, so many of them. Raises InputError when the folder is not laid out as COCO is.
+    """
+    captions, instances = (_only(folder / "annotations", f"{kind}_*.json") for kind in ("captions", "instances"))
+    images = folder / captions.stem.removeprefix("captions_")
+    tree = {
+        "captions": {"kind": "coco", "annotations": str(captions.absolute()), "images": str(images.absolute())},
+        "regions": {"proposals": {"kind": "ground_truth", "annotations": str(instances.absolute())}, "clip": None},
+        "pairs": {"rule": "labels", "synonyms": "coco"},
+        "max_rejected": 1.0,
+        "out": str(out.absolute()),
+    }
+    mine(parse_mining(tree, place=str(folder)), engine=run_local, watch=Tally(), limit=limit)
+    return evaluate_pairs(RunFolder(str(out.absolute())), truth=str(instances))
+
+
+def _seen_nouns(folder: Path, models: DemoModels) -> str | None:
+    """A file of the nouns whose masks the MaskFormer learnt; None where there is none."""
+    if models.maskformer is None:
+        return None
+    path = folder / "seen-nouns.txt"
+    path.write_text("".join(f"{name}\n" for name in sorted(noun.noun for noun in seen_nouns())), encoding="utf-8")
+    return str(path)
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise InputError(f"--coco-mini: {folder} has {len(found)} files {pattern}; give a folder with one")
+    return found[0]
+
+
+def _hashes(models: DemoModels) -> dict[str, Any]:
+    folders = {"clip": models.clip, "maskformer": models.maskformer}
+    return {role: None if folder is None else weights_sha256(folder) for role, folder in folders.items()}
+
+
+def _say(line: str) -> None:
+    CONSOLE.print(line, style="dim", highlight=False)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except (InputError, IncompleteError) as error:
+        typer.echo(f"evaluate_demo: {error}", err=True)
+        sys.exit(exit_of(error))
