@@ -35,6 +35,9 @@ EXTRAS = {
     # `s3://` paths; each s3fs asks for the fsspec of its own date
     "s3": ["s3fs>=2024.6"],
     "metrics": ["prometheus-client>=0.20"],
+    # curves of `maskmine tune`; its log in JSON lines needs nothing
+    "tuning": ["tensorboard>=2.17"],
+    "ray-train": ["ray[train]>=2.60,<2.64"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["english"],
@@ -61,7 +64,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["schemas", "mining", "mining.models", "tuning", "pipelines", "scripts"],
-    package_data={"mining": ["data/*"], "pipelines": ["data/*"], "scripts": ["data/*"]},
+    package_data={"mining": ["data/*"], "pipelines": ["data/*"], "scripts": ["data/*", "models/*.md", "models/*/*"]},
     install_requires=MINE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["maskmine = pipelines.cli:main"]},

@@ -265,11 +265,17 @@ def tune_clip(
     For several processes: torchrun --nproc-per-node 8 --no-python maskmine tune CONFIG
     """
     from pipelines.settings import load_settings
+    from tuning.on_ray import tune_on_ray
     from tuning.settings import Tuning
-    from tuning.train import tune
+    from tuning.train import files_of, tune
 
-    tuned = tune(load_settings(Tuning, config, overrides=overrides or ()), console=err)
-    for file in tuned.files:
+    settings = load_settings(Tuning, config, overrides=overrides or ())
+    if settings.ray is None:
+        files = tune(settings, console=err).files
+    else:
+        tune_on_ray(settings, ray_train=settings.ray)
+        files = files_of(settings)
+    for file in files:
         out.print(str(file), highlight=False, soft_wrap=True)
 
 

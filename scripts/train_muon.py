@@ -49,7 +49,12 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def _step(ahead: Tensor) -> Tensor:
-    """The step for a matrix; an attention's input holds three square ones, each of which is made orthogonal."""
+    """The step for a matrix; an attention's input holds three square ones, each of which is made orthogonal.
+
+    A convolution's weights are a matrix from all that a place sees to its outputs.
+    """
+    if ahead.ndim > 2:
+        return _step(ahead.flatten(1)).view(ahead.shape)
     rows, columns = ahead.shape
     parts = torch.split(ahead, columns) if rows == 3 * columns else (ahead,)
     return torch.cat([orthogonalised(part) * (_SIZE * max(part.shape) ** 0.5) for part in parts])

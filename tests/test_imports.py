@@ -18,7 +18,7 @@ HOMES = {
     "transformers": {"mining/models/maskformer.py"},
     "open_clip": {"mining/models/clip.py"},
     "detectron2": {"mining/models/detectron2.py"},
-    "ray": {"pipelines/on_ray.py"},
+    "ray": {"pipelines/on_ray.py", "tuning/on_ray.py"},
     "prometheus_client": {"pipelines/metrics.py"},
     "pynvml": {"pipelines/gpu_use.py"},
     "apache_beam": {"pipelines/on_beam.py", "pipelines/on_beam_worker.py"},

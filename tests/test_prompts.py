@@ -222,9 +222,10 @@ def test_pictures_and_masks_of_another_size_are_refused() -> None:
         tower(pixels(1), half_masks(2))
 
 
-def test_the_hash_of_a_tower_is_that_of_its_weights_in_half_precision() -> None:
+def test_the_hash_of_a_tower_is_that_of_its_weights_in_half_precision_and_its_activation() -> None:
     model = make_clip()
     before = tower_sha256(model.visual)
     assert tower_sha256(make_clip().visual.half()) == before
+    assert tower_sha256(make_clip(quick_gelu=True).visual) != before  # the same weights
     model.visual.ln_post.bias.data[3] += 1
     assert tower_sha256(model.visual) != before

@@ -132,8 +132,14 @@ def save_clip(folder: Path, clip: WholeClip) -> None:
 
 
 def load_clip_weights(folder: Path, model: Any) -> None:
-    """Put the weights that `save_clip` wrote into a model of the same architecture."""
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    """Put the weights that `save_clip` wrote into a model of the same architecture. Raises InputError without them."""
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: the CLIP that this run tuned is gone ({type(error).__name__}); bring it back, or begin anew "
+            "with another `out`"
+        ) from error
 
 
 def _around(tower: Any, prompts_PND: Tensor) -> PromptedTower:

@@ -156,11 +156,14 @@ def image_tower(model: Any) -> Any:
 
 
 def tower_sha256(tower: Any) -> str:
-    """The hash of a tower's weights, the same whether it was loaded in full or in half precision (float16).
+    """The hash of a tower's weights and activation, the same in full and in half precision (float16).
 
-    It does not depend on the file that the weights came from. Mask prompts around the tower are not part of it.
+    It does not depend on the file that the weights came from. The activation counts, because OpenAI's weights load
+    into towers with either, and only `-quickgelu` ones give what they should.
     """
-    return weights_sha256_of(tower.state_dict(), dtype=torch.float16)
+    activations = sorted({type(part).__name__ for part in tower.modules() if "GELU" in type(part).__name__})
+    weights = weights_sha256_of(tower.state_dict(), dtype=torch.float16)
+    return hashlib.sha256(" ".join([weights, *activations]).encode()).hexdigest()
 
 
 def weights_sha256_of(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mining.crops import Crop
 from mining.models.clip import Clip
@@ -14,8 +15,15 @@ Mode = Literal["prompts", "finetune", "finetune_then_prompts", "joint"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["paper", "released"]
 
+
+def _number(value: Any) -> Any:
+    """`1e-6` as the number that it is: YAML 1.1 takes it for a text, because it has no point."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+[eE][-+]?\d+", value) else value
+
+
 _Count = Annotated[int, Field(ge=1)]
-_Rate = Annotated[float, Field(gt=0)]
+_Rate = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+_NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 # Where a configuration says nothing. The paper's table gives no warm-up; 100 steps are those of the scripts.
@@ -82,7 +90,7 @@ class Stage(Settings):
     """
 
     learning_rate: _Rate
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: _NotNegative
     batch_size: Annotated[int, Field(ge=2)]
     epochs: _Rate
     steps: _Count | None = None
@@ -93,7 +101,7 @@ class PromptStage(Stage):
     """Prompts begin as normal noise of deviation `init_std`, and are put in at `depth` places."""
 
     depth: _Count = 3
-    init_std: Annotated[float, Field(ge=0)] = 0.02
+    init_std: _NotNegative = 0.02
 
 
 class Objective(Settings):
@@ -117,12 +125,27 @@ class Adam(Settings):
     max_gradient_norm: _Rate | None = None
 
 
+class RayTrain(Settings):
+    """So many processes on a Ray cluster, each with a GPU where `gpus` is `one_each`.
+
+    `address` is that of a running cluster, null for a Ray of its own on this machine. After `restarts` deaths of a
+    process or node it gives up.
+    """
+
+    processes: _Count = 1
+    gpus: Literal["one_each", "none"] = "one_each"
+    cpus_per_process: _Rate = 1.0
+    restarts: Annotated[int, Field(ge=0)] = 3
+    address: str | None = None
+
+
 class Tuning(Settings):
     """The whole of a tuning run.
 
     `joint` trains prompts and image tower at once, each at its own rate, for the steps of `prompts`. `precision: auto`
     is bfloat16 on a GPU that has it and float32 elsewhere. `micro_batch_size` is how many pictures a process takes
-    through the tower at a time, null for all of its part: the loss is that of the whole batch all the same.
+    through the tower at a time, null for all of its part: the loss is that of the whole batch all the same. With `ray`
+    the processes are Ray's; without it there is this one, or those that torchrun started.
     """
 
     clip: Clip
@@ -140,6 +163,7 @@ class Tuning(Settings):
     device: str = "auto"
     checkpoint_every: _Count = 500
     log_every: _Count = 10
+    ray: RayTrain | None = None
     out: str
 
     @model_validator(mode="before")
@@ -162,7 +186,7 @@ class Tuning(Settings):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that the result follows from: all but places, processors, and how often something is written."""
-        tree = self.model_dump(mode="json", exclude={"out", "checkpoint_every", "log_every", "device", "clip"})
+        tree = self.model_dump(mode="json", exclude={"out", "checkpoint_every", "log_every", "device", "clip", "ray"})
         del tree["data"]["workers"]
         for source in tree["data"]["sources"]:
             del source["folder"]

@@ -1,0 +1,222 @@
+"""What tuning wins on masked regions of the demo world: ways to tune side by side, several seeds each.
+
+    bash scripts/compare_tuning                          # plain, prompts on mined and on true pairs, fine-tuned, both
+    bash scripts/compare_tuning depth captions positives
+
+Pairs are mined from a world that no training of CLIP saw, and regions to judge by come from another. What is there is
+found again: scenes, pairs, and every tuning that is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.exits import exit_of
+from pipelines.local import run_local
+from pipelines.mine import mine
+from pipelines.run_folder import RunFolder
+from pipelines.settings import load_mining, load_settings
+from pipelines.tally import Tally
+from schemas.errors import IncompleteError, InputError
+from scripts.demo_seeds import check_held_out
+from scripts.story_models import DemoModels, find_models, mine_world
+from scripts.story_world import find_world, truth_of
+from tuning.evaluation import MASKED, UNMASKED, Examination, Findings, examine
+from tuning.settings import Tuning
+from tuning.train import tune
+
+PAIRS_SEED, JUDGED_SEED = 21, 22
+CONSOLE = Console(width=max(110, Console().width))
+_CONFIGS = Path(__file__).parents[1] / "configs"
+_MINED, _ALL_CAPTIONS, _TRUE = "mined", "mined-5-captions", "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to tune: pairs to learn from, what differs from `configs/tune-demo.yaml`, and what it is judged by."""
+
+    name: str
+    pairs: str = _MINED
+    changes: tuple[tuple[str, Any], ...] = ()
+    mode: str = "prompts"
+    judged: tuple[str, ...] = ("prompts",)
+
+    def key(self) -> str:
+        """A folder's name; ways that train alike share it, whatever they are judged by."""
+        values = "-".join(f"{place.rpartition('.')[2]}={value}" for place, value in self.changes)
+        return "-".join(filter(None, (self.mode, self.pairs, values)))
+
+
+TABLES: dict[str, tuple[Way, ...]] = {
+    "ways": (
+        Way("prompts, mined pairs"),
+        Way("prompts, true pairs", pairs=_TRUE),
+        Way("fine-tuned, mined pairs", mode="finetune_then_prompts", judged=("clip",)),
+        Way("fine-tuned, then prompts", mode="finetune_then_prompts", judged=("clip", "prompts")),
+        Way("joint, mined pairs", mode="joint", judged=("clip", "prompts")),
+    ),
+    "depth": tuple(Way(f"prompts at depth {depth}", changes=(("prompts.depth", depth),)) for depth in (1, 3, 6)),
+    "captions": (Way("prompts, 1 caption an image"), Way("prompts, 5 captions an image", pairs=_ALL_CAPTIONS)),
+    "positives": (
+        Way("prompts, equal nouns are positives"),
+        Way("prompts, the paper's loss", changes=(("objective.positives", "paper"),)),
+    ),
+}
+
+
+def main(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="ways, depth, captions, positives; `ways` without.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, for mean and spread.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a tuning.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of a step.")] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes whose pairs are learnt from.")] = 3000,
+    judged: Annotated[int, typer.Option(min=1, help="Scenes whose regions are judged by.")] = 500,
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP, in place of the shipped one.")] = None,
+    maskformer: Annotated[Path | None, typer.Option(help="Folder of a MaskFormer, likewise.")] = None,
+    to: Annotated[Path, typer.Option(help="Folder for worlds, runs and figures.")] = Path("runs/tuning"),
+) -> None:
+    """Tune in several ways and print what each makes of masked regions."""
+    check_held_out(PAIRS_SEED)
+    if unknown := set(tables or ()) - TABLES.keys():
+        raise InputError(f"compare_tuning: unknown {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}")
+    models = find_models(clip=clip, maskformer=maskformer)
+    ways = [way for name in tables or ["ways"] for way in TABLES[name]]
+    worlds = Worlds(to, models, scenes=scenes, judged=judged)
+    changes = {
+        f"{part}.{name}": value
+        for part in ("prompts", "finetune")
+        for name, value in (("steps", steps), ("batch_size", batch_size))
+        if value is not None
+    }
+    found = [judge(worlds, ways, seed=seed, changes=changes) for seed in range(seeds)]
+    for name in tables or ["ways"]:
+        CONSOLE.print()
+        CONSOLE.print(table_of(TABLES[name], found))
+    figures = {way.name: [as_share(one, way.name) for one in found] for way in ways}
+    (to / "tuning.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """Scenes to learn from and to judge by, and pairs mined from the first."""
+
+    folder: Path
+    models: DemoModels
+    scenes: int
+    judged: int
+
+    def pairs(self, kind: str) -> RunFolder:
+        """The run that mined pairs of a kind."""
+        world = find_world(self.folder / f"seed-{PAIRS_SEED}-scenes-{self.scenes}", scenes=self.scenes, seed=PAIRS_SEED)
+        out = self.folder / f"{kind}-{self.models.masks}-{self.scenes}"
+        if kind == _TRUE:
+            return _mine_truth(world, out)
+        per_image = "all" if kind == _ALL_CAPTIONS else 1
+        return mine_world(
+            world, out=out, models=self.models, masks=self.models.masks, per_image=per_image, console=CONSOLE
+        )
+
+    def regions(self) -> dict[str, str]:
+        """Settings of the regions to judge by."""
+        world = find_world(
+            self.folder / f"seed-{JUDGED_SEED}-scenes-{self.judged}", scenes=self.judged, seed=JUDGED_SEED
+        )
+        return {"kind": "instances", "annotations": truth_of(world), "images": str(world / "images")}
+
+
+def judge(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, Any]) -> Findings:
+    """Tune in each way with a seed, and examine plain CLIP and all of them on the same regions."""
+    clip = worlds.models.clip_settings().model_dump(mode="json")
+    tuned: dict[str, dict[str, Any]] = {}
+    for way in ways:
+        out = worlds.folder / f"seed-{seed}" / way.key()
+        _tune(worlds, way, out=out, seed=seed, changes=changes, clip=clip)
+        files = {"clip": {"model": str(out / "clip")}, "prompts": str(out / "prompts.safetensors")}
+        tuned[way.name] = {name: files[name] for name in way.judged}
+    CONSOLE.print(f"seed {seed}: judging …", style="dim")
+    tree = {"clip": clip, "tuned": tuned, "regions": worlds.regions(), "device": "auto"}
+    return examine(Examination.model_validate(tree))
+
+
+def table_of(ways: Sequence[Way], found: Sequence[Findings]) -> Table:
+    """Means over seeds; `±` is the standard deviation of the seeds."""
+    table = Table(f"masked regions, {len(found)} seeds", box=None, pad_edge=False)
+    for name in ("top-1", "±", "top-5", "gain", "whole pictures"):
+        table.add_column(name, justify="right")
+    before = _mean(found, MASKED)
+    for name in (UNMASKED, MASKED, *(way.name for way in ways)):
+        tops = [as_share(one, name) for one in found]
+        top5 = statistics.mean(one.masked[name].accuracy(top=5) or 0.0 for one in found)
+        gain = f"{100 * (statistics.mean(tops) - before):+.1f}" if name not in (UNMASKED, MASKED) else ""
+        whole = _whole(found, name)
+        spread = f"{100 * statistics.stdev(tops):.1f}" if len(tops) > 1 and gain else ""
+        table.add_row(name, f"{statistics.mean(tops):.1%}", spread, f"{top5:.1%}", gain, whole)
+    return table
+
+
+def as_share(found: Findings, name: str) -> float:
+    """Top-1 on masked regions."""
+    return found.masked[name].accuracy() or 0.0
+
+
+def _mean(found: Sequence[Findings], name: str) -> float:
+    return statistics.mean(as_share(one, name) for one in found)
+
+
+def _whole(found: Sequence[Findings], name: str) -> str:
+    """The change on natural pictures, in points."""
+    if name in (UNMASKED, MASKED):
+        return ""
+    if all(name in one.identical for one in found):
+        return "none, to the bit"
+    changes = [(one.whole[name].accuracy() or 0.0) - (one.whole["plain CLIP"].accuracy() or 0.0) for one in found]
+    return f"{100 * statistics.mean(changes):+.1f}"
+
+
+def _tune(worlds: Worlds, way: Way, *, out: Path, seed: int, changes: dict[str, Any], clip: dict[str, Any]) -> None:
+    tree = {"sources": [{"folder": worlds.pairs(way.pairs).root}], "workers": 0}
+    overrides = {"clip": clip, "data": tree, "mode": way.mode, "seed": seed, "out": str(out.absolute()), **changes}
+    settings = _load_tuning(overrides | dict(way.changes))
+    CONSOLE.print(f"seed {seed}: {way.name} …", style="dim")
+    tune(settings, console=CONSOLE)
+
+
+def _load_tuning(overrides: dict[str, Any]) -> Tuning:
+    texts = [f"{place}={json.dumps(value)}" for place, value in overrides.items()]
+    return load_settings(Tuning, str(_CONFIGS / "tune-demo.yaml"), overrides=texts)
+
+
+def _mine_truth(world: Path, out: Path) -> RunFolder:
+    """Pairs by the true masks and their labels."""
+    places = {
+        "captions.annotations": str(world / "captions.json"),
+        "captions.images": str(world / "images"),
+        "regions.proposals.annotations": truth_of(world),
+        "out": str(out),
+        "max_rejected": 1.0,
+    }
+    settings = load_mining(
+        str(_CONFIGS / "demo.yaml"), overrides=[f"{place}={json.dumps(value)}" for place, value in places.items()]
+    )
+    mine(settings, engine=run_local, watch=Tally())
+    return RunFolder(settings.out)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except (InputError, IncompleteError) as error:
+        typer.echo(f"compare_tuning: {error}", err=True)
+        sys.exit(exit_of(error))

@@ -1,0 +1,142 @@
+"""From the bytes of a sample in a shard to what CLIP sees: the region cut out, filled, resized, and its mask.
+
+Shapes: S side of the input in pixels, H and W height and width of the stored crop.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mining.crops import Crop, grow_box
+from schemas.errors import InputError
+from schemas.mask import Box
+from tuning.settings import Jitter
+
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRegion:
+    """A decoded sample: the crop as it was stored, the mask in its frame, the tight box of the whole region in it."""
+
+    picture_HW3: np.ndarray[Any, np.dtype[np.uint8]]
+    mask_HW: np.ndarray[Any, np.dtype[np.bool_]]
+    box_xyxy: Box
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How regions are shown to a tower: `mean` and `std` are those of colours from 0 to 1; no jitter where it is None.
+
+    Without jitter a region looks as mining shows it to CLIP (`mining.crops.cut_regions`).
+    """
+
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: Crop
+    jitter: Jitter | None
+
+
+def decode_sample(span: bytes, *, key: str, place: str) -> StoredRegion:
+    """A sample from its bytes in the tar. Raises InputError when they are not those of the sample `key`."""
+    try:
+        members = _members(span, key)
+        image = next(members[name] for name in ("jpg", "png", "webp") if name in members)
+        record = json.loads(members["json"])
+        with Image.open(io.BytesIO(image)) as picture, Image.open(io.BytesIO(members["mask.png"])) as mask:
+            return StoredRegion(
+                picture_HW3=np.array(picture.convert("RGB")),
+                mask_HW=np.array(mask) > 0,
+                box_xyxy=tuple(record["box_crop_xyxy"]),
+            )
+    except (tarfile.TarError, LookupError, ValueError, StopIteration, OSError, UnidentifiedImageError) as error:
+        raise InputError(
+            f"{place}: sample {key} is not where the index has it ({type(error).__name__}); "
+            "run `maskmine verify` on the folder"
+        ) from error
+
+
+def show_region(region: StoredRegion, *, view: View, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """What a tower sees: normalised pixels, float32 [3, S, S], and the mask, boolean [S, S].
+
+    The box is jittered once for both, so they stay in step; the picture is resized bicubically without antialiasing
+    after it was filled, the mask to the nearest pixel.
+    """
+    box = _seen_box(region, view)
+    jittered = _jittered(box, view.jitter, rng) if view.jitter else box
+    x0, y0, x1, y1 = jittered if _part(region.mask_HW, jittered).any() else box
+    mask_HW = torch.from_numpy(region.mask_HW[y0:y1, x0:x1])
+    pixels_3HW = torch.from_numpy(region.picture_HW3[y0:y1, x0:x1]).permute(2, 0, 1).float()
+    filled_3HW = _filled(pixels_3HW, mask_HW, view)
+    size = (view.size_px, view.size_px)
+    pixels_3SS = interpolate(filled_3HW[None], size, mode="bicubic", align_corners=False)[0]
+    mask_SS = interpolate(mask_HW[None, None].float(), size, mode="nearest")[0, 0] > 0
+    return pixels_3SS, mask_SS
+
+
+def jittered_part(jitter: Jitter, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A random part of the unit square as x0, y0, x1, y1; the whole of it when none fits in ten attempts.
+
+    The aspect is relative to the box that it will be a part of, because that is squeezed to a square anyway.
+    """
+    for _ in range(_ATTEMPTS):
+        area = rng.uniform(*jitter.scale)
+        aspect = math.exp(rng.uniform(math.log(jitter.aspect[0]), math.log(jitter.aspect[1])))
+        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if width <= 1 and height <= 1:
+            x0, y0 = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+            return x0, y0, x0 + width, y0 + height
+    return 0.0, 0.0, 1.0, 1.0
+
+
+def _members(span: bytes, key: str) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
+        found = {member.name: tar.extractfile(member) for member in tar}
+        return {name.removeprefix(f"{key}."): file.read() for name, file in found.items() if file}
+
+
+def _seen_box(region: StoredRegion, view: View) -> Box:
+    height_px, width_px = region.mask_HW.shape
+    return grow_box(region.box_xyxy, ratio=view.crop.expand_ratio, height_px=height_px, width_px=width_px)
+
+
+def _jittered(box_xyxy: Box, jitter: Jitter, rng: np.random.Generator) -> Box:
+    x0, y0, x1, y1 = box_xyxy
+    left, top, right, bottom = jittered_part(jitter, rng)
+    (x0, x1), (y0, y1) = _whole_px(x0, x1, left, right), _whole_px(y0, y1, top, bottom)
+    return x0, y0, x1, y1
+
+
+def _whole_px(start: int, stop: int, low: float, high: float) -> tuple[int, int]:
+    """The part of a side in whole pixels, one at least."""
+    length = stop - start
+    first = min(round(low * length), length - 1)
+    return start + first, start + max(first + 1, round(high * length))
+
+
+def _part(array_HW: np.ndarray[Any, Any], box_xyxy: Sequence[int]) -> np.ndarray[Any, Any]:
+    x0, y0, x1, y1 = box_xyxy
+    return array_HW[y0:y1, x0:x1]
+
+
+def _filled(pixels_3HW: Tensor, mask_HW: Tensor, view: View) -> Tensor:
+    """Normalised pixels, with the colour of the fill outside the mask."""
+    mean_3, std_3 = (255 * torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
+    normalised_3HW = (pixels_3HW - mean_3) / std_3
+    if view.crop.fill == "none":
+        return normalised_3HW
+    fill_3 = torch.zeros_like(mean_3) if view.crop.fill == "mean" else -mean_3 / std_3
+    return torch.where(mask_HW, normalised_3HW, fill_3)
