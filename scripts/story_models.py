@@ -74,11 +74,10 @@ def mine_world(
     world: Path, *, out: Path, models: DemoModels, masks: Masks, per_image: int | str, console: Console
 ) -> RunFolder:
     """Mine a world as `configs/demo-models.yaml` says, or what is left of it; bars are drawn on a terminal."""
-    proposals: dict[str, Any] = {"kind": masks, "licence": _LICENCE}
-    if masks == "maskformer":
-        proposals["checkpoint"] = str(models.maskformer)
-    else:
-        proposals["annotations"] = truth_of(world)
+    proposals: dict[str, Any] = {"regions.proposals.checkpoint": str(models.maskformer)}
+    if masks == "ground_truth":
+        truth = {"kind": masks, "annotations": truth_of(world), "licence": _LICENCE}
+        proposals = {"regions.proposals": truth}
     settings = load_mining(
         str(_CONFIG),
         overrides=[
@@ -87,7 +86,7 @@ def mine_world(
                 "captions.annotations": str(world / "captions.json"),
                 "captions.images": str(world / "images"),
                 "captions.per_image": per_image,
-                "regions.proposals": proposals,
+                **proposals,
                 "regions.clip": models.clip_settings().model_dump(mode="json"),
                 "max_rejected": 1.0,
                 "out": str(out),

@@ -268,6 +268,7 @@ def test_losses_are_nothing_where_all_is_right_and_large_where_all_is_wrong() ->
     hints[0, 0] = torch.tensor([30.0, 30, -30, 30])
     hints[0, 1:] = torch.tensor([[0.5, 0.5, 7, 0.1], [0.25, 0.25, 7, 0.9]])
     assert max(hint_losses(hints, cover, middles, picture)) < 1e-3
+    assert hint_losses(hints, cover / 2, middles, picture)[1] < 1e-3  # a cell's share does not move the middle
     assert hint_losses(hints + 1, cover, middles, picture)[1] == pytest.approx(2.0, abs=1e-3)
     speaks = torch.tensor([[9.0, -9], [-9, 9], [-9, 9]])
     assert speak_loss(speaks, torch.tensor([0])) < 1e-3
