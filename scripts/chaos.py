@@ -27,7 +27,7 @@ CONSOLE = Console(width=max(110, Console().width))
 ENGINES: Mapping[str, tuple[str, ...]] = {"local": (), "ray": ("cpu_workers=2",), "beam": ("workers=2",)}
 WORLDS = ("demo", "coco-mini")
 PARTS = 9
-_TRIES = 4  # a run that ends before its kill is tried again with an earlier one
+_TRIES = 7  # a run that ends before its kill is tried again, the kill twice as early each time
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
             folder=folder,
             expected=kill.world.expected,
             victim=kill.victim,
-            delay_s=kill.share * (last_s - first_s) * 0.7**attempt,
+            delay_s=kill.share * (last_s - first_s) * 0.5**attempt,
             after_first_cell=kill.among_cells,
             limit_s=60 + 5 * course.seconds,
             choice=kill.choice,
