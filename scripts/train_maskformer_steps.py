@@ -23,7 +23,7 @@ MOST_GRADIENT = 5.0
 WARMUP_SHARE = 0.03
 """Of all steps: so long the learning rates rise; then they fall as half a cosine."""
 
-SMALL_UNTIL = 0.7
+SMALL_UNTIL = 0.65
 """Of all steps: so long pictures are small, which takes three quarters of the time."""
 
 _MEMORY = 0.97  # of the running means
