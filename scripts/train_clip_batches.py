@@ -19,7 +19,7 @@ from PIL import Image
 
 from scripts.demo_crops import Window, crop_caption, crop_window, cut_window, may_mirror, scene_window, share_of
 from scripts.demo_nouns import demo_nouns
-from scripts.train_scenes import CachedScene, CachedScenes
+from scripts.train_clip_scenes import CachedScene, CachedScenes
 
 SCENES_EVERY = 4
 """One batch in so many is of whole scenes."""

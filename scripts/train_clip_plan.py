@@ -1,20 +1,19 @@
-"""The plan of a training of the tiny CLIP: hours turned into steps, a precision chosen, both kept for its return."""
+"""The plan of a training of the tiny CLIP: hours turned into steps, and a precision chosen."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mining.devices import open_device
 from schemas.errors import InputError
 from scripts.demo_nouns import openmoji_version
-from scripts.demo_seeds import TRAINING_SEEDS
 from scripts.train_clip_model import tiny_clip
-from scripts.train_clip_steps import Plan, Precision, seconds_a_step
+from scripts.train_clip_steps import SMALL_UNTIL, Plan, Precision, learn, new_state, side_px
+from scripts.training_plan import TIMED_STEPS, check_options, mean_step_s
 
 BATCH_SIZE = 256
 
@@ -35,12 +34,7 @@ def make_plan(
 
     Raises InputError for what is out of range, and when the font is missing.
     """
-    if not 0 <= seed < len(TRAINING_SEEDS):
-        raise InputError(f"seed {seed}: seeds of a training go from 0 to {len(TRAINING_SEEDS) - 1}")
-    if not hours > 0 or threads < 1 or (steps is not None and steps < 1):
-        raise InputError(f"hours {hours}, steps {steps}, threads {threads}: each must be more than 0")
-    if scenes < 1:
-        raise InputError(f"scenes {scenes}: there must be some")
+    check_options(seed=seed, hours=hours, steps=steps, scenes=scenes, threads=threads)
     if precision not in _PRECISIONS:
         raise InputError(f"precision {precision}: use auto, float32 or bf16")
     torch.set_num_threads(threads)
@@ -54,21 +48,21 @@ def make_plan(
     return replace(plans[0], steps=steps)
 
 
-def read_plan(path: Path) -> Plan | None:
-    """The plan of a training that was begun, or None. Raises InputError for a file that is none."""
-    if not path.exists():
-        return None
-    try:
-        return Plan(**json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no plan of this training; name a new folder") from error
+def seconds_a_step(config: dict[str, Any], plan: Plan) -> float:
+    """How long a step takes here, in the mean of a training."""
+    plan = replace(plan, steps=TIMED_STEPS)
+    state = new_state(config, plan)
+    return mean_step_s(
+        state,
+        batch_of=lambda step: _some_batch(config, plan.batch_size, side_px(step, steps=plan.steps, config=config)),
+        learn=lambda batch: learn(state, *batch, precision=plan.precision, config=config),
+        small_until=SMALL_UNTIL,
+    )
 
 
-def check_plan(plan: Plan, asked: dict[str, Any], folder: Path) -> None:
-    """Raise InputError where a training that was begun differs from what is asked for, or from what is installed."""
-    here = asked | {"openmoji": openmoji_version(), "torch": torch.__version__}
-    for name, value in here.items():
-        if getattr(plan, name) != value:
-            raise InputError(
-                f"{folder} was begun with {name} {getattr(plan, name)}, not {value}: give that, or name a new folder"
-            )
+def _some_batch(config: dict[str, Any], pictures: int, side: int) -> tuple[Tensor, Tensor]:
+    """Pictures of noise, and texts as long as the longest caption of a batch."""
+    length = config["model_cfg"]["text_cfg"]["context_length"]
+    tokens_BT = torch.ones(pictures, length, dtype=torch.long)
+    tokens_BT[:, length * 2 // 3 :] = 0
+    return torch.randint(256, (pictures, side, side, 3), dtype=torch.uint8), tokens_BT

