@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import ijson
 from pydantic import Field
 
-from mining.stores import open_input
+from mining.coco import FaultLines, coco_id, coco_items
 from schemas.errors import InputError
 from schemas.settings import Settings
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINES = FaultLines(
+    absent="{path}: no such file; `captions.annotations` names the COCO captions JSON",
+    folder="{path}: a folder; `captions.annotations` names the COCO captions JSON",
+    broken="{path}: not valid JSON ({reason}); get the file again",
+    lacking="{path}: no list `{name}` at the top; this is not a COCO captions file",
+)
 
 
 class CocoCaptions(Settings):
@@ -35,7 +39,7 @@ class CocoCaptions(Settings):
 
     def read_images(self) -> Iterator[tuple[str, str]]:
         """`(image id, path)` for every entry of the file's `images`, in the file's order."""
-        for number, image in enumerate(_items(self.annotations, "images")):
+        for number, image in enumerate(self._items("images")):
             image_id, name = _key(image, "id"), _text(image, "file_name")
             if image_id is None or not name:
                 raise InputError(
@@ -49,8 +53,8 @@ class CocoCaptions(Settings):
 
         A caption that is missing or no text is given as the empty string: the image keeps its row, and its reason.
         """
-        for number, annotation in enumerate(_items(self.annotations, "annotations")):
-            image_id, order = _key(annotation, "image_id"), annotation.get("id") if isinstance(annotation, dict) else 0
+        for number, annotation in enumerate(self._items("annotations")):
+            image_id, order = _key(annotation, "image_id"), annotation.get("id")
             if image_id is None:
                 raise InputError(
                     f"{self.annotations}: entry {number} of `annotations` has no `image_id`; "
@@ -58,45 +62,18 @@ class CocoCaptions(Settings):
                 )
             yield image_id, order if isinstance(order, int) else number, _text(annotation, "caption") or ""
 
-
-def _items(path: str, name: str) -> Iterator[Any]:
-    """The items of the list `name` at the top of a JSON file, read as a stream; faults are named with their file."""
-    try:
-        with open_input(path) as file:
-            _skip_byte_order_mark(file)
-            if not _has_list(file, name):
-                raise InputError(f"{path}: no list `{name}` at the top; this is not a COCO captions file")
-            file.seek(0)
-            _skip_byte_order_mark(file)
-            yield from ijson.items(file, f"{name}.item", use_float=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; `captions.annotations` names the COCO captions JSON") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: a folder; `captions.annotations` names the COCO captions JSON") from error
-    except ijson.JSONError as error:
-        reason = " ".join(str(error).split())[:80]
-        raise InputError(f"{path}: not valid JSON ({reason}); get the file again") from error
+    def _items(self, name: str) -> Iterator[dict[str, Any]]:
+        return coco_items(self.annotations, name, lines=_LINES, need="list")
 
 
-def _skip_byte_order_mark(file: IO[bytes]) -> None:
-    if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
-        file.seek(0)
+def _key(item: dict[str, Any], name: str) -> str | None:
+    """An id as text."""
+    value = coco_id(item, name)
+    return None if value is None or value == "" else _clean(str(value))
 
 
-def _has_list(file: IO[bytes], name: str) -> bool:
-    return any(prefix == name and event == "start_array" for prefix, event, _ in ijson.parse(file))
-
-
-def _key(item: Any, name: str) -> str | None:
-    """An id as text: COCO's are integers, other data sets in COCO's form have strings."""
-    value = item.get(name) if isinstance(item, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        return None
-    return _clean(str(value))
-
-
-def _text(item: Any, name: str) -> str | None:
-    value = item.get(name) if isinstance(item, dict) else None
+def _text(item: dict[str, Any], name: str) -> str | None:
+    value = item.get(name)
     return _clean(value) if isinstance(value, str) else None
 
 

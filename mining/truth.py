@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import posixpath
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ijson
-
+from mining.coco import FaultLines, coco_id, coco_items, coco_size_px, open_coco, pack, unpack
 from mining.labels import label_names, names_label, plain_words
-from mining.stores import fault_line, open_store, os_errors, scheme_of
 from schemas.errors import InputError
 from schemas.mask import Mask
 from schemas.rows import RegionsRow
@@ -27,6 +22,13 @@ Naming = Callable[[str, str], frozenset[str]]
 Fit = Literal["covered", "missing", "other_size"]
 
 _REMEDY = "give a COCO instances JSON"
+_LINES = FaultLines(
+    absent=f"{{path}}: no such file; {_REMEDY}",
+    folder=f"{{path}}: is a folder; {_REMEDY}",
+    broken=f"{{path}}: not valid JSON ({{reason}}); {_REMEDY}",
+    lacking=f"{{path}}: no list `{{name}}` at the top, or an empty one; {_REMEDY}",
+    unreadable="{path}: cannot be read ({reason})",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Truth:
         height_px, width_px = self.sizes[image_id]
         found = []
         for packed in self.packed.get(image_id, ()):
-            category, crowd, segmentation = json.loads(zlib.decompress(packed))
+            category, crowd, segmentation = unpack(packed)
             try:
                 mask = Mask.from_coco(segmentation, height_px=height_px, width_px=width_px)
             except ValueError:
@@ -84,7 +86,7 @@ def read_truth(path: str) -> Truth:
     Raises InputError when the file is absent, no JSON, or not of that form.
     """
     names = _read_names(path)
-    with _open_file(path) as file:
+    with open_coco(path, lines=_LINES) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     categories = tuple(sorted(set(names.values())))
     return Truth(posixpath.basename(path), sha256, categories, *_read_images(path), _read_masks(path, names))
@@ -113,7 +115,7 @@ def open_naming(categories: Sequence[str], synonyms: Mapping[str, frozenset[str]
 def _read_names(path: str) -> dict[int | str, str]:
     names = {}
     for number, category in enumerate(_items(path, "categories")):
-        key, name = _id(category, "id"), category.get("name")
+        key, name = coco_id(category, "id"), category.get("name")
         if key is None or not isinstance(name, str) or not name:
             raise InputError(f"{path}: entry {number} of `categories` has no usable `id` and `name`; {_REMEDY}")
         names[key] = name
@@ -124,11 +126,10 @@ def _read_images(path: str) -> tuple[dict[str, tuple[int, int]], dict[str, str]]
     """Sizes and names of files."""
     sizes, files = {}, {}
     for number, image in enumerate(_items(path, "images")):
-        key, sides = _id(image, "id"), [image.get("height"), image.get("width")]
-        sides_px = [int(side) for side in sides if isinstance(side, int | float) and side >= 1]
-        if key is None or len(sides_px) != 2:
+        key, size_px = coco_id(image, "id"), coco_size_px(image)
+        if key is None or size_px is None:
             raise InputError(f"{path}: entry {number} of `images` has no usable `id`, `height` and `width`; {_REMEDY}")
-        sizes[str(key)] = (sides_px[0], sides_px[1])
+        sizes[str(key)] = size_px
         if isinstance(image.get("file_name"), str):
             files[str(key)] = image["file_name"]
     return sizes, files
@@ -139,48 +140,16 @@ def _read_masks(path: str, names: Mapping[int | str, str]) -> dict[str, list[byt
     for number, annotation in enumerate(_items(path, "annotations")):
         if "segments_info" in annotation:
             raise InputError(f"{path}: is panoptic; give the instances JSON of the same images")
-        image, category = _id(annotation, "image_id"), _id(annotation, "category_id")
+        image, category = coco_id(annotation, "image_id"), coco_id(annotation, "category_id")
         if image is None or category is None or category not in names or "segmentation" not in annotation:
             raise InputError(
                 f"{path}: entry {number} of `annotations` lacks an `image_id`, a `category_id` that `categories` has, "
                 f"or a `segmentation`; {_REMEDY}"
             )
         value = [names[category], bool(annotation.get("iscrowd")), annotation["segmentation"]]
-        packed.setdefault(str(image), []).append(zlib.compress(json.dumps(value).encode(), 1))
+        packed.setdefault(str(image), []).append(pack(value))
     return packed
 
 
 def _items(path: str, name: str) -> Iterator[dict[str, Any]]:
-    """The items of the list `name` at the top of the JSON file, as a stream."""
-    some = False
-    try:
-        with _open_file(path) as file:
-            for item in ijson.items(file, f"{name}.item", use_float=True):
-                some = True
-                yield item if isinstance(item, dict) else {}
-    except ijson.JSONError as error:
-        reason = " ".join(str(error).split())[:80]
-        raise InputError(f"{path}: not valid JSON ({reason}); {_REMEDY}") from error
-    if not some:
-        raise InputError(f"{path}: no list `{name}` at the top, or an empty one; {_REMEDY}")
-
-
-@contextmanager
-def _open_file(path: str) -> Iterator[Any]:
-    fs, inner = open_store(path)
-    try:
-        with os_errors(path), fs.open(inner, "rb") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; {_REMEDY}") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder; {_REMEDY}") from error
-    except OSError as error:
-        local = scheme_of(path) == "file"
-        raise InputError(f"{path}: cannot be read ({error.strerror})" if local else fault_line(error, path)) from error
-
-
-def _id(item: Mapping[str, Any], key: str) -> int | str | None:
-    """An id: COCO's are whole numbers, other data sets in its form have texts."""
-    value = item.get(key)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    return coco_items(path, name, lines=_LINES, need="items")

@@ -6,21 +6,17 @@ Shapes: N masks of an image; H, W height and width of the picture in pixels. A s
 from __future__ import annotations
 
 import hashlib
-import json
 import posixpath
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import ijson
 import numpy as np
 
+from mining.coco import FaultLines, coco_id, coco_items, coco_size_px, open_coco, pack, unpack
 from mining.devices import open_device
 from mining.images import read_image
 from mining.proposals import LoadedImage, Proposals, Proposer
-from mining.stores import open_input
 from schemas.errors import InputError
 from schemas.mask import Mask
 from schemas.models import ModelRecord
@@ -31,6 +27,14 @@ if TYPE_CHECKING:
     import torch
 
 MaskArray = np.ndarray[Any, np.dtype[np.bool_]]
+
+_LINES = FaultLines(
+    absent="proposals.annotations: there is no file `{path}`; check the path",
+    folder="proposals.annotations: `{path}` is a folder; give the JSON file in it",
+    broken="proposals.annotations: `{path}` is not valid JSON ({reason}); get the file again",
+    lacking="proposals.annotations: `{path}`: no list `{name}` at the top, or an empty one; "
+    "give a COCO instances or panoptic JSON",
+)
 
 
 class GroundTruth(Settings):
@@ -67,7 +71,7 @@ class GroundTruth(Settings):
 
     def record(self) -> ModelRecord:
         """The file and its licence; `sha256` is that of the JSON. Raises InputError when there is no such file."""
-        with _open_file(self.annotations) as file:
+        with open_coco(self.annotations, lines=_LINES) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         name = posixpath.basename(self.annotations)
         return ModelRecord(role="proposals", name=name, sha256=sha256, licence=self.licence or "unknown")
@@ -77,8 +81,7 @@ class GroundTruth(Settings):
 class _Index:
     """Sizes and masks by image id, category names by id.
 
-    A mask waits as compressed JSON, a fifth of what its polygons take as Python objects: COCO train2017 has 860,001.
-    Each is `[category, segmentation]`, for panoptic annotations `[file, [[segment, category], …]]`.
+    A mask waits packed, as `[category, segmentation]`, for panoptic annotations `[file, [[segment, category], …]]`.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -88,15 +91,15 @@ class _Index:
 
 def _read_index(settings: GroundTruth) -> _Index:
     path = settings.annotations
-    categories = ((_id(item, "id"), item.get("name")) for item in _items(path, "categories", required=False))
+    categories = ((coco_id(item, "id"), item.get("name")) for item in _items(path, "categories", need="nothing"))
     names = {number: str(name) for number, name in categories if number is not None and name is not None}
     return _Index(_read_sizes(path), _read_masks(settings), names)
 
 
 def _read_sizes(path: str) -> dict[str, tuple[int, int]]:
     sizes = {}
-    for number, image in enumerate(_items(path, "images")):
-        image_id, size_px = _image_id(image, "id"), _size_px(image)
+    for number, image in enumerate(_items(path, "images", need="items")):
+        image_id, size_px = _image_id(image, "id"), coco_size_px(image)
         if image_id is None or size_px is None:
             raise InputError(_malformed(path, f"entry {number} of `images` has no usable `id`, `height` and `width`"))
         sizes[image_id] = size_px
@@ -106,7 +109,7 @@ def _read_sizes(path: str) -> dict[str, tuple[int, int]]:
 def _read_masks(settings: GroundTruth) -> dict[str, list[bytes]]:
     path, panoptic = settings.annotations, settings.segments is not None
     packed: dict[str, list[bytes]] = {}
-    for number, annotation in enumerate(_items(path, "annotations")):
+    for number, annotation in enumerate(_items(path, "annotations", need="items")):
         image_id = _image_id(annotation, "image_id")
         if image_id is None:
             raise InputError(_malformed(path, f"entry {number} of `annotations` has no `image_id`"))
@@ -117,20 +120,20 @@ def _read_masks(settings: GroundTruth) -> dict[str, list[bytes]]:
             raise InputError(f"proposals.segments: `{path}` {remedy}")
         value = _panoptic_entry(annotation, settings) if panoptic else _instance_entry(annotation, settings)
         if value is not None:
-            packed.setdefault(image_id, []).append(zlib.compress(json.dumps(value).encode(), 1))
+            packed.setdefault(image_id, []).append(pack(value))
     return packed
 
 
 def _instance_entry(annotation: dict[str, Any], settings: GroundTruth) -> Any:
     if annotation.get("iscrowd") and not settings.crowds:
         return None
-    return [_id(annotation, "category_id"), annotation.get("segmentation")]
+    return [coco_id(annotation, "category_id"), annotation.get("segmentation")]
 
 
 def _panoptic_entry(annotation: dict[str, Any], settings: GroundTruth) -> Any:
     listed = annotation["segments_info"]
     segments = [
-        [_id(segment, "id"), _id(segment, "category_id")]
+        [coco_id(segment, "id"), coco_id(segment, "category_id")]
         for segment in (listed if isinstance(listed, list) else ())
         if isinstance(segment, dict) and (settings.crowds or not segment.get("iscrowd"))
     ]
@@ -154,7 +157,7 @@ def _masks_of(
     image_id: str, *, index: _Index, segments: str | None
 ) -> tuple[list[MaskArray], list[str | None]] | Rejection:
     """The masks of an image and their names."""
-    entries = [json.loads(zlib.decompress(packed)) for packed in index.packed.get(image_id, ())]
+    entries = [unpack(packed) for packed in index.packed.get(image_id, ())]
     if not entries:
         return Rejection("no_masks", "the annotations have no mask of this image")
     size_px = index.sizes[image_id]
@@ -198,30 +201,8 @@ def _segment_ids(path: str, *, size_px: tuple[int, int]) -> np.ndarray[Any, np.d
     return ids_HW
 
 
-def _items(path: str, name: str, *, required: bool = True) -> Iterator[dict[str, Any]]:
-    """The items of the list `name` at the top of the JSON file, as a stream."""
-    some = False
-    try:
-        with _open_file(path) as file:
-            for item in ijson.items(file, f"{name}.item", use_float=True):
-                some = True
-                yield item if isinstance(item, dict) else {}
-    except ijson.JSONError as error:
-        reason = " ".join(str(error).split())[:80]
-        raise InputError(f"proposals.annotations: `{path}` is not valid JSON ({reason}); get the file again") from error
-    if required and not some:
-        raise InputError(_malformed(path, f"no list `{name}` at the top, or an empty one"))
-
-
-@contextmanager
-def _open_file(path: str) -> Iterator[Any]:
-    try:
-        with open_input(path) as file:
-            yield file
-    except FileNotFoundError as error:
-        raise InputError(f"proposals.annotations: there is no file `{path}`; check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"proposals.annotations: `{path}` is a folder; give the JSON file in it") from error
+def _items(path: str, name: str, *, need: Literal["items", "nothing"]) -> Iterator[dict[str, Any]]:
+    return coco_items(path, name, lines=_LINES, need=need)
 
 
 def _malformed(path: str, fault: str) -> str:
@@ -229,17 +210,5 @@ def _malformed(path: str, fault: str) -> str:
 
 
 def _image_id(item: dict[str, Any], key: str) -> str | None:
-    value = _id(item, key)
+    value = coco_id(item, key)
     return None if value is None else str(value)
-
-
-def _id(item: dict[str, Any], key: str) -> int | str | None:
-    """An id: COCO's are whole numbers, other data sets in its form have texts."""
-    value = item.get(key)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
-
-
-def _size_px(image: dict[str, Any]) -> tuple[int, int] | None:
-    sides = [image.get("height"), image.get("width")]
-    sides_px = [int(side) for side in sides if isinstance(side, int | float) and side >= 1]
-    return (sides_px[0], sides_px[1]) if len(sides_px) == 2 else None
