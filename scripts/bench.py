@@ -33,9 +33,11 @@ from schemas.rows import ImageRow, Noun, NounsRow, Pair, PairsRow, Region, Regio
 from schemas.sample import sample_key
 from scripts.bench_engines import SECTIONS, bench_engines
 from scripts.bench_gpu import bench_gpu
+from scripts.bench_gpu_tuning import bench_gpu_tuning
 from scripts.bench_mining import bench_coco, bench_full_size
 from scripts.bench_nouns import bench_nouns
 from scripts.bench_regions import bench_region_cutting
+from scripts.bench_tuning import bench_tuning
 from scripts.measures import Measure
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -46,8 +48,8 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="nouns, regions, pairs, shards, memory, coco, full-size, engines (or a part of it: engines-start-up, "
-            "engines-time, engines-kills, engines-memory), gpu."
+            help="nouns, regions, pairs, shards, memory, coco, full-size, tuning, engines (or a part of it: "
+            "engines-start-up, engines-time, engines-kills, engines-memory), gpu, gpu-tuning."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
@@ -64,9 +66,11 @@ def main(
         "memory": bench_memory,
         "coco": lambda: bench_coco(_present(photos, "--photos").parent),
         "full-size": lambda: bench_full_size(_present(photos, "--photos").parent),
+        "tuning": bench_tuning,
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{one}": partial(bench_engines, minutes=engine_minutes, sections=[one]) for one in SECTIONS},
         "gpu": lambda: bench_gpu(pictures),
+        "gpu-tuning": bench_gpu_tuning,
     }
     unknown = set(only or ()) - benches.keys()
     if unknown:
@@ -83,8 +87,8 @@ def main(
 
 
 def _is_default(name: str) -> bool:
-    """Parts of another bench are only run by name, and that of the GPU only where there is one."""
-    return not name.startswith("engines-") and (name != "gpu" or _has_gpu())
+    """Parts of another bench are only run by name, and those of the GPU only where there is one."""
+    return not name.startswith("engines-") and (not name.startswith("gpu") or _has_gpu())
 
 
 def _has_gpu() -> bool:

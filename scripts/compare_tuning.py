@@ -27,7 +27,7 @@ from pipelines.mine import mine
 from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining, load_settings
 from pipelines.tally import Tally
-from schemas.errors import IncompleteError, InputError
+from schemas.errors import IncompleteError, InputError, OtherPlanError
 from scripts.demo_seeds import check_held_out
 from scripts.story_models import DemoModels, find_models, mine_world
 from scripts.story_world import find_world, truth_of
@@ -90,7 +90,7 @@ def main(
     """Tune in several ways and print what each makes of masked regions."""
     check_held_out(PAIRS_SEED)
     if unknown := set(tables or ()) - TABLES.keys():
-        raise InputError(f"compare_tuning: unknown {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}")
+        raise InputError(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}")
     models = find_models(clip=clip, maskformer=maskformer)
     ways = [way for name in tables or ["ways"] for way in TABLES[name]]
     worlds = Worlds(to, models, scenes=scenes, judged=judged)
@@ -217,6 +217,6 @@ def _mine_truth(world: Path, out: Path) -> RunFolder:
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except (InputError, IncompleteError) as error:
+    except (InputError, IncompleteError, OtherPlanError) as error:
         typer.echo(f"compare_tuning: {error}", err=True)
         sys.exit(exit_of(error))

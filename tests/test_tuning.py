@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ import tuning.train
 from mining.models.clip import Clip
 from pipelines.cli import run_app
 from schemas.errors import IncompleteError, InputError, OtherPlanError
+from scripts.bench_tuning import tuning_command
 from tests.test_clip import save_tiny_clip
 from tests.toy_shards import write_toy_shards
 from tuning.artefacts import load_prompts, read_prompts
@@ -33,6 +35,8 @@ from tuning.prompts import weights_sha256_of
 from tuning.settings import Tuning
 from tuning.steps import rate_share
 from tuning.train import Tuned, tune
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +254,20 @@ def test_two_processes_have_the_losses_of_one(clip_folder: Path, shards: Path, t
         torch.testing.assert_close(tensors[1][name], value, rtol=0, atol=1e-4)
 
 
+def test_torchrun_starts_the_program_as_processes_that_tune_the_prompts_of_one(
+    clip_folder: Path, shards: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "tune.yaml"
+    config.write_text(settings_of(clip_folder, shards, tmp_path / "two").model_dump_json())
+    told = subprocess.run(tuning_command(config, processes=2), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines() == [f"{tmp_path}/two/prompts.safetensors"]  # one of them speaks for both
+    run(settings_of(clip_folder, shards, tmp_path / "one"))
+    found, expected = (read_prompts(tmp_path / name / "prompts.safetensors")[0] for name in ("two", "one"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert float(expected.abs().max()) > 0.1  # they began at 0.02
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -287,6 +305,40 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert torch.load(tmp_path / "full" / "checkpoint.pt", weights_only=True)["step"] == 2
     run(settings)
     assert losses(tmp_path / "full") == losses(tmp_path / "once")
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What AdamW was given in each step so far, of all parameters in one row."""
+    given: list[torch.Tensor] = []
+    real = torch.optim.AdamW.step
+
+    def step(optimizer: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
+        given.append(torch.cat([value.grad.flatten() for value in parameters]))
+        return real(optimizer, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    return given
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_gradient_longer_than_the_limit_is_cut_to_it_before_adamw_sees_it(
+    clip_folder: Path, shards: Path, tmp_path: Path, gradients: list[torch.Tensor], precision: str
+) -> None:
+    changes: dict[str, Any] = {"mode": "joint", "precision": precision}
+    run(settings_of(clip_folder, shards, tmp_path / "free", **changes))
+    free, lengths = gradients[0], [float(gradient.norm()) for gradient in gradients]
+    gradients.clear()
+    limit = min(lengths) / 4
+    run(settings_of(clip_folder, shards, tmp_path / "cut", adam={"max_gradient_norm": limit}, **changes))
+    assert [float(gradient.norm()) for gradient in gradients] == pytest.approx([limit] * 4, rel=1e-3)
+    torch.testing.assert_close(gradients[0], free * (limit / lengths[0]), rtol=1e-3, atol=1e-9)
+    gradients.clear()
+    far = {"max_gradient_norm": 100 * max(lengths)}
+    run(settings_of(clip_folder, shards, tmp_path / "far", adam=far, **changes))
+    assert torch.equal(gradients[0], free)
+    assert losses(tmp_path / "far") == losses(tmp_path / "free") != losses(tmp_path / "cut")
 
 
 def test_half_precision_trains_too(clip_folder: Path, shards: Path, tmp_path: Path) -> None:
