@@ -65,7 +65,11 @@ TABLES: dict[str, tuple[Way, ...]] = {
         Way("fine-tuned, then prompts", mode="finetune_then_prompts", judged=("clip", "prompts")),
         Way("joint, mined pairs", mode="joint", judged=("clip", "prompts")),
     ),
-    "depth": tuple(Way(f"prompts at depth {depth}", changes=(("prompts.depth", depth),)) for depth in (1, 3, 6)),
+    "depth": (
+        Way("prompts at depth 1", changes=(("prompts.depth", 1),)),
+        Way("prompts at depth 3"),  # the default, and so the training of the other tables
+        Way("prompts at depth 6", changes=(("prompts.depth", 6),)),
+    ),
     "captions": (Way("prompts, 1 caption an image"), Way("prompts, 5 captions an image", pairs=_ALL_CAPTIONS)),
     "positives": (
         Way("prompts, equal nouns are positives"),
