@@ -252,6 +252,28 @@ def test_a_sample_that_is_not_where_the_index_has_it_is_named_by_a_worker_in_one
     assert "\n" not in str(error.value)
 
 
+def test_of_a_source_only_pairs_are_seen_that_reach_its_thresholds(tmp_path: Path, folder: Path) -> None:
+    scored = write_toy_shards(tmp_path / "scored", scores=True)
+    sources = [{"folder": str(scored), "min_similarity": 0.05, "min_margin": 0.8}, {"folder": str(folder)}]
+    some, all_of_the_other = open_sets(Data.model_validate({"sources": sources}))
+    assert some.index["key"].to_pylist() == [f"{number:04d}-000" for number in range(5, 21)]
+    assert len(all_of_the_other.index) == 24
+    assert some.read(0)[1] == open_sets(data_of(scored))[0].read(5)[1]
+
+
+@pytest.mark.parametrize("score", ["similarity", "margin"])
+def test_thresholds_for_pairs_without_scores_are_refused(folder: Path, score: str) -> None:
+    source = {"folder": str(folder), f"min_{score}": 0.2}
+    with pytest.raises(InputError, match=rf"min_{score} 0.2 for .*, whose pairs have no {score}"):
+        open_sets(Data.model_validate({"sources": [source]}))
+
+
+def test_thresholds_that_leave_too_little_for_a_batch_are_refused(tmp_path: Path) -> None:
+    source = {"folder": str(write_toy_shards(tmp_path / "run", scores=True)), "min_similarity": 0.9}
+    with pytest.raises(InputError, match="an epoch has 0 samples, fewer than the 5 of a batch"):
+        pairs_of(Data.model_validate({"sources": [source]}))
+
+
 def test_a_batch_larger_than_the_data_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="an epoch has 24 samples, fewer than the 25 of a batch"):
         pairs_of(data_of(folder), batch_size=25)

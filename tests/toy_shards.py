@@ -22,15 +22,26 @@ SIZE_PX = 40
 
 
 def write_toy_shards(
-    folder: Path, *, nouns: Sequence[str] = tuple(COLOURS), samples: int = 24, per_shard: int = 10, seed: int = 0
+    folder: Path,
+    *,
+    nouns: Sequence[str] = tuple(COLOURS),
+    samples: int = 24,
+    per_shard: int = 10,
+    seed: int = 0,
+    scores: bool = False,
 ) -> Path:
-    """Write a folder with the shards, indexes and manifest of a finished run: corners in the colours of their nouns."""
+    """Write a folder with the shards, indexes and manifest of a finished run: corners in the colours of their nouns.
+
+    With `scores` sample n has a similarity of n / 100, and a margin of 1 less that.
+    """
     rng = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)
     entries = []
     for first in range(0, samples, per_shard):
         name = f"{first // per_shard:05d}"
-        made = [_sample(n, nouns[n % len(nouns)], rng) for n in range(first, min(samples, first + per_shard))]
+        made = [
+            _sample(n, nouns[n % len(nouns)], rng, scores=scores) for n in range(first, min(samples, first + per_shard))
+        ]
         entries.append(_write_shard(folder / "shards", name, made))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -46,7 +57,7 @@ def write_toy_shards(
     return folder
 
 
-def _sample(number: int, noun: str, rng: np.random.Generator) -> tuple[Sample, SampleRow]:
+def _sample(number: int, noun: str, rng: np.random.Generator, *, scores: bool) -> tuple[Sample, SampleRow]:
     """Two bars that meet in a corner, on noise, in a crop that reaches beyond them; most of their box is blank."""
     y, x = np.mgrid[:SIZE_PX, :SIZE_PX]
     (left, bottom), length, wide = rng.integers(2, 8, size=2), int(rng.integers(20, 30)), int(rng.integers(4, 9))
@@ -71,8 +82,8 @@ def _sample(number: int, noun: str, rng: np.random.Generator) -> tuple[Sample, S
         box_xyxy=box,
         crop_xyxy=(0, 0, SIZE_PX, SIZE_PX),
         area_px=int(mask_HW.sum()),
-        similarity=None,
-        margin=None,
+        similarity=number / 100 if scores else None,
+        margin=1 - number / 100 if scores else None,
         rank=0,
         score=1.0,
         label=None,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -31,14 +32,15 @@ from schemas.sample import FORMAT_VERSION
 from schemas.tables import read_parquet
 from tuning.order import Integers, Place, Stream, shares_of_batch
 from tuning.samples import View, decode_sample, show_region
-from tuning.settings import Data
+from tuning.settings import Data, Source
 
 _COLUMNS = ("key", "noun", "shard", "offset", "size_bytes")
+_SCORES = ("similarity", "margin")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSet:
-    """The finished shards of a mining run: a row a sample, in the order of the shards."""
+    """The finished shards of a mining run: a row for each sample that is to be seen, in the order of the shards."""
 
     folder: Path
     fingerprint: str
@@ -126,8 +128,12 @@ class Pairs(Dataset["Batch | str"]):
 
 
 def open_sets(data: Data) -> tuple[ShardSet, ...]:
-    """The shards of all sources. Raises InputError for a folder that holds no finished run that this version reads."""
-    return tuple(_open_set(Path(source.folder)) for source in data.sources)
+    """The shards of all sources.
+
+    Raises InputError for a folder that holds no finished run that this version reads, or whose pairs have no scores
+    where some are asked for.
+    """
+    return tuple(_open_set(source) for source in data.sources)
 
 
 def nouns_of(sets: Sequence[ShardSet]) -> tuple[str, ...]:
@@ -197,15 +203,25 @@ def _refuse_large_batch(stream: Stream, data: Data) -> None:
         folder = data.sources[int(stream.sources_S[0])].folder if len(stream.sources_S) else data.sources[0].folder
         raise InputError(
             f"{folder}: an epoch has {stream.size} samples, fewer than the {stream.per_batch} of a batch; choose a "
-            "smaller batch_size, or mine more pairs"
+            "smaller batch_size, lower thresholds, or mine more pairs"
         )
 
 
-def _open_set(folder: Path) -> ShardSet:
+def _open_set(source: Source) -> ShardSet:
+    folder = Path(source.folder)
     manifest = _read_manifest(folder)
     tables = [_read_index(folder, shard) for shard in manifest.shards]
-    index = pa.concat_tables(tables) if tables else pa.table({name: [] for name in _COLUMNS})
-    return ShardSet(folder, manifest.fingerprint, index.combine_chunks())
+    index = pa.concat_tables(tables) if tables else pa.table({name: [] for name in (*_COLUMNS, *_SCORES)})
+    for name, least in zip(_SCORES, (source.min_similarity, source.min_margin), strict=True):
+        if least is None:
+            continue
+        if index[name].null_count:
+            raise InputError(
+                f"data.sources: min_{name} {least} for {folder}, whose pairs have no {name}, as no CLIP made them; "
+                "leave it out"
+            )
+        index = index.filter(pc.greater_equal(index[name], least))
+    return ShardSet(folder, manifest.fingerprint, index.select(_COLUMNS).combine_chunks())
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -242,4 +258,4 @@ def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
         ) from error
     if hashlib.sha256(content).hexdigest() != shard.index_sha256 or size_bytes != shard.size_bytes:
         raise InputError(f"{path}: not the index that the manifest names; run `maskmine verify {folder}`")
-    return read_parquet(io.BytesIO(content)).select(_COLUMNS).replace_schema_metadata(None)
+    return read_parquet(io.BytesIO(content)).select([*_COLUMNS, *_SCORES]).replace_schema_metadata(None)

@@ -40,10 +40,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Source(Settings):
-    """The `out` folder of a mining run. `ratio` is its share of every batch; give one to all sources or to none."""
+    """The `out` folder of a mining run. `ratio` is its share of every batch; give one to all sources or to none.
+
+    Of its pairs only those are seen whose scores reach `min_similarity` and `min_margin`, where these are given.
+    """
 
     folder: str
     ratio: _Share | None = None
+    min_similarity: float | None = None
+    min_margin: float | None = None
 
 
 class Jitter(Settings):
