@@ -39,11 +39,29 @@ def embed_regions(
                 crop=crop,
             )
         ).cpu()
-        for chunk in _chunks([len(masks_NHW) for masks_NHW in masks], size=tower.batch_size)
+        for chunk in chunk_regions([len(masks_NHW) for masks_NHW in masks], size=tower.batch_size)
     ]
     embeddings_RD = torch.cat([torch.empty(0, tower.dim), *batches]).numpy().astype("<f2")
     ends = np.cumsum([len(masks_NHW) for masks_NHW in masks], dtype=np.int64)
     return np.split(embeddings_RD, ends[:-1]) if len(masks) else []
+
+
+def chunk_regions(counts: Iterable[int], *, size: int) -> Iterator[list[tuple[int, slice]]]:
+    """Spans of regions by image, for images with so many each; `size` regions a chunk in all (the last has fewer)."""
+    chunk: list[tuple[int, slice]] = []
+    room = size
+    for number, count in enumerate(counts):
+        start = 0
+        while start < count:
+            stop = min(count, start + room)
+            chunk.append((number, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk
 
 
 def pack(vector_D: np.ndarray[Any, Any]) -> bytes:
@@ -61,21 +79,3 @@ def unpack(packed: Sequence[bytes], *, dim: int | None = None) -> np.ndarray[Any
         raise ValueError(f"embeddings of one table have one width; these have {widths} bytes")
     flat = np.frombuffer(b"".join(packed), dtype="<f2").astype(np.float32)
     return flat.reshape(len(packed), widths[0] // 2 if widths else 0)
-
-
-def _chunks(counts: Iterable[int], *, size: int) -> Iterator[list[tuple[int, slice]]]:
-    """Spans of regions by image, `size` regions a chunk in all (the last has fewer)."""
-    chunk: list[tuple[int, slice]] = []
-    room = size
-    for number, count in enumerate(counts):
-        start = 0
-        while start < count:
-            stop = min(count, start + room)
-            chunk.append((number, slice(start, stop)))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield chunk
-                chunk, room = [], size
-    if chunk:
-        yield chunk

@@ -1,6 +1,7 @@
 """Proposed regions of one image, and which of them to keep. Every function is pure and works where its tensors are.
 
-Shapes: N proposals of one image, R of them by rank; H, W height and width in pixels of the upright picture.
+Shapes: N proposals of one image, R of them by rank; H, W height and width in pixels of the upright picture, h, w those
+of the proposer's own grid; K the proposer's own classes.
 """
 
 from __future__ import annotations
@@ -31,11 +32,19 @@ class LoadedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposals:
-    """Masks (bool, [N, H, W], the picture's size), their scores (float32, [N]) and names, None where there is none."""
+    """Masks (bool, [N, H, W], the picture's size), their scores (float32, [N]) and names, None where there is none.
+
+    Where the proposer has them: `soft_Nhw` are the masks before a threshold, probabilities on the model's own grid
+    (float32, [N, h, w]), and `classes_NK` what its classifier says (float32, [N, K]), of which `class_names` are the K
+    columns; a rest to 1 is that of "no object".
+    """
 
     masks_NHW: torch.Tensor
     scores_N: torch.Tensor
     labels: tuple[str | None, ...]
+    soft_Nhw: torch.Tensor | None = None
+    classes_NK: torch.Tensor | None = None
+    class_names: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -139,8 +148,14 @@ def take(proposals: Proposals, numbers: list[int]) -> Proposals:
     """The proposals of these numbers, in their order; masks are copied only when something changes."""
     if numbers == list(range(len(proposals))):
         return proposals
-    labels = tuple(proposals.labels[i] for i in numbers)
-    return Proposals(proposals.masks_NHW[numbers], proposals.scores_N[numbers], labels)
+    return Proposals(
+        proposals.masks_NHW[numbers],
+        proposals.scores_N[numbers],
+        tuple(proposals.labels[i] for i in numbers),
+        None if proposals.soft_Nhw is None else proposals.soft_Nhw[numbers],
+        None if proposals.classes_NK is None else proposals.classes_NK[numbers],
+        proposals.class_names,
+    )
 
 
 def pairwise_iou(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:

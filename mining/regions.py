@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from pydantic import Field
 
@@ -39,6 +39,10 @@ _MAX_BATCH_PX = 8_000_000
 _MAX_ENCODED_PX = 32_000_000
 
 
+AnyProposals = Annotated[MaskFormer | GroundTruth, Field(discriminator="kind")]
+"""Whatever can propose masks."""
+
+
 class FindRegions(Protocol):
     """What `Regions.open()` returns: the images of a part to their rows, in order; `tick` counts finished images."""
 
@@ -54,7 +58,7 @@ class Regions(Settings):
     `cpu_threads`: threads of the models on a CPU; the last bits depend on it.
     """
 
-    proposals: MaskFormer | GroundTruth = Field(discriminator="kind")
+    proposals: AnyProposals
     keep: Keep = Keep()
     clip: Clip | None
     crop: Crop = Crop()
@@ -86,7 +90,7 @@ class Regions(Settings):
             with ThreadPoolExecutor(self.decode_threads) as pool:
                 sizes = list(pool.map(partial(self.decoding.size, max_pixels=self.max_image_pixels), paths))
                 batches = plan_batches(sizes, batch_size=self.batch_size)
-                for batch, pictures in _read_ahead(paths, batches, read=read, pool=pool):
+                for batch, pictures in read_ahead(paths, batches, read=read, pool=pool):
                     rows.update(zip(batch, find_batch([images[i].image_id for i in batch], pictures), strict=True))
                     del pictures  # or they would stay while the batch after the next is decoded
                     tick(len(batch))
@@ -114,7 +118,7 @@ def plan_batches(sizes: Sequence[tuple[int, int] | Rejection], *, batch_size: in
     return batches
 
 
-def _read_ahead(
+def read_ahead(
     paths: Sequence[str | None],
     batches: Sequence[list[int]],
     *,

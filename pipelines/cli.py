@@ -279,6 +279,39 @@ def tune_clip(
         out.print(str(file), highlight=False, soft_wrap=True)
 
 
+@app.command()
+def segment(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Pictures, folders or patterns ('*.jpg').")],
+    classes: Annotated[str, typer.Option(metavar="A,B", help='Names with commas between: "Saturn V, blossom".')] = "",
+    classes_from: Annotated[str | None, typer.Option(metavar="FILE", help="Names, one a line.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="CONFIG", help="Such as configs/segment.yaml.")] = None,
+    overrides: SetOption = None,
+    to: Annotated[str, typer.Option(metavar="DIR", help="Folder for maps, overlays and figures.")] = "segmentation",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each picture.")] = False,
+) -> None:
+    """Segment pictures by the names of any classes: a label map, an overlay with a legend, and figures as JSON."""
+    from pipelines.pictures import find_pictures, read_classes
+    from pipelines.segment import Failed, segment_pictures
+    from pipelines.settings import load_settings
+    from tuning.segmenter import Segmenter
+
+    settings = load_settings(Segmenter, config, overrides=overrides or ())
+    named = read_classes(classes, classes_from)
+    pictures = find_pictures(images)
+    failed = 0
+    for outcome in segment_pictures(settings, pictures, classes=named, to=to):
+        if isinstance(outcome, Failed):
+            failed += 1
+            err.print(f"{outcome.picture}: {outcome.rejection.reason} ({outcome.rejection.detail})")
+        elif as_json:
+            sys.stdout.write(json.dumps(outcome.figures) + "\n")
+        else:
+            out.print(outcome.line, highlight=False, soft_wrap=True, markup=False)
+    if failed:
+        err.print(f"{failed:,} of {len(pictures):,} pictures came to nothing")
+        raise typer.Exit(Exit.TOO_MANY_REJECTED)
+
+
 def main() -> NoReturn:
     """The console command `maskmine`."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")

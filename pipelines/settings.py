@@ -59,10 +59,10 @@ def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
     return parse_mining(tree, place=config, lines=lines)
 
 
-def load_settings(of: type[AnySettings], config: str, *, overrides: Sequence[str] = ()) -> AnySettings:
-    """`load_mining` for settings of another kind, such as those of a tuning."""
+def load_settings(of: type[AnySettings], config: str | None, *, overrides: Sequence[str] = ()) -> AnySettings:
+    """`load_mining` for settings of another kind, such as those of a tuning; without a file, their defaults."""
     tree, lines = _read_tree(config, overrides)
-    return _parse(of, tree, place=config, lines=lines)
+    return _parse(of, tree, place=config or "settings", lines=lines)
 
 
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:
@@ -82,8 +82,8 @@ def dump_yaml(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_tree(config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
-    tree, lines = _read_yaml(config)
+def _read_tree(config: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
+    tree, lines = ({}, {}) if config is None else _read_yaml(config)
     for override in overrides:
         _apply(tree, override)
     return _absolute_paths(tree), lines

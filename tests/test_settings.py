@@ -12,6 +12,7 @@ from pipelines.settings import Mining, dump_yaml, load_mining, load_settings
 from schemas.errors import InputError
 from schemas.settings import Settings
 from tuning.evaluation import Examination
+from tuning.segmenter import Segmenter
 from tuning.settings import Tuning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,8 +35,8 @@ def load(folder: Path, text: str = GOOD, *overrides: str) -> Mining:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> None:
-    of: type[Settings]
-    of = {"tune": Tuning, "evaluate": Examination}.get(config.name.partition("-")[0].removesuffix(".yaml"), Mining)
+    kinds: dict[str, type[Settings]] = {"tune": Tuning, "evaluate": Examination, "segment": Segmenter}
+    of = kinds.get(config.name.partition("-")[0].removesuffix(".yaml"), Mining)
     settings = load_mining(str(config)) if of is Mining else load_settings(of, str(config))
     assert of.model_validate(yaml.safe_load(dump_yaml(settings)), strict=False) == settings
 

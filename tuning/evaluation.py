@@ -6,7 +6,6 @@ height and width of a picture.
 
 from __future__ import annotations
 
-import copy
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,45 +15,21 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from mining.crops import Crop, cut_masks, cut_regions
 from mining.devices import open_device
-from mining.embeddings import unpack
 from mining.models.clip import Clip, WholeClip
 from mining.vocabulary import Vocabulary
 from schemas.errors import InputError
 from schemas.settings import Settings
-from tuning.artefacts import load_ovseg_clip, load_ovseg_prompts, load_prompts
 from tuning.labelled_regions import Crops, LabelledPicture, LabelledRegions, Source
-from tuning.prompts import PromptedTower
+from tuning.towers import Tower, Tuned, bare_tower, embed_classes, tuned_tower
 
 UNMASKED, MASKED = "plain CLIP, unmasked", "plain CLIP, masked"
 EXAMPLES = 12
 """So many regions that tuning won, and as many that it lost, are kept to be looked at."""
 
 _WHOLE = Crop(fill="none")
-_Tower = Callable[[Tensor, Tensor | None], Tensor]
-
-
-class Tuned(Settings):
-    """A tuned CLIP: a fine-tuned one, prompts, or both.
-
-    `clip` is a folder as tuning writes it (without it: the plain one), `prompts` a file of prompts for it, `ovseg` a
-    file as OVSeg's authors released them, for the architecture of the plain CLIP; prompts in it are used.
-    """
-
-    clip: Clip | None = None
-    prompts: str | None = None
-    ovseg: str | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> Tuned:
-        if self.ovseg is not None and (self.clip or self.prompts):
-            raise ValueError("`ovseg` is a file with everything; give it alone")
-        if not (self.clip or self.prompts or self.ovseg):
-            raise ValueError("names nothing that was tuned; give `clip`, `prompts`, both, or `ovseg`")
-        return self
 
 
 class Examination(Settings):
@@ -142,9 +117,9 @@ def examine(settings: Examination, *, tick: Callable[[int], None] = lambda regio
     """Measure; `tick` is called with the number of regions of each batch. Raises InputError for faults of settings."""
     device, plain = open_device(settings.device), settings.clip.open_whole()
     source = settings.regions.open()
-    towers = {"": _bare(plain.model.visual.to(device))}
+    towers = {"": bare_tower(plain.model.visual.to(device))}
     for name, tuned in settings.tuned.items():
-        towers[name] = _tower(tuned, plain, device=device, name=name)
+        towers[name] = tuned_tower(tuned, plain, device=device, place=f"tuned.{name}")
     classes_CE = _embed_classes(source.classes, settings).to(device)
 
     masked: dict[str, _Counting] = {}
@@ -210,7 +185,7 @@ def _count(into: dict[str, _Counting], name: str, similarity_RC: Tensor, classes
 
 def _count_whole(
     into: dict[str, _Counting],
-    towers: Mapping[str, _Tower],
+    towers: Mapping[str, Tower],
     pixels_R3SS: Tensor,
     classes_R: Tensor,
     classes_CE: Tensor,
@@ -225,7 +200,7 @@ def _count_whole(
 def _examine_whole(
     settings: Examination,
     plain: WholeClip,
-    towers: Mapping[str, _Tower],
+    towers: Mapping[str, Tower],
     *,
     device: torch.device,
     whole: dict[str, _Counting],
@@ -250,43 +225,7 @@ def _whole_pictures(source: LabelledRegions) -> Iterator[LabelledPicture]:
 
 
 def _embed_classes(classes: Sequence[str], settings: Examination) -> Tensor:
-    """Unit vectors, float32 [C, E]."""
-    embed = Vocabulary(templates=settings.templates).open(settings.clip, settings.device)
-    packed = [row.embedding or b"" for row in embed((name, 1, 1) for name in classes)]
-    return normalize(torch.from_numpy(unpack(packed)), dim=-1)
-
-
-def _tower(tuned: Tuned, plain: WholeClip, *, device: torch.device, name: str) -> _Tower:
-    if tuned.ovseg is not None:
-        model = copy.deepcopy(plain.model)
-        load_ovseg_clip(tuned.ovseg, model)
-        try:
-            return _prompted(load_ovseg_prompts(tuned.ovseg, model).to(device))
-        except InputError:  # a file that was fine-tuned only
-            return _bare(model.visual.to(device))
-    whole = tuned.clip.open_whole() if tuned.clip else plain
-    if (whole.size_px, whole.dim) != (plain.size_px, plain.dim):
-        raise InputError(
-            f"tuned.{name}: has input of {whole.size_px} px and embeddings of {whole.dim}, the plain CLIP "
-            f"{plain.size_px} px and {plain.dim}; give the one that was tuned from it"
-        )
-    if tuned.prompts is None:
-        return _bare(whole.model.visual.to(device))
-    return _prompted(load_prompts(tuned.prompts, whole.model).to(device))
-
-
-def _bare(tower: Any) -> _Tower:
-    """The tower alone, which sees of a mask only how the pixels are filled."""
-
-    def embed(pixels_R3SS: Tensor, masks_RSS: Tensor | None) -> Tensor:
-        found = tower(pixels_R3SS)
-        return normalize((found[0] if isinstance(found, tuple) else found).float(), dim=-1)
-
-    return embed
-
-
-def _prompted(tower: PromptedTower) -> _Tower:
-    return lambda pixels_R3SS, masks_RSS: normalize(tower(pixels_R3SS, masks_RSS).float(), dim=-1)
+    return embed_classes(classes, embed=Vocabulary(templates=settings.templates).open(settings.clip, settings.device))
 
 
 class _View:

@@ -129,7 +129,9 @@ class Clip(Settings):
             dim=loaded.dim,
             batch_size=self.batch_size,
             device=target,
-            embed=lambda pixels_N3SS: _embed(pixels_N3SS, forward=forward, batch_size=self.batch_size, dim=loaded.dim),
+            embed=lambda pixels_N3SS: embed_in_batches(
+                pixels_N3SS, forward=forward, batch_size=self.batch_size, dim=loaded.dim
+            ),
         )
 
     def open_whole(self) -> WholeClip:
@@ -161,7 +163,7 @@ class Clip(Settings):
 
         def embed(texts: Sequence[str]) -> Tensor:
             tokens_NT = loaded.tokenize(list(texts)) if texts else torch.empty(0, 1, dtype=torch.long)
-            return _embed(
+            return embed_in_batches(
                 tokens_NT,
                 forward=lambda tokens_BT: model.encode_text(tokens_BT.to(target)),
                 batch_size=self.batch_size,
@@ -176,6 +178,27 @@ def imagenet_templates() -> tuple[str, ...]:
     import open_clip
 
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
+def embed_in_batches(items_N: Tensor, *, forward: Callable[[Tensor], Tensor], batch_size: int, dim: int) -> Tensor:
+    """Unit vectors [N, D] of pixels or tokens.
+
+    The last batch is filled up so that every one has the same shape: kernels are chosen by shape, and an embedding
+    would otherwise depend on how many neighbours it has (by 3e-6 for ViT-B/32 in float32 on a CPU).
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    parts = [torch.empty(0, dim)]
+    with torch.inference_mode():
+        for items_B in torch.split(items_N, batch_size) if len(items_N) else ():
+            missing = batch_size - len(items_B)
+            filled_B = torch.cat([items_B, items_B[-1:].expand(missing, *items_B.shape[1:])]) if missing else items_B
+            parts.append(normalize(forward(filled_B)[: len(items_B)].float(), dim=-1))
+    embeddings_ND = torch.cat(parts[1:] or parts)
+    if not bool(embeddings_ND.isfinite().all()):
+        raise InputError("clip.precision: CLIP's embeddings are not finite; use bfloat16 or float32")
+    return embeddings_ND
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,27 +233,6 @@ def _companions(folder: Path) -> tuple[Path, ...]:
     """What lies in a folder of open_clip beside its configuration and its weights."""
     weights = {".safetensors", ".bin", ".pth", ".pt"}
     return tuple(sorted(f for f in folder.iterdir() if f.is_file() and f.name != _CONFIG and f.suffix not in weights))
-
-
-def _embed(items_N: Tensor, *, forward: Callable[[Tensor], Tensor], batch_size: int, dim: int) -> Tensor:
-    """Unit vectors [N, D] of pixels or tokens.
-
-    The last batch is filled up so that every one has the same shape: kernels are chosen by shape, and an embedding
-    would otherwise depend on how many neighbours it has (by 3e-6 for ViT-B/32 in float32 on a CPU).
-    """
-    import torch
-    from torch.nn.functional import normalize
-
-    parts = [torch.empty(0, dim)]
-    with torch.inference_mode():
-        for items_B in torch.split(items_N, batch_size) if len(items_N) else ():
-            missing = batch_size - len(items_B)
-            filled_B = torch.cat([items_B, items_B[-1:].expand(missing, *items_B.shape[1:])]) if missing else items_B
-            parts.append(normalize(forward(filled_B)[: len(items_B)].float(), dim=-1))
-    embeddings_ND = torch.cat(parts[1:] or parts)
-    if not bool(embeddings_ND.isfinite().all()):
-        raise InputError("clip.precision: CLIP's embeddings are not finite; use bfloat16 or float32")
-    return embeddings_ND
 
 
 def _load(clip: Clip, *, device_type: str) -> _Loaded:

@@ -125,10 +125,14 @@ def read_queries(
         score_Q = (1 - probability_QK[:, -1]) * mean_Q
         order_Q = score_Q.argsort(descending=True, stable=True)
         chosen_N = order_Q[((area_Q > 0) & (score_Q >= min_score))[order_Q]][:max_proposals]
+        soft_Nhw, classes_NK = soft_Qhw[chosen_N], probability_QK[chosen_N, :-1]
         return Proposals(
-            _upsampled(soft_Qhw[chosen_N], size_px=size_px, threshold=mask_threshold),
+            _upsampled(soft_Nhw, size_px=size_px, threshold=mask_threshold),
             score_Q[chosen_N],
-            tuple(labels[k] for k in probability_QK[chosen_N, :-1].argmax(dim=1).tolist()),
+            tuple(labels[k] for k in classes_NK.argmax(dim=1).tolist()),
+            soft_Nhw,
+            classes_NK,
+            tuple(labels),
         )
 
 
