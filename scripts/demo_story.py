@@ -1,6 +1,7 @@
-"""A finished run of the demo world as one page that needs nothing else: what was mined, and how much of it is right.
+"""A finished run of the demo world as one page that needs nothing else: what was mined, how much of it is right, and
+what CLIP learnt from it.
 
-    python -m scripts.demo_story runs/demo/mined --to runs/demo/index.html
+    python -m scripts.demo_story runs/demo/mined --tuned configs/evaluate-demo.yaml --to runs/demo/index.html
 
 `bash scripts/demo` ends with it.
 """
@@ -11,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,7 @@ from mining.truth import open_naming, read_truth
 from pipelines.evaluate_pairs import Evaluation, evaluate_pairs
 from pipelines.exits import exit_of
 from pipelines.run_folder import RunFolder, read_folder
-from pipelines.settings import Mining, parse_mining
+from pipelines.settings import Mining, load_settings, parse_mining
 from pipelines.status import require_plan
 from pipelines.verify import read_manifest
 from schemas.errors import IncompleteError, InputError
@@ -39,22 +41,22 @@ from scripts.clip_accuracy import ClipAccuracy, measure_clip, noun_embeddings
 from scripts.compare_rules import Compared, compare_rules, render
 from scripts.demo_nouns import demo_nouns
 from scripts.proposal_recall import ProposalRecall
+from scripts.story_charts import curve_svg, loss_svg
 from scripts.story_maps import Bar, find_bottleneck
 from scripts.story_models import open_towers
-from scripts.story_pictures import (
-    ShownPair,
-    ShownScene,
-    curve_svg,
-    judge_scenes,
-    show_pairs,
-    show_scene,
-)
+from scripts.story_pictures import ShownPair, ShownScene, judge_scenes, show_pairs, show_scene
 from scripts.story_recall import mined_recall, regions_by_image
 from scripts.story_tables import plain_table
+from scripts.story_tuning import TuningStory, tell_tuning
 from scripts.story_world import read_scenes, truth_of
+from tuning.evaluation import Examination
+from tuning.evaluation_report import render_evaluation
 
 CONSOLE = Console(width=max(80, Console().width))
 SCENES, PAIRS = 12, 12
+FIGURE_SCENES = 200
+"""CLIP's figures and the bottleneck are measured on so many scenes, which is plenty, of a run that may have more."""
+
 _TEMPLATE = "demo_page.html.j2"
 _COMMANDS = (
     ("bash scripts/demo", "this page, from drawing to figures"),
@@ -63,6 +65,12 @@ _COMMANDS = (
         "maskmine evaluate-pairs runs/demo/mined --truth runs/demo/world/instances.json",
         "the pairs against the truth, with the thresholds to set",
     ),
+    ("maskmine tune configs/tune-demo.yaml", "mask prompts from these pairs; with other settings give another `out`"),
+    (
+        "maskmine evaluate configs/evaluate-demo.yaml",
+        "plain and tuned CLIP on regions of scenes that are new to both",
+    ),
+    ("bash scripts/compare_tuning", "prompts, fine-tuning and both, on mined and on true pairs, three seeds each"),
     ("bash scripts/evaluate_demo --seed 11 --scenes 1000", "all figures on 1,000 scenes, beside their goals"),
     ("bash scripts/train_clip runs/clip --hours 2.5", "the tiny CLIP, trained again from drawn scenes"),
 )
@@ -90,7 +98,10 @@ class ModelLine:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All that the page says. `true_masks` tells that the world's own masks were the proposals."""
+    """All that the page says. `true_masks` tells that the world's own masks were the proposals.
+
+    `clip` and `bars` are of the first `figure_scenes` scenes; `tuned` is what was tuned on the pairs, if it was.
+    """
 
     true_masks: bool
     funnel: Sequence[Stage]
@@ -98,6 +109,8 @@ class Story:
     compared: Sequence[Compared]
     bars: Sequence[Bar]
     clip: ClipAccuracy
+    figure_scenes: int
+    tuned: TuningStory | None
     models: Sequence[ModelLine]
     scenes: Sequence[ShownScene]
     right: Sequence[ShownPair]
@@ -107,9 +120,12 @@ class Story:
 def main(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A finished run of the demo world, with CLIP.")],
     to: Annotated[Path, typer.Option(help="The page.")] = Path("runs/demo/index.html"),
+    tuned: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="As for `maskmine evaluate`: prompts tuned on the run's pairs.")
+    ] = None,
 ) -> None:
     """Write the page, and end with its figures and its path."""
-    story = tell_story(read_folder(source))
+    story = tell_story(read_folder(source), examination=load_settings(Examination, tuned) if tuned else None)
     page = render_page(story)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -117,13 +133,17 @@ def main(
     except OSError as error:
         raise InputError(f"--to {to}: cannot be written ({error.strerror}); give another path") from error
     CONSOLE.print(_summary(story))
+    if story.tuned:
+        CONSOLE.print()
+        CONSOLE.print(render_evaluation(story.tuned.findings))
     CONSOLE.print(f"\n{to.absolute()}: open it in a browser", highlight=False, soft_wrap=True)
 
 
-def tell_story(run: RunFolder) -> Story:
-    """Measure a finished run of the demo world against the truth beside its captions.
+def tell_story(run: RunFolder, *, examination: Examination | None = None) -> Story:
+    """Measure a finished run of the demo world against the truth beside its captions, and what was tuned on its pairs.
 
-    Raises InputError when it was made without CLIP or its world is gone, IncompleteError when it is not finished.
+    Raises InputError when it was made without CLIP, its world is gone, or the examination is of other pairs,
+    IncompleteError when it is not finished.
     """
     manifest, settings = read_manifest(run), _settings(run)
     clip = settings.regions.clip
@@ -134,8 +154,9 @@ def tell_story(run: RunFolder) -> Story:
     truth = read_truth(truth_of(world))
     scenes = list(judge_scenes(run, truth=truth, naming=open_naming(truth.categories, load_synonyms("coco"))))
     proposed = isinstance(settings.regions.proposals, MaskFormer)
+    tuned = tell_tuning(examination, run=run) if examination else None
     image, text = open_towers(clip, device=settings.regions.device)
-    accuracy = measure_clip(image, text, (scene for _, scene in read_scenes(world)))
+    accuracy = measure_clip(image, text, (scene for _, scene in islice(read_scenes(world), FIGURE_SCENES)))
     recall = mined_recall(run, world=world) if proposed else None
     with_pairs = [scene for scene in scenes if scene.judged.pairs]
     return Story(
@@ -144,12 +165,14 @@ def tell_story(run: RunFolder) -> Story:
         evaluation=evaluation,
         compared=compare_rules(run, truth=truth_of(world)),
         bars=find_bottleneck(
-            read_scenes(world),
+            islice(read_scenes(world), FIGURE_SCENES),
             image=image,
             nouns_KD=noun_embeddings(text),
             ordinary=regions_by_image(run) if proposed else None,
         ),
         clip=accuracy,
+        figure_scenes=min(FIGURE_SCENES, len(truth.sizes)),
+        tuned=tuned,
         models=[_model_line(model, accuracy, recall) for model in manifest.models],
         scenes=[show_scene(scene) for scene in with_pairs[:SCENES]],
         right=show_pairs(scenes, right=True, most=PAIRS),
@@ -173,6 +196,8 @@ def render_page(story: Story) -> str:
         evaluation=story.evaluation,
         half=max(curves, key=lambda curve: curve.half.precision.value or 0.0) if curves else None,
         curve=Markup(curve_svg(curves)) if curves else None,
+        tuned=story.tuned,
+        losses=Markup(loss_svg(story.tuned.losses)) if story.tuned and story.tuned.losses else None,
         rules=plain_table(render(story.compared)),
         verdict=verdict(story.bars),
         nouns=len(demo_nouns()),

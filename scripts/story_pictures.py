@@ -1,4 +1,4 @@
-"""What a page shows of a finished run: scenes with their masks and captions, right and wrong pairs, the curve.
+"""What a page shows of a finished run: scenes with their masks and captions, right and wrong pairs.
 
 Pictures are `data:` URIs, so that the page needs no other file.
 
@@ -21,7 +21,6 @@ from mining.crops import grow_box
 from mining.images import read_image
 from mining.judging import JudgedImage, JudgedPair, judge_image
 from mining.truth import Naming, Truth, TruthObject
-from pipelines.evaluate_pairs import Curve
 from pipelines.run_folder import RunFolder
 from pipelines.status import require_plan
 from pipelines.verify import read_manifest
@@ -126,7 +125,7 @@ def show_scene(scene: JudgedScene) -> ShownScene:
         ShownNoun(one.pair.noun, _score(one.pair.similarity), colours[one.pair.region], one.outcome)
         for one in scene.judged.pairs
     )
-    return ShownScene(_data_uri(image), captions, nouns)
+    return ShownScene(data_uri(image), captions, nouns)
 
 
 def show_pairs(scenes: Sequence[JudgedScene], *, right: bool, most: int) -> list[ShownPair]:
@@ -139,42 +138,11 @@ def show_pairs(scenes: Sequence[JudgedScene], *, right: bool, most: int) -> list
     return [_show_pair(scene, one) for scene, one in chosen]
 
 
-def curve_svg(curves: Sequence[Curve]) -> str:
-    """Precision against coverage as an `<svg>`, in the colours of the page that it stands in (`var(--ink)` …)."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    names = {"#010203": "ink", "#040506": "faint", "#0072b2": "similarity", "#d55e00": "margin"}
-    ink, faint, *series = names
-    figure = Figure(figsize=(4.9, 3.3), layout="constrained", facecolor="none")
-    axes = figure.subplots()
-    axes.set_facecolor("none")
-    for curve, colour in zip(curves, series, strict=False):
-        coverage = [point.coverage for point in curve.points]
-        low, high = zip(*(point.precision.interval for point in curve.points), strict=True)
-        axes.fill_between(coverage, low, high, color=colour, alpha=0.14, linewidth=0)
-        axes.plot(coverage, [point.precision.value or 0 for point in curve.points], color=colour, linewidth=2)
-        axes.plot(curve.half.coverage, curve.half.precision.value or 0, "o", color=colour, markersize=7)
-    lowest = min(point.precision.value or 0 for curve in curves for point in curve.points)
-    axes.set(xlim=(0, 1), ylim=(max(0, lowest - 0.1), 1.01))
-    axes.set_xlabel("share of the pairs that is kept", color=ink)
-    axes.set_ylabel("share of these that is right", color=ink)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(color=faint, alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color(faint)
-    axes.tick_params(colors=faint)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "maskmine"}):
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, name in names.items():
-        text = text.replace(colour, f"var(--{name})")
-    return text
+def data_uri(image: Image.Image) -> str:
+    """A picture for `src`, as WebP."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _show_pair(scene: JudgedScene, one: JudgedPair) -> ShownPair:
@@ -189,7 +157,7 @@ def _show_pair(scene: JudgedScene, one: JudgedPair) -> ShownPair:
     scale = _PAIR_PX / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return ShownPair(
-        _data_uri(image.resize(size, Image.Resampling.BICUBIC)),
+        data_uri(image.resize(size, Image.Resampling.BICUBIC)),
         one.pair.noun,
         _score(one.pair.similarity),
         _truly(region.mask, one, scene.objects),
@@ -241,9 +209,3 @@ def _pieces(caption: str, spans: dict[tuple[int, int], str]) -> tuple[tuple[str,
 
 def _score(similarity: float | None) -> str:
     return "" if similarity is None else f"{similarity:.2f}"
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

