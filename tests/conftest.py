@@ -1,10 +1,13 @@
 """What holds for all tests, set before anything is imported; processes that tests start inherit it.
 
 One thread for numerical libraries: the tests' models are tiny, and threads that wait for each other cost minutes.
-And poison for the decoder, which acts only on pictures that are marked for it (`tests/poison/sitecustomize.py`).
+No deadlines of hypothesis: they tell how busy the machine is. And poison for the decoder, which acts only on pictures
+that are marked for it (`tests/poison/sitecustomize.py`).
 """
 
 import os
+
+from hypothesis import settings
 
 from tests.poison.full_disk import install
 
@@ -15,3 +18,5 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 install()
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")

@@ -124,6 +124,6 @@ class Run(RuleBasedStateMachine):
 
 
 Run.TestCase.settings = settings(
-    max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, stateful_step_count=12, suppress_health_check=list(HealthCheck)
 )
 test_every_image_is_accounted_for_after_any_sequence_of_faults = Run.TestCase

@@ -66,7 +66,7 @@ def blobs(height: int, width: int, *, count: int, seed: int) -> Tensor:
     return torch.from_numpy(masks)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(0, 4)), min_size=1, max_size=3),
     size_px=st.sampled_from([1, 7, 32]),
@@ -172,7 +172,7 @@ def test_masks_of_another_size_than_the_image_are_refused(cut: Cut) -> None:
         cut([picture(6, 5)], [], size_px=8, mean=MEAN, std=STD, crop=Crop())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(0, 4)), min_size=1, max_size=3),
     size_px=st.sampled_from([1, 7, 32]),

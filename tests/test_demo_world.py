@@ -130,7 +130,7 @@ OPACITIES = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers
     st.lists(st.tuples(OPACITIES, st.integers(-12, 30), st.integers(-12, 30)), min_size=1, max_size=6),
     st.sampled_from(["contact", "drop", "none"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_mask_marks_what_gets_more_than_half_of_its_colour_from_the_object(
     drawn: list[tuple[tuple[int, int, int], int, int]], shadow: str
 ) -> None:

@@ -102,7 +102,7 @@ def test_only_space_or_a_hyphen_that_touches_both_joins_nouns(between: str, join
     assert (found[0].start, found[-1].end, found[-1].lemma[-3:]) == (0, len(caption), "bed")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=rows)
 def test_every_noun_lies_in_its_caption_in_order_and_without_overlap(
     find: FindNouns, find_compounds: FindNouns, rows: list[CaptionsRow]
@@ -119,7 +119,7 @@ def test_every_noun_lies_in_its_caption_in_order_and_without_overlap(
             assert all(a[0] < b[0] or a[2] <= b[1] for a, b in itertools.pairwise(places))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=rows)
 def test_rows_in_are_rows_out_and_a_row_has_nouns_or_a_rejection(find: FindNouns, rows: list[CaptionsRow]) -> None:
     found = find(rows)
@@ -127,7 +127,7 @@ def test_rows_in_are_rows_out_and_a_row_has_nouns_or_a_rejection(find: FindNouns
     assert all(bool(row.nouns) == (row.rejection is None) for row in found)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=rows, batch_size=st.integers(1, 5), extra=rows)
 def test_nouns_depend_neither_on_batch_size_nor_on_what_else_is_read(
     find: FindNouns, rows: list[CaptionsRow], batch_size: int, extra: list[CaptionsRow]

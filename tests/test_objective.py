@@ -44,7 +44,7 @@ def naive_loss(image_BD: Tensor, text_BD: Tensor, nouns: list[int], scale: float
 
 @pytest.mark.parametrize("positives", ["equal_nouns", "paper"])
 @given(nouns=st.lists(st.integers(0, 4), min_size=1, max_size=9), scale=st.sampled_from([1.0, 5.0, 20.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_loss_is_that_of_a_loop_over_all_pairs(positives: Positives, nouns: list[int], scale: float) -> None:
     image_BD, text_BD = unit_vectors(len(nouns), seed=2), texts_of(nouns)
     found = contrastive_loss(image_BD, text_BD, nouns_B=torch.tensor(nouns), scale=scale, positives=positives)

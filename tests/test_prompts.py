@@ -161,7 +161,7 @@ def test_checkpointed_blocks_give_the_same_gradient() -> None:
 
 
 @given(data=st.data(), patch=st.sampled_from([(1, 1), (2, 2), (3, 2), (4, 4)]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_patch_is_seen_when_any_of_its_pixels_is(data: st.DataObject, patch: tuple[int, int]) -> None:
     high, wide = patch
     height, width = (data.draw(st.integers(side, 9)) for side in patch)

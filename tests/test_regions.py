@@ -281,7 +281,7 @@ def test_a_picture_whose_size_is_not_in_its_head_is_read_all_the_same(
     assert found(world.regions(), world.rows) == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.permutations(range(8)), st.sampled_from([1, 2, 3, 8]), st.sampled_from([1, 2, 4]))
 def test_neither_order_nor_batches_nor_threads_change_a_row(
     tmp_path_factory: pytest.TempPathFactory, clip: Clip, order: list[int], batch_size: int, threads: int

@@ -41,7 +41,7 @@ def argmax_of(sums_C: list[float]) -> int:
 # --- votes ------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SIZES)
 def test_clip_votes_with_the_softmax_over_the_classes_of_the_scaled_cosine(size: tuple[int, int, int]) -> None:
     proposals, classes, seed = size
@@ -56,7 +56,7 @@ def test_clip_votes_with_the_softmax_over_the_classes_of_the_scaled_cosine(size:
         assert found_NC[n].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SIZES, st.floats(0.01, 0.99))
 def test_the_ensemble_is_the_weighted_geometric_mean_of_both(size: tuple[int, int, int], weight: float) -> None:
     own_NC, numbers = random_votes(*size)
@@ -99,7 +99,7 @@ def test_a_class_that_the_classifier_does_not_know_is_refused_in_one_line(
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SIZES)
 def test_a_pixel_takes_the_class_with_the_greatest_sum_of_votes_of_the_masks_over_it(
     size: tuple[int, int, int],
@@ -113,7 +113,7 @@ def test_a_pixel_takes_the_class_with_the_greatest_sum_of_votes_of_the_masks_ove
         assert int(found_HW[y, x]) == argmax_of(sums_C)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SIZES)
 def test_a_soft_map_is_that_of_each_mask_resized_on_its_own_and_weighted_with_its_votes(
     size: tuple[int, int, int],
@@ -169,7 +169,7 @@ def test_a_mask_that_votes_for_nothing_leaves_its_pixels_without_a_class() -> No
 # --- the demo's rule --------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SIZES)
 def test_every_class_chooses_the_mask_with_its_greatest_vote(size: tuple[int, int, int]) -> None:
     votes_NC, _ = random_votes(*size)

@@ -56,7 +56,7 @@ def pairs_of(data: Data, *, batch_size: int = 5, seed: int = 0, rank: int = 0, p
     most=st.none() | st.integers(1, 4),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_shows_every_sample_once_and_of_a_noun_no_more_than_allowed(
     counts: list[int], per_batch: int, most: int | None, seed: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_order_follows_from_seed_and_epoch() -> None:
 
 
 @given(parts=st.lists(st.integers(1, 9), min_size=1, max_size=4), batch_size=st.integers(40, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_batch_is_shared_by_the_ratios_in_whole_samples(parts: list[int], batch_size: int) -> None:
     ratios = [part / sum(parts) for part in parts]
     shares = shares_of_batch(ratios, batch_size=batch_size)
@@ -184,7 +184,7 @@ def test_jitter_moves_picture_and_mask_together() -> None:
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_jittered_part_lies_in_the_box_and_has_the_share_and_aspect_asked_for(seed: int) -> None:
     x0, y0, x1, y1 = jittered_part(Jitter(scale=(0.5, 0.7)), np.random.default_rng(seed))
     assert 0 <= x0 < x1 <= 1 + 1e-9

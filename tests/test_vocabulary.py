@@ -42,7 +42,7 @@ def write_cell(path: str, rows: list[NounsRow]) -> str:
 words = st.text(st.sampled_from("aBé~😀\uffee '\"%"), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(cells=st.lists(st.lists(st.lists(words, max_size=4), max_size=4), max_size=3))
 def test_nouns_are_counted_by_image_and_mention_in_the_order_of_their_bytes(
     tmp_path_factory: pytest.TempPathFactory, cells: list[list[list[str]]]
