@@ -123,7 +123,5 @@ class Run(RuleBasedStateMachine):
         mine(load_mining(str(config), overrides=overrides), engine=engine, watch=watch)
 
 
-Run.TestCase.settings = settings(
-    max_examples=8, stateful_step_count=12, suppress_health_check=list(HealthCheck)
-)
+Run.TestCase.settings = settings(max_examples=8, stateful_step_count=12, suppress_health_check=list(HealthCheck))
 test_every_image_is_accounted_for_after_any_sequence_of_faults = Run.TestCase
