@@ -1,7 +1,7 @@
 """What tuning wins on masked regions of the demo world: ways to tune side by side, several seeds each.
 
     bash scripts/compare_tuning                          # plain, prompts on mined and on true pairs, fine-tuned, both
-    bash scripts/compare_tuning depth captions positives
+    bash scripts/compare_tuning depth captions thresholds positives
 
 Pairs are mined from a world that no training of CLIP saw, and regions to judge by come from another. What is there is
 found again: scenes, pairs, and every tuning that is finished.
@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -43,18 +44,22 @@ _MINED, _ALL_CAPTIONS, _TRUE = "mined", "mined-5-captions", "true"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to tune: pairs to learn from, what differs from `configs/tune-demo.yaml`, and what it is judged by."""
+    """A way to tune: pairs to learn from, what differs from `configs/tune-demo.yaml`, and what it is judged by.
+
+    With `any_similarity` mined pairs are learnt from whatever their scores.
+    """
 
     name: str
     pairs: str = _MINED
     changes: tuple[tuple[str, Any], ...] = ()
     mode: str = "prompts"
     judged: tuple[str, ...] = ("prompts",)
+    any_similarity: bool = False
 
     def key(self) -> str:
         """A folder's name; ways that train alike share it, whatever they are judged by."""
         values = "-".join(f"{place.rpartition('.')[2]}={value}" for place, value in self.changes)
-        return "-".join(filter(None, (self.mode, self.pairs, values)))
+        return "-".join(filter(None, (self.mode, self.pairs, "any" if self.any_similarity else "", values)))
 
 
 TABLES: dict[str, tuple[Way, ...]] = {
@@ -71,6 +76,10 @@ TABLES: dict[str, tuple[Way, ...]] = {
         Way("prompts at depth 6", changes=(("prompts.depth", 6),)),
     ),
     "captions": (Way("prompts, 1 caption an image"), Way("prompts, 5 captions an image", pairs=_ALL_CAPTIONS)),
+    "thresholds": (
+        Way("prompts, pairs above the threshold"),
+        Way("prompts, pairs of any similarity", any_similarity=True),
+    ),
     "positives": (
         Way("prompts, equal nouns are positives"),
         Way("prompts, the paper's loss", changes=(("objective.positives", "paper"),)),
@@ -80,13 +89,16 @@ TABLES: dict[str, tuple[Way, ...]] = {
 
 def main(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="ways, depth, captions, positives; `ways` without.")
+        list[str] | None, typer.Argument(help="ways, depth, captions, thresholds, positives; `ways` without.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, for mean and spread.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a tuning.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of a step.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes whose pairs are learnt from.")] = 3000,
     judged: Annotated[int, typer.Option(min=1, help="Scenes whose regions are judged by.")] = 500,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Of mined pairs; that of configs/tune-demo.yaml without.")
+    ] = None,
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP, in place of the shipped one.")] = None,
     maskformer: Annotated[Path | None, typer.Option(help="Folder of a MaskFormer, likewise.")] = None,
     to: Annotated[Path, typer.Option(help="Folder for worlds, runs and figures.")] = Path("runs/tuning"),
@@ -97,7 +109,8 @@ def main(
         raise InputError(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}")
     models = find_models(clip=clip, maskformer=maskformer)
     ways = [way for name in tables or ["ways"] for way in TABLES[name]]
-    worlds = Worlds(to, models, scenes=scenes, judged=judged)
+    scores = _demo_scores() if min_similarity is None else {"min_similarity": min_similarity}
+    worlds = Worlds(to, models, scenes=scenes, judged=judged, scores=scores)
     changes = {
         f"{part}.{name}": value
         for part in ("prompts", "finetune")
@@ -114,12 +127,13 @@ def main(
 
 @dataclass(frozen=True)
 class Worlds:
-    """Scenes to learn from and to judge by, and pairs mined from the first."""
+    """Scenes to learn from and to judge by, and pairs mined from the first, with the least `scores` of such pairs."""
 
     folder: Path
     models: DemoModels
     scenes: int
     judged: int
+    scores: Mapping[str, float]
 
     def pairs(self, kind: str) -> RunFolder:
         """The run that mined pairs of a kind."""
@@ -190,7 +204,9 @@ def _whole(found: Sequence[Findings], name: str) -> str:
 
 
 def _tune(worlds: Worlds, way: Way, *, out: Path, seed: int, changes: dict[str, Any], clip: dict[str, Any]) -> None:
-    tree = {"sources": [{"folder": worlds.pairs(way.pairs).root}], "workers": 0}
+    scores = {} if way.pairs == _TRUE or way.any_similarity else worlds.scores  # true pairs have none
+    source = {"folder": worlds.pairs(way.pairs).root, **scores}
+    tree = {"sources": [source], "workers": 0}
     overrides = {"clip": clip, "data": tree, "mode": way.mode, "seed": seed, "out": str(out.absolute()), **changes}
     settings = _load_tuning(overrides | dict(way.changes))
     CONSOLE.print(f"seed {seed}: {way.name} …", style="dim")
@@ -200,6 +216,12 @@ def _tune(worlds: Worlds, way: Way, *, out: Path, seed: int, changes: dict[str, 
 def _load_tuning(overrides: dict[str, Any]) -> Tuning:
     texts = [f"{place}={json.dumps(value)}" for place, value in overrides.items()]
     return load_settings(Tuning, str(_CONFIGS / "tune-demo.yaml"), overrides=texts)
+
+
+def _demo_scores() -> dict[str, float]:
+    """The thresholds of `configs/tune-demo.yaml`."""
+    tree = yaml.safe_load((_CONFIGS / "tune-demo.yaml").read_text(encoding="utf-8"))
+    return {name: value for name, value in tree["data"]["sources"][0].items() if name.startswith("min_")}
 
 
 def _mine_truth(world: Path, out: Path) -> RunFolder:

@@ -85,14 +85,20 @@ def test_ways_share_a_folder_exactly_where_they_are_trained_alike() -> None:
             by_folder.setdefault(way.key(), set()).add(way.name)
     assert sorted(map(sorted, by_folder.values())) == sorted(
         [
-            ["prompts, 1 caption an image", "prompts, equal nouns are positives", "prompts, mined pairs"],
+            [
+                "prompts at depth 3",
+                "prompts, 1 caption an image",
+                "prompts, equal nouns are positives",
+                "prompts, mined pairs",
+                "prompts, pairs above the threshold",
+            ],
             ["prompts, true pairs"],
             ["fine-tuned, mined pairs", "fine-tuned, then prompts"],
             ["joint, mined pairs"],
             ["prompts at depth 1"],
-            ["prompts at depth 3"],
             ["prompts at depth 6"],
             ["prompts, 5 captions an image"],
+            ["prompts, pairs of any similarity"],
             ["prompts, the paper's loss"],
         ]
     )
@@ -103,7 +109,7 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worlds:
     """Neither drawn nor mined."""
     monkeypatch.setattr(Worlds, "pairs", lambda self, kind: RunFolder(str(self.folder / kind)))
     monkeypatch.setattr(Worlds, "regions", lambda self: {"kind": "instances", "annotations": "a", "images": "b"})
-    return Worlds(tmp_path, DemoModels(tmp_path / "clip", None), scenes=1, judged=1)
+    return Worlds(tmp_path, DemoModels(tmp_path / "clip", None), scenes=1, judged=1, scores={"min_similarity": 0.3})
 
 
 def test_a_way_is_tuned_as_it_says_with_its_seed_and_judged_by_what_it_made(
@@ -122,7 +128,7 @@ def test_a_way_is_tuned_as_it_says_with_its_seed_and_judged_by_what_it_made(
 
     monkeypatch.setattr(compare_tuning, "tune", tune)
     monkeypatch.setattr(compare_tuning, "examine", examine)
-    ways = [*WAYS, *TABLES["depth"], *TABLES["positives"]]
+    ways = [*WAYS, *TABLES["depth"], *TABLES["positives"], *TABLES["thresholds"]]
     judge(worlds, ways, seed=7, changes={"prompts.steps": 5, "finetune.steps": 6})
     by_name = dict(zip([way.name for way in ways], tuned, strict=True))
     assert {(one.seed, one.prompts.steps, one.finetune.steps) for one in tuned} == {(7, 5, 6)}
@@ -130,6 +136,10 @@ def test_a_way_is_tuned_as_it_says_with_its_seed_and_judged_by_what_it_made(
     assert [one.mode for one in tuned[:5]] == ["prompts", "prompts", *("finetune_then_prompts",) * 2, "joint"]
     assert [Path(one.data.sources[0].folder).name for one in tuned[:3]] == ["mined", "true", "mined"]
     assert [by_name[f"prompts at depth {depth}"].prompts.depth for depth in (1, 3, 6)] == [1, 3, 6]
+    least = {name: one.data.sources[0].min_similarity for name, one in by_name.items()}
+    assert {name for name, value in least.items() if value != 0.3} == {
+        *("prompts, true pairs", "prompts, pairs of any similarity")
+    }
     assert by_name["prompts, the paper's loss"].objective.positives == "paper"
     assert by_name["prompts, mined pairs"].objective.positives == "equal_nouns"
     (examination,) = judged
@@ -172,7 +182,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["depht"], "unknown depht; known: ways, depth, captions, positives"),
+        (["depht"], "unknown depht; known: ways, depth, captions, thresholds, positives"),
         (["depth", "--clip", "/nowhere"], "--clip /nowhere: no such folder; give one with a saved model"),
     ],
 )
@@ -224,7 +234,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         patch.setattr(compare_tuning, "JUDGED_SEED", compare_tuning.PAIRS_SEED)  # so scenes are drawn once
         patch.setattr(compare_tuning, "tune", watched)
         patch.setattr(compare_tuning, "table_of", lambda *args: tables.append(table_of(*args)) or tables[-1])
-        main(["ways"], seeds=1, steps=1, batch_size=4, scenes=5, judged=5, to=folder)
+        main(["ways"], seeds=1, steps=1, batch_size=4, scenes=5, judged=5, min_similarity=-1.0, to=folder)
     return Ran(folder, cells_of(tables[0]), tunings)
 
 
