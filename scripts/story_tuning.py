@@ -15,9 +15,11 @@ from pipelines.verify import read_manifest
 from schemas.errors import InputError
 from scripts.story_pictures import data_uri
 from tuning.artefacts import PromptsRecord, read_prompts
+from tuning.data import open_sets
 from tuning.evaluation import MASKED, UNMASKED, Examination, Example, Findings
 from tuning.evaluation_report import group_by_frequency
 from tuning.log import LOG_FILE
+from tuning.settings import Data, Source
 
 _REGION_PX = 144
 
@@ -45,13 +47,14 @@ class NamedRow:
 
 @dataclass(frozen=True, slots=True)
 class TuningStory:
-    """What prompts learnt from `pairs` pairs, and what plain CLIP and the tuned one, called `name`, make of regions.
+    """What prompts learnt, and what plain CLIP and the tuned one, called `name`, make of regions.
 
-    `losses` are steps with the loss of their batch; `frequencies` the classes by how often captions say them.
+    They learnt from `pairs` of the `mined` pairs. `losses` are steps with the loss of their batch; `frequencies` the classes by how often captions say them.
     """
 
     name: str
     pairs: int
+    mined: int
     steps: int
     batch_size: int
     prompts: int
@@ -91,7 +94,8 @@ def tell_tuning(examination: Examination, *, run: RunFolder) -> TuningStory:
     losses = _read_losses(path.with_name(LOG_FILE))
     return TuningStory(
         name=name,
-        pairs=manifest.totals.samples,
+        pairs=_count_pairs(record, run=run),
+        mined=manifest.totals.samples,
         steps=losses[-1][0] if losses else 0,
         batch_size=_batch_size(record),
         prompts=prompts_PND.numel(),
@@ -108,6 +112,13 @@ def _prompts_of(examination: Examination) -> tuple[str, Path]:
         if tuned.prompts is not None:
             return name, Path(tuned.prompts)
     raise InputError("tuned: names no prompts; give some, as configs/evaluate-demo.yaml does")
+
+
+def _count_pairs(record: PromptsRecord, *, run: RunFolder) -> int:
+    """How many pairs of the run reach the thresholds of the tuning."""
+    (source,) = record.settings["data"]["sources"]
+    (pairs,) = open_sets(Data(sources=(Source(**source | {"folder": run.root}),)))
+    return len(pairs.index)
 
 
 def _batch_size(record: PromptsRecord) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -121,11 +122,17 @@ def examination(run: RunFolder) -> Examination:
     return Examination.model_validate(tree)
 
 
+def similarities(run: RunFolder) -> list[float]:
+    """Those of all pairs, from the least."""
+    indexes = sorted(Path(run.root, "shards").glob("*.parquet"))
+    return sorted(value for index in indexes for value in pq.read_table(index)["similarity"].to_pylist())
+
+
 def load_tuning(run: RunFolder, out: Path) -> Tuning:
     """As the demo tunes, in little: at so high a rate that some regions are won and some lost."""
     changes = {
         "clip": {"model": str(Path(run.root).parent / "clip")},
-        "data.sources": [{"folder": run.root}],
+        "data.sources": [{"folder": run.root, "min_similarity": similarities(run)[2]}],
         "prompts": {"batch_size": 8, "steps": 3, "warmup_steps": 0, "learning_rate": 1.0, "depth": 2},
         "out": str(out),
     }
@@ -212,10 +219,14 @@ def test_the_page_tells_what_tuning_won_and_lost(
     assert cells(by_frequency[0], TUNED) == ["0.0%", "100.0%", "100.0%"]
     words = " ".join(Page(page).words.split())
     assert "both name 70.0% right, and every embedding is identical to the bit" in words
-    assert f"the {story.funnel[3].count} pairs that were mined above" in words
+    seen = sum(value >= similarities(run)[2] for value in similarities(run))
+    assert seen < story.funnel[3].count
+    assert f"tuned on {seen} of the pairs that were mined above, the more similar ones, wrong" in words
     assert "3 steps of 8 pairs" in words
     assert "dove before: socket after: dove" in words
     assert "leaf before: leaf after: socket" in words
+    words = " ".join(Page(render_page(replace(story, tuned=replace(told, pairs=told.mined)))).words.split())
+    assert f"tuned on the {story.funnel[3].count} pairs that were mined above, wrong" in words
     changed = replace(told, findings=replace(FINDINGS, identical=frozenset()))
     words = " ".join(Page(render_page(replace(story, tuned=changed))).words.split())
     assert "identical to the bit" not in words
