@@ -49,7 +49,8 @@ class NamedRow:
 class TuningStory:
     """What prompts learnt, and what plain CLIP and the tuned one, called `name`, make of regions.
 
-    They learnt from `pairs` of the `mined` pairs. `losses` are steps with the loss of their batch; `frequencies` the classes by how often captions say them.
+    They learnt from `pairs` of the `mined` pairs. `losses` are steps with the loss of their batch; `frequencies` the
+    classes by how often captions say them.
     """
 
     name: str
