@@ -36,7 +36,8 @@ class Proposals:
 
     Where the proposer has them: `soft_Nhw` are the masks before a threshold, probabilities on the model's own grid
     (float32, [N, h, w]), and `classes_NK` what its classifier says (float32, [N, K]), of which `class_names` are the K
-    columns; a rest to 1 is that of "no object".
+    columns; a rest to 1 is that of "no object". `queries_ND` are what an open-vocabulary proposer makes of them, unit
+    vectors in the space of its CLIP's texts (float32, [N, D]).
     """
 
     masks_NHW: torch.Tensor
@@ -45,6 +46,7 @@ class Proposals:
     soft_Nhw: torch.Tensor | None = None
     classes_NK: torch.Tensor | None = None
     class_names: tuple[str | None, ...] = ()
+    queries_ND: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -155,6 +157,7 @@ def take(proposals: Proposals, numbers: list[int]) -> Proposals:
         None if proposals.soft_Nhw is None else proposals.soft_Nhw[numbers],
         None if proposals.classes_NK is None else proposals.classes_NK[numbers],
         proposals.class_names,
+        None if proposals.queries_ND is None else proposals.queries_ND[numbers],
     )
 
 

@@ -1,0 +1,219 @@
+"""Folders that transformers saved, on a disk or on the Hugging Face hub: fetched, looked at, loaded and hashed.
+
+A proposer that runs through transformers says which types of model it takes; everything else is the same for all.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mining.weights import licence_of, weights_sha256
+from schemas.errors import InputError
+from schemas.models import ModelRecord
+
+# In the order of preference; the indexes belong to weights in several files.
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Which `kind` of proposals takes a model, by the type in its config.json.
+_KINDS = {"maskformer": "maskformer", "mask2former": "maskformer", "sam": "sam", "sam2": "sam", "sam2_video": "sam"}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The types of model that a proposer takes, each with the names of transformers' classes for it and its pictures.
+
+    `pickles`: whether weights may be torch files, which are read with `weights_only`; `needed`: the names of the
+    weights of a network without which it cannot be used.
+    """
+
+    classes: Mapping[str, tuple[str, str]]
+    pickles: bool
+    needed: Callable[[Any], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A network in float32 on the CPU, ready to predict, what prepares its pictures, and the type of the model."""
+
+    network: Any
+    processor: Any
+    model_type: str
+
+
+def load_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> Pretrained:
+    """Load a folder, or a name on the hub, whose files are fetched when they are not here.
+
+    Raises InputError when it cannot be had, is of another type, which is found out before any weights are fetched, or
+    lacks weights.
+    """
+    folder = _local_folder(checkpoint)
+    if folder is None:
+        _model_type(_fetched(checkpoint, revision, patterns=["*.json"]), name=checkpoint, family=family)
+        folder = _snapshot(checkpoint, revision, pickles=family.pickles)
+    return _from_folder(folder, name=checkpoint, family=family)
+
+
+def pretrained_record(checkpoint: str, *, revision: str | None, licence: str | None, pickles: bool) -> ModelRecord:
+    """The weights and their licence; without a network, so `sha256` is None while a hub's weights are not here.
+
+    The hash is that of a folder's weights and JSON files, or of the one file of weights from the hub. Raises
+    InputError for a name that can be neither.
+    """
+    local = _local_folder(checkpoint)
+    folder = local or _cached(checkpoint, revision, pickles=pickles)
+    return ModelRecord(
+        role="proposals",
+        name=f"{checkpoint}@{revision}" if revision else checkpoint,
+        sha256=_sha256(folder, whole=local is not None) if folder else None,
+        licence=licence or licence_of(checkpoint),
+    )
+
+
+def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
+    import torch
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    kind = _model_type(folder, name=name, family=family)
+    if not _weights_in(folder, pickles=family.pickles):
+        raise InputError(f"proposals.checkpoint: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
+    network_class, processor_class = (getattr(transformers, class_) for class_ in family.classes[kind])
+    unreadable = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError)
+    try:
+        with without_progress_bars():
+            network, report = network_class.from_pretrained(
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                weights_only=True,
+                use_safetensors=None if family.pickles else True,
+            )
+        processor = processor_class.from_pretrained(folder, local_files_only=True)
+    except (*unreadable, StrictDataclassError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"proposals.checkpoint: `{name}` cannot be loaded, save it again ({reason})") from error
+    # transformers only warns and goes on with random weights
+    if missing := sorted(set(family.needed(network)) & set(report["missing_keys"])):
+        raise InputError(
+            f"proposals.checkpoint: `{name}` lacks {len(missing)} weights such as {missing[0]}; save the whole model"
+        )
+    return Pretrained(network.eval().requires_grad_(False), processor, kind)
+
+
+def _model_type(folder: Path, *, name: str, family: Family) -> str:
+    """The type of the model in a folder, which is one of the family."""
+    for files in (("config.json",), ("preprocessor_config.json", "processor_config.json")):
+        if not any((folder / file).is_file() for file in files):
+            raise InputError(
+                f"proposals.checkpoint: `{name}` holds no {files[0]}; give a folder saved with `save_pretrained` of "
+                "the model and of its image processor"
+            )
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"proposals.checkpoint: config.json of `{name}` is not JSON; save the model again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in family.classes:
+        *others, last = family.classes
+        known = f"{', '.join(others)} or {last}" if others else last
+        remedy = f"use `kind: {_KINDS[kind]}` for it, or give" if kind in _KINDS else "give"
+        raise InputError(f"proposals.checkpoint: `{name}` is a {kind} model; {remedy} a {known} one")
+    return str(kind)
+
+
+def _local_folder(checkpoint: str) -> Path | None:
+    """The folder of this name, None for a name on the hub."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(f"proposals.checkpoint: `{checkpoint}` is a file; give the folder that it is in")
+    if not _HUB_NAME.fullmatch(checkpoint):
+        raise InputError(f"proposals.checkpoint: there is no folder `{checkpoint}`; check the path")
+    return None
+
+
+def _snapshot(checkpoint: str, revision: str | None, *, pickles: bool) -> Path:
+    """The folder with a hub's files, fetched when they are not here.
+
+    Files are fetched first and loaded as a folder then, because transformers would have the hub convert a checkpoint
+    that has no safetensors.
+    """
+    folder = Path()
+    for patterns in _patterns(pickles):
+        folder = _fetched(checkpoint, revision, patterns=patterns)
+        if _weights_in(folder, pickles=pickles):
+            break
+    return folder
+
+
+def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=False))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"proposals.checkpoint: `{checkpoint}` is no folder here and the hub does not give it ({reason}); "
+            "check the name, or give a folder with the files"
+        ) from error
+
+
+def _cached(checkpoint: str, revision: str | None, *, pickles: bool) -> Path | None:
+    """The folder with a hub's files where they, with weights, have been fetched before."""
+    from huggingface_hub import snapshot_download
+
+    for patterns in _patterns(pickles):
+        try:
+            folder = Path(
+                snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=True)
+            )
+        except (OSError, ValueError):
+            return None
+        if _weights_in(folder, pickles=pickles):
+            return folder
+    return None
+
+
+def _patterns(pickles: bool) -> Iterator[list[str]]:
+    """Which files of a hub to ask for; pickled weights only where there are no others."""
+    yield ["*.json", "model.safetensors", "model-*.safetensors"]
+    if pickles:
+        yield ["*.json", "pytorch_model.bin", "pytorch_model-*.bin"]
+
+
+def _weights_in(folder: Path, *, pickles: bool) -> list[Path]:
+    names = (*_SAFETENSORS, *(_PICKLES if pickles else ()))
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _sha256(folder: Path, *, whole: bool) -> str:
+    """Of the folder, or of its file of weights: other programs may keep further files in a hub's folder."""
+    files = _weights_in(folder, pickles=True)
+    return weights_sha256(folder if whole or not files or files[0].suffix == ".json" else files[0])
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Loading from a disk takes a second; the bar would cross those of the command line."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,232 @@
+"""What a picture costs with each proposer at its real size, together with CLIP and COCO's 80 names: time and memory.
+
+Weights are random and made here from the libraries' own configurations, so nothing is downloaded. Random weights think
+the same of every mask: thresholds are set so that about as many go on as with trained ones, which is half of Segment
+Anything's masks through its filters, and 30 regions of each picture to CLIP.
+
+Every proposer is measured in a process of its own, and its weights are written by another one before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from schemas.errors import InputError
+from scripts.bench_mining import save_random_clip, save_random_maskformer
+from scripts.measures import Measure
+
+if TYPE_CHECKING:
+    from transformers import Sam2Config, SamConfig
+
+_INSTANCES = "annotations/instances_train2017.json"
+_KEPT = 30
+_HALF_OF_SAM = {"min_predicted_iou": 0.0, "min_stability": 0.0, "max_box_iou": 1.0}  # as many are above 0 as below
+_HALF_OF_SAM_2 = {**_HALF_OF_SAM, "min_predicted_iou": 0.5}  # whose prediction is a sigmoid's
+_MASK_R_CNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+
+
+def bench_proposers(coco_mini: Path, *, images: int = 2, clip: str = "ViT-B-16") -> Iterator[Measure]:
+    """Seconds and megabytes for each proposer, on the first pictures of COCO that have annotations."""
+    shown, names = read_coco(coco_mini, images=images)
+    context = multiprocessing.get_context("spawn")
+    for title, save in _PROPOSERS.items():
+        if title.startswith("Mask R-CNN") and importlib.util.find_spec("detectron2") is None:
+            print(f"{title}: skipped, as detectron2 is not installed", file=sys.stderr)
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            with context.Pool(1) as pool:
+                tree = pool.apply(_save_models, (save, str(coco_mini), scratch, clip))
+            with context.Pool(1) as pool:
+                cost = pool.apply(_segment, (tree, shown, names))
+        yield Measure(f"{title}: an image", cost.seconds, "s", "", None)
+        yield Measure(f"{title}: of this the proposals", cost.proposing_seconds, "s", "", None)
+        yield Measure(f"{title}: time of processors", cost.cpu_seconds, "s", "", None)
+        yield Measure(f"{title}: peak memory", cost.peak_mb, "MB", "", None)
+        yield Measure(f"{title}: proposed, named", cost.proposed, f"masks, {cost.regions:.3g} regions", "", None)
+
+
+def read_coco(coco_mini: Path, *, images: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Ids and paths of the first pictures with annotations, and the names of the categories."""
+    path = coco_mini / _INSTANCES
+    if not path.is_file():
+        raise InputError(f"bench: {path} is not there; give the folder of COCO with --coco-mini")
+    content = json.loads(path.read_text())
+    annotated = {one["image_id"] for one in content["annotations"] if not one["iscrowd"]}
+    chosen = [one for one in content["images"] if one["id"] in annotated][:images]
+    shown = [(str(one["id"]), str(coco_mini / "train2017" / one["file_name"])) for one in chosen]
+    return shown, [category["name"] for category in content["categories"]]
+
+
+def sam_config(*, large: bool) -> SamConfig:
+    """The sizes of facebook/sam-vit-large, or those of facebook/sam-vit-base."""
+    from transformers import SamConfig
+
+    vision: dict[str, Any] = {"initializer_range": 0.02}
+    if large:
+        vision |= {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+        vision |= {"global_attn_indexes": [5, 11, 17, 23]}
+    return SamConfig(vision_config=vision)
+
+
+def sam2_config() -> Sam2Config:
+    """The sizes of facebook/sam2.1-hiera-large, without its parts for videos."""
+    from transformers import Sam2Config
+
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 144,
+        "num_attention_heads": 2,
+        "embed_dim_per_stage": [144, 288, 576, 1152],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "blocks_per_stage": [2, 6, 36, 4],
+        "global_attention_blocks": [23, 33, 43],
+        "window_size_per_stage": [8, 4, 16, 8],
+    }
+    return Sam2Config(vision_config={"backbone_config": backbone, "backbone_channel_list": [1152, 576, 288, 144]})
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Of an image, but for the memory, which is that of the process."""
+
+    seconds: float
+    proposing_seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    proposed: float
+    regions: float
+
+
+Save = Callable[[Path, Path], dict[str, Any]]
+
+
+def _save_models(save: Save, coco_mini: str, scratch: str, clip: str) -> dict[str, Any]:
+    """The settings of a `Segmenter` with random weights below `scratch`."""
+    folder = Path(scratch)
+    weights = save_random_clip(folder / "clip.safetensors", model=clip)
+    return {
+        "proposals": save(folder, Path(coco_mini)),
+        "clip": {"model": clip, "pretrained": str(weights)},
+        "keep": {"min_score": 0.0, "min_area_px": 1, "max_area_ratio": 1.0, "max_iou": 1.0, "top": _KEPT},
+        "templates": "raw",  # names are embedded once for all pictures
+        "device": "cpu",
+    }
+
+
+def _segment(tree: dict[str, Any], shown: list[tuple[str, str]], names: list[str]) -> _Cost:
+    from dataclasses import replace
+
+    from tuning.segmenter import Segmentation, Segmenter
+
+    settings = Segmenter.model_validate(tree)
+    models = settings.load()
+    proposing: list[float] = []
+
+    def propose(images: Any, *, min_score: float) -> Any:
+        start_s = time.perf_counter()
+        answers = list(models.propose(images, min_score=min_score))
+        proposing.append(time.perf_counter() - start_s)
+        return iter(answers)
+
+    segment = settings.open(models=replace(models, propose=propose))
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for _, path in shown]
+    assert models.look is not None
+    models.look.classes(tuple(names))  # remembered, so not a part of what a picture costs
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    found = [
+        segment([rgb_HW3], classes=names, image_ids=[image_id])[0]
+        for (image_id, _), rgb_HW3 in zip(shown, pictures, strict=True)
+    ]
+    taken_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+    maps = [one for one in found if isinstance(one, Segmentation)]
+    return _Cost(
+        taken_s / len(shown),
+        sum(proposing) / len(shown),
+        cpu_s / len(shown),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        sum(one.proposed for one in maps) / len(shown),
+        sum(len(one.regions) for one in maps) / len(shown),
+    )
+
+
+def _save_maskformer(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    saved = save_random_maskformer(
+        folder / "maskformer", embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12
+    )
+    return {"kind": "maskformer", "checkpoint": str(saved)}
+
+
+def _save_sam_base(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    return _save_sam(folder, large=False)
+
+
+def _save_sam_large(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    return _save_sam(folder, large=True)
+
+
+def _save_sam(folder: Path, *, large: bool) -> dict[str, Any]:
+    import torch
+    from transformers import SamImageProcessor, SamModel
+
+    torch.manual_seed(0)
+    SamModel(sam_config(large=large)).save_pretrained(folder / "sam")
+    SamImageProcessor().save_pretrained(folder / "sam")
+    return {"kind": "sam", "checkpoint": str(folder / "sam"), **_HALF_OF_SAM}
+
+
+def _save_sam2(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    import torch
+    from transformers import Sam2ImageProcessor, Sam2Model
+
+    torch.manual_seed(0)
+    Sam2Model(sam2_config()).save_pretrained(folder / "sam2")
+    Sam2ImageProcessor().save_pretrained(folder / "sam2")
+    return {"kind": "sam", "checkpoint": str(folder / "sam2"), **_HALF_OF_SAM_2}
+
+
+def _save_mask_r_cnn(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    import torch
+    from detectron2.config import get_cfg  # type: ignore[import-not-found, unused-ignore]
+    from detectron2.modeling import build_model  # type: ignore[import-not-found, unused-ignore]
+    from safetensors.torch import save_file
+
+    library = importlib.util.find_spec("detectron2")
+    assert library is not None
+    assert library.submodule_search_locations is not None
+    base = Path(library.submodule_search_locations[0], "model_zoo", "configs", _MASK_R_CNN)
+    config = folder / "mask-r-cnn.yaml"
+    config.write_text(f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{SCORE_THRESH_TEST: 0.0}}}}\n")
+    built = get_cfg()
+    built.merge_from_file(str(config))
+    built.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    weights = {name: value.contiguous() for name, value in build_model(built).state_dict().items()}
+    save_file(weights, folder / "mask-r-cnn.safetensors")
+    return {"kind": "detectron2", "config": str(config), "weights": str(folder / "mask-r-cnn.safetensors")}
+
+
+def _name_annotations(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    return {"kind": "ground_truth", "annotations": str(coco_mini / _INSTANCES)}
+
+
+_PROPOSERS: dict[str, Save] = {
+    "annotations": _name_annotations,
+    "Mask R-CNN R50": _save_mask_r_cnn,
+    "MaskFormer Swin-B": _save_maskformer,
+    "SAM ViT-B": _save_sam_base,
+    "SAM 2 Hiera-L": _save_sam2,
+    "SAM ViT-L": _save_sam_large,
+}

@@ -1,0 +1,41 @@
+"""The bench of proposers: that the models are as large as the published ones, and which pictures are shown to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from schemas.errors import InputError
+from scripts.bench_proposers import read_coco, sam2_config, sam_config
+
+
+def millions(network_class: Any, config: Any) -> float:
+    with torch.device("meta"):  # sizes without weights
+        return sum(parameter.numel() for parameter in network_class(config).parameters()) / 1e6
+
+
+def test_the_sizes_are_those_of_the_published_models() -> None:
+    """facebook/sam-vit-base has 93.7 million parameters, sam-vit-large 312.3, sam2.1-hiera-large 224.4 with videos."""
+    assert millions(transformers.SamModel, sam_config(large=False)) == pytest.approx(93.7, rel=0.01)
+    assert millions(transformers.SamModel, sam_config(large=True)) == pytest.approx(312.3, rel=0.01)
+    assert millions(transformers.Sam2Model, sam2_config()) == pytest.approx(224.4 - 8, rel=0.03)
+
+
+def test_the_first_pictures_with_annotations_are_shown(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not there; give the folder of COCO with --coco-mini"):
+        read_coco(tmp_path, images=1)
+    (tmp_path / "annotations").mkdir()
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2, 3, 4)],
+        "annotations": [{"image_id": 1, "iscrowd": 1}, {"image_id": 2, "iscrowd": 0}, {"image_id": 4, "iscrowd": 0}],
+        "categories": [{"name": "cat"}, {"name": "dog"}],
+    }
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    shown, names = read_coco(tmp_path, images=2)
+    assert shown == [("2", str(tmp_path / "train2017" / "2.jpg")), ("4", str(tmp_path / "train2017" / "4.jpg"))]
+    assert names == ["cat", "dog"]
