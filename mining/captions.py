@@ -1,4 +1,7 @@
-"""Captioned images as their sources give them: which images there are, where, and what is said of them."""
+"""Captioned images as their sources give them: which images there are, where, and what is said of them.
+
+One kind of source a class; each reads its files once, as a stream of entries (`mining/caption_entries.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ import posixpath
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import pyarrow as pa
+from pydantic import Discriminator, Field, Tag
 
+from mining.caption_entries import NOTHING_MORE, Entry, as_tables, clean_text
 from mining.coco import FaultLines, coco_id, coco_items
+from mining.source_files import SourceFile, check_images, list_files
+from mining.source_pictures import EarlierRun, Folder, HuggingFace
+from mining.source_tables import TableCaptions
+from mining.source_tars import Img2dataset
 from schemas.errors import InputError
 from schemas.settings import Settings
 
@@ -28,14 +37,47 @@ class CocoCaptions(Settings):
     """
 
     kind: Literal["coco"] = "coco"
+    name: str | None = None
     annotations: str
     images: str
     per_image: Annotated[int, Field(ge=1)] | Literal["all"] = 1
 
     @property
-    def most_captions(self) -> int | None:
-        """How many captions of an image are read; None for all."""
-        return None if self.per_image == "all" else self.per_image
+    def place(self) -> str:
+        """What messages call the source."""
+        return self.annotations
+
+    @property
+    def root(self) -> str:
+        """The folder that paths of pictures are told from."""
+        return self.images
+
+    def list_files(self) -> list[SourceFile]:
+        """The captions file."""
+        return list_files(self.annotations, suffixes=(".json",))
+
+    def check(self) -> None:
+        """Raises InputError when the folder of the images is not there."""
+        check_images(self.images)
+
+    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
+        """The entries (`mining/caption_entries.py`). Raises InputError when the file cannot be read."""
+        return as_tables(self._entries())
+
+    def _entries(self) -> Iterator[Entry]:
+        number = -1
+        for number, (image_id, path) in enumerate(self.read_images()):
+            yield image_id, path, None, number, None, NOTHING_MORE
+        if number < 0:
+            raise InputError(f"{self.annotations}: `images` is empty; there is nothing to mine")
+        some = False
+        for image_id, order, caption in self.read_captions():
+            some = some or bool(caption)
+            yield image_id, None, None, order, caption, NOTHING_MORE
+        if not some:
+            raise InputError(
+                f"{self.annotations}: no annotation has a `caption`; is this the captions file, and not the instances?"
+            )
 
     def read_images(self) -> Iterator[tuple[str, str]]:
         """`(image id, path)` for every entry of the file's `images`, in the file's order."""
@@ -66,17 +108,35 @@ class CocoCaptions(Settings):
         return coco_items(self.annotations, name, lines=_LINES, need="list")
 
 
+AnySource = Annotated[
+    CocoCaptions | Img2dataset | TableCaptions | HuggingFace | Folder | EarlierRun, Field(discriminator="kind")
+]
+"""Whatever can name images and say something of them."""
+
+SomeSources = Annotated[
+    Annotated[AnySource, Tag("one source")]
+    | Annotated[tuple[AnySource, ...], Field(min_length=1, strict=False), Tag("sources")],
+    Discriminator(lambda value: "sources" if isinstance(value, list | tuple) else "one source"),
+]
+"""One source or several; an image may be listed by one and have captions from all of them."""
+
+
+def source_name(source: AnySource) -> str:
+    """What the samples call the source of their captions."""
+    return source.name or source.kind
+
+
+def most_captions(source: AnySource) -> int | None:
+    """How many captions of an image are read; None for all."""
+    return None if source.per_image == "all" else source.per_image
+
+
 def _key(item: dict[str, Any], name: str) -> str | None:
     """An id as text."""
     value = coco_id(item, name)
-    return None if value is None or value == "" else _clean(str(value))
+    return None if value is None or value == "" else clean_text(str(value))
 
 
 def _text(item: dict[str, Any], name: str) -> str | None:
     value = item.get(name)
-    return _clean(value) if isinstance(value, str) else None
-
-
-def _clean(text: str) -> str:
-    # A lone surrogate cannot be stored as UTF-8; U+FFFD has the same length, so spans stay true.
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if not text.isascii() else text
+    return clean_text(value) if isinstance(value, str) else None

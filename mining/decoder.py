@@ -28,6 +28,7 @@ from typing import IO, Any
 import numpy as np
 from pydantic import Field
 
+from mining.fetch import Fetch
 from mining.images import Picture, decode_image, image_size, most_bytes, read_bytes, read_head
 from schemas.errors import InputError
 from schemas.rows import Rejection
@@ -39,17 +40,19 @@ class Decoding(Settings):
 
     A picture that takes longer than `timeout_s` is rejected as `record_timeout`; one that ends its process, or asks
     for more than `memory_gb` (10⁹ bytes, address space), as `worker_crash`. A process may also be killed from outside
-    through no fault of the picture, hence `attempts`.
+    through no fault of the picture, hence `attempts`. `fetch`: whether and how pictures are read from URLs.
     """
 
     timeout_s: float = Field(default=60.0, gt=0)
     memory_gb: float = Field(default=4.0, ge=0.5)
     attempts: int = Field(default=2, ge=1)
+    fetch: Fetch = Fetch()
 
     def size(self, path: str | None, *, max_pixels: int) -> tuple[int, int] | Rejection:
         """The size of the upright picture from the head of its file; as `images.image_size`, in a child process.
 
-        A picture whose header lies elsewhere, as some TIFFs have it, is rejected here and may yet be read.
+        A picture whose header lies elsewhere, as some TIFFs have it, is rejected here and may yet be read. So is one
+        at a URL, which would be fetched twice.
         """
         answer = self._ask("size", read_head(path), max_pixels=max_pixels)
         return answer if isinstance(answer, Rejection) else tuple(answer[0]["size"])
@@ -59,7 +62,12 @@ class Decoding(Settings):
 
         Further reasons are `worker_crash` and `record_timeout`. Raises InputError when no child can be started.
         """
-        answer = self._ask("decode", read_bytes(path, most_bytes=most_bytes(max_pixels)), max_pixels=max_pixels)
+        data = read_bytes(path, most_bytes=most_bytes(max_pixels), urls=self.fetch)
+        return data if isinstance(data, Rejection) else self.decode(data, max_pixels=max_pixels)
+
+    def decode(self, data: bytes, *, max_pixels: int) -> Picture | Rejection:
+        """The picture in the bytes of a file; as `images.decode_image`, in a child process; rejects as `read`."""
+        answer = self._ask("decode", data, max_pixels=max_pixels)
         if isinstance(answer, Rejection):
             return answer
         about, pixels = answer

@@ -32,6 +32,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from mining.fetch import URL_SCHEMES, Fetch, fetch_url
+from mining.places import Cell, Slice, parse_place
 from mining.stores import OBJECT_STORES, describe, fault_line, fetch, plain_path, scheme_of
 from schemas.errors import IncompleteError, InputError
 from schemas.rows import Rejection
@@ -55,7 +57,8 @@ class Picture:
 
 
 def read_image(path: str | None, *, max_pixels: int) -> Picture | Rejection:
-    """The picture at `path`: a plain path, `file://`, or an object store (`s3://`, `gs://`).
+    """The picture at `path`: a plain path, `file://`, an object store (`s3://`, `gs://`), or a place in a tar or table
+    on one of these (`mining/places.py`).
 
     Rejected are `missing_file`, `decode_error` and, from the header alone, `image_too_large`. Raises OSError for a
     fault of the disk, IncompleteError for one of an object store, and InputError when the library for such a store is
@@ -65,9 +68,16 @@ def read_image(path: str | None, *, max_pixels: int) -> Picture | Rejection:
     return data if isinstance(data, Rejection) else decode_image(data, max_pixels=max_pixels)
 
 
-def read_bytes(path: str | None, *, most_bytes: int = 1 << 30) -> bytes | Rejection:
-    """The bytes of the file at `path`, `missing_file`, or `image_too_large` beyond `most_bytes`; raises as above."""
-    data = _with_file(path, lambda file: file.read(most_bytes + 1))
+def read_bytes(path: str | None, *, most_bytes: int = 1 << 30, urls: Fetch | None = None) -> bytes | Rejection:
+    """The bytes of the file at `path`, `missing_file`, or `image_too_large` beyond `most_bytes`; raises as above.
+
+    A URL is read when `urls` allows it, and may be `fetch_failed` or `fetch_refused`.
+    """
+    data: bytes | Rejection
+    if path is not None and urls is not None and urls.allow and scheme_of(path) in URL_SCHEMES:
+        data = fetch_url(path, fetch=urls)
+    else:
+        data = _with_file(path, lambda file: file.read(most_bytes + 1))
     if isinstance(data, bytes) and len(data) > most_bytes:
         return Rejection("image_too_large", f"a file of more than {most_bytes:,} bytes")
     return data
@@ -153,9 +163,15 @@ def _with_file(path: str | None, read: Callable[[IO[bytes]], Result], *, most: i
     """
     if path is None:
         return Rejection("missing_file", "the captions name this image, the image list does not")
+    place = parse_place(path)
+    if isinstance(place, Rejection):
+        return place
+    path = place if isinstance(place, str) else place.file
     name = re.split(r"[/\\]", path)[-1]
     try:
-        file = _open_file(path, most=most)
+        file = _open_place(place, most=most)
+        if isinstance(file, Rejection):
+            return file
         if isinstance(file, str):
             return Rejection("missing_file", f"{name}: {file}")
         with file:
@@ -174,6 +190,26 @@ def _with_file(path: str | None, read: Callable[[IO[bytes]], Result], *, most: i
         if scheme_of(path) in OBJECT_STORES:
             raise IncompleteError(fault_line(error, path)) from error
         raise
+
+
+def _open_place(place: str | Slice | Cell, *, most: int | None) -> IO[bytes] | Rejection | str:
+    """The bytes that a place stands for as an open file, or why there are none. Of a slice, no more than it is read."""
+    if isinstance(place, str):
+        return _open_file(place, most=most)
+    if isinstance(place, Cell):
+        from mining.table_cells import read_cell  # Arrow is large, and decoders have no use for it
+
+        data = read_cell(place)
+        return data if isinstance(data, Rejection) else BytesIO(data)
+    size_bytes = min(place.size_bytes, most or most_bytes(MAX_SIDE_PX**2))
+    if scheme_of(place.file) != "file":
+        return BytesIO(fetch(place.file, start=place.offset, most_bytes=size_bytes))
+    file = _open_local(plain_path(place.file))
+    if isinstance(file, str):
+        return file
+    with file:
+        file.seek(place.offset)
+        return BytesIO(file.read(size_bytes))
 
 
 def _open_file(path: str, *, most: int | None) -> IO[bytes] | str:

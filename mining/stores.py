@@ -97,15 +97,17 @@ def _describe(fs: Any, inner: str, patience: dict[str, float]) -> dict[str, Any]
     return found
 
 
-def fetch(path: str, *, most_bytes: int | None = None) -> bytes:
-    """The content of a file, or the first `most_bytes` of it, by one request: opening it would ask for its size first.
+def fetch(path: str, *, start: int = 0, most_bytes: int | None = None) -> bytes:
+    """The content of a file, or `most_bytes` of it from `start` on, by one request: opening it would ask for its size.
 
     Raises OSError; FileNotFoundError only when the file is not there, not when the bucket is not.
     """
     fs, inner = open_store(path)
     try:
         with os_errors(path):
-            return bytes(fs.cat_file(inner, start=None if most_bytes is None else 0, end=most_bytes))
+            if most_bytes is None:
+                return bytes(fs.cat_file(inner))
+            return bytes(fs.cat_file(inner, start=start, end=start + most_bytes))
     except OSError as error:
         if _s3_code(error) == "InvalidRange":  # so S3 answers for an empty object
             return b""

@@ -10,8 +10,10 @@ import functools
 import hashlib
 import os
 import posixpath
+from collections.abc import Sequence
 from typing import Any
 
+from mining.captions import AnySource, CocoCaptions
 from mining.stores import OBJECT_STORES, describe, fault_line, open_store, os_errors, plain_path, scheme_of
 from mining.weights import weights_sha256
 from schemas.errors import InputError
@@ -29,6 +31,27 @@ def portable(settings: Settings) -> Any:
     return _portable(settings.model_dump(mode="json"))
 
 
+def caption_inputs(sources: Sequence[AnySource]) -> Any:
+    """What the caption sources are made of, to notice that something was written anew since the plan was cut.
+
+    One file counts by its content, several by name, size and what the file system says of their last change: a set of
+    tars is too large to be read for this. Raises InputError when the files are not there.
+    """
+    told = [_caption_input(source) for source in sources]
+    return told[0] if len(told) == 1 else told
+
+
+def _caption_input(source: AnySource) -> Any:
+    told = portable(source)
+    if isinstance(source, CocoCaptions) or "sha256" in told["files"]:
+        return told
+    digest, files = hashlib.sha256(), 0
+    for file in source.list_files():
+        digest.update(f"{file.name}\0{file.size_bytes}\0{file.version}\n".encode("utf-8", "surrogatepass"))
+        files += 1
+    return {**told, "listed": files, "listing_sha256": digest.hexdigest()}
+
+
 def _portable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _portable(inner) for key, inner in sorted(value.items()) if key not in _HOW}
@@ -43,9 +66,18 @@ def _portable(value: Any) -> Any:
 
 def _local(path: str) -> dict[str, str]:
     name = os.path.basename(path.rstrip("/"))
-    if os.path.isfile(path) or _has_weights(path):
+    if os.path.isfile(path):
+        about = os.stat(path)
+        return {"name": name, "sha256": _file_sha256(path, about.st_size, about.st_mtime_ns)}
+    if _has_weights(path):
         return {"name": name, "sha256": weights_sha256(path)}
     return {"name": name}
+
+
+@functools.cache
+def _file_sha256(path: str, size_bytes: int, written_ns: int) -> str:
+    """The SHA-256 of a file, which is read once as long as nobody writes to it."""
+    return weights_sha256(path)
 
 
 def _remote(url: str) -> dict[str, str]:

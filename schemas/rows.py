@@ -27,6 +27,9 @@ Reason = Literal[
     "filtered",  # pairs were found, and all fell to the thresholds of `shards`
     "worker_crash",  # decoding this picture ended its process, or asked for too much memory
     "record_timeout",  # decoding this picture did not end in time
+    "broken_record",  # the source's record of the image is cut off, contradicts itself or cannot be read
+    "fetch_failed",  # the picture's URL did not give it: no answer, a fault, too slow, too large
+    "fetch_refused",  # the picture's URL is not to be read: a private address, or its owner forbids it
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
@@ -41,7 +44,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """An image of the plan; `path` is None when the source names the image without saying where it is."""
+    """An image of the plan; `path` is None when the source names the image without saying where it is.
+
+    A picture inside a tar or a table has a path that says where: see `mining/places.py`.
+    """
 
     image_id: str
     path: str | None
@@ -49,10 +55,16 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class CaptionsRow:
-    """The captions that the plan chose for an image, in the source's order (by annotation id for COCO)."""
+    """The captions that the plan chose for an image: source after source, in each by its order.
+
+    `sources` names the source of each caption, `additional` has what was kept of its record, as JSON. Both are empty
+    in runs of format version 1.
+    """
 
     image_id: str
     captions: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    additional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,17 @@ class PairsRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectedImage:
+    """An image that came to nothing, and why."""
+
+    image_id: str
+    part: int
+    step: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class SelectionRow:
     """The cut for a noun with more than `max_per_noun` pairs: of its pairs' hashes, `last` is the greatest kept."""
 
@@ -156,7 +179,10 @@ class SelectionRow:
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """The index of a shard, a row a sample: `offset` and `size_bytes` span its members in the tar and their headers."""
+    """The index of a shard, a row a sample: `offset` and `size_bytes` span its members in the tar and their headers.
+
+    `source` names the caption source; it is None in runs of format version 1.
+    """
 
     key: str
     image_id: str
@@ -176,3 +202,4 @@ class SampleRow:
     shard: str
     offset: int
     size_bytes: int
+    source: str | None = None

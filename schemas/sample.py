@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from schemas.settings import canonical_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 2 added `source` and `additional` to every .json, and `source` to the index."""
+
 ImageFormat = Literal["jpg", "png", "webp"]
 
 # Every sample's .json has exactly these keys.
 RECORD_KEYS = frozenset(
     {
+        "additional",
         "area_px",
         "box_crop_xyxy",
         "box_xyxy",
@@ -35,10 +40,12 @@ RECORD_KEYS = frozenset(
         "rank",
         "score",
         "similarity",
+        "source",
         "start",
         "width_px",
     }
 )
+_ADDED = {2: frozenset({"source", "additional"})}
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BLOCK_BYTES = 512
 
@@ -73,6 +80,12 @@ def sample_key(image_id: str, number: int) -> str:
     return f"{safe_id(image_id)}-{number:03d}"
 
 
+def record_keys(version: int) -> frozenset[str]:
+    """The keys of a sample's .json in a format version."""
+    later = [keys for added, keys in _ADDED.items() if added > version]
+    return RECORD_KEYS.difference(*later)
+
+
 def member_names(key: str, image_format: ImageFormat) -> tuple[str, str, str, str]:
     """The names of a sample's members, in the order in which they stand in the tar."""
     return (f"{key}.{image_format}", f"{key}.mask.png", f"{key}.txt", f"{key}.json")
@@ -81,8 +94,13 @@ def member_names(key: str, image_format: ImageFormat) -> tuple[str, str, str, st
 def write_sample(file: Writer, sample: Sample, *, image_format: ImageFormat) -> int:
     """Append a sample to a tar that is being written; returns the bytes written, headers and padding included."""
     contents = (sample.image, sample.mask_png, sample.noun.encode(), canonical_json(sample.record).encode())
+    return write_members(file, zip(member_names(sample.key, image_format), contents, strict=True))
+
+
+def write_members(file: Writer, members: Iterable[tuple[str, bytes]]) -> int:
+    """Append `(name, content)` members to a tar; returns the bytes written, headers and padding included."""
     written = 0
-    for name, content in zip(member_names(sample.key, image_format), contents, strict=True):
+    for name, content in members:
         written += file.write(_tar_header(name, len(content)))
         written += file.write(content)
         written += file.write(b"\0" * (-len(content) % _BLOCK_BYTES))

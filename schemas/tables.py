@@ -39,7 +39,11 @@ def to_table(rows: Iterable[Any], row_type: Any) -> pa.Table:
 
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
-    """The rows of a table that `to_table` made. Raises ValueError when its columns are others."""
+    """The rows of a table that `to_table` made. Raises ValueError when its columns are others.
+
+    Last columns that an earlier version of the row did not have are filled with the fields' defaults.
+    """
+    table = _with_defaults(table, typing.cast(Any, row_type))
     if not table.schema.equals(arrow_schema(typing.cast(Any, row_type)), check_metadata=False):
         raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
     build: Any = _builder(typing.cast(Any, row_type))
@@ -55,6 +59,15 @@ def write_parquet(table: pa.Table, file: IO[bytes], *, metadata: Mapping[str, st
 def read_parquet(file: IO[bytes]) -> pa.Table:
     """Read a whole Parquet file; its footer's metadata is in `table.schema.metadata`."""
     return pq.ParquetFile(file).read()
+
+
+def _with_defaults(table: pa.Table, row_type: Any) -> pa.Table:
+    schema = arrow_schema(row_type)
+    for field in dataclasses.fields(row_type)[table.num_columns :]:
+        if field.default is not dataclasses.MISSING:
+            values = pa.array([_plain(field.default)] * len(table), schema.field(field.name).type)
+            table = table.append_column(schema.field(field.name), values)
+    return table
 
 
 def _fields(row_type: type) -> list[pa.Field]:

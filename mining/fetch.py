@@ -1,0 +1,212 @@
+"""Pictures from URLs, which strangers wrote: allowed only by the user, then with limits.
+
+aiohttp does it because it has the two seams that this needs: one deadline over the whole exchange, however slowly the
+bytes drip, and a say in each socket before it connects, so the address that is checked is the one that is connected
+to, whatever names, redirects and DNS do in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from schemas.errors import InputError
+from schemas.rows import Rejection
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    import aiohttp
+
+URL_SCHEMES = ("http", "https")
+
+
+class Fetch(Settings):
+    """Whether pictures are read from URLs, and with which limits. `maskmine mine --fetch allow` sets `allow`.
+
+    `timeout_s` is for a picture with all its redirects and second attempts. A host that answers 429 or 503 is asked
+    again, `attempts` times in all, after the pause that it names. A picture whose `X-Robots-Tag` header has one of the
+    words in `robots`, for everybody or for `maskmine`, is not read. Private addresses never are.
+    """
+
+    allow: bool = False
+    timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    most_megabytes: float = Field(default=50.0, gt=0, le=1000)
+    redirects: int = Field(default=5, ge=0, le=20)
+    attempts: int = Field(default=2, ge=1, le=10)
+    robots: Annotated[tuple[str, ...], Field(strict=False)] = ("noai", "noimageai", "noindex", "noimageindex")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, also by the IPv4 address that an IPv6 one may carry."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = [parsed.ipv4_mapped, parsed.sixtofour, *(parsed.teredo or ())]
+        if parsed in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
+        if not all(is_public(str(one)) for one in inner if one is not None):
+            return False
+        if parsed.ipv4_mapped is not None:
+            return True
+    return parsed.is_global and not parsed.is_multicast
+
+
+def fetch_url(url: str, *, fetch: Fetch, is_allowed: Callable[[str], bool] = is_public) -> bytes | Rejection:
+    """The bytes at a URL, or `fetch_failed` or `fetch_refused`; no longer than `fetch.timeout_s`.
+
+    `is_allowed` says of an IP address whether it may be connected to. Raises InputError when aiohttp is not installed.
+    """
+    require_aiohttp()
+    return asyncio.run(_within_time(url, fetch=fetch, is_allowed=is_allowed))
+
+
+def require_aiohttp() -> None:
+    """Raises InputError when the library for URLs is not installed."""
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError as error:
+        raise InputError("URLs are read by aiohttp, which is not installed; pip install 'maskmine[fetch]'") from error
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_AGENT = "maskmine"
+_READ_BYTES = 1 << 16
+_REDIRECTS, _BUSY = (301, 302, 303, 307, 308), (429, 503)
+_NO_PICTURE = ("text/", "application/json", "application/xml", "application/xhtml", "video/", "audio/")
+
+
+@dataclass(eq=False)
+class _Gate:
+    """Lets sockets be made for allowed addresses only, and remembers that one was not."""
+
+    is_allowed: Callable[[str], bool]
+    refused: list[str] = field(default_factory=list)
+
+    def __call__(self, address: Any) -> socket.socket:
+        family, kind, protocol, _, to = address
+        if not self.is_allowed(str(to[0])):
+            self.refused.append(str(to[0]))
+            raise OSError("not a public address")
+        made = socket.socket(family, kind, protocol)
+        made.setblocking(False)
+        return made
+
+
+async def _within_time(url: str, *, fetch: Fetch, is_allowed: Callable[[str], bool]) -> bytes | Rejection:
+    import aiohttp
+
+    gate = _Gate(is_allowed)
+    connector = aiohttp.TCPConnector(socket_factory=gate, use_dns_cache=False, force_close=True)
+    try:
+        async with (
+            asyncio.timeout(fetch.timeout_s),
+            aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # what is packed is refused: a few bytes may become many
+                timeout=aiohttp.ClientTimeout(total=None),
+                headers={"User-Agent": _AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
+            ) as session,
+        ):
+            return await _with_attempts(session, url, fetch=fetch, gate=gate)
+    except TimeoutError:
+        return Rejection("fetch_failed", f"took more than {fetch.timeout_s:g} s")
+
+
+async def _with_attempts(session: aiohttp.ClientSession, url: str, *, fetch: Fetch, gate: _Gate) -> bytes | Rejection:
+    for attempt in range(1, fetch.attempts + 1):
+        answer = await _follow(session, url, fetch=fetch, gate=gate)
+        if not isinstance(answer, float):
+            return answer
+        if attempt < fetch.attempts:
+            await asyncio.sleep(answer)
+    return Rejection("fetch_failed", f"the host is too busy, asked {fetch.attempts} times")
+
+
+async def _follow(session: aiohttp.ClientSession, url: str, *, fetch: Fetch, gate: _Gate) -> bytes | Rejection | float:
+    """What the URL leads to; seconds to wait when the host asks for patience."""
+    import aiohttp
+    from yarl import URL
+
+    try:
+        to = URL(url)
+        for _ in range(fetch.redirects + 1):
+            if to.scheme not in URL_SCHEMES or not to.host or to.user or to.password:
+                return Rejection("fetch_refused", "leads to something else than a plain http or https URL")
+            async with session.get(to, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS or "Location" not in response.headers:
+                    return await _read(response, fetch=fetch)
+                to = to.join(URL(response.headers["Location"]))
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        if isinstance(error, TimeoutError):
+            raise
+        if gate.refused:
+            return Rejection("fetch_refused", "leads to an address that is not public")
+        return Rejection("fetch_failed", _what_failed(error))
+    return Rejection("fetch_failed", f"more than {fetch.redirects} redirects")
+
+
+async def _read(response: aiohttp.ClientResponse, *, fetch: Fetch) -> bytes | Rejection | float:
+    if response.status in _BUSY:
+        return _pause_s(response.headers.get("Retry-After"))
+    if response.status != 200:
+        return Rejection("fetch_failed", f"the host answers {response.status}")
+    if forbids(response.headers.getall("X-Robots-Tag", []), fetch.robots):
+        return Rejection("fetch_refused", "X-Robots-Tag forbids it")
+    kind = response.headers.get("Content-Type", "").lower()
+    if kind.startswith(_NO_PICTURE):
+        return Rejection("fetch_failed", f"not a picture: {ascii(kind.partition(';')[0])[1:-1][:40]}")
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return Rejection("fetch_failed", "packed, though it was asked for as it is")
+    most_bytes = int(fetch.most_megabytes * 1e6)
+    data = bytearray()
+    if (response.content_length or 0) <= most_bytes:
+        async for piece in response.content.iter_chunked(_READ_BYTES):
+            data += piece
+            if len(data) > most_bytes:
+                break
+        else:
+            return bytes(data)
+    return Rejection("fetch_failed", f"more than {most_bytes:,} bytes")
+
+
+def forbids(tags: list[str], words: tuple[str, ...]) -> bool:
+    """Whether `X-Robots-Tag` headers say one of the words, to all (`noai`) or to us (`maskmine: noai, nofollow`)."""
+    for tag in tags:
+        agent, _, said = tag.rpartition(":")
+        if agent.strip().lower() in ("", "*", _AGENT) and {w.strip().lower() for w in said.split(",")} & set(words):
+            return True
+    return False
+
+
+def _pause_s(retry_after: str | None) -> float:
+    pause_s = 1.0
+    with suppress(TypeError, ValueError):  # none, or a date: then a second
+        pause_s = float(retry_after)  # type: ignore[arg-type]
+    return min(max(pause_s, 0.0), 3600.0)
+
+
+def _what_failed(error: Exception) -> str:
+    """A few fixed words: what libraries say of a fault names machines and changes between runs."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "no such host"
+    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not valid"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer breaks off"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "no connection"
+    if isinstance(error, aiohttp.InvalidURL | ValueError):
+        return "not a URL"
+    return "the connection broke, or it speaks no HTTP"

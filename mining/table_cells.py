@@ -1,0 +1,55 @@
+"""Pictures inside Parquet files: a worker reads the row group that it needs once, and keeps the last few."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mining.places import Cell
+from mining.stores import open_store, os_errors
+from schemas.rows import Rejection
+
+MOST_GROUP_BYTES = 1 << 28
+"""A row group may have so many bytes of pictures: they are read together, and as many again are kept."""
+
+_LOCK = threading.Lock()
+_KEPT: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+
+
+def read_cell(cell: Cell) -> bytes | Rejection:
+    """The bytes in a cell. Rejected are `missing_file` (a null) and `broken_record`; raises OSError as files do."""
+    try:
+        column = _column(cell)
+        value = column[cell.row].as_py() if cell.row < len(column) else None
+    except pa.ArrowException as error:
+        return Rejection("broken_record", f"the table cannot be read there: {' '.join(str(error).split())[:100]}")
+    except OSError as error:
+        if error.errno is not None or type(error) is not OSError:
+            raise
+        return Rejection("broken_record", "the table cannot be read there")  # Arrow's word for bytes that are none
+    if not isinstance(value, bytes):
+        return Rejection("missing_file", "the record has no bytes of a picture")
+    return value
+
+
+def _column(cell: Cell) -> Any:
+    """All pictures of a row group. One thread reads, the others wait for it: they most likely want the same."""
+    key = (cell.file, cell.group, cell.column)
+    with _LOCK:
+        if key in _KEPT:
+            _KEPT.move_to_end(key)
+            return _KEPT[key]
+        fs, path = open_store(cell.file)
+        with os_errors(cell.file), fs.open(path, "rb") as file:
+            table = pq.ParquetFile(file).read_row_group(cell.group, columns=[cell.column], use_threads=False)
+        column = table.column(0)
+        if pa.types.is_struct(column.type):
+            column = pa.chunked_array([chunk.field(0) for chunk in column.chunks])
+        _KEPT[key] = column
+        while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values()) > MOST_GROUP_BYTES:
+            _KEPT.popitem(last=False)
+        return column

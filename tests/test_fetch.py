@@ -1,0 +1,286 @@
+"""Pictures from URLs: refused unless the user allows them, and then within limits, whatever the host does."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mining import images as images_module
+from mining.fetch import Fetch, fetch_url, forbids, is_public
+from mining.stores import scheme_of
+from pipelines.cli import run_app
+from pipelines.run_folder import RunFolder
+from pipelines.status import rejected_images
+from schemas.rows import Rejection
+from tests import toy
+from tests.faults import SQUARE
+from tests.test_mine import samples
+
+pytest.importorskip("aiohttp", reason="needs aiohttp: pip install 'maskmine[fetch]'")
+
+HERE = "127.0.0.1"
+LIMITS = Fetch(allow=True, timeout_s=5.0, most_megabytes=0.1)
+
+
+class Host(BaseHTTPRequestHandler):
+    """A host whose paths say how it behaves."""
+
+    calls: list[str]
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/").partition("?")[0]
+        type(self).calls.append(name)
+        getattr(self, f"give_{name}", self.give_picture)()
+
+    def give_picture(self, *headers: tuple[str, str], status: int = 200, body: bytes = SQUARE) -> None:
+        self.send_response(status)
+        for key, value in headers:
+            self.send_header(key, value)
+        if not any(key == "Content-Length" for key, _ in headers):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def give_html(self) -> None:
+        self.give_picture(("Content-Type", "text/html; charset=utf-8"), body=b"<html>")
+
+    def give_missing(self) -> None:
+        self.give_picture(status=404, body=b"")
+
+    def give_noai(self) -> None:
+        self.give_picture(("X-Robots-Tag", "nofollow, NoAI"))
+
+    def give_noai_for_others(self) -> None:
+        self.give_picture(("X-Robots-Tag", "otherbot: noai"))
+
+    def give_packed(self) -> None:
+        self.give_picture(("Content-Encoding", "gzip"), body=b"\x1f\x8b")
+
+    def give_huge(self) -> None:
+        self.give_picture(("Content-Length", str(10**10)), body=b"x")
+
+    def give_endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(1000):
+            self.wfile.write(b"x" * 1000)
+
+    def give_cut(self) -> None:
+        self.give_picture(("Content-Length", "999"), body=b"x" * 9)
+
+    def give_drops(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            time.sleep(0.05)
+
+    def give_slow_header(self) -> None:
+        for letter in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 100:
+            self.wfile.write(bytes([letter]))
+            self.wfile.flush()
+            time.sleep(0.05)
+
+    def give_nothing(self) -> None:
+        time.sleep(2)
+
+    def give_busy_once(self) -> None:
+        first = type(self).calls.count("busy_once") == 1
+        self.give_picture(("Retry-After", "0"), status=503 if first else 200)
+
+    def give_busy(self) -> None:
+        self.give_picture(("Retry-After", "0"), status=429)
+
+    def give_busy_for_long(self) -> None:
+        self.give_picture(("Retry-After", "100"), status=429)
+
+    def give_moved(self) -> None:
+        self.give_picture(("Location", "/picture"), status=302, body=b"")
+
+    def give_round(self) -> None:
+        self.give_picture(("Location", "/round"), status=301, body=b"")
+
+    def give_to_private(self) -> None:
+        self.give_picture(("Location", "http://10.1.2.3/a"), status=302, body=b"")
+
+    def give_to_metadata(self) -> None:
+        self.give_picture(("Location", "//169.254.169.254/latest/meta-data"), status=307, body=b"")
+
+    def give_to_file(self) -> None:
+        self.give_picture(("Location", "file:///etc/passwd"), status=302, body=b"")
+
+    def give_no_http(self) -> None:
+        self.wfile.write(b"SSH-2.0-OpenSSH\r\n" * 10)
+
+    def log_message(self, *args: object) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    """The address of a server on this machine, `HOST:PORT`."""
+    handler = type("OneHost", (Host,), {"calls": []})
+    server = ThreadingHTTPServer((HERE, 0), handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that go are what is tested
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"{HERE}:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+fetch_here = partial(fetch_url, is_allowed=lambda address: address == HERE)
+"""`fetch_url` that may connect to this machine, and to nothing else."""
+
+
+@pytest.mark.parametrize("path", ["picture", "moved", "noai_for_others", "busy_once"])
+def test_a_picture_is_read_also_after_a_redirect_and_from_a_host_that_was_busy(host: str, path: str) -> None:
+    assert fetch_here(f"http://{host}/{path}", fetch=LIMITS) == SQUARE
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "detail"),
+    [
+        ("html", "fetch_failed", "not a picture: text/html"),
+        ("missing", "fetch_failed", "the host answers 404"),
+        ("noai", "fetch_refused", "X-Robots-Tag forbids it"),
+        ("packed", "fetch_failed", "packed"),
+        ("huge", "fetch_failed", "more than 100,000 bytes"),
+        ("endless", "fetch_failed", "more than 100,000 bytes"),
+        ("cut", "fetch_failed", "the answer breaks off"),
+        ("busy", "fetch_failed", "too busy, asked 2 times"),
+        ("round", "fetch_failed", "more than 5 redirects"),
+        ("to_private", "fetch_refused", "not public"),
+        ("to_metadata", "fetch_refused", "not public"),
+        ("to_file", "fetch_refused", "something else than a plain http"),
+        ("no_http", "fetch_failed", "speaks no HTTP"),
+    ],
+)
+def test_each_fault_of_a_host_is_a_rejection_with_a_fixed_reason(
+    host: str, path: str, reason: str, detail: str
+) -> None:
+    found = fetch_here(f"http://{host}/{path}", fetch=LIMITS)
+    assert isinstance(found, Rejection)
+    assert (found.reason, detail in found.detail) == (reason, True), found
+    assert host not in found.detail
+    assert fetch_here(f"http://{host}/{path}", fetch=LIMITS) == found
+
+
+@pytest.mark.parametrize("path", ["drops", "slow_header", "nothing", "busy_for_long"])
+def test_a_host_that_drips_or_is_silent_takes_no_longer_than_the_limit(host: str, path: str) -> None:
+    begin = time.monotonic()
+    found = fetch_here(f"http://{host}/{path}", fetch=LIMITS.model_copy(update={"timeout_s": 0.3}))
+    assert found == Rejection("fetch_failed", "took more than 0.3 s")
+    assert time.monotonic() - begin < 1.9
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://{}/picture",
+        "http://localhost:{port}/picture",
+        "http://2130706433:{port}/picture",
+        "http://0x7f.1:{port}/picture",
+        "http://[::ffff:127.0.0.1]:{port}/picture",
+        "http://0.0.0.0:{port}/picture",
+    ],
+)
+def test_no_spelling_of_this_machine_is_connected_to(host: str, url: str) -> None:
+    found = fetch_url(url.replace("{}", host).replace("{port}", host.partition(":")[2]), fetch=LIMITS)
+    assert isinstance(found, Rejection)
+    assert found.reason in ("fetch_refused", "fetch_failed")  # a number alone is no name of a host to aiohttp
+
+
+def test_a_name_is_judged_by_the_address_that_is_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS that says something else each time it is asked gains nothing."""
+    answers = iter(["93.184.215.14", HERE, HERE])
+    asked: list[str] = []
+
+    def changing(name: str, port: int, *args: object, **kwargs: object) -> list[object]:
+        asked.append(name)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    connected: list[str] = []
+
+    def note(address: str) -> bool:
+        connected.append(address)
+        return False
+
+    found = fetch_url(f"http://rebind.example:{host.partition(':')[2]}/picture", fetch=LIMITS, is_allowed=note)
+    assert found == Rejection("fetch_refused", "leads to an address that is not public")
+    assert connected == ["93.184.215.14"]  # asked once, and what was checked is what would have been connected to
+    assert asked == ["rebind.example"]
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/a", "file:///etc/passwd", "http://", "http://user:word@host/", "http://[/"]
+)
+def test_what_is_no_plain_url_is_not_opened(url: str) -> None:
+    assert isinstance(fetch_url(url, fetch=LIMITS), Rejection)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        *[(a, False) for a in ("127.0.0.1", "10.0.0.1", "172.16.5.5", "192.168.0.1", "169.254.169.254", "100.64.0.1")],
+        *[(a, False) for a in ("0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "fe80::1%eth0", "fc00::1", "::")],
+        *[(a, False) for a in ("::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1", "no address")],
+        ("::ffff:93.184.215.14", True),
+    ],
+)
+def test_private_addresses_are_known_in_every_dress(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+def test_robots_tags_are_for_everybody_or_for_one() -> None:
+    words = Fetch().robots
+    assert forbids(["noai"], words)
+    assert forbids(["nofollow", "maskmine: noimageai, nofollow"], words)
+    assert not forbids(["otherbot: noai", "nofollow", ""], words)
+
+
+def test_urls_are_refused_in_one_line_until_the_user_allows_them(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(images_module, "fetch_url", fetch_here)
+    world = toy.write_toy_world(tmp_path)
+    rows = [{"id": i.id, "url": f"http://{host}/{i.id}", "caption": "A square."} for i in toy.IMAGES if i.id != 18]
+    rows += [{"id": 18, "url": f"http://{host}/noai", "caption": "A square."}]
+    (tmp_path / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = {"kind": "jsonl", "files": str(tmp_path / "list.jsonl"), "id_col": "id", "url_col": "url"}
+    config = str(toy.write_config(world, captions=source))
+    assert run_app(["mine", config]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "--fetch allow" in said[0]
+    assert not (tmp_path / "run").exists()
+    assert run_app(["mine", config, "--fetch", "allow"]) == 0
+    run = RunFolder(str(tmp_path / "run"))
+    assert {row.image_id for row in samples(run)} == {"11", "13"}  # those that truly have a square
+    reasons = {image.image_id: image.reason for image in rejected_images(run)}
+    assert reasons["18"] == "fetch_refused"
+    assert "allow: true" in (tmp_path / "run" / "mining.yaml").read_text()
+    assert run_app(["mine", config]) == 2  # not even the rest of a run
+
+
+def test_a_path_that_is_a_url_is_not_fetched_by_any_other_door() -> None:
+    found = images_module.read_bytes("http://127.0.0.1:1/a.jpg")
+    assert isinstance(found, Rejection)
+    assert re.search("nothing is fetched", found.detail)
+    assert scheme_of("http://127.0.0.1:1/a.jpg") == "http"
