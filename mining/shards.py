@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from mining.caption_entries import NOTHING_MORE
 from mining.crops import grow_box
 from mining.images import Picture
 from schemas.mask import Box
@@ -58,13 +59,18 @@ class Shards(Settings):
 
 @dataclass(frozen=True, slots=True)
 class ImageToWrite:
-    """Everything about an image that its samples need; rejected images come along, to be counted."""
+    """Everything about an image that its samples need; rejected images come along, to be counted.
+
+    `sources` and `additional` are those of the captions, see `CaptionsRow`.
+    """
 
     image: ImageRow
     captions: tuple[str, ...]
     regions: RegionsRow
     pairs: PairsRow
     rejected: tuple[str, Rejection] | None
+    sources: tuple[str, ...] = ()
+    additional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ def write_shard(
     gives the picture at a path, and is called in several threads. A few pictures are in memory at a time. Raises
     OSError when the file cannot be written.
     """
-    out = _HashingFile(file)
+    out = HashingFile(file)
     index: list[SampleRow] = []
     rejections: list[tuple[str, str, Rejection]] = []
     total = with_pairs = 0
@@ -142,9 +148,14 @@ def encode_mask(mask_HW: np.ndarray[Any, Any]) -> bytes:
     rows_HW = np.zeros((height_px, 1 + width_px), np.uint8)  # each row begins with its filter type, 0 for none
     rows_HW[:, 1:] = mask_HW
     rows_HW *= 255
-    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", width_px, height_px, 8, 0, 0, 0, 0)  # eight bits, grey, not interlaced
-    chunks = ((b"IHDR", header), (b"IDAT", deflate.compress(rows_HW.tobytes()) + deflate.flush()), (b"IEND", b""))
+    return png_file(rows_HW.tobytes(), height_px=height_px, width_px=width_px, colour_type=0, strategy=zlib.Z_RLE)
+
+
+def png_file(rows: bytes, *, height_px: int, width_px: int, colour_type: int, strategy: int) -> bytes:
+    """A PNG of eight bits from filtered rows, each with its filter's type before it; grey is type 0, RGB type 2."""
+    deflate = zlib.compressobj(level=1, strategy=strategy)
+    header = struct.pack(">IIBBBBB", width_px, height_px, 8, colour_type, 0, 0, 0)  # not interlaced
+    chunks = ((b"IHDR", header), (b"IDAT", deflate.compress(rows) + deflate.flush()), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, content) for name, content in chunks)
 
 
@@ -204,19 +215,21 @@ def _sample(
 ) -> Sample:
     width_px, height_px = size
     region = item.regions.regions[pair.region]
-    record = _record(item.image.image_id, item.captions[pair.caption], pair, region, crop, height_px, width_px)
+    record = _record(item, pair, region, crop, height_px, width_px)
     return Sample(key, image, mask_png, pair.noun, record)
 
 
 def _record(
-    image_id: str, caption: str, pair: Pair, region: Region, crop: Box, height_px: int, width_px: int
+    item: ImageToWrite, pair: Pair, region: Region, crop: Box, height_px: int, width_px: int
 ) -> dict[str, object]:
     x0, y0, x1, y1 = region.box_xyxy
     return {
-        "image_id": image_id,
+        "image_id": item.image.image_id,
         "height_px": height_px,
         "width_px": width_px,
-        "caption": caption,
+        "caption": item.captions[pair.caption],
+        "source": item.sources[pair.caption] if item.sources else None,
+        "additional": item.additional[pair.caption] if item.additional else NOTHING_MORE,
         "noun": pair.noun,
         "lemma": pair.lemma,
         "start": pair.start,
@@ -236,7 +249,7 @@ def _record(
 def _sample_row(sample: Sample, region: Region, *, shard: str, offset: int, size_bytes: int) -> SampleRow:
     record: Mapping[str, Any] = sample.record
     x0, y0, x1, y1 = record["crop_xyxy"]
-    copied = ("image_id", "noun", "lemma", "caption", "start", "end", "similarity", "margin", "rank", "label")
+    copied = ("image_id", "noun", "lemma", "caption", "start", "end", "similarity", "margin", "rank", "label", "source")
     return SampleRow(
         key=sample.key,
         box_xyxy=region.box_xyxy,
@@ -250,8 +263,10 @@ def _sample_row(sample: Sample, region: Region, *, shard: str, offset: int, size
     )
 
 
-class _HashingFile:
+class HashingFile:
     """A file that knows its size and SHA-256 while it is written, so that nothing is read again."""
+
+    closed = False  # what Arrow asks of a file in Python, with `tell` and `flush`
 
     def __init__(self, file: Writer) -> None:
         self._file = file
@@ -263,6 +278,12 @@ class _HashingFile:
         self._digest.update(content)
         self.size_bytes += len(content)
         return len(content)
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def flush(self) -> None:
+        pass  # whoever opened the file will
 
     @property
     def sha256(self) -> str:

@@ -8,20 +8,25 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import pyarrow.parquet as pq
 
 from mining.query import query_cells
+from pipelines.cards import render_card
+from pipelines.croissant import describe_run
 from pipelines.grid import Stage
 from pipelines.inputs import portable
 from pipelines.plan import Plan
 from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining
 from schemas.errors import IncompleteError
-from schemas.manifest import Manifest, ModelEntry, ShardEntry, Totals
+from schemas.manifest import DerivedFrom, Manifest, ModelEntry, ShardEntry, SourceEntry, Totals
+from schemas.rows import RejectedImage
 from schemas.sample import FORMAT_VERSION
 from schemas.settings import fingerprint
+from schemas.tables import arrow_schema, to_table
 
 SUCCESS_FILE = "_SUCCESS"
+DERIVED_FILE = "derived_from.json"
 _LIBRARIES = (
     "maskmine",
     "numpy",
@@ -33,10 +38,12 @@ _LIBRARIES = (
     "torch",
     "transformers",
 )
-_PUBLISHED = ("mining.yaml", "manifest.json", "SHA256SUMS", "README.md", "shards/sizes.json")
+_DESCRIBING = ("README.md", "croissant.json", "errors.parquet", "manifest.json", "shards/sizes.json")
+_PUBLISHED = ("mining.yaml", "SHA256SUMS", *_DESCRIBING)
+_ROWS_AT_ONCE = 10_000
 
 
-def published(run: RunFolder, stages: list[Stage]) -> bool:
+def published(run: RunFolder, stages: list[Stage], settings: Mining) -> bool:
     """Whether the folder holds the finished set of just these settings and inputs."""
     manifest = run.read_json("manifest.json")
     return (
@@ -45,6 +52,7 @@ def published(run: RunFolder, stages: list[Stage]) -> bool:
         and all(stage.once or stage.is_current(run) for stage in stages)
         and isinstance(manifest, dict)
         and manifest.get("fingerprint") == stages[-1].fingerprint
+        and manifest.get("settings", {}).get("licences") == portable(settings.licences)
     )
 
 
@@ -54,12 +62,9 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, stages: list[Stage]) -
     Raises IncompleteError when a shard is missing, or when a run of other settings writes here as well.
     """
     _refuse_company(run, stages)
-    paths = [run.cell_path("shards", part, "json") for part in range(plan.parts)]
-    read = run.read_jsons("shards", range(plan.parts))
-    accounts = [
-        _account(path, stored, fingerprint=stages[-1].fingerprint) for path, stored in zip(paths, read, strict=True)
-    ]
+    accounts = _read_accounts(run, plan, fingerprint=stages[-1].fingerprint)
     shards = tuple(_shard_entry(account) for account in accounts)
+    totals, sources = _totals(run, plan, accounts)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         fingerprint=stages[-1].fingerprint,
@@ -68,11 +73,16 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, stages: list[Stage]) -
         models=_models(settings),
         libraries=_versions(),
         shards=shards,
-        totals=_totals(run, plan, accounts),
+        totals=totals,
+        sources=_sources(settings, sources),
+        derived_from=_derived_from(run),
     )
     run.write_json("shards", "sizes.json", value={shard.name: shard.samples for shard in shards})
     run.write_json("manifest.json", value=manifest.model_dump(mode="json"))
-    _write_text(run, "README.md", text=_card(manifest))
+    run.write_json("croissant.json", value=describe_run(manifest))
+    last = f"{len(shards) - 1:05d}"
+    card = render_card("dataset_card.md", manifest=manifest, shards=f"{{00000..{last}}}")
+    _write_text(run, "README.md", text=card)
     _write_text(run, "SHA256SUMS", text=_checksums(run, shards))
     return manifest
 
@@ -89,6 +99,23 @@ def _refuse_company(run: RunFolder, stages: list[Stage]) -> None:
             f"{run.root}: another run, of other settings or inputs, writes here as well ({', '.join(foreign)}); "
             "stop it and run the same command again"
         )
+
+
+def _read_accounts(run: RunFolder, plan: Plan, *, fingerprint: str) -> list[dict[str, Any]]:
+    """The accounts of all parts without their rejections, which are written to `errors.parquet` on the way."""
+    accounts = []
+    rejected: list[RejectedImage] = []
+    schema = arrow_schema(RejectedImage)
+    with run.write("errors.parquet") as file, pq.ParquetWriter(file, schema, compression="zstd") as errors:
+        for part, stored in enumerate(run.read_jsons("shards", range(plan.parts))):
+            account = _account(run.cell_path("shards", part, "json"), stored, fingerprint=fingerprint)
+            rejected += [RejectedImage(part=part, **entry) for entry in account.pop("rejections")]
+            accounts.append(account)
+            if len(rejected) >= _ROWS_AT_ONCE:
+                errors.write_table(to_table(rejected, RejectedImage))
+                rejected.clear()
+        errors.write_table(to_table(rejected, RejectedImage))
+    return accounts
 
 
 def _account(path: str, account: Any, *, fingerprint: str) -> dict[str, Any]:
@@ -113,20 +140,23 @@ def _shard_entry(account: Mapping[str, Any]) -> ShardEntry:
     )
 
 
-def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> Totals:
+def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> tuple[Totals, list[str]]:
+    """The sums, and the names of the caption sources that pairs are from."""
     rejected: Counter[str] = Counter()
     for account in accounts:
         rejected.update(account["rejected"])
     with query_cells([run.cell_path("shards", part) for part in range(plan.parts)]) as (connection, cells):
-        counted = connection.execute(
-            "SELECT count(DISTINCT noun) FROM read_parquet($cells)", {"cells": cells}
+        nouns, sources = connection.execute(
+            "SELECT count(DISTINCT noun), list_sort(list(DISTINCT source) FILTER (source IS NOT NULL))"
+            " FROM read_parquet($cells)",
+            {"cells": cells},
         ).fetchone()
     totals = Totals(
         images=sum(account["images"] for account in accounts),
         with_pairs=sum(account["with_pairs"] for account in accounts),
         rejected=dict(sorted(rejected.items())),
         samples=sum(account["samples"] for account in accounts),
-        nouns=counted[0] if counted else 0,
+        nouns=nouns,
         size_bytes=sum(account["bytes"] for account in accounts),
     )
     if not plan.images == totals.images == totals.with_pairs + rejected.total():
@@ -134,7 +164,18 @@ def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> Total
             f"{plan.images} images planned, {totals.images} seen, {totals.with_pairs} with pairs,"
             f" {rejected.total()} rejected: the run has lost images"
         )
-    return totals
+    return totals, sources or ["all"]
+
+
+def _sources(settings: Mining, captions: list[str]) -> tuple[SourceEntry, ...]:
+    licences = settings.licences
+    said = [SourceEntry(role="captions", name=name, licence=licences.of_captions(name)) for name in captions]
+    return (*said, SourceEntry(role="images", name="all", licence=licences.pictures))
+
+
+def _derived_from(run: RunFolder) -> DerivedFrom | None:
+    stored = run.read_json(DERIVED_FILE)
+    return None if stored is None else DerivedFrom.model_validate(stored)
 
 
 def _models(settings: Mining) -> tuple[ModelEntry, ...]:
@@ -146,22 +187,10 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _card(manifest: Manifest) -> str:
-    environment = Environment(
-        loader=PackageLoader("pipelines", "data"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("dataset_card.md").render(manifest=manifest)
-
-
 def _checksums(run: RunFolder, shards: tuple[ShardEntry, ...]) -> str:
     sums = {f"shards/{shard.name}": shard.sha256 for shard in shards}
     sums |= {f"shards/{shard.name.replace('.tar', '.parquet')}": shard.index_sha256 for shard in shards}
-    for name in ("README.md", "manifest.json", "shards/sizes.json"):
+    for name in _DESCRIBING:
         with run.open(*name.split("/")) as file:
             sums[name] = hashlib.sha256(file.read()).hexdigest()
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from schemas.settings import Settings
 
@@ -27,6 +27,21 @@ class ModelEntry(Settings):
     licence: str
 
 
+class SourceEntry(Settings):
+    """Captions or images that the set was made from: the name of the source, and its licence as the user stated it."""
+
+    role: Literal["captions", "images"]
+    name: str
+    licence: str
+
+
+class DerivedFrom(Settings):
+    """The run whose regions were taken: the name of its folder, and the SHA-256 of its manifest then."""
+
+    folder: str
+    manifest_sha256: str
+
+
 class Totals(Settings):
     """The accounting of the run: `images = with_pairs + sum(rejected.values())`."""
 
@@ -39,7 +54,10 @@ class Totals(Settings):
 
 
 class Manifest(Settings):
-    """`fingerprint` names the content: it covers all settings and inputs that decide the bytes of the shards."""
+    """`fingerprint` names the content: it covers all settings and inputs that decide the bytes of the shards.
+
+    `sources` is empty in runs that were made before licences of captions and images were recorded.
+    """
 
     format_version: int
     fingerprint: str
@@ -49,3 +67,10 @@ class Manifest(Settings):
     libraries: dict[str, str]
     shards: tuple[ShardEntry, ...]
     totals: Totals
+    sources: tuple[SourceEntry, ...] = ()
+    derived_from: DerivedFrom | None = None
+
+    @property
+    def licences(self) -> list[str]:
+        """The licences of all models and sources."""
+        return [*(model.licence for model in self.models), *(source.licence for source in self.sources)]

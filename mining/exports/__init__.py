@@ -1,0 +1,1 @@
+"""Exports: finished shards in the forms that other training programs read; one file a form."""

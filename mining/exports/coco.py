@@ -1,0 +1,80 @@
+"""COCO instances JSON: the pairs as annotations of the photographs, with nouns as categories."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from mining.exports.pictures import decode_mask
+from mining.exports.pieces import Folder, Piece
+from mining.exports.stored import StoredSample
+from schemas.mask import Mask
+from schemas.settings import canonical_json
+
+_COPIED_BYTES = 1 << 20
+
+
+def write_coco(folder: Folder, piece: Piece) -> None:
+    """`SPLIT.json` in the form of COCO's instances. Image ids are those of the run where all of them are numbers.
+
+    Otherwise images are numbered, and each says its own as `image_id`. Beyond COCO's keys, annotations have `score`
+    (the proposal's), `similarity`, `margin`, `caption` and `key`.
+    """
+    categories = {noun: number for number, noun in enumerate(piece.totals.nouns, start=1)}
+    with folder.write(f"{piece.split}.json") as file, tempfile.TemporaryFile() as images:
+        head = {"description": f"mask-noun pairs, {piece.split}"}
+        named = [{"id": number, "name": noun, "supercategory": "noun"} for noun, number in categories.items()]
+        file.write(f'{{"info":{canonical_json(head)},"licenses":[],"categories":{canonical_json(named)}'.encode())
+        file.write(b',"annotations":[\n')
+        for number, entry in enumerate(_entries(piece, images, categories), start=1):
+            file.write((b",\n" if number > 1 else b"") + canonical_json({"id": number} | entry).encode())
+            piece.tick(1)
+        file.write(b'\n],"images":[\n')
+        images.seek(0)
+        while block := images.read(_COPIED_BYTES):
+            file.write(block)
+        file.write(b"\n]}\n")
+
+
+def _entries(piece: Piece, images: IO[bytes], categories: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """The annotations; each image is written to `images` when its first one comes, for they lie side by side."""
+    last, images_before = None, 0
+    for sample in piece.samples():
+        row, record = sample.row, sample.record
+        if row.image_id != last:
+            last, images_before = row.image_id, images_before + 1
+            image = {
+                "id": int(row.image_id) if piece.totals.numbered else images_before,
+                "file_name": piece.run.file_name(row),
+                "height": record["height_px"],
+                "width": record["width_px"],
+            }
+            own = {} if piece.totals.numbered else {"image_id": row.image_id}
+            images.write((b",\n" if images_before > 1 else b"") + json.dumps(image | own).encode())
+        x0, y0, x1, y1 = row.box_xyxy
+        mask = _whole_mask(sample, record)
+        yield {
+            "image_id": int(row.image_id) if piece.totals.numbered else images_before,
+            "category_id": categories[row.noun],
+            "segmentation": {"size": [mask.height_px, mask.width_px], "counts": mask.counts.decode("ascii")},
+            "area": mask.area_px,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+            "score": row.score,
+            "similarity": row.similarity,
+            "margin": row.margin,
+            "caption": row.caption,
+            "key": row.key,
+        }
+
+
+def _whole_mask(sample: StoredSample, record: dict[str, Any]) -> Mask:
+    """The mask in the frame of the photograph."""
+    x0, y0, x1, y1 = sample.row.crop_xyxy
+    mask_HW = np.zeros((record["height_px"], record["width_px"]), np.uint8)
+    mask_HW[y0:y1, x0:x1] = decode_mask(sample)
+    return Mask.from_array(mask_HW)

@@ -1,0 +1,42 @@
+"""OVSeg's training data as its authors hand it to open_clip: a tab-separated table and one PNG a pair."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+
+from mining.exports.pictures import map_in_order
+from mining.exports.pieces import Ending, Folder, Piece
+from mining.exports.stored import StoredSample
+from mining.exports.tars import key_crop
+
+
+def write_ovseg(folder: Folder, piece: Piece) -> None:
+    """`SPLIT/00000/KEY.png`: keyed crops (see `key_crop`)."""
+
+    def keyed(sample: StoredSample) -> tuple[str, bytes]:
+        return sample.row.key, key_crop(sample, piece.pictures)
+
+    for key, png in map_in_order(keyed, piece.samples(), threads=piece.pictures.threads):
+        with folder.write(piece.split, piece.name, f"{key}.png") as file:
+            file.write(png)
+        piece.tick(1)
+
+
+def write_tables(folder: Folder, ending: Ending) -> None:
+    """`SPLIT.csv` with the columns `filepath` and `title`; paths begin with the prefix that was asked for."""
+    for split, pieces in ending.pieces.items():
+        folders = (f"{number:05d}" for number, samples in enumerate(pieces) for _ in range(samples))
+        with folder.write(f"{split}.csv") as file:
+            file.write(_lines([("filepath", "title")]))
+            for table in ending.tables(split):
+                pairs = zip(table["key"].to_pylist(), table["noun"].to_pylist(), strict=True)
+                places = ((posixpath.join(ending.csv_prefix, split, next(folders), f"{k}.png"), n) for k, n in pairs)
+                file.write(_lines(list(places)))
+
+
+def _lines(rows: list[tuple[str, str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,92 @@
+"""What every export is made of: pieces, each some samples of a split that become a file or a few, whole or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+import pyarrow as pa
+
+from mining.exports.pictures import Pictures
+from mining.exports.stored import StoredSample
+from schemas.rows import SampleRow
+from schemas.sample import ImageFormat
+from schemas.tables import from_table
+
+Tick = Callable[[int], None]
+
+
+class Folder(Protocol):
+    """Where an export goes: a file appears when the block ends well, and not at all otherwise."""
+
+    def write(self, *names: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file for writing, below the export's folder."""
+
+
+class Run(Protocol):
+    """The run that is exported."""
+
+    def read(self, row: SampleRow) -> StoredSample:
+        """The sample of a row; its shard is checked before anything of it is used. Raises IncompleteError."""
+
+    def file_name(self, row: SampleRow) -> str:
+        """The name of the photograph that a sample is from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the filters let through: counts for each split, in the order of the splits, and the nouns, sorted.
+
+    `numbered` says whether every image id is a number, so that it can stand as one.
+    """
+
+    samples: dict[str, int]
+    images: dict[str, int]
+    nouns: tuple[str, ...]
+    numbered: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some samples of a split, as tables of the index with a column `split`; read them once, in order.
+
+    Piece `number` of `of`; `tick` is called with the number of samples that are done.
+    """
+
+    split: str
+    number: int
+    of: int
+    tables: Iterator[pa.Table]
+    run: Run
+    pictures: Pictures
+    totals: Totals
+    tick: Tick
+
+    def rows(self) -> Iterator[SampleRow]:
+        """The samples' rows of the index."""
+        for table in self.tables:
+            yield from from_table(table.drop_columns(["split"]), SampleRow)
+
+    def samples(self) -> Iterator[StoredSample]:
+        """The samples, read from the run's shards."""
+        return map(self.run.read, self.rows())
+
+    @property
+    def name(self) -> str:
+        """`00017`."""
+        return f"{self.number:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What an export is finished with: the samples of each piece of each split, and the index of a split once more.
+
+    `image_format` is that of the pictures.
+    """
+
+    pieces: dict[str, list[int]]
+    image_format: ImageFormat
+    tables: Callable[[str], Iterator[pa.Table]]
+    csv_prefix: str

@@ -1,0 +1,124 @@
+"""The set in Croissant 1.1, the metadata that data catalogues and loaders of several frameworks read.
+
+The tars and their indexes are files with sizes and checksums; the records are those of the indexes, a row a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mining.licences import strictest
+from schemas.manifest import Manifest
+from schemas.rows import SampleRow
+from schemas.tables import arrow_schema
+
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    **{name: f"cr:{name}" for name in ("arrayShape", "citeAs", "column", "containedIn", "equivalentProperty")},
+    **{name: f"cr:{name}" for name in ("extract", "field", "fileProperty", "fileObject", "fileSet", "format")},
+    **{name: f"cr:{name}" for name in ("includes", "isArray", "isLiveDataset", "jsonPath", "key", "md5")},
+    **{name: f"cr:{name}" for name in ("parentField", "path", "recordSet", "references", "regex", "repeated")},
+    **{name: f"cr:{name}" for name in ("replace", "samplingRate", "separator", "source", "subField", "transform")},
+    **{name: {"@id": f"cr:{name}", "@type": "@json"} for name in ("data", "examples")},
+    **{name: {"@container": "@language"} for name in ("description", "name")},
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "prov": "http://www.w3.org/ns/prov#",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+}
+_TYPES = {"string": "sc:Text", "int64": "sc:Integer", "double": "sc:Float"}
+_WORDS = {
+    "key": "the key of the sample in its shard",
+    "noun": "the noun that names the mask",
+    "similarity": "cosine of the CLIP embeddings of noun and region",
+    "margin": "similarity less that of the noun's best other region",
+    "source": "the caption source",
+    "shard": "the tar that holds crop, mask, noun and record of the pair",
+    "offset": "where the sample begins in the tar, in bytes",
+}
+
+
+def describe_run(manifest: Manifest) -> dict[str, Any]:
+    """The content of `croissant.json` for a run; without times, so the same run gives the same file."""
+    totals = manifest.totals
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.1",
+        "name": "mask-noun-pairs",
+        "description": (
+            f"{totals.samples} pairs of a mask and the noun that names it, from {totals.with_pairs} captioned images, "
+            f"made by maskmine {manifest.libraries.get('maskmine', '')}".strip()
+        ),
+        "license": _licence_urls(manifest.licences),
+        "version": f"1.0.0+{manifest.fingerprint[:12]}",
+        "rai:dataCollection": "Captioned images; nouns by a parser, masks by a segmentation model, pairs by CLIP.",
+        "rai:machineAnnotationTools": [f"{m.role}: {m.name} ({m.licence}, {m.sha256})" for m in manifest.models],
+        "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `margin` and `similarity`.",
+        "distribution": [*_files(manifest), _file_set()],
+        "recordSet": [_records()],
+    }
+
+
+def _licence_urls(licences: Iterable[str]) -> list[str]:
+    """Addresses of SPDX licences, one for each of the set; a set of parts that are unknown says so."""
+    known = sorted({licence for licence in licences if licence != "unknown"})
+    urls = [f"https://spdx.org/licenses/{licence}" for licence in known]
+    return urls if strictest(list(licences)) != "other" or urls else ["unknown"]
+
+
+def _files(manifest: Manifest) -> Iterable[dict[str, Any]]:
+    for shard in manifest.shards:
+        index = shard.name.replace(".tar", ".parquet")
+        yield _file(shard.name, "application/x-tar", shard.sha256) | {"contentSize": f"{shard.size_bytes} B"}
+        yield _file(index, "application/x-parquet", shard.index_sha256)
+
+
+def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": f"shards/{name}",
+        "name": name,
+        "contentUrl": f"shards/{name}",
+        "encodingFormat": kind,
+        "sha256": sha256,
+    }
+
+
+def _file_set() -> dict[str, Any]:
+    return {
+        "@type": "cr:FileSet",
+        "@id": "indexes",
+        "name": "indexes",
+        "description": "the index of each shard, a row a pair",
+        "encodingFormat": "application/x-parquet",
+        "includes": "shards/*.parquet",
+    }
+
+
+def _records() -> dict[str, Any]:
+    scalars = [field for field in arrow_schema(SampleRow) if str(field.type) in _TYPES]
+    fields = [
+        {
+            "@type": "cr:Field",
+            "@id": f"pairs/{field.name}",
+            "name": field.name,
+            "description": _WORDS.get(field.name, field.name),
+            "dataType": _TYPES[str(field.type)],
+            "source": {"fileSet": {"@id": "indexes"}, "extract": {"column": field.name}},
+        }
+        for field in scalars
+    ]
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "pairs",
+        "name": "pairs",
+        "description": "the pairs, without pictures",
+        "key": {"@id": "pairs/key"},
+        "field": fields,
+    }
