@@ -3,6 +3,9 @@
 OVSeg (§3.2) takes every noun of a caption as a class, without list, filter or lemma; that is the default here. A noun
 is a token that the tagger gives a Penn noun tag. Only tokenizer, tok2vec and tagger run on the captions; the lemmatizer
 runs once for each new word. No parser, no entities: neither says which tokens are nouns.
+
+Pipelines of other languages, or with other tags, run whole but for what no unit needs: there a noun is a token whose
+part of speech is NOUN or PROPN. Units larger than a noun are in `mining/text_units.py`.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import importlib.util
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from mining.text_units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line
 from mining.weights import licence_of
 from schemas.errors import InputError
 from schemas.models import ModelRecord
@@ -28,15 +32,27 @@ from schemas.settings import Settings
 
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 
-_NOT_VISUAL = Path(__file__).with_name("data") / "not_visual.txt"
+_LISTS = {name: Path(__file__).with_name("data") / f"{name}.txt" for name in ("not_visual", "people_policy")}
 _LEMMA_COMPONENTS = ("attribute_ruler", "lemmatizer")
+# Parts of a pipeline that say nothing of nouns, in whatever language.
+_NEVER_USED = {
+    "ner",
+    "entity_linker",
+    "entity_ruler",
+    "senter",
+    "spancat",
+    "span_ruler",
+    "textcat",
+    "textcat_multilabel",
+}
+_ADJECTIVE_TAGS = {"JJ", "JJR", "JJS"}
+_LEADING_TAGS = {"DT", "PDT", "PRP", "PRP$", "WDT", "WP$", "CC", "IN"}
+_LEADING_POS = {"DET", "PRON", "ADP", "CCONJ"}
 _PACKAGE_NAME = re.compile(r"[a-z]{2,3}_\w+", re.ASCII)
 _LEMMAS_KEPT = 1 << 16
 _WORDS_KEPT = 20_000
 # A batch's arrays grow with its tokens (some 5 kB each), so long captions close a batch before `batch_size` does.
 _MAX_BATCH_CHARS = 1 << 16
-# Between the words of a compound: white space, or a hyphen that touches both ("t-shirt").
-_JOINT = re.compile(r"\s*|-")
 # What the tagger shall not see, one character for one so that positions hold: controls, zero-width and direction marks
 # become spaces; halves of surrogate pairs, which cannot be encoded, become the mark of undecodable text.
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
@@ -47,26 +63,22 @@ _REPLACED = {
 }
 
 
-class Mention(NamedTuple):
-    """A noun as the tagger found it: characters `[start, end)` of its caption, and the lemma in lower case."""
-
-    start: int
-    end: int
-    lemma: str
-
-
 class Nouns(Settings):
     """Which pipeline finds the nouns, and which of them are kept.
 
-    `model`: an installed spaCy package or the folder of a pipeline; English, with a Penn tagger and a lemmatizer.
-    `compounds`: adjacent nouns are one noun ("fire hydrant"), instead of one each. `skip_words`: nouns to leave out, as
-    `none`, `not_visual` (the shipped `mining/data/not_visual.txt`), the path of such a list, or the words themselves.
+    `model`: an installed spaCy package or the folder of a pipeline, of any language. `unit`: what is paired with a
+    mask: the `noun`; the noun with the `adjectives` beside it; the noun `chunk` without its article, by the parser; or
+    a `referring` expression, which is a chunk with the prepositional phrases that follow it. `compounds`: adjacent
+    nouns are one noun ("fire hydrant"), instead of one each; in larger units they always are. `skip_words`: nouns to
+    leave out, as `none`, a shipped list (`not_visual`, `people_policy`; see `mining/data`), the path of such a list, or
+    several words, among which names of shipped lists stand for what is in them.
     Captions of more than `max_caption_chars` characters are not read (the tokenizer takes the square of the length on
     runs of symbols: one second for 2,000 of them). `batch_size`: captions that are tagged at once; it changes speed and
     memory, not the nouns.
     """
 
     model: Annotated[str, Field(min_length=1)] = "en_core_web_sm"
+    unit: Unit = "noun"
     compounds: bool = False
     skip_words: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False)] = "none"
     max_caption_chars: Annotated[int, Field(ge=1, le=10_000)] = 2000
@@ -78,17 +90,18 @@ class Nouns(Settings):
         Raises InputError for a pipeline or word list that is absent or unfit.
         """
         skip_words = load_skip_words(self.skip_words)
-        nlp = _load_tagger(self.model)
+        nlp = _load_tagger(self.model, self.unit)
         return functools.partial(
             find_nouns,
             tag=functools.partial(
                 _tag,
                 nlp=nlp,
-                lemma_of=_open_lemmatizer(nlp),
+                unit=self.unit,
+                words=_open_words(nlp, penn=_is_penn(_read_meta(find_pipeline(self.model)))),
                 one_thread=_open_thread_limit(),
                 batch_size=self.batch_size,
             ),
-            compounds=self.compounds,
+            compounds=self.compounds and self.unit == "noun",
             skip_words=skip_words,
             max_caption_chars=self.max_caption_chars,
         )
@@ -101,7 +114,7 @@ class Nouns(Settings):
         return ModelRecord(
             role="nouns",
             name=f"{name} {meta['version']}",
-            sha256=_pipeline_sha256(folder),
+            sha256=_pipeline_sha256(folder, self.unit),
             licence=meta.get("license") or licence_of(name),
         )
 
@@ -138,42 +151,29 @@ def find_nouns(
     return result
 
 
-def join_compounds(mentions: Sequence[Mention], *, caption: str) -> list[Mention]:
-    """Every longest run of nouns with nothing but space, or one hyphen, between them as one mention.
-
-    The lemma is the run with its last word replaced by that word's lemma: "fire hydrants" has "fire hydrant".
-    """
-    runs: list[list[Mention]] = []
-    for mention in mentions:
-        if runs and _JOINT.fullmatch(caption, runs[-1][-1].end, mention.start):
-            runs[-1].append(mention)
-        else:
-            runs.append([mention])
-    return [
-        Mention(run[0].start, run[-1].end, _one_line(caption[run[0].start : run[-1].start] + run[-1].lemma))
-        for run in runs
-    ]
-
-
 def load_skip_words(choice: str | tuple[str, ...]) -> frozenset[str]:
     """The words, in lower case, that `Nouns.skip_words` stands for; `#` starts a comment in a list.
 
     Raises InputError when the list cannot be read. A run's plan should hold these words, not only the list's name.
     """
     if not isinstance(choice, str):
-        return frozenset(_one_line(word) for word in choice if word.strip())
+        listed = [_read_list(str(_LISTS[word])) if word in _LISTS else (one_line(word),) for word in choice]
+        return frozenset(word for words in listed for word in words if word)
     if choice == "none":
         return frozenset()
-    path = _NOT_VISUAL if choice == "not_visual" else Path(choice)
+    return frozenset(_read_list(str(_LISTS.get(choice, choice))))
+
+
+def _read_list(path: str) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"nouns.skip_words: `{choice}` cannot be read as a list ({type(error).__name__}); use none, not_visual, "
-            "the words themselves, or the path of a UTF-8 text file with one word a line"
+            f"nouns.skip_words: `{path}` cannot be read as a list ({type(error).__name__}); use none, "
+            f"{', '.join(_LISTS)}, the words themselves, or the path of a UTF-8 text file with one word a line"
         ) from error
-    words = (_one_line(line.partition("#")[0]) for line in lines)
-    return frozenset(word for word in words if word)
+    words = (one_line(line.partition("#")[0]) for line in lines)
+    return [word for word in words if word]
 
 
 def find_pipeline(model: str) -> Path:
@@ -213,7 +213,7 @@ def _fault(caption: str, *, max_chars: int) -> str | None:
 
 
 def _noun(mention: Mention, *, caption: str, index: int) -> Noun:
-    text = _one_line(caption[mention.start : mention.end])
+    text = one_line(caption[mention.start : mention.end])
     return Noun(text=text, lemma=mention.lemma, caption=index, start=mention.start, end=mention.end)
 
 
@@ -243,15 +243,12 @@ def _counted(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).lower()
-
-
 def _tag(
     captions: Sequence[str],
     *,
     nlp: Any,
-    lemma_of: Callable[[str, str], str | None],
+    unit: Unit,
+    words: Words,
     one_thread: Callable[[], contextlib.AbstractContextManager[object]],
     batch_size: int,
 ) -> list[list[Mention]]:
@@ -265,7 +262,7 @@ def _tag(
         zone = nlp.memory_zone() if len(nlp.vocab) >= _WORDS_KEPT else contextlib.nullcontext()
         with zone, one_thread():
             docs = nlp.pipe([caption.translate(_REPLACED) for caption in batch], batch_size=len(batch))
-            mentions += [_mentions(doc, lemma_of=lemma_of) for doc in docs]
+            mentions += [find_mentions(doc, unit=unit, words=words) for doc in docs]
     return mentions
 
 
@@ -282,41 +279,79 @@ def _batches(captions: Sequence[str], *, batch_size: int) -> Iterator[list[str]]
         yield batch
 
 
-def _mentions(doc: Any, *, lemma_of: Callable[[str, str], str | None]) -> list[Mention]:
-    return [
-        Mention(token.idx, token.idx + len(token), lemma)
-        for token in doc
-        if token.tag_ in NOUN_TAGS and (lemma := lemma_of(token.text, token.tag_)) is not None
-    ]
+def _load_tagger(model: str, unit: Unit) -> Any:
+    """The pipeline with what the step needs.
 
-
-def _load_tagger(model: str) -> Any:
-    """The pipeline with what the step needs; the components for lemmas are loaded but do not run on captions."""
+    Of an English one with a Penn tagger, the components for lemmas are loaded but do not run on captions.
+    """
     import spacy
 
     folder = find_pipeline(model)
-    _, unused = _split_components(folder)
-    unfit = InputError(
-        f"nouns.model: `{model}` is no English pipeline with a Penn tagger (NN, NNS, NNP, NNPS) and a lemmatizer by "
-        "rules or tables; use en_core_web_sm, _md or _lg"
-    )
+    penn = _is_penn(_read_meta(folder))
+    _, unused = _split_components(folder, unit)
+    idle = [name for name in _LEMMA_COMPONENTS if not (unit in PARSED and name == "attribute_ruler")] if penn else []
     try:
-        nlp: Any = spacy.load(folder, exclude=unused, disable=list(_LEMMA_COMPONENTS))
+        nlp: Any = spacy.load(folder, exclude=unused, disable=idle)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"nouns.model: `{model}` cannot be loaded ({reason}); install it again") from error
-    if nlp.lang != "en" or not {"tagger", *_LEMMA_COMPONENTS} <= set(nlp.component_names):
-        raise unfit
-    if not set(nlp.get_pipe("tagger").labels) >= NOUN_TAGS or not hasattr(nlp.get_pipe("lemmatizer"), "lemmatize"):
-        raise unfit
+    if not _tells_nouns(nlp, penn=penn):
+        raise InputError(
+            f"nouns.model: `{model}` does not tell which words are nouns: it needs a Penn tagger and a lemmatizer by "
+            "rules or tables (English), a morphologizer, or an attribute ruler that sets parts of speech; use "
+            "en_core_web_sm, or a pipeline such as de_core_news_sm"
+        )
+    if unit in PARSED and not ("parser" in nlp.component_names and "noun_chunks" in nlp.Defaults.syntax_iterators):
+        lacks = f"no noun chunks for `{nlp.lang}`" if "parser" in nlp.component_names else "no parser"
+        raise InputError(f"nouns.unit: `{unit}` needs more than `{model}` has ({lacks}); use noun or adjectives")
     _multiply_with_numpy(nlp)
     return nlp
+
+
+def _is_penn(meta: Mapping[str, Any]) -> bool:
+    """Whether a pipeline is English, with Penn's tags and lemmas that follow from word and tag alone."""
+    components = {*meta.get("pipeline", []), *meta.get("disabled", [])}
+    tags = set(meta.get("labels", {}).get("tagger", []))
+    return meta["lang"] == "en" and tags >= NOUN_TAGS and components >= {"tagger", *_LEMMA_COMPONENTS}
+
+
+def _tells_nouns(nlp: Any, *, penn: bool) -> bool:
+    names = set(nlp.component_names)
+    if penn:
+        return hasattr(nlp.get_pipe("lemmatizer"), "lemmatize")
+    return "morphologizer" in names or ("attribute_ruler" in names and bool(nlp.get_pipe("attribute_ruler").patterns))
+
+
+def _open_words(nlp: Any, *, penn: bool) -> Words:
+    """How this pipeline tells words apart: by Penn's tags, or by parts of speech."""
+    if penn:
+        lemma_of = _open_lemmatizer(nlp)
+        return Words(
+            is_noun=lambda token: token.tag_ in NOUN_TAGS,
+            is_adjective=lambda token: token.tag_ in _ADJECTIVE_TAGS,
+            is_leading=lambda token: token.tag_ in _LEADING_TAGS,
+            lemma_of=lambda token: lemma_of(token.text, token.tag_),
+            adjectives_follow=False,
+        )
+    return Words(
+        is_noun=lambda token: token.pos_ in ("NOUN", "PROPN"),
+        is_adjective=lambda token: token.pos_ == "ADJ",
+        is_leading=lambda token: token.pos_ in _LEADING_POS,
+        lemma_of=lambda token: str(token.lemma_ or token.text).lower() if _is_word(token.text) else None,
+        adjectives_follow=nlp.lang != "en",
+    )
+
+
+def _is_word(text: str) -> bool:
+    """Not for what is nothing but digits and signs, or was undecodable."""
+    return _UNREADABLE not in text and any(character.isalpha() for character in text)
 
 
 def _multiply_with_numpy(nlp: Any) -> None:
     """Let this pipeline's layers use NumPy's BLAS, several times faster than the one that thinc brings."""
     for _, component in nlp.pipeline:
-        for layer in component.model.walk():
+        model = getattr(component, "model", None)  # rules have none
+        for layer in model.walk() if model is not None else ():
             if layer.ops.name == "numpy":  # not on Apple's or a GPU's own operations
                 layer.ops = type(layer.ops)(use_blis=False)
 
@@ -342,7 +377,7 @@ def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str | None]:
 
     @functools.lru_cache(maxsize=_LEMMAS_KEPT)
     def lemma_of(word: str, tag: str) -> str | None:
-        if _UNREADABLE in word or not any(character.isalpha() for character in word):
+        if not _is_word(word):
             return None
         doc = lemmatizer(ruler(Doc(nlp.vocab, words=[word], tags=[tag])))
         lemmatizer.cache.clear()  # it has no bound
@@ -351,12 +386,16 @@ def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str | None]:
     return lemma_of
 
 
-def _split_components(folder: Path) -> tuple[list[str], list[str]]:
+def _split_components(folder: Path, unit: Unit) -> tuple[list[str], list[str]]:
     """Names of the components that the step uses (what precedes the tagger feeds it), and of the others."""
     meta = _read_meta(folder)
     names = [*meta.get("pipeline", []), *meta.get("disabled", [])]
-    used = names[: names.index("tagger") + 1] if "tagger" in names else []
-    used += [name for name in _LEMMA_COMPONENTS if name in names and name not in used]
+    parser = ["parser"] if unit in PARSED and "parser" in names else []
+    if _is_penn(meta):
+        fed = names[: names.index("tagger") + 1]
+        used = [*fed, *(name for name in (*parser, *_LEMMA_COMPONENTS) if name not in fed)]
+    else:
+        used = [name for name in names if name not in _NEVER_USED and (name != "parser" or parser)]
     return used, [name for name in names if name not in used]
 
 
@@ -371,8 +410,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _pipeline_sha256(folder: Path) -> str:
-    used, _ = _split_components(folder)
+def _pipeline_sha256(folder: Path, unit: Unit) -> str:
+    used, _ = _split_components(folder, unit)
     files = [folder / "tokenizer", *(file for name in ("vocab", *used) for file in (folder / name).rglob("*"))]
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):

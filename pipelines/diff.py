@@ -1,0 +1,276 @@
+"""What changed from one finished run to another: pairs kept, gained and lost, nouns new and gone, scores moved.
+
+A pair is the same in both when image, noun and mask are: the mask by its box and its area, as keys differ when an image
+has other nouns. Memory is bounded, whatever the number of pairs.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mining.query import query_cells
+from pipelines.charts import Histogram, histogram_svg
+from pipelines.evaluation_report import claim_folder
+from pipelines.report import render_page
+from pipelines.report_pictures import make_cards, sample_row
+from pipelines.run_folder import RunFolder
+from pipelines.verify import read_complete
+from schemas.errors import InputError
+from schemas.manifest import Manifest
+from schemas.rows import SampleRow
+
+_NAMED, _CARDS, _CARD_BYTES = 20, 12, 1_500_000
+_BINS = 40
+_SHOWN_NOUNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two runs: its folder's name, what it holds."""
+
+    name: str
+    fingerprint: str
+    pairs: int
+    nouns: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How a score moved among the kept pairs: `changed` of them, and quantiles of new minus old."""
+
+    score: str
+    changed: int
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The difference. `moved` of the gained pairs are nouns that took another mask of their image.
+
+    Medians are those of the similarity, None where there is none; `new_nouns` and `gone_nouns` are the first of them
+    with their pairs. Images are those with pairs.
+    """
+
+    old: Side
+    new: Side
+    kept: int
+    gained: int
+    lost: int
+    moved: int
+    images_gained: int
+    images_lost: int
+    nouns_new: int
+    nouns_gone: int
+    new_nouns: tuple[tuple[str, int], ...]
+    gone_nouns: tuple[tuple[str, int], ...]
+    medians: dict[str, float | None]
+    shifts: tuple[Shift, ...]
+    shift_histogram: Histogram | None
+    gained_samples: tuple[SampleRow, ...]
+    lost_samples: tuple[SampleRow, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json`: the same runs, the same values."""
+        left_out = ("gained_samples", "lost_samples", "shift_histogram")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def compare_runs(old: RunFolder, new: RunFolder, *, memory_limit: str = "1GB") -> Diff:
+    """Compare two finished runs by their indexes. Raises IncompleteError when one is not finished."""
+    sides: list[Side] = []
+    indexes: list[list[str]] = []
+    for run in (old, new):
+        manifest, plan = read_complete(run)
+        sides.append(_side(run, manifest))
+        indexes.append([run.cell_path("shards", part) for part in range(plan.parts)])
+    with query_cells([*indexes[0], *indexes[1]], memory_limit=memory_limit) as (db, cells):
+        _join(db, cells[: len(indexes[0])], cells[len(indexes[0]) :])
+        kept, gained, lost = db.execute(
+            "SELECT count(*) FILTER (state = 'kept'), count(*) FILTER (state = 'gained'), count(*) FILTER"
+            " (state = 'lost') FROM pair"
+        ).fetchone()
+        (moved,) = db.execute(
+            "SELECT count(*) FROM (SELECT * FROM pair WHERE state = 'gained') SEMI JOIN"
+            " (SELECT * FROM pair WHERE state = 'lost') USING (image_id, noun)"
+        ).fetchone()
+        images_gained, images_lost = _images(db)
+        nouns_new, new_nouns = _nouns(db, "gained")
+        nouns_gone, gone_nouns = _nouns(db, "lost")
+        return Diff(
+            old=sides[0],
+            new=sides[1],
+            kept=kept,
+            gained=gained,
+            lost=lost,
+            moved=moved,
+            images_gained=images_gained,
+            images_lost=images_lost,
+            nouns_new=nouns_new,
+            nouns_gone=nouns_gone,
+            new_nouns=new_nouns,
+            gone_nouns=gone_nouns,
+            medians=_medians(db),
+            shifts=tuple(shift for score in ("similarity", "margin") if (shift := _shift(db, score))),
+            shift_histogram=_histogram(db),
+            gained_samples=_samples(db, "new", "gained"),
+            lost_samples=_samples(db, "old", "lost"),
+        )
+
+
+def render_diff(diff: Diff) -> RenderableType:
+    """The difference as tables for a terminal."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", diff.old.name, diff.new.name, "change"):
+        table.add_column(name, justify="right" if name else "left")
+    for what in ("pairs", "nouns", "images"):
+        old, new = getattr(diff.old, what), getattr(diff.new, what)
+        named = "images with pairs" if what == "images" else what
+        table.add_row(named, f"{old:,}", f"{new:,}", f"{new - old:+,}")
+    pairs = Table(box=None, pad_edge=False)
+    for name in ("pairs", "count", "median similarity"):
+        pairs.add_column(name, justify="left" if name == "pairs" else "right")
+    for state, count in (("kept", diff.kept), ("gained", diff.gained), ("lost", diff.lost)):
+        median = diff.medians[state]
+        pairs.add_row(state, f"{count:,}", "–" if median is None else f"{median:.3f}")
+        if state == "gained" and diff.moved:
+            pairs.add_row("  another mask for the same noun", f"{diff.moved:,}")
+    lines = [
+        Text(f"{diff.images_gained:,} images have pairs now that had none, {diff.images_lost:,} have none any more"),
+        *_noun_line("new", diff.nouns_new, diff.new_nouns),
+        *_noun_line("gone", diff.nouns_gone, diff.gone_nouns),
+        *(Text(shift_words(shift, diff.kept)) for shift in diff.shifts),
+    ]
+    return Group(table, Text(), pairs, Text(), *lines)
+
+
+def write_diff(diff: Diff, old: RunFolder, new: RunFolder, *, to: Path) -> None:
+    """Write the difference as a page that needs nothing else. Raises InputError when it cannot be written."""
+    for run in (old, new):
+        claim_folder(to.parent, run=run)
+    histogram = diff.shift_histogram
+    page = render_page(
+        "diff.html.j2",
+        diff=diff,
+        shift_words=shift_words,
+        shift=Markup(histogram_svg(histogram, of="similarity, new minus old")) if histogram else None,
+        gained=make_cards(new, diff.gained_samples, most_bytes=_CARD_BYTES),
+        lost=make_cards(old, diff.lost_samples, most_bytes=_CARD_BYTES),
+    )
+    try:
+        to.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written ({error.strerror}); give another path") from error
+
+
+def shift_words(shift: Shift, kept: int) -> str:
+    """A shift in words."""
+    if not shift.changed:
+        return f"{shift.score}: the same in all {kept:,} kept pairs"
+    return (
+        f"{shift.score}: another in {shift.changed:,} of {kept:,} kept pairs; new minus old has the median"
+        f" {shift.median:+.4f}, and nine tenths are from {shift.low:+.4f} to {shift.high:+.4f}"
+    )
+
+
+def _side(run: RunFolder, manifest: Manifest) -> Side:
+    totals = manifest.totals
+    name = posixpath.basename(run.root.rstrip("/"))
+    return Side(name, manifest.fingerprint, totals.samples, totals.nouns, totals.with_pairs)
+
+
+def _join(db: Any, old: list[str], new: list[str]) -> None:
+    """Views `old` and `new` of the indexes, and a table `pair` with a row for each pair of either."""
+    for name, cells in (("old", old), ("new", new)):
+        quoted = ", ".join("'" + cell.replace("'", "''") + "'" for cell in cells)
+        db.execute(f"CREATE TEMP VIEW {name}_index AS SELECT * FROM read_parquet([{quoted}])")
+        # a noun may have several masks with one box and area, which are then told apart by their order
+        db.execute(
+            f"CREATE TEMP VIEW {name}_pair AS SELECT key, image_id, noun, box_xyxy, area_px, similarity, margin,"
+            " row_number() OVER (PARTITION BY image_id, noun, box_xyxy, area_px ORDER BY key) AS turn"
+            f" FROM {name}_index"
+        )
+    db.execute(
+        "CREATE TEMP TABLE pair AS SELECT image_id, noun, o.key AS old_key, n.key AS new_key,"
+        " o.similarity AS old_similarity, n.similarity AS new_similarity, o.margin AS old_margin,"
+        " n.margin AS new_margin,"
+        " CASE WHEN o.key IS NULL THEN 'gained' WHEN n.key IS NULL THEN 'lost' ELSE 'kept' END AS state"
+        " FROM old_pair o FULL JOIN new_pair n USING (image_id, noun, box_xyxy, area_px, turn)"
+    )
+
+
+def _images(db: Any) -> tuple[int, int]:
+    gained, lost = db.execute(
+        "SELECT count(*) FILTER (before = 0), count(*) FILTER (after = 0) FROM"
+        " (SELECT count(old_key) AS before, count(new_key) AS after FROM pair GROUP BY image_id)"
+    ).fetchone()
+    return gained, lost
+
+
+def _nouns(db: Any, state: str) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """How many nouns one run alone has, and the first of them by pairs."""
+    here, there = ("new_key", "old_key") if state == "gained" else ("old_key", "new_key")
+    of_one = f"SELECT noun, count({here}) AS pairs FROM pair GROUP BY noun HAVING count({there}) = 0"
+    (count,) = db.execute(f"SELECT count(*) FROM ({of_one})").fetchone()
+    named = db.execute(f"{of_one} ORDER BY pairs DESC, encode(noun) LIMIT {_NAMED}").fetchall()
+    return count, tuple(named)
+
+
+def _medians(db: Any) -> dict[str, float | None]:
+    found = db.execute(
+        "SELECT state, quantile_disc(coalesce(new_similarity, old_similarity), 0.5) FROM pair GROUP BY state"
+    ).fetchall()
+    medians = dict(found)
+    return {state: medians.get(state) for state in ("kept", "gained", "lost")}
+
+
+def _shift(db: Any, score: str) -> Shift | None:
+    moved = f"round(new_{score} - old_{score}, 6)"
+    changed, quantiles = db.execute(
+        f"SELECT count(*) FILTER ({moved} <> 0), quantile_disc({moved}, [0.05, 0.5, 0.95]) FROM pair"
+        f" WHERE {moved} IS NOT NULL"
+    ).fetchone()
+    return None if not quantiles else Shift(score, changed, *quantiles)
+
+
+def _histogram(db: Any) -> Histogram | None:
+    """Of the similarity's shift, where there is one."""
+    moved = "round(new_similarity - old_similarity, 6)"
+    (most,) = db.execute(f"SELECT max(abs({moved})) FROM pair").fetchone()
+    if not most:
+        return None
+    edges = tuple(round(-most + 2 * most * number / _BINS, 6) for number in range(_BINS + 1))
+    counts = dict(
+        db.execute(
+            f"SELECT least({_BINS - 1}, floor(({moved} + $most) / (2 * $most) * {_BINS})::BIGINT) AS bin, count(*)"
+            f" FROM pair WHERE {moved} IS NOT NULL GROUP BY bin",
+            {"most": most},
+        ).fetchall()
+    )
+    return Histogram(edges, tuple(counts.get(number, 0) for number in range(_BINS)))
+
+
+def _samples(db: Any, side: str, state: str) -> tuple[SampleRow, ...]:
+    """A random choice by the keys' hash, the same every time."""
+    found = db.execute(
+        f"SELECT i.* FROM {side}_index i JOIN (SELECT {side}_key AS key FROM pair WHERE state = '{state}'"
+        f" ORDER BY sha256({side}_key) LIMIT {_CARDS}) USING (key) ORDER BY sha256(key)"
+    )
+    names = [column[0] for column in found.description]
+    return tuple(sample_row(dict(zip(names, values, strict=True))) for values in found.fetchall())
+
+
+def _noun_line(word: str, count: int, named: tuple[tuple[str, int], ...]) -> list[Text]:
+    shown = ", ".join(f"{noun} ({pairs:,})" for noun, pairs in named[:_SHOWN_NOUNS])
+    rest = f" and {count - _SHOWN_NOUNS:,} more" if count > _SHOWN_NOUNS else ""
+    return [Text(f"{word} nouns: {count:,}{f', {shown}{rest}' if count else ''}")]

@@ -1,0 +1,88 @@
+"""The regions of an earlier run, for a run with other captions: rows by image, however the two runs were cut."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.run_folder import RunFolder
+from schemas.rows import RegionsRow
+from schemas.tables import arrow_schema
+
+RowsOf = Callable[[Sequence[str]], pa.Table]
+
+_AT_ONCE = 16
+_CELLS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run whose regions were made by the same settings. `fingerprint` is that of its cells of `regions`.
+
+    The first `given` of its `parts` were cut by a source, the others by the hash of the image ids. `manifest_sha256`
+    names what it holds.
+    """
+
+    run: RunFolder
+    fingerprint: str
+    parts: int
+    given: int
+    manifest_sha256: str
+
+    def open(self) -> RowsOf:
+        """A function from image ids to the rows that this run has of them, as a table of `RegionsRow`, in any order.
+
+        A cell or two are in memory at a time, and the ids of the images in parts that a source cut. Raises
+        IncompleteError when a cell is gone, or is made anew meanwhile.
+        """
+        part_of = self._open_parts()
+
+        @lru_cache(maxsize=_CELLS_KEPT)
+        def cell(part: int) -> pa.Table:
+            return self.run.read_table("regions", f"{part:05d}.parquet", fingerprint=self.fingerprint)
+
+        def rows_of(image_ids: Sequence[str]) -> pa.Table:
+            wanted = pa.array(image_ids, pa.string())
+            parts = sorted({part for part in map(part_of, image_ids) if part is not None})
+            found = (cell(part) for part in parts)
+            tables = [table.filter(pc.is_in(table["image_id"], value_set=wanted)) for table in found]
+            schema = arrow_schema(RegionsRow)
+            return pa.concat_tables([table.cast(schema) for table in tables]) if tables else schema.empty_table()
+
+        return rows_of
+
+    def _open_parts(self) -> Callable[[str], int | None]:
+        """A function from an image's id to the only part that can have it."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            cells = pool.map(self._image_ids, range(self.parts))
+            listed: dict[str, int] = {}
+            first: list[tuple[str, bytes]] = []
+            for part, image_ids in enumerate(cells):
+                if part < self.given:
+                    listed.update(dict.fromkeys(image_ids.to_pylist(), part))
+                elif len(image_ids):
+                    first.append(_place(image_ids[0].as_py()))
+
+        def part_of(image_id: str) -> int | None:
+            if image_id in listed:
+                return listed[image_id]
+            after = bisect_right(first, _place(image_id))
+            return self.given + after - 1 if after else None
+
+        return part_of
+
+    def _image_ids(self, part: int) -> pa.ChunkedArray:
+        return self.run.read_table("images", f"{part:05d}.parquet")["image_id"]
+
+
+def _place(image_id: str) -> tuple[str, bytes]:
+    """What the plan sorts images by."""
+    encoded = image_id.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(encoded).hexdigest()[:16], encoded

@@ -1,0 +1,224 @@
+"""A run that takes the regions of an earlier one: the same bytes as a full run, and no model sees a known image."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mining import nouns as nouns_step
+from mining import regions as regions_step
+from mining import vocabulary as vocabulary_step
+from mining.regions import Regions
+from pipelines.cli import run_app
+from pipelines.local import run_local
+from pipelines.mine import mine
+from pipelines.regenerate import differences, open_earlier
+from pipelines.run_folder import RunFolder
+from pipelines.settings import load_mining
+from pipelines.verify import read_manifest, verify_run
+from schemas.errors import IncompleteError, InputError
+from schemas.rows import RegionsRow
+from tests import toy
+from tests.test_clip import save_tiny_clip
+from tests.test_mine import Recorder, StopsAfter, hashes, run_toy, samples
+
+NEW_CAPTIONS = {15: "A disc, very round.", 18: "One square.", 11: "The disc."}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tagger() -> Iterator[None]:
+    """The runs of this file share spaCy's pipeline, which takes longer to load than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nouns_step, "_load_tagger", functools.cache(nouns_step._load_tagger))
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy world, with other captions beside it."""
+    world = toy.write_toy_world(tmp_path_factory.mktemp("regenerate"))
+    content = json.loads((world / "captions.json").read_text())
+    content["annotations"] = [
+        {"id": number, "image_id": number, "caption": text} for number, text in NEW_CAPTIONS.items()
+    ]
+    (world / "others.json").write_text(json.dumps(content))
+    return world
+
+
+@pytest.fixture(scope="module")
+def old(world: Path) -> RunFolder:
+    return run_toy(toy.write_config(world, out=world / "old"))[0]
+
+
+@pytest.fixture
+def config(world: Path, tmp_path: Path) -> Path:
+    """The configuration of a run with the other captions."""
+    captions = {"kind": "coco", "annotations": str(world / "others.json"), "images": str(world / "images")}
+    written = toy.write_config(world, out=tmp_path / "new", captions=captions)
+    return written.rename(tmp_path / "new.yaml")
+
+
+def regenerate(config: Path, old: RunFolder, *overrides: str, recorder: Recorder | None = None) -> RunFolder:
+    settings = load_mining(str(config), overrides=overrides)
+    earlier = open_earlier(old.root, settings)
+    mine(settings, engine=run_local, watch=recorder or Recorder(), earlier=earlier)
+    return RunFolder(settings.out)
+
+
+def data(run: RunFolder) -> dict[str, str]:
+    """The hashes of all but what tells of the other run."""
+    telling = {"manifest.json", "SHA256SUMS", "derived_from.json", "README.md", "croissant.json"}
+    return {name: digest for name, digest in hashes(run.root).items() if name not in telling}
+
+
+def test_new_captions_give_the_bytes_of_a_full_run_and_make_no_regions(
+    config: Path, old: RunFolder, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    new = regenerate(config, old, recorder=recorder)
+    assert recorder.steps == ["nouns", "vocabulary", "pairs", "shards"]
+    assert {(row.image_id, row.noun) for row in samples(new)} == {("11", "disc"), ("15", "disc"), ("18", "square")}
+    assert [str(problem) for problem in verify_run(new)] == []
+    full, _, _ = run_toy(config, f"out={tmp_path / 'full'}")
+    assert data(new) == data(full)
+    assert os.path.samefile(new.path("regions", "00000.parquet"), old.path("regions", "00000.parquet"))
+
+
+def test_the_manifest_says_where_the_regions_are_from(config: Path, old: RunFolder, tmp_path: Path) -> None:
+    new = regenerate(config, old)
+    derived = read_manifest(new).derived_from
+    assert derived is not None
+    assert derived.folder == "old"
+    assert derived.manifest_sha256 == hashes(old.root)["manifest.json"]
+    assert read_manifest(old).derived_from is None
+    before = hashes(new.root)
+    (tmp_path / "new/shards/00001.tar").unlink()
+    run_toy(config)  # mended without another look at the old run
+    assert hashes(new.root) == before
+    run_toy(config, "regions.keep.top=1")
+    assert read_manifest(new).derived_from is None, "these regions are its own"
+
+
+def test_a_run_that_was_stopped_goes_on(config: Path, old: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        regenerate(config, old, recorder=StopsAfter(2))
+    new = regenerate(config, old)
+    undisturbed = regenerate(config, old, f"out={tmp_path / 'undisturbed'}")
+    assert hashes(new.root) == hashes(undisturbed.root)
+
+
+@pytest.mark.parametrize("per_part", [2, 8])
+def test_only_new_images_are_looked_at_whatever_the_cut(
+    config: Path, old: RunFolder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_part: int
+) -> None:
+    content = json.loads((world / "others.json").read_text())
+    new_image = {**content["images"][0], "id": 99}
+    content["images"] = [*(image for image in content["images"] if image["id"] != 12), new_image]
+    content["annotations"].append({"id": 99, "image_id": 99, "caption": "A square."})
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    changes = [f"captions.annotations={tmp_path / 'changed.json'}", f"shards.images_per_part={per_part}"]
+    full, _, _ = run_toy(config, *changes, f"out={tmp_path / 'full'}")
+
+    seen: list[str] = []
+    find_batch = regions_step._find_batch
+
+    def finds(image_ids: Sequence[str], *args: Any, **options: Any) -> list[RegionsRow]:
+        seen.extend(image_ids)
+        return find_batch(image_ids, *args, **options)
+
+    monkeypatch.setattr(regions_step, "_find_batch", finds)
+    new = regenerate(config, old, *changes)
+    assert seen == ["99"]
+    assert data(new) == data(full)
+    assert "12" not in {row.image_id for row in all_regions(new)}
+
+
+def all_regions(run: RunFolder) -> list[RegionsRow]:
+    return [row for part in sorted(run.done("regions")) for row in rows_of(run, part)]
+
+
+def rows_of(run: RunFolder, part: int) -> list[RegionsRow]:
+    return run.read_rows("regions", f"{part:05d}.parquet", row_type=RegionsRow)
+
+
+def test_a_smaller_run_in_other_parts_loads_no_model(
+    config: Path, old: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Regions, "open", refuse)
+    settings = load_mining(str(config), overrides=["shards.images_per_part=2"])
+    mine(settings, engine=run_local, watch=Recorder(), limit=5, earlier=open_earlier(old.root, settings))
+    found = {row.image_id: row for row in all_regions(RunFolder(settings.out))}
+    assert len(found) == 5
+    assert found == {row.image_id: row for row in all_regions(old) if row.image_id in found}
+
+
+def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = {
+        "proposals": {"kind": "ground_truth", "annotations": str(world / "instances.json")},
+        "keep": {"min_area_px": 1},
+        "clip": {"model": str(save_tiny_clip(tmp_path / "clip"))},
+        "device": "cpu",
+    }
+    clip = {"regions": regions, "pairs": {"rule": "best_region_per_noun"}, "vocabulary": {"templates": "raw"}}
+    old, _, _ = run_toy(toy.write_config(world, out=tmp_path / "old", **clip), "captions.per_image=1")
+    config = toy.write_config(world, out=tmp_path / "new", **clip)
+    embed = vocabulary_step._embed_nouns
+    embedded: list[str] = []
+
+    def embeds(nouns: Sequence[str], **options: Any) -> Any:
+        embedded.extend(nouns)
+        return embed(nouns, **options)
+
+    monkeypatch.setattr(vocabulary_step, "_embed_nouns", embeds)
+    regenerate(config, old, "captions.per_image=all", "nouns.compounds=true", "nouns.skip_words=[square]")
+    assert embedded == []  # "bar" and "disc" are said again
+    regenerate(config, old, f"captions.annotations={world / 'others.json'}", f"out={tmp_path / 'b'}")
+    assert embedded == []
+    captions = json.loads((world / "others.json").read_text())
+    captions["annotations"][0]["caption"] = "A horse and a disc."
+    (tmp_path / "horse.json").write_text(json.dumps(captions))
+    regenerate(config, old, f"captions.annotations={tmp_path / 'horse.json'}", f"out={tmp_path / 'c'}")
+    assert embedded == ["horse"]
+
+
+def test_other_settings_of_the_regions_are_named(
+    config: Path, old: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["mine", str(config), "--regions", old.root, "--set", "regions.keep.top=7"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "were made by other settings (regions.keep.top: 100 there, 7 here)" in said
+    assert "\n" not in said
+    assert run_app(["mine", str(config), "--regions", old.root, "--set", "regions.batch_size=3"]) == 0
+
+
+def test_settings_that_one_side_lacks_are_differences() -> None:
+    there, here = {"a": {"b": 1, "c": None}}, {"a": {"b": 1, "d": 2}}
+    assert list(differences(there, here, place="x")) == [("x.a.c", "null", "absent"), ("x.a.d", "absent", "2")]
+    assert list(differences(there, there, place="x")) == []
+
+
+def test_a_run_that_cannot_give_regions_is_told_in_one_line(
+    config: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load_mining(str(config))
+    with pytest.raises(InputError, match="not a run folder"):
+        open_earlier(str(tmp_path), settings)
+    unfinished, _, _ = run_toy(toy.write_config(world, out=tmp_path / "unfinished"))
+    with pytest.raises(InputError, match="is the `out` of this run"):
+        open_earlier(unfinished.root, load_mining(str(config), overrides=[f"out={unfinished.root}"]))
+    os.unlink(unfinished.path("regions", "00001.parquet"))
+    with pytest.raises(IncompleteError, match="its regions are not complete; run `maskmine mine` there first"):
+        open_earlier(unfinished.root, settings)
+    os.unlink(unfinished.path("manifest.json"))
+    assert run_app(["mine", str(config), "--regions", unfinished.root]) == 4
+    assert run_app(["mine", str(config), "--regions", unfinished.root, "--dry-run"]) == 2
+    assert "give it without --regions" in capsys.readouterr().err

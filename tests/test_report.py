@@ -1,0 +1,255 @@
+"""The page of a run: its figures are those known by hand, it needs nothing else, and a browser can search in it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mining import nouns as nouns_step
+from mining.hygiene import caption_hygiene
+from pipelines.cli import run_app
+from pipelines.plan import read_plan
+from pipelines.report import Report, make_report, render_report
+from pipelines.run_folder import RunFolder
+from schemas.errors import IncompleteError, InputError
+from schemas.rows import CaptionsRow, ImageRow
+from tests import toy
+from tests.test_clip import save_tiny_clip
+from tests.test_demo_story import CHROMIUM, PHONE_PX, Page
+from tests.test_mine import run_toy, samples
+
+WICKED = '<b onload="x()">square</b> & a disc.'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tagger() -> Iterator[None]:
+    """The runs of this file share spaCy's pipeline, which takes longer to load than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nouns_step, "_load_tagger", functools.cache(nouns_step._load_tagger))
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy_world(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> RunFolder:
+    """A finished run with CLIP."""
+    regions: dict[str, Any] = {
+        "proposals": {"kind": "ground_truth", "annotations": str(world / "instances.json")},
+        "keep": {"min_area_px": 1},
+        "clip": {"model": str(save_tiny_clip(world / "clip"))},
+        "device": "cpu",
+    }
+    config = toy.write_config(world, regions=regions, pairs={"rule": "best_region_per_noun"})
+    return run_toy(config, "vocabulary.templates=raw", "pairs.min_count=1")[0]
+
+
+@pytest.fixture(scope="module")
+def report(run: RunFolder, world: Path) -> Report:
+    return make_report(run, truth=str(world / "instances.json"))
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> str:
+    return render_report(report)
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    read = Page(page)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(read.tags)
+    assert len(read.fetched) >= 10
+    assert all(one.startswith(("data:image/", "#")) for one in read.fetched)
+    assert not read.links
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_funnel_loses_images_where_they_were_rejected(report: Report, run: RunFolder) -> None:
+    grid = report.grid
+    # 15 and 18 say no noun, 16 has no region; CLIP finds a region for every noun, also for a zebra
+    assert (grid.images, grid.with_nouns, grid.with_regions, grid.with_pairs) == (8, 6, 5, 5)
+    assert grid.mentions == 11
+    assert grid.regions == 9
+    assert grid.pairs == len(samples(run)) == 9
+    assert {(reason.step, reason.reason): reason.images for reason in report.reasons} == {
+        ("nouns", "no_nouns"): 1,
+        ("nouns", "no_caption"): 1,
+        ("regions", "no_masks"): 1,
+    }
+    assert sum(report.grid.sizes.counts) == 9
+
+
+def test_masks_lie_where_the_shapes_are(report: Report, run: RunFolder) -> None:
+    """The bar is at the bottom, from left to right; nothing is at the upper right corner."""
+    heat = report.grid.heat_YX
+    boxes = [row.box_xyxy for row in samples(run)]
+    y_px, x_px = (19 + 0.5) / 24 * toy.HEIGHT_PX, (11 + 0.5) / 24 * toy.WIDTH_PX
+    assert heat[19][11] == sum(x0 <= x_px < x1 and y0 <= y_px < y1 for x0, y0, x1, y1 in boxes) > 0
+    assert heat[0][23] == 0
+
+
+def test_nouns_are_counted_by_their_pairs(report: Report, run: RunFolder) -> None:
+    nouns = [row.noun for row in samples(run)]
+    assert dict(report.nouns.known) == {noun: nouns.count(noun) for noun in nouns}
+    assert report.nouns.ranks[0] == (1, max(map(nouns.count, nouns)))
+    assert report.nouns.ranks[-1] == (len(set(nouns)), 1)
+    assert report.nouns.single == sum(nouns.count(noun) == 1 for noun in set(nouns))
+
+
+def test_scores_of_images_with_one_region_are_in_no_margin(report: Report, run: RunFolder) -> None:
+    assert report.scores
+    assert sum(report.scores.similarity.counts) == 9
+    several = [row for row in samples(run) if row.image_id in ("11", "13")]
+    assert report.scores.margin
+    assert sum(report.scores.margin.counts) == len(several) == 4
+    assert report.scores.alone == 5
+    best = [float(card.similarity) for card in report.best]
+    assert best == sorted(best, reverse=True)
+    assert [card.noun for card in report.worst] == [card.noun for card in reversed(report.best)] or len(best) > 12
+
+
+def test_the_page_tells_the_truth_where_there_is_one(report: Report, page: str, run: RunFolder) -> None:
+    assert report.evaluation
+    assert f"{report.evaluation.precision.value:.1%}" in Page(page).words
+    assert "Held against the truth" in page
+    assert "Held against the truth" not in render_report(replace(report, evaluation=None))
+
+
+def test_what_captions_say_is_text(report: Report) -> None:
+    card, reason = replace(report.search[0], after=WICKED), report.reasons[0]
+    example = replace(reason.examples[0], caption=WICKED, detail=WICKED)
+    wicked = replace(
+        report,
+        name=WICKED,
+        search=[card],
+        reasons=[replace(reason, examples=(example,))],
+        nouns=replace(report.nouns, known=(("</script><u>", 1),), rarest=((WICKED, 1),)),
+        hygiene=replace(report.hygiene, commonest=((WICKED, 2),)),
+    )
+    page = render_report(wicked)
+    assert "<b onload" not in page
+    assert "</script><u>" not in page
+    assert Page(page).words.count(WICKED) == 7
+
+
+def test_the_same_run_gives_the_same_bytes(run: RunFolder, world: Path, page: str) -> None:
+    assert render_report(make_report(run, truth=str(world / "instances.json"))) == page
+
+
+def test_a_page_is_no_larger_than_asked(run: RunFolder, report: Report) -> None:
+    few = make_report(run, samples=2)
+    assert len(few.search) == 2
+    assert len({card.noun for card in few.search}) == 2, "one of each noun comes first"
+    small = make_report(run, most_mb=0.41)
+    assert len(render_report(small).encode()) < 410_000
+    assert len(small.search) < len(report.search) == 9
+
+
+def test_a_run_without_clip_has_a_page_without_scores(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy.write_config(world, out=tmp_path / "run")
+    run, _, _ = run_toy(config)
+    report = make_report(run)
+    assert report.scores is None
+    assert not report.best
+    assert "neither best nor worst" in render_report(report)
+    what_is_not_finished_or_empty_is_told_in_one_line(run, config, tmp_path, capsys)
+
+
+def what_is_not_finished_or_empty_is_told_in_one_line(
+    run: RunFolder, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run/pairs/00001.parquet").rename(tmp_path / "away")
+    with pytest.raises(IncompleteError, match=r"not finished \(cells of pairs are missing\); run `maskmine mine`"):
+        make_report(run)
+    (tmp_path / "away").rename(tmp_path / "run/pairs/00001.parquet")
+    assert run_app(["report", run.root, "--to", str(tmp_path / "run/report.html")]) == 2
+    assert "is in the run's own folder" in capsys.readouterr().err
+    run_toy(config, "pairs.min_count=99")
+    with pytest.raises(InputError, match="there is no pair to report on; see `maskmine errors"):
+        make_report(run)
+    (tmp_path / "run/manifest.json").unlink()
+    assert run_app(["report", run.root, "--to", str(tmp_path / "page.html")]) == 4
+    assert "not finished (no manifest.json)" in capsys.readouterr().err
+
+
+def test_captions_are_told_apart_by_what_is_wrong_with_them(tmp_path: Path) -> None:
+    said = {
+        "a": ("A dog on a lawn.", "", "  "),
+        "b": ("img_001.jpg", "b"),
+        "c": ("See https://x.org for a dog", "stock photo of a dog", "<b>A</b> &amp; a dog", "Une bête dort là"),
+        "d": ("a dog on a lawn.", "dog " * 51),
+    }
+    run = RunFolder(str(tmp_path))
+    captions = [CaptionsRow(name, texts) for name, texts in said.items()]
+    images = [ImageRow("a", None), ImageRow("b", "/x/b.jpg"), ImageRow("c", "/x/c"), ImageRow("d", "/x/d.png")]
+    run.write_rows("captions.parquet", rows=captions, row_type=CaptionsRow, fingerprint="")
+    run.write_rows("images.parquet", rows=images, row_type=ImageRow, fingerprint="")
+    found = caption_hygiene([run.path("captions.parquet")], [run.path("images.parquet")])
+    assert found.captions == 11
+    assert found.faults == {
+        "empty": 2,
+        "fewer than 3 words": 2,
+        "more than 50 words": 1,
+        "only a file name": 2,
+        "with a web address": 1,
+        "with HTML": 1,
+        "with words of picture agencies": 1,
+        "with characters beyond ASCII": 1,
+    }
+    assert found.repeated == 2
+    assert found.commonest == (("a dog on a lawn.", 2),)
+
+
+def test_the_command_writes_a_page_of_every_finished_run(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "new" / "report.html"
+    assert run_app(["report", run.root, "--to", str(to), "--samples", "3"]) == 0
+    assert f"{to}: 9 pairs, 3 of them to look up" in capsys.readouterr().out
+    plan = read_plan(run)
+    assert plan is not None
+    assert to.read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_searches_and_nothing_runs_out_of_a_phones_screen(page: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(page, encoding="utf-8")
+    (tmp_path / "phone.html").write_text(
+        f'<iframe src="index.html" style="width: {PHONE_PX}px; height: 800px; border: 0"></iframe><p id="found"></p>'
+        "<script>onload = () => { const it = document.querySelector('iframe').contentDocument;"
+        "const field = it.getElementById('noun'); field.value = 'Zebr'; field.dispatchEvent(new Event('input'));"
+        "found.textContent = JSON.stringify({width: it.documentElement.scrollWidth,"
+        "told: it.getElementById('found').textContent,"
+        "shown: [...it.querySelectorAll('#search figure')].filter((one) => !one.hidden).map((one) => one.dataset.noun),"
+        "broken: [...it.images].filter((one) => one.complete && !one.naturalWidth).length}) }</script>"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    command = [str(CHROMIUM), *options, "--dump-dom", f"file://{tmp_path / 'phone.html'}"]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    match = re.search(r'id="found">(\{.*?\})<', dumped)
+    assert match
+    found = json.loads(match[1])
+    assert found["width"] <= PHONE_PX
+    assert found["shown"] == ["zebra"]
+    assert found["told"] == "Pairs in the set: zebra 1. Shown here: 1."
+    assert found["broken"] == 0
+    shot = tmp_path / "page.png"
+    sized = ["--window-size=1280,900", f"--screenshot={shot}", f"file://{tmp_path}/index.html"]
+    subprocess.run([str(CHROMIUM), *options, *sized], capture_output=True, timeout=60, check=True)
+    with Image.open(shot) as picture:
+        assert len(picture.convert("L").getcolors() or []) > 10  # not a blank page
