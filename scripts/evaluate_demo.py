@@ -29,15 +29,14 @@ from pipelines.run_folder import RunFolder
 from pipelines.settings import parse_mining
 from pipelines.tally import Tally
 from schemas.errors import IncompleteError, InputError
-from scripts.bottleneck import CHART_FILE, draw_bars
-from scripts.clip_accuracy import measure_clip, noun_embeddings
+from scripts.bottleneck import CHART_FILE, demo_bottleneck, write_chart
+from scripts.clip_accuracy import measure_clip
 from scripts.compare_rules import compare_rules
 from scripts.demo_seeds import check_held_out
 from scripts.demo_seen import seen_nouns
 from scripts.story_figures import MASKS, Figures, sections
-from scripts.story_maps import find_bottleneck
 from scripts.story_models import DemoModels, Masks, find_models, mine_world, open_towers
-from scripts.story_recall import mined_recall, regions_by_image
+from scripts.story_recall import mined_recall
 from scripts.story_tables import markdown_of
 from scripts.story_world import find_world, read_scenes, truth_of
 
@@ -99,8 +98,7 @@ def evaluate_demo(
     image, text = open_towers(models.clip_settings())
     accuracy = measure_clip(image, text, (scene for _, scene in read_scenes(world)))
     say("bottleneck …")
-    ordinary = regions_by_image(runs["maskformer"]) if "maskformer" in runs else None
-    bars = find_bottleneck(read_scenes(world), image=image, nouns_KD=noun_embeddings(text), ordinary=ordinary)
+    bars = demo_bottleneck(world, read_scenes(world), models=models)
     return Figures(
         seed=seed,
         scenes=scenes,
@@ -122,7 +120,7 @@ def write_figures(figures: Figures, folder: Path) -> None:
     title = f"# {figures.scenes:,} held-out scenes of seed {figures.seed}\n"
     parts = [f"## {title}\n\n{markdown_of(block)}" for title, block in sections(figures)]
     (folder / TABLES_FILE).write_text("\n".join([title, *parts]), encoding="utf-8")
-    draw_bars(figures.bars, folder / CHART_FILE)
+    write_chart(figures.bars, folder / CHART_FILE)
     if figures.pairs.curves:
         pairs = figures.pairs
         draw_curves(pairs.curves, folder / CURVES_FILE, precision=pairs.precision, truth=pairs.truth.name)

@@ -11,18 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from mining.precision import CurvePoint, ScoreName, Share
+from pipelines.bottleneck_report import render_bars
 from pipelines.evaluate_pairs import Evaluation
 from pipelines.evaluation_report import render_evaluation
 from schemas.errors import InputError
-from scripts.bottleneck import render_bars, verdict
 from scripts.clip_accuracy import CROWD, Accuracy, ClipAccuracy
 from scripts.compare_rules import PAPER, SCORES, Compared, render
 from scripts.demo_nouns import demo_nouns
 from scripts.measures import Measure
 from scripts.proposal_recall import ProposalRecall
-from scripts.story_maps import Bar
 from scripts.story_models import Masks
 from scripts.story_recall import MOST_PROPOSALS
+from tuning.bottleneck import Bar, verdict
 
 MASKS = {"maskformer": "MaskFormer's masks", "ground_truth": "true masks"}
 DRAWN_ONLY = "The CLIP of the demo world knows drawn objects only: photographs are matched by their labels, without it."

@@ -1,172 +1,213 @@
-"""The bottleneck analysis on scenes made by hand, with a CLIP whose every answer is known."""
+"""The bottleneck analysis on pictures made by hand, with proposals and a CLIP whose every answer is known."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
+from torch import Tensor
 
-from mining.embeddings import pack
-from mining.models.clip import ImageTower
-from mining.segmentation_scores import NOTHING
+from mining.models.ground_truth import GroundTruth
+from mining.proposals import LoadedImage, Proposals
+from mining.segmentation_scores import NOTHING, Labels
+from pipelines.bottleneck_report import draw_bars, render_bars
 from schemas.errors import InputError
-from schemas.mask import Mask
-from schemas.rows import Region, RegionsRow
-from scripts.bottleneck import draw_bars, main, render_bars, verdict
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import Scene
-from scripts.story_maps import CASES, Bar, Case, find_bottleneck, paint
+from schemas.rows import Rejection
+from scripts.bottleneck import main
+from tuning.bottleneck import (
+    CASES,
+    HARD,
+    MASKED,
+    ORDINARY,
+    SOFT,
+    UNMASKED,
+    Bar,
+    Case,
+    find_bottleneck,
+    oracle_votes,
+    verdict,
+)
+from tuning.segmenter import Look, Models, Segmenter
 
 HEIGHT_PX, WIDTH_PX = 8, 12
-NOUNS_KD = torch.eye(len(demo_nouns()))
 LEFT, RIGHT = slice(0, 4), slice(6, 12)  # columns: 32 and 48 pixels
-MASKED, UNMASKED = Case("oracle", "masked crops"), Case("oracle", "unmasked crops")
-ORDINARY, CLASSES, BOTH = Case("ordinary", "masked crops"), Case("ordinary", "oracle"), Case("oracle", "oracle")
+CLASSES = ("cat", "dog", "hat", "owl", "cup", "bus")
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Saw = Callable[[Tensor], int]
+"""What a CLIP takes a region for, by the pixels that it is shown, [P, 3]."""
 
 
-def columns(span: slice, rows: slice = slice(None)) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def columns(span: slice, rows: slice = slice(None)) -> Mask:
     mask_HW = np.zeros((HEIGHT_PX, WIDTH_PX), np.bool_)
     mask_HW[rows, span] = True
     return mask_HW
 
 
-def scene(*nouns: int) -> Scene:
-    """An object of the first noun on the left, and one of the second on the right."""
-    masks_NHW = np.stack([columns(LEFT), columns(RIGHT)])[: len(nouns)]
-    picture_HW3 = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
-    return Scene("", picture_HW3, tuple(demo_nouns()[noun] for noun in nouns), masks_NHW, ())
+def truth_of(*classes: int) -> Labels:
+    """The first class on the left, the second on the right, NOTHING between them."""
+    labels_HW = np.full((HEIGHT_PX, WIDTH_PX), NOTHING, np.int32)
+    for span, class_ in zip((LEFT, RIGHT), classes, strict=False):
+        labels_HW[:, span] = class_
+    return labels_HW
 
 
-def clip_that_says(*nouns: int) -> ImageTower:
-    """A CLIP that names one crop after another."""
-    answers: Iterator[int] = iter(nouns)
-
-    def embed(pixels_N3SS: torch.Tensor) -> torch.Tensor:
-        return NOUNS_KD[[next(answers) for _ in pixels_N3SS]]
-
-    return ImageTower(8, (0.5,) * 3, (0.5,) * 3, len(NOUNS_KD), 64, torch.device("cpu"), embed)
+def picture_of(truth_HW: Labels) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A picture whose pixels say their class by their red."""
+    return np.repeat(np.where(truth_HW == NOTHING, 255, truth_HW)[:, :, None], 3, axis=2).astype(np.uint8)
 
 
-def region(mask_HW: np.ndarray[Any, np.dtype[np.bool_]], says: int) -> Region:
-    mask = Mask.from_array(mask_HW)
-    return Region(mask, mask.box_xyxy, mask.area_px, 0.9, None, pack(NOUNS_KD[says].numpy()))
+def by_red(pixels_P3: Tensor) -> int:
+    return min(int(pixels_P3[:, 0].min()), len(CLASSES) - 1)
 
 
-def found(*regions: Region) -> dict[str, RegionsRow]:
-    return {"1": RegionsRow("1", "", HEIGHT_PX, WIDTH_PX, regions, None)}
+def models(saw: Saw, proposed: Sequence[Mask] | Rejection) -> Models:
+    def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+        for image in images:
+            if isinstance(proposed, Rejection):
+                yield proposed
+                continue
+            masks_NHW = torch.zeros(len(proposed), *image.rgb_3HW.shape[1:], dtype=torch.bool)
+            for number, mask_HW in enumerate(proposed):
+                masks_NHW[number] = torch.from_numpy(mask_HW)
+            yield Proposals(masks_NHW, torch.ones(len(proposed)), (None,) * len(proposed))
+
+    def regions(pictures: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+        return [
+            torch.eye(len(CLASSES))[[saw(rgb_3HW[:, mask_HW].T) for mask_HW in masks_NHW]]
+            for rgb_3HW, masks_NHW in zip(pictures, masks, strict=True)
+        ]
+
+    return Models(torch.device("cpu"), propose, Look(regions, lambda names: torch.eye(len(names))))
 
 
-def bars_of(bars: Sequence[Bar]) -> dict[Case, tuple[float | None, int]]:
-    return {bar.case: (bar.scores.mean_iou, bar.objects.count) for bar in bars}
+def analyse(
+    truth_HW: Labels, *proposed: Mask, saw: Saw = by_red, annotations: bool = False, rejected: Rejection | None = None
+) -> dict[Case, Any]:
+    """The mIoU and the share of right pixels of every case for one picture, as a pair."""
+    changes = {"proposals": GroundTruth(kind="ground_truth", annotations="none.json")} if annotations else {}
+    found = Segmenter(device="cpu").model_copy(update=changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Segmenter, "load", lambda self: models(saw, rejected or proposed))
+        bars = find_bottleneck([("1", picture_of(truth_HW), truth_HW)], settings=found, classes=CLASSES)
+    return {bar.case: (bar.scores.mean_iou, bar.scores.pixel_accuracy) for bar in bars}
 
 
-def analyse(*says: int, ordinary: dict[str, RegionsRow] | None = None) -> dict[Case, tuple[float | None, int]]:
-    """One scene with nouns 0 and 1; CLIP says so and so to the two masked crops, then to the two unmasked ones."""
-    image = clip_that_says(*says)
-    return bars_of(find_bottleneck([("1", scene(0, 1))], image=image, nouns_KD=NOUNS_KD, ordinary=ordinary))
+def test_true_masks_and_a_clip_that_errs_cost_what_it_errs() -> None:
+    found = analyse(truth_of(0, 1), columns(LEFT), saw=lambda pixels_P3: 0)
+    assert found[MASKED] == (pytest.approx((32 / 80 + 0) / 2), pytest.approx(32 / 80))
 
 
-def test_a_clip_that_is_always_right_reaches_the_upper_bound_with_true_masks() -> None:
-    assert analyse(0, 1, 0, 1) == {UNMASKED: (1, 2), MASKED: (1, 2), BOTH: (1, 2)}
-
-
-def test_masked_and_unmasked_crops_are_told_apart() -> None:
-    found = analyse(0, 1, 0, 0)  # without the mask, the right object too is called a 0: 32 of 80 pixels are right
-    assert found[MASKED] == (1, 2)
-    assert found[UNMASKED] == (pytest.approx((32 / 80 + 0) / 2), 1)
-
-
-def test_only_unmasked_crops_show_what_is_around_the_object() -> None:
-    corner = columns(LEFT) & ~columns(slice(2, 4), slice(0, 4))
-    picture_HW3 = np.where(corner[:, :, None], 0, 255).astype(np.uint8).repeat(3, axis=2)
-    only = Scene("", picture_HW3, (demo_nouns()[0],), corner[None], ())
-
-    def embed(pixels_N3SS: torch.Tensor) -> torch.Tensor:
-        """Says 0, and 1 where it sees white."""
-        return NOUNS_KD[(pixels_N3SS.amax((1, 2, 3)) > 0.9).long()]
-
-    image = replace(clip_that_says(), embed=embed)
-    bars = bars_of(find_bottleneck([("1", only)], image=image, nouns_KD=NOUNS_KD, ordinary=None))
-    assert (bars[MASKED], bars[UNMASKED]) == ((1, 1), (0, 0))
+def test_only_unmasked_crops_show_what_is_around_a_mask() -> None:
+    truth_HW = truth_of(3)
+    truth_HW[:4, 2:4] = NOTHING  # a corner of its box, and the only white there
+    found = analyse(truth_HW, saw=lambda pixels_P3: 3 if by_red(255 - pixels_P3) > 0 else 1)
+    assert (found[UNMASKED], found[MASKED]) == ((0, 0), (1, 1))
 
 
 def test_a_class_that_is_not_there_costs_as_ovseg_counts_it() -> None:
-    assert analyse(0, 5, 0, 1)[MASKED] == (pytest.approx((1 + 0 + 0) / 3), 1)
+    found = analyse(truth_of(0, 1), saw=lambda pixels_P3: 5 if by_red(pixels_P3) else 0)
+    assert found[MASKED][0] == pytest.approx((1 + 0 + 0) / 3)
 
 
-def test_ordinary_masks_cost_what_they_miss_whoever_names_them() -> None:
-    half = found(region(columns(LEFT), says=0), region(columns(slice(6, 10)), says=7))
-    bars = analyse(0, 1, 0, 1, ordinary=half)
-    assert bars[CLASSES] == (pytest.approx((1 + 32 / 48) / 2), 2)
-    assert bars[ORDINARY] == (pytest.approx((1 + 0 + 0) / 3), 1)
-    assert list(bars) == list(CASES)
+def test_proposed_masks_cost_what_they_miss_whoever_names_them() -> None:
+    found = analyse(truth_of(0, 1), columns(LEFT), columns(slice(6, 10)))
+    assert found[ORDINARY] == found[HARD] == found[SOFT] == (pytest.approx((1 + 32 / 48) / 2), pytest.approx(64 / 80))
+    assert list(found) == list(CASES)
 
 
-def test_an_oracle_gives_a_mask_the_noun_that_it_overlaps_most_and_the_better_mask_has_its_way() -> None:
-    everything = region(np.ones((HEIGHT_PX, WIDTH_PX), np.bool_), says=0)  # IoU 32/96 on the left, 48/96 on the right
-    assert analyse(0, 1, 0, 1, ordinary=found(everything))[CLASSES] == (pytest.approx((0 + 48 / 80) / 2), 1)
-    with_left = found(everything, region(columns(LEFT), says=0))
-    for nouns in ((0, 1), (1, 0)):  # whichever of the two classes comes first
-        image = clip_that_says(0, 1, 0, 1)
-        bars = find_bottleneck([("1", scene(*nouns))], image=image, nouns_KD=NOUNS_KD, ordinary=with_left)
-        assert bars_of(bars)[CLASSES] == (1, 2)
+def test_the_oracle_names_a_mask_by_what_it_overlaps_most_and_softly_by_its_shares() -> None:
+    everything_HW, nothing_HW = np.ones((HEIGHT_PX, WIDTH_PX), np.bool_), columns(slice(4, 6))
+    masks_NHW = torch.from_numpy(np.stack([everything_HW, columns(LEFT), nothing_HW]))
+    truth_HW = torch.from_numpy(truth_of(0, 1))
+    votes = {soft: oracle_votes(masks_NHW, truth_HW, numbers=[0, 1, NOTHING], soft=soft) for soft in (False, True)}
+    assert votes[False].tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    shares = [[32 / 96 / (32 / 96 + 48 / 96), 48 / 96 / (32 / 96 + 48 / 96), 0], [1, 0, 0], [0, 0, 0]]
+    assert votes[True].tolist() == [pytest.approx(row) for row in shares]
 
 
-def test_an_image_without_a_mask_is_missed_whole() -> None:
-    bars = analyse(0, 1, 0, 1, ordinary=found())
-    assert bars[ORDINARY] == bars[CLASSES] == (0, 0)
+def test_where_two_masks_overlap_the_soft_oracle_knows_which_fits_and_the_hard_one_takes_the_first_class() -> None:
+    too_wide = columns(slice(0, 8))  # over columns 6 and 7, 0.75 of its soft votes are for the left and 0.25 for right
+    found = analyse(truth_of(0, 1), too_wide, columns(RIGHT))
+    assert found[SOFT] == (1, 1)
+    assert found[HARD] == (pytest.approx(32 / 48), pytest.approx(64 / 80))
+    assert analyse(truth_of(1, 0), too_wide, columns(RIGHT))[HARD] == (1, 1)
 
 
-def test_a_pixel_takes_the_class_with_most_votes_over_all_masks_there() -> None:
-    masks_NP = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], np.bool_)
-    votes_NK = np.array([[0.6, 0.4, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.9]])
-    assert paint(masks_NP, votes_NK=votes_NK).tolist() == [0, 1, 2, 1, NOTHING]
+def test_a_mask_over_no_class_decides_nothing() -> None:
+    found = analyse(truth_of(2, 1), columns(LEFT), columns(RIGHT), columns(slice(4, 6)))
+    assert found[HARD] == found[SOFT] == (1, 1)
 
 
-def test_masks_that_nobody_votes_for_are_no_class() -> None:
-    assert paint(np.ones((1, 3), np.bool_), votes_NK=np.zeros((1, 4))).tolist() == [NOTHING] * 3
+def test_a_picture_without_a_mask_is_missed_whole() -> None:
+    found = analyse(truth_of(0, 1))
+    assert found[ORDINARY] == found[HARD] == found[SOFT] == (0, 0)
+    assert found[MASKED] == (1, 1)
 
 
-def test_many_masks_give_the_same_map_as_few() -> None:
-    random = np.random.default_rng(0)
-    masks_NP, votes_NK = random.random((70, 40)) < 0.1, random.random((70, 5))
-    sums_PK = masks_NP.T.astype(float) @ votes_NK
-    plain = np.where(masks_NP.any(0), sums_PK.argmax(1), NOTHING)
-    assert paint(masks_NP, votes_NK=votes_NK).tolist() == plain.tolist()
-    few = np.where(masks_NP[:20].any(0), (masks_NP[:20].T.astype(float) @ votes_NK[:20]).argmax(1), NOTHING)
-    assert paint(masks_NP[:20], votes_NK=votes_NK[:20]).tolist() == few.tolist()
+def test_a_picture_without_a_class_counts_nowhere_and_stops_nothing() -> None:
+    found = analyse(truth_of(), columns(LEFT))
+    assert found[ORDINARY] == found[MASKED] == (None, None)
+
+
+def test_a_picture_that_the_proposer_rejects_is_in_no_sum() -> None:
+    assert analyse(truth_of(0, 1), rejected=Rejection("no_masks")) == {}
+
+
+def test_with_annotations_as_proposals_only_true_masks_are_looked_at() -> None:
+    assert list(analyse(truth_of(0, 1), columns(LEFT), annotations=True)) == [UNMASKED, MASKED]
+
+
+@settings(max_examples=20)
+@given(arrays.arrays(np.int32, (HEIGHT_PX, WIDTH_PX), elements=st.integers(NOTHING, len(CLASSES) - 1)))
+def test_with_the_truth_for_masks_true_classes_make_the_truth(truth_HW: Labels) -> None:
+    proposed = [truth_HW == number for number in np.unique(truth_HW) if number != NOTHING]
+    found = analyse(truth_HW, *proposed)
+    if proposed:
+        assert found[HARD] == found[SOFT] == found[MASKED] == found[ORDINARY] == (1, 1)
+
+
+def test_the_bottleneck_is_about_clip() -> None:
+    with pytest.raises(InputError, match="rule: proposals: the bottleneck is about CLIP"):
+        find_bottleneck([], settings=Segmenter(rule="proposals"), classes=CLASSES)
+
+
+def bars_of(**miou: float) -> list[Bar]:
+    """Bars of one class with these IoUs, by the case's name in this file."""
+    from mining.segmentation_scores import Confusion
+
+    cases = {"ORDINARY": ORDINARY, "UNMASKED": UNMASKED, "MASKED": MASKED, "HARD": HARD}
+    return [
+        Bar(cases[name], Confusion(np.array([[round(1000 * share), round(1000 * (1 - share))]])).scores())
+        for name, share in miou.items()
+    ]
 
 
 def test_the_verdict_names_what_limits() -> None:
-    image, half = clip_that_says(0, 1, 0, 0), found(region(columns(LEFT), says=7), region(columns(RIGHT), says=7))
-    bars = find_bottleneck([("1", scene(0, 1))], image=image, nouns_KD=NOUNS_KD, ordinary=half)
-    assert "true masks would win 100.0 points and true classes 100.0" in verdict(bars)
-    oracle_only = [bar for bar in bars if bar.case.masks == "oracle"]
-    assert "raises CLIP's mIoU by 80.0 points" in verdict(oracle_only)
-    assert "no MaskFormer" in verdict(oracle_only)
+    told = verdict(bars_of(ORDINARY=0.2, UNMASKED=0.7, MASKED=0.5, HARD=0.9))
+    assert "lowers CLIP's mIoU by 20.0 points" in told
+    assert "true masks would win 30.0 points and true classes 70.0: the classes are the bottleneck" in told
+    assert "the masks are the bottleneck" in verdict(bars_of(ORDINARY=0.4, UNMASKED=0.7, MASKED=0.9, HARD=0.5))
+    assert "classes alone cost 20.0 points" in verdict(bars_of(UNMASKED=0.6, MASKED=0.8))
 
 
-def test_the_chart_and_the_table_show_every_bar(tmp_path: Path) -> None:
-    image = clip_that_says(0, 1, 0, 0)
-    bars = find_bottleneck([("1", scene(0, 1))], image=image, nouns_KD=NOUNS_KD, ordinary=None)
-    draw_bars(bars, tmp_path / "chart.png")
-    with Image.open(tmp_path / "chart.png") as picture:
+def test_the_chart_and_the_table_show_every_bar() -> None:
+    bars = bars_of(ORDINARY=0.2, UNMASKED=0.7, MASKED=0.5)
+    with Image.open(BytesIO(draw_bars(bars, title="mIoU"))) as picture:
         assert picture.format == "PNG"
-    assert json.loads(json.dumps([bar.as_json() for bar in bars]))[1]["objects_right"] == {
-        "count": 2,
-        "of": 2,
-        "share": 1.0,
-    }
     table = render_bars(bars)
-    assert list(table.columns[0].cells) == [case.name for case in (UNMASKED, MASKED, BOTH)]
-    assert list(table.columns[1].cells) == ["20.0%", "100.0%", "100.0%"]
+    assert list(table.columns[0].cells) == [case.name for case in (ORDINARY, UNMASKED, MASKED)]
+    assert list(table.columns[1].cells) == ["20.0%", "70.0%", "50.0%"]
+    assert json.loads(json.dumps([bar.as_json() for bar in bars]))[1]["miou"] == pytest.approx(0.7)
 
 
 def test_a_world_of_training_is_refused() -> None:

@@ -178,6 +178,28 @@ def test_every_class_chooses_the_mask_with_its_greatest_vote(size: tuple[int, in
     assert best_masks(votes_NC, classes=names) == sorted({column.index(max(column)) for column in columns})
 
 
+@settings(max_examples=50)
+@given(SIZES, st.sampled_from([0.0, 0.125, 0.25, 0.5]))  # shares that are taken without rounding
+def test_below_1_granularity_adds_every_mask_with_a_vote_above_that_share_of_the_best(
+    size: tuple[int, int, int], granularity: float
+) -> None:
+    votes_NC, _ = random_votes(*size)
+    names = [BACKGROUND, *[f"class {number}" for number in range(1, size[1])]]
+    expected = set()
+    for column in votes_NC.T.tolist()[1:]:
+        expected |= {number for number, vote in enumerate(column) if vote > granularity * max(column)}
+    found = best_masks(votes_NC, classes=names, granularity=granularity)
+    assert found == sorted(expected)
+    assert set(best_masks(votes_NC, classes=names)) <= set(found)
+
+
+def test_a_class_without_a_vote_still_has_its_best_mask_and_no_other() -> None:
+    votes_NC = torch.tensor([[0.0, 0.5], [0.0, 0.3]])
+    assert best_masks(votes_NC, classes=("cat", BACKGROUND), granularity=0.0) == [0]
+    assert best_masks(votes_NC, classes=("cat", "dog"), granularity=0.6) == [0]
+    assert best_masks(votes_NC, classes=("cat", "dog"), granularity=0.5) == [0, 1]
+
+
 def test_the_background_chooses_no_mask_but_votes_where_another_class_chose() -> None:
     votes_NC = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8]])
     assert best_masks(votes_NC, classes=("cat", BACKGROUND)) == [0]
@@ -196,3 +218,21 @@ def test_only_the_chosen_masks_vote_but_with_all_that_they_say() -> None:
     assert chosen == [0, 1]
     assert paint_hard(votes_NC[chosen], masks_NHW[chosen]).tolist() == [[0, 1, NOTHING]]
     assert paint_hard(votes_NC, masks_NHW).tolist() == [[0, 1, 0]]
+
+
+# --- long lists -------------------------------------------------------------------------------------------------------
+
+
+def test_hundreds_of_classes_and_dozens_of_masks_give_the_map_of_the_plain_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    votes_NC = (20 * torch.randn(40, 300, generator=generator)).softmax(dim=1)
+    coarse_Nhw = torch.rand(1, 40, 3, 4, generator=generator)
+    soft_Nhw = interpolate(coarse_Nhw, size=(9, 12), mode="bilinear")[0]
+    sums_chw = torch.einsum("nc,nhw->chw", votes_NC, soft_Nhw)
+    plain_CHW = interpolate(sums_chw[None], size=(37, 50), mode="bilinear")[0]
+    assert torch.equal(paint_soft(votes_NC, soft_Nhw, size_px=(37, 50)), plain_CHW.argmax(dim=0))
+    masks_NHW = interpolate(soft_Nhw[None], size=(37, 50))[0] > 0.7
+    hard_CHW = torch.einsum("nc,nhw->chw", votes_NC, masks_NHW.float())
+    wanted_HW = torch.where(masks_NHW.any(dim=0), hard_CHW.argmax(dim=0), NOTHING)
+    assert torch.equal(paint_hard(votes_NC, masks_NHW), wanted_HW)
+    assert len(wanted_HW.unique()) > 5  # or anything would do

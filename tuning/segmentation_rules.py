@@ -9,7 +9,8 @@ H, W height and width of the picture in pixels, h, w those of the proposer's own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from schemas.errors import InputError
 BACKGROUND = "others"
 """The class of whatever is none of the classes asked for: it votes like any other, and its pixels have no class."""
 
+_ROUNDING = 1e-5  # what sums may differ by that would be equal if numbers had no end
+_BITS = 36  # a set, of which there are no more than pixels, and so many masks are one whole number
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32: what is summed at once stays in the cache of a CPU
 
 
@@ -54,44 +57,97 @@ def ensemble(own_NC: Tensor, clip_NC: Tensor, *, clip_weight: float) -> Tensor:
     return own_NC ** (1 - clip_weight) * clip_NC**clip_weight
 
 
-def best_masks(votes_NC: Tensor, *, classes: Sequence[str]) -> list[int]:
-    """The proposals that are the best one of any class but BACKGROUND, in their order; of equal ones the first."""
+def best_masks(votes_NC: Tensor, *, classes: Sequence[str], granularity: float = 1.0) -> list[int]:
+    """The proposals that any class but BACKGROUND chooses, in their order.
+
+    A class chooses the one with its greatest vote, of equal ones the first; where `granularity` g is below 1, every one
+    with a vote above g × that, too. So a smaller g never drops a mask, and 0 takes all that have a vote.
+    """
     if not len(votes_NC):
         return []
-    best_C = votes_NC.argmax(dim=0).tolist()
-    return sorted({number for number, class_ in zip(best_C, classes, strict=True) if class_ != BACKGROUND})
+    best_C, number_C = votes_NC.max(dim=0)
+    chosen_NC = votes_NC > granularity * best_C if granularity < 1 else torch.zeros_like(votes_NC, dtype=torch.bool)
+    chosen_NC[number_C, torch.arange(len(classes), device=number_C.device)] = True
+    named = [number for number, class_ in enumerate(classes) if class_ != BACKGROUND]
+    chosen: list[int] = chosen_NC[:, named].any(dim=1).nonzero().flatten().tolist()
+    return chosen
 
 
 def paint_soft(votes_NC: Tensor, soft_Nhw: Tensor, *, size_px: tuple[int, int]) -> Tensor:
     """The class of every pixel, int64 [H, W]: the greatest sum over proposals of vote × probability of the pixel.
 
     S_c = Σ_q votes[q, c] · soft[q]. It is summed on the proposer's grid, and S brought to the picture's size
-    bilinearly, which is the same as the sum of resized masks and leaves fewer to resize. Of equal sums the first class
-    has the pixel; NOTHING where every sum is 0.
+    bilinearly, which is the same as the sum of resized masks and leaves fewer to resize: only the classes that can have
+    a pixel. Of equal sums the first class has the pixel; NOTHING where every sum is 0.
     """
+    candidates_K = _candidates(votes_NC, soft_Nhw)
+    votes_NK = votes_NC[:, candidates_K]
     best_HW = torch.zeros(size_px, device=votes_NC.device)
     labels_HW = torch.full(size_px, NOTHING, device=votes_NC.device)
     step = max(1, _CHUNK_VALUES // (size_px[0] * size_px[1]))
-    for start in range(0, votes_NC.shape[1] if len(votes_NC) else 0, step):
-        sums_chw = torch.einsum("nc,nhw->chw", votes_NC[:, start : start + step], soft_Nhw)
+    for start in range(0, len(candidates_K), step):
+        sums_chw = torch.einsum("nc,nhw->chw", votes_NK[:, start : start + step], soft_Nhw)
         part_cHW = interpolate(sums_chw[None], size=size_px, mode="bilinear", align_corners=False)[0]
         sum_HW, class_HW = part_cHW.max(dim=0)
         better_HW = sum_HW > best_HW
         best_HW = torch.where(better_HW, sum_HW, best_HW)
-        labels_HW = torch.where(better_HW, class_HW + start, labels_HW)
+        labels_HW = torch.where(better_HW, candidates_K[class_HW + start], labels_HW)
     return labels_HW
 
 
 def paint_hard(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
     """`paint_soft` for boolean masks of the picture's size: the sum of the votes of the masks that cover a pixel."""
-    masks_NP = masks_NHW.flatten(1)
-    labels_P = torch.full((masks_NP.shape[1],), NOTHING, device=votes_NC.device)
+    size_px = masks_NHW.shape[1:]
+    if not len(votes_NC):
+        return torch.full(size_px, NOTHING, device=votes_NC.device)
+    under_NU, set_P = _sets_of_masks(masks_NHW.flatten(1))
+    labels_U = torch.empty(under_NU.shape[1], dtype=torch.long, device=votes_NC.device)
     step = max(1, _CHUNK_VALUES // max(1, *votes_NC.shape))
-    for start in range(0, len(labels_P) if len(votes_NC) else 0, step):
-        sums_CP = votes_NC.T @ masks_NP[:, start : start + step].float()
-        sum_P, class_P = sums_CP.max(dim=0)
-        labels_P[start : start + step] = torch.where(sum_P > 0, class_P, NOTHING)
-    return labels_P.view(masks_NHW.shape[1:])
+    for start in range(0, len(labels_U), step):
+        sums_CU = votes_NC.T @ under_NU[:, start : start + step].float()
+        sum_U, class_U = sums_CU.max(dim=0)
+        labels_U[start : start + step] = torch.where(sum_U > 0, class_U, NOTHING)
+    return labels_U[set_P].view(size_px)
+
+
+def _candidates(votes_NC: Tensor, soft_Nhw: Tensor) -> Tensor:
+    """The classes that can have a pixel of `paint_soft`, by number, in order, int64 [K].
+
+    A pixel's sums are means of those of its four neighbours on the grid. So a class has it only where its greatest sum
+    among the four reaches the least one of every other class: of hundreds of classes a few are left.
+    """
+    if not len(votes_NC):
+        return torch.empty(0, dtype=torch.long, device=votes_NC.device)
+    step = max(1, _CHUNK_VALUES // soft_Nhw[0].numel())
+
+    def sums() -> Iterator[Tensor]:
+        for start in range(0, votes_NC.shape[1], step):
+            yield torch.einsum("nc,nhw->chw", votes_NC[:, start : start + step], soft_Nhw)
+
+    least_hw = torch.stack([_of_fours(sums_chw, torch.minimum).amax(dim=0) for sums_chw in sums()]).amax(dim=0)
+    reached_hw = least_hw * (1 - _ROUNDING)
+    reach = [(_of_fours(sums_chw, torch.maximum) >= reached_hw).flatten(1).any(dim=1) for sums_chw in sums()]
+    return torch.cat(reach).nonzero().flatten()
+
+
+def _of_fours(values_chw: Tensor, which: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The least or the greatest of every four neighbours; a grid of one row or column has twos, or ones."""
+    if values_chw.shape[1] > 1:
+        values_chw = which(values_chw[:, 1:], values_chw[:, :-1])
+    return which(values_chw[:, :, 1:], values_chw[:, :, :-1]) if values_chw.shape[2] > 1 else values_chw
+
+
+def _sets_of_masks(masks_NP: Tensor) -> tuple[Tensor, Tensor]:
+    """The different sets of masks that lie over some pixel [N, U], and the number of every pixel's set [P]."""
+    unique: Any = torch.unique  # it has no types
+    set_P = torch.zeros(masks_NP.shape[1], dtype=torch.long, device=masks_NP.device)
+    for start in range(0, len(masks_NP), _BITS):  # the sets so far, and some masks more, as one number
+        for mask_P in masks_NP[start : start + _BITS]:
+            set_P = 2 * set_P + mask_P
+        _, set_P = unique(set_P, return_inverse=True)
+    pixel_U = torch.zeros(int(set_P.max()) + 1, dtype=torch.long, device=masks_NP.device)
+    pixel_U[set_P] = torch.arange(len(set_P), device=masks_NP.device)  # any pixel of each set
+    return masks_NP[:, pixel_U], set_P
 
 
 def _columns(class_: str, names: Sequence[str | None]) -> set[int]:
