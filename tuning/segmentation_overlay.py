@@ -61,20 +61,34 @@ def class_shares(found: Segmentation) -> list[ClassShare]:
 
 def draw_overlay(rgb_HW3: Rgb, found: Segmentation) -> Image.Image:
     """The tinted picture with its legend at the right, RGB. Pixels without a class stay as they are."""
-    scale = _scale(max(rgb_HW3.shape[:2]))
-    size = (max(1, round(rgb_HW3.shape[1] * scale)), max(1, round(rgb_HW3.shape[0] * scale)))
-    labels_hw = _resized(found.labels_HW, size=size, scale=scale)
+    return add_legend(draw_map(rgb_HW3, found), found)
+
+
+def add_legend(tinted: Image.Image, found: Segmentation) -> Image.Image:
+    """What `draw_map` drew, with the legend at its right."""
     shares = class_shares(found)
-    present = sorted((one for one in shares if one.pixels), key=lambda one: (-one.pixels, one.number))
-    photo = Image.fromarray(rgb_HW3).resize(size, Image.Resampling.LANCZOS)
-    tinted = _tint(photo, labels_hw)
-    _write_names(tinted, labels_hw, present)
-    rows = list(_legend_rows(found, present, [one.name for one in shares if not one.pixels]))
+    rows = list(_legend_rows(found, _largest_first(shares), [one.name for one in shares if not one.pixels]))
     height = max(tinted.height, len(rows) * _ROW_PX) + 2 * _MARGIN_PX
     page = Image.new("RGB", (tinted.width + LEGEND_PX + 3 * _MARGIN_PX, height), _PAGE)
     page.paste(tinted, (_MARGIN_PX, _MARGIN_PX))
     _write_legend(ImageDraw.Draw(page), rows, left_px=tinted.width + 2 * _MARGIN_PX)
     return page
+
+
+def draw_map(rgb_HW3: Rgb, found: Segmentation) -> Image.Image:
+    """The tinted picture alone, with the names of the classes on it, of the size of `draw_photo`."""
+    photo = draw_photo(rgb_HW3)
+    labels_hw = _resized(found.labels_HW, size=photo.size, scale=_scale(max(rgb_HW3.shape[:2])))
+    tinted = _tint(photo, labels_hw)
+    _write_names(tinted, labels_hw, _largest_first(class_shares(found)))
+    return tinted
+
+
+def draw_photo(rgb_HW3: Rgb) -> Image.Image:
+    """The picture at the size at which it is shown."""
+    scale = _scale(max(rgb_HW3.shape[:2]))
+    size = (max(1, round(rgb_HW3.shape[1] * scale)), max(1, round(rgb_HW3.shape[0] * scale)))
+    return Image.fromarray(rgb_HW3).resize(size, Image.Resampling.LANCZOS)
 
 
 def class_colour(number: int) -> Colour:
@@ -84,6 +98,11 @@ def class_colour(number: int) -> Colour:
     step = number - len(_COLOURS)
     red, green, blue = colorsys.hls_to_rgb(step * _GOLDEN % 1, (0.42, 0.58, 0.5)[step % 3], (0.75, 0.6)[step % 2])
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _largest_first(shares: Sequence[ClassShare]) -> list[ClassShare]:
+    """The classes that have a pixel."""
+    return sorted((one for one in shares if one.pixels), key=lambda one: (-one.pixels, one.number))
 
 
 def _scale(long_px: int) -> float:
