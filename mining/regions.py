@@ -23,8 +23,11 @@ from mining.devices import fix_threads, open_device
 from mining.embeddings import embed_regions, pack
 from mining.images import Picture
 from mining.models.clip import Clip, ImageTower
+from mining.models.detectron2 import Detectron2
 from mining.models.ground_truth import GroundTruth
 from mining.models.maskformer import MaskFormer
+from mining.models.open_maskformer import OpenMaskFormer
+from mining.models.sam import Sam
 from mining.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
 from schemas.mask import Mask
 from schemas.models import ModelRecord
@@ -39,7 +42,7 @@ _MAX_BATCH_PX = 8_000_000
 _MAX_ENCODED_PX = 32_000_000
 
 
-AnyProposals = Annotated[MaskFormer | GroundTruth, Field(discriminator="kind")]
+AnyProposals = Annotated[MaskFormer | OpenMaskFormer | Sam | Detectron2 | GroundTruth, Field(discriminator="kind")]
 """Whatever can propose masks."""
 
 

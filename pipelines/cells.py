@@ -6,12 +6,16 @@ cells. Nothing but part numbers and reports passes between a worker and the driv
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mining.devices import fix_threads
 from mining.nouns import Nouns
@@ -20,6 +24,7 @@ from mining.regions import Regions
 from mining.selection import cap_nouns, keep_pair
 from mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
 from mining.vocabulary import Vocabulary, count_nouns
+from pipelines.earlier import Earlier
 from pipelines.gpu_use import watch_gpu
 from pipelines.plan import PLANNED
 from pipelines.run_folder import RunFolder
@@ -33,6 +38,7 @@ from schemas.rows import (
     SelectionRow,
     VocabularyRow,
 )
+from schemas.tables import to_table
 
 Tick = Callable[[int], None]
 
@@ -61,7 +67,13 @@ MakeCell = Callable[[int, Tick], PartReport]
 
 
 class Job(Protocol):
-    """The work of a step on one run folder."""
+    """The work of a step on one run folder.
+
+    `device` says where its models run: `auto`, `cpu`, `cuda` or `cuda:N`; None for a step that has none.
+    """
+
+    @property
+    def device(self) -> str | None: ...
 
     def open(self) -> MakeCell:
         """Load what is heavy; returns the function that makes the cell of a part."""
@@ -71,6 +83,7 @@ class Job(Protocol):
 class NounsJob:
     """captions → nouns."""
 
+    device = None
     run: RunFolder
     nouns: Nouns
     fingerprint: str
@@ -90,7 +103,10 @@ class NounsJob:
 
 @dataclass(frozen=True)
 class VocabularyJob:
-    """All nouns → vocabulary, once. Text embeddings that an earlier vocabulary holds are used again."""
+    """All nouns → vocabulary, once. Text embeddings that an earlier vocabulary holds are used again.
+
+    That is one of this folder, or of the run whose regions are taken over.
+    """
 
     run: RunFolder
     settings: Vocabulary
@@ -99,6 +115,11 @@ class VocabularyJob:
     parts: int
     fingerprint: str
     text_fingerprint: str
+    earlier: Earlier | None = None
+
+    @property
+    def device(self) -> str | None:
+        return self.regions.device if self.with_text else None
 
     def open(self) -> MakeCell:
         clip = self.regions.clip if self.with_text else None
@@ -122,25 +143,37 @@ class VocabularyJob:
             )
             return PartReport("vocabulary", part, len(rows), 0, len(rows), time.monotonic() - start)
 
-        return make if clip is None else _with_gpu_use(make, device=self.regions.device)
+        return make if clip is None else with_gpu_use(make, device=self.regions.device)
 
     def _known(self) -> dict[str, bytes]:
         """The embeddings of an earlier vocabulary that was made by the same text tower with the same templates."""
-        if self.run.read_metadata("vocabulary.parquet").get(_TEXT_KEY) != self.text_fingerprint:
-            return {}
-        rows = self.run.read_rows("vocabulary.parquet", row_type=VocabularyRow)
-        return {row.noun: row.embedding for row in rows if row.embedding is not None}
+        known: dict[str, bytes] = {}
+        for run in (self.run, self.earlier.run) if self.earlier else (self.run,):
+            if run.read_metadata("vocabulary.parquet").get(_TEXT_KEY) == self.text_fingerprint:
+                rows = run.read_rows("vocabulary.parquet", row_type=VocabularyRow)
+                known |= {row.noun: row.embedding for row in rows if row.embedding is not None}
+        return known
 
 
 @dataclass(frozen=True)
 class RegionsJob:
-    """images → regions. No caption is read, so new captions never make this step run again."""
+    """images → regions. No caption is read, so new captions never make this step run again.
+
+    With an earlier run no model sees an image that it has; where it has all, none is loaded.
+    """
 
     run: RunFolder
     regions: Regions
     fingerprint: str
+    earlier: Earlier | None = None
+
+    @property
+    def device(self) -> str:
+        return self.regions.device
 
     def open(self) -> MakeCell:
+        if self.earlier is not None:
+            return with_gpu_use(self._take_or_find(self.earlier), device=self.regions.device)
         find_regions = self.regions.open()
 
         def make(part: int, tick: Tick) -> PartReport:
@@ -150,13 +183,35 @@ class RegionsJob:
             self.run.write_rows("regions", _name(part), rows=rows, row_type=RegionsRow, fingerprint=self.fingerprint)
             return _report("regions", part, rows, made=sum(len(row.regions) for row in rows), start=start)
 
-        return _with_gpu_use(make, device=self.regions.device)
+        return with_gpu_use(make, device=self.regions.device)
+
+    def _take_or_find(self, earlier: Earlier) -> MakeCell:
+        rows_of = earlier.open()
+        open_models = functools.cache(self.regions.open)  # a run without new images needs none
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start = time.monotonic()
+            images = self.run.read_rows("images", _name(part), row_type=ImageRow, fingerprint=PLANNED)
+            table = rows_of([image.image_id for image in images])
+            tick(len(table))
+            known = set(table["image_id"].to_pylist())
+            if new := [image for image in images if image.image_id not in known]:
+                table = pa.concat_tables([table, to_table(open_models()(new, tick=tick), RegionsRow)])
+            order = pc.index_in(pa.array([image.image_id for image in images], pa.string()), table["image_id"])
+            table = table.take(order)
+            self.run.write_table("regions", _name(part), table=table, row_type=RegionsRow, fingerprint=self.fingerprint)
+            rejected = len(table) - table["rejection"].null_count
+            made = int(pc.sum(pc.list_value_length(table["regions"])).as_py() or 0)
+            return PartReport("regions", part, len(table), rejected, made, time.monotonic() - start)
+
+        return make
 
 
 @dataclass(frozen=True)
 class PairsJob:
     """nouns, regions, vocabulary → pairs."""
 
+    device = None
     run: RunFolder
     pairs: ClipPairs | LabelPairs
     fingerprint: str
@@ -188,6 +243,7 @@ class PairsJob:
 class SelectionJob:
     """All pairs → the cut for each noun that has more than `max_per_noun`, once."""
 
+    device = None
     run: RunFolder
     pairs: ClipPairs | LabelPairs
     parts: int
@@ -207,6 +263,7 @@ class SelectionJob:
 class ShardsJob:
     """images, captions, nouns, regions, pairs → a tar, its index and its account. The account is written last."""
 
+    device = None
     run: RunFolder
     shards: Shards
     pairs: ClipPairs | LabelPairs
@@ -262,7 +319,8 @@ class ShardsJob:
             if len({image.image_id, captions.image_id, nouns.image_id, regions.image_id, pairs.image_id}) != 1:
                 raise AssertionError(f"part {part}: the cells' rows are not those of one image: {image.image_id}")
             rejected = first_rejection(nouns=nouns.rejection, regions=regions.rejection, pairs=pairs.rejection)
-            yield ImageToWrite(image, captions.captions, regions, pairs, rejected)
+            said = (captions.sources, captions.additional)
+            yield ImageToWrite(image, captions.captions, regions, pairs, rejected, *said)
 
     def _account(self, part: int, account: ShardAccount, seconds: float) -> dict[str, object]:
         with self.run.open("shards", _name(part)) as file:
@@ -297,7 +355,7 @@ def _report(
     return PartReport(step, part, len(rows), rejected, made, time.monotonic() - start)
 
 
-def _with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:
+def with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:
     """The same function, but its reports say how busy the GPU was."""
 
     def make_and_watch(part: int, tick: Tick) -> PartReport:

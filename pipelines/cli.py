@@ -8,11 +8,13 @@ import logging
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.status import Status
 from rich.table import Table
 
@@ -36,12 +38,18 @@ app = typer.Typer(
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
+_SERVE_DEMO = "configs/serve-demo.yaml"
+
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/coco.yaml.")]
 FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="The `out` folder of a run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting (YAML value).")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only estimate time and disk, from a few images.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="local, ray or beam.")]
 EngineOptOption = Annotated[list[str] | None, typer.Option("--engine-opt", metavar="K=V", help="An engine's option.")]
+FetchOption = Annotated[
+    Literal["allow", "refuse"] | None,
+    typer.Option("--fetch", help="Whether pictures are read from URLs, with limits; refuse unless the settings allow."),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Mine only so many images, a random sample.")]
 LogOption = Annotated[
     str | None, typer.Option("--log-json", metavar="FILE", help="Append a line of JSON for each step and part.")
@@ -49,6 +57,9 @@ LogOption = Annotated[
 MetricsOption = Annotated[
     str | None,
     typer.Option(metavar="PORT|FILE.prom", help="Prometheus metrics: served on [HOST:]PORT, or written to a file."),
+]
+NounsOption = Annotated[
+    str | None, typer.Option(metavar="A,B|@FILE", help="Only pairs of these nouns (or lemmas); @FILE: one a line.")
 ]
 StalledOption = Annotated[
     float, typer.Option(min=0, metavar="MINUTES", help="Say so when nothing has moved for so long; 0: never.")
@@ -67,6 +78,10 @@ def mine(
     log_json: LogOption = None,
     metrics: MetricsOption = None,
     stalled_after: StalledOption = 10,
+    fetch: FetchOption = None,
+    regions: Annotated[
+        str | None, typer.Option("--regions", metavar="DIR", help="Take the regions of this earlier run.")
+    ] = None,
 ) -> None:
     """Mine the pairs of a configuration, or what is left of them; run it again after any interruption.
 
@@ -76,21 +91,29 @@ def mine(
     from pipelines.mine import mine as run_mining
     from pipelines.observe import observe
     from pipelines.plan import make_plan
+    from pipelines.regenerate import open_earlier
     from pipelines.run_folder import RunFolder
     from pipelines.settings import load_mining
 
-    settings = load_mining(config, overrides=overrides or ())
+    fetching = [f"regions.decoding.fetch.allow={str(fetch == 'allow').lower()}"] if fetch else []
+    settings = load_mining(config, overrides=[*(overrides or ()), *fetching])
     run_engine = choose_engine(engine, options=engine_options or (), pipeline_options=context.args)
     if dry_run:
+        if regions:
+            raise InputError("--dry-run: estimates a run that makes its own regions; give it without --regions")
         _print_estimate(settings, limit)
         return
+    earlier = open_earlier(regions, settings) if regions else None
     with observe(
         err, run=settings.out, engine=engine, log_json=log_json, metrics=metrics, stalled_after_s=60 * stalled_after
     ) as watch:
         plan = make_plan(RunFolder(settings.out), settings, limit=limit)
         watch.plan_is_made(plan)
         err.print(f"{plan.images:,} images in {plan.parts:,} parts → {settings.out}")
-        outcome = run_mining(settings, engine=run_engine, watch=watch, limit=limit, models_run_here=engine == "local")
+        here = engine == "local"
+        outcome = run_mining(
+            settings, engine=run_engine, watch=watch, limit=limit, models_run_here=here, earlier=earlier
+        )
         watch.ends_as = Exit.TOO_MANY_REJECTED if outcome.too_many_rejected else Exit.COMPLETE
     _print_outcome(outcome, settings)
     if outcome.too_many_rejected:
@@ -186,6 +209,100 @@ def errors(
 
 
 @app.command()
+def report(
+    folder: FolderArgument,
+    to: Annotated[Path, typer.Option("--to", help="The page to write.")] = Path("report.html"),
+    truth: Annotated[
+        str | None, typer.Option(metavar="FILE", help="COCO instances JSON: how many pairs are right, too.")
+    ] = None,
+    synonyms: Annotated[
+        str, typer.Option(help="Nouns of the truth's categories: coco, a YAML file, or none.")
+    ] = "coco",
+    samples: Annotated[int, typer.Option(min=0, help="So many pairs at most can be looked up in the page.")] = 240,
+    most_mb: Annotated[
+        float, typer.Option(min=0.5, help="So large is the page at most; fewer pairs where needed.")
+    ] = 5,
+) -> None:
+    """Write a page of figures, charts and pairs of a finished run, which needs no server and no network."""
+    from pipelines.report import write_report
+
+    made = write_report(read_folder(folder), to=to, truth=truth, synonyms=synonyms, samples=samples, most_mb=most_mb)
+    size_mb = to.stat().st_size / 1e6
+    out.print(
+        f"{to}: {made.manifest.totals.samples:,} pairs, {len(made.search):,} of them to look up, {size_mb:.1f} MB; "
+        "open it in a browser",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The folder of a finished run.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The folder of another one.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Write a page, too, with pairs gained and lost.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
+) -> None:
+    """Tell what changed between two runs: pairs kept, gained and lost, nouns new and gone, scores moved."""
+    from pipelines.diff import compare_runs, render_diff, write_diff
+
+    runs = read_folder(old), read_folder(new)
+    found = compare_runs(*runs)
+    if to is not None:
+        write_diff(found, *runs, to=to)
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_json()) + "\n")
+        return
+    out.print(render_diff(found))
+    if to is not None:
+        out.print(f"\n{to}: open it in a browser", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def duplicates(
+    folder: FolderArgument,
+    bits: Annotated[int, typer.Option(min=0, max=16, help="Copies differ in so many of 64 bits at most.")] = 6,
+    exact: Annotated[bool, typer.Option("--exact", help="Files of the same bytes alone; no picture is read.")] = False,
+    most: Annotated[int, typer.Option(min=0, help="Groups to print.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a group, all of them.")] = False,
+) -> None:
+    """List images that are copies of each other, across all parts: by their bytes, and by what they look like."""
+    from dataclasses import asdict
+
+    from pipelines.duplicates import find_duplicates
+
+    run = read_folder(folder)
+    with Status("reading", console=err) as status:
+        images = 0
+
+        def tick(more: int) -> None:
+            nonlocal images
+            images += more
+            if images % 100 == 0:
+                status.update(f"{images:,} images")
+
+        found = find_duplicates(run, most_bits=None if exact else bits, tick=tick)
+    if as_json:
+        for group in found.groups:
+            sys.stdout.write(json.dumps(asdict(group)) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("images", "bits", "files", "image ids (part)"):
+        table.add_column(name, justify="right" if name in ("images", "bits") else "left", overflow="fold")
+    for group in found.groups[:most]:
+        named = ", ".join(f"{image_id} ({part})" for part, image_id in group.images[:8])
+        more = f" and {len(group.images) - 8:,} more" if len(group.images) > 8 else ""
+        same = "same bytes" if group.same_bytes else "look alike"
+        table.add_row(f"{len(group.images):,}", str(group.bits), same, named + more)
+    if found.groups and most:
+        out.print(table)
+    out.print(
+        f"images: {found.images:,}, groups of copies: {len(found.groups):,}, images more than needed: {found.copies:,}"
+        + (f", not readable: {found.unread:,}" if found.unread else "")
+    )
+
+
+@app.command()
 def doctor(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Look for what it needs, too.")] = None,
     overrides: SetOption = None,
@@ -198,6 +315,61 @@ def doctor(
     out.print(render(findings))
     if not ready(findings):
         raise typer.Exit(Exit.BAD_INPUT)
+
+
+@app.command()
+def export(
+    folder: FolderArgument,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="webdataset, openclip, ovseg, coco, hf, …: docs/exports.md.")
+    ],
+    target: Annotated[str, typer.Option("--out", metavar="DIR", help="The folder to write, here or on a store.")],
+    min_similarity: Annotated[float | None, typer.Option(help="Only pairs of this similarity or more.")] = None,
+    min_margin: Annotated[float | None, typer.Option(help="Only pairs of this margin or more.")] = None,
+    nouns: NounsOption = None,
+    without_nouns: Annotated[str | None, typer.Option(metavar="A,B|@FILE", help="No pairs of these nouns.")] = None,
+    held_out: Annotated[str | None, typer.Option(metavar="A,B|@FILE", help="Nouns for later splits alone.")] = None,
+    split: Annotated[str, typer.Option(metavar="A=X,B=Y", help="Shares of the images.")] = "train=1",
+    split_seed: Annotated[int, typer.Option(help="Another seed, other images in each split.")] = 0,
+    licences: Annotated[str | None, typer.Option(metavar="A,B", help="Captions and pictures of these alone.")] = None,
+    licence_policy: Annotated[
+        str, typer.Option(help="any, or commercial: refuse what is not known to allow it.")
+    ] = "any",
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
+    image_format: Annotated[str | None, typer.Option(help="jpg, png or webp; else as in the run.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpg and webp.")] = 95,
+    max_side: Annotated[int | None, typer.Option(min=8, help="Longer side of a picture in pixels, at most.")] = None,
+    fill: Annotated[str, typer.Option(help="Around the masks of openclip: mean, zero or none.")] = "mean",
+    expand: Annotated[float, typer.Option(help="Masked crops reach so far around the mask.")] = 1.0,
+    csv_prefix: Annotated[str, typer.Option(help="Before the paths in OVSeg's table.")] = "",
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Pictures made at the same time.")] = 2,
+) -> None:
+    """Write the pairs of a finished run for another program, or what is left of them after an interruption."""
+    from pipelines.export import export_run
+    from pipelines.export_options import parse_export
+
+    pictures = {"image_format": image_format, "quality": quality, "max_side_px": max_side}
+    settings = parse_export(
+        to,
+        selection={"min_similarity": min_similarity, "min_margin": min_margin, "seed": split_seed},
+        lists={"nouns": nouns, "without_nouns": without_nouns, "held_out": held_out},
+        split=split,
+        pictures={**pictures, "fill": fill, "expand_ratio": expand, "threads": threads},
+        licences=licences,
+        more={"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix},
+    )
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err) as progress:
+
+        def begin(samples: int) -> Callable[[int], None]:
+            task = progress.add_task(f"to {to}", total=samples)
+            return lambda more: progress.advance(task, more)
+
+        exported = export_run(read_folder(folder), settings, out=target, begin=begin)
+    if exported.size_bytes is None:
+        out.print(f"{target} is complete; nothing to do", highlight=False, soft_wrap=True)
+        return
+    counts = ", ".join(f"{name} {count:,}" for name, count in exported.totals.samples.items())
+    out.print(f"{target}: {counts} pairs, {exported.size_bytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
 
 
 @app.command("evaluate-pairs")
@@ -279,6 +451,23 @@ def tune_clip(
         out.print(str(file), highlight=False, soft_wrap=True)
 
 
+@app.command("train-proposals")
+def train_masks(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Such as configs/train-proposals-swin-b.yaml.")],
+    overrides: SetOption = None,
+) -> None:
+    """Train an open-vocabulary MaskFormer on pictures with maps of classes, or go on with what is left.
+
+    For several processes: torchrun --nproc-per-node 8 --no-python maskmine train-proposals CONFIG
+    """
+    from pipelines.settings import load_settings
+    from tuning.proposal_settings import ProposalTraining
+    from tuning.proposal_training import train_proposals
+
+    settings = load_settings(ProposalTraining, config, overrides=overrides or ())
+    out.print(str(train_proposals(settings, console=err)), highlight=False, soft_wrap=True)
+
+
 @app.command()
 def segment(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Pictures, folders or patterns ('*.jpg').")],
@@ -286,6 +475,10 @@ def segment(
     classes_from: Annotated[str | None, typer.Option(metavar="FILE", help="Names, one a line.")] = None,
     config: Annotated[str | None, typer.Option(metavar="CONFIG", help="Such as configs/segment.yaml.")] = None,
     overrides: SetOption = None,
+    granularity: Annotated[
+        float | None,
+        typer.Option(metavar="G", min=0, max=1, help="Masks above G × the best vote of a class; 1: the best alone."),
+    ] = None,
     to: Annotated[str, typer.Option(metavar="DIR", help="Folder for maps, overlays and figures.")] = "segmentation",
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each picture.")] = False,
 ) -> None:
@@ -295,7 +488,8 @@ def segment(
     from pipelines.settings import load_settings
     from tuning.segmenter import Segmenter
 
-    settings = load_settings(Segmenter, config, overrides=overrides or ())
+    chosen = [] if granularity is None else ["paint=best_per_class", f"granularity={granularity}"]
+    settings = load_settings(Segmenter, config, overrides=[*chosen, *(overrides or ())])
     named = read_classes(classes, classes_from)
     pictures = find_pictures(images)
     failed = 0
@@ -310,6 +504,142 @@ def segment(
     if failed:
         err.print(f"{failed:,} of {len(pictures):,} pictures came to nothing")
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def benchmark(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="ade150, ade847, pc59, pc459, voc20; or a name of yours.")
+    ],
+    root: Annotated[str | None, typer.Option(metavar="DIR", help="Where the prepared set lies.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="CONFIG", help="Such as configs/segment.yaml.")] = None,
+    overrides: SetOption = None,
+    images: Annotated[str | None, typer.Option(metavar="DIR", help="Pictures of a set of yours.")] = None,
+    maps: Annotated[str | None, typer.Option(metavar="DIR", help="Its label maps, PNG or TIFF.")] = None,
+    names: Annotated[str | None, typer.Option(metavar="FILE", help="Its classes, one a line, label 0 first.")] = None,
+    ignore: Annotated[int, typer.Option(help="The label of pixels that are not counted.")] = 255,
+    seen: Annotated[str | None, typer.Option(metavar="FILE", help="Classes that the proposals' training saw.")] = None,
+    bottleneck: Annotated[bool, typer.Option("--bottleneck", help="Oracle masks and classes; a chart.")] = False,
+    to: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for counts and figures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, the first ones.")] = None,
+    per_part: Annotated[int, typer.Option(min=1, help="Pictures of a part, which is done by one worker.")] = 100,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Print a line for each class, too.")] = False,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make a download's maps and check all of it, and stop there.")
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="With it: a download that is not whole.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="With it: so many processes.")] = 1,
+    engine: EngineOption = "local",
+    engine_options: EngineOptOption = None,
+    log_json: LogOption = None,
+    metrics: MetricsOption = None,
+    stalled_after: StalledOption = 10,
+) -> None:
+    """Segment a set that has label maps and measure it, or what is left of it; run it again after any interruption.
+
+    What stands after `--` goes to Beam as it is.
+    """
+    if prepare_only:
+        _prepare_set(name, root, partial=partial, processes=processes)
+        return
+    if partial:
+        raise InputError("--partial: belongs to --prepare-only; what is prepared is measured as it is")
+    from pipelines.benchmark import Benchmark, run_benchmark
+    from pipelines.benchmark_report import names_of_rejected, render_report, write_report
+    from pipelines.benchmark_sets import find_set, first_pictures
+    from pipelines.choose import choose_engine
+    from pipelines.observe import observe
+    from pipelines.segment import claim_folder
+    from pipelines.settings import load_settings
+    from tuning.segmenter import Segmenter
+
+    settings = load_settings(Segmenter, config, overrides=overrides or ())
+    run_engine = choose_engine(engine, options=engine_options or (), pipeline_options=context.args)
+    found = find_set(name, root=root, images=images, maps=maps, names=names, ignore=ignore, seen=seen)
+    folder = to or f"runs/benchmark/{name}"
+    asked = Benchmark(first_pictures(found, limit), settings, claim_folder(folder), bottleneck, per_part)
+    with observe(
+        err, run=folder, engine=engine, log_json=log_json, metrics=metrics, stalled_after_s=60 * stalled_after
+    ) as watch:
+        watch.plan_is_made(asked.plan())
+        outcome = run_benchmark(asked, engine=run_engine, watch=watch, models_run_here=engine == "local")
+        watch.ends_as = Exit.TOO_MANY_REJECTED if outcome.rejected else Exit.COMPLETE
+    if outcome.stale:
+        err.print(f"{outcome.stale} parts were of other settings or pictures, and were made again")
+    files = write_report(asked, outcome)
+    out.print(render_report(asked, outcome, by_class=by_class))
+    out.print(f"\n{folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
+    if outcome.rejected:
+        for line in names_of_rejected(outcome, most=20):
+            err.print(line)
+        err.print(f"{len(outcome.rejected):,} of {outcome.pictures:,} pictures are not in these figures")
+        raise typer.Exit(Exit.TOO_MANY_REJECTED)
+
+
+@app.command()
+def leakage(
+    folder: FolderArgument,
+    root: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The folder of the benchmarks' downloads; without: nouns alone.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--benchmark", metavar="NAME", help="Only this one; more than one is allowed.")
+    ] = None,
+    look: Annotated[bool, typer.Option("--look/--no-look", help="Compare what pictures look like, too.")] = True,
+    bits: Annotated[
+        int, typer.Option(min=0, max=15, help="Of 64 bits, so many may differ where pictures look alike.")
+    ] = 6,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the lists.")] = Path("leakage"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print leakage.json, not the tables.")] = False,
+) -> None:
+    """Report what a run has in common with the benchmarks: nouns that name their classes, and their pictures."""
+    from pipelines.evaluation_report import claim_folder
+    from pipelines.leakage import find_leakage
+    from pipelines.leakage_report import render_leakage, write_leakage
+
+    run = read_folder(folder)
+    claim_folder(to, run=run)
+    with Status("reading", console=err) as status:
+        pictures = 0
+
+        def tick(more: int) -> None:
+            nonlocal pictures
+            pictures += more
+            status.update(f"{pictures:,} pictures")
+
+        found = find_leakage(run, root=root, names=names or (), looks=look, most_bits=bits, tick=tick)
+    files = write_leakage(found, to)
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_json()) + "\n")
+        return
+    out.print(render_leakage(found))
+    out.print(f"\n{to}: {', '.join(files)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="Such as configs/serve.yaml.")] = _SERVE_DEMO,
+    overrides: SetOption = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0: for all who reach this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 7860,
+) -> None:
+    """A web page on this machine: upload a picture, name classes, see the map. Without CONFIG: the demo world."""
+    from pipelines.serve import serve
+    from pipelines.serving import Serving
+    from pipelines.settings import load_settings
+
+    if config == _SERVE_DEMO and not Path(config).is_file():
+        raise InputError(f"{config} is not here; run this in the project's folder, or give a CONFIG")
+    settings = load_settings(Serving, config, overrides=overrides or ())
+    try:
+        serve(settings, host=host, port=port, say=err.print)
+    except KeyboardInterrupt as error:
+        raise _StoppedError from error
+
+
+class _StoppedError(Exception):
+    """A server was told to stop, as every server is in the end."""
 
 
 def main() -> NoReturn:
@@ -332,6 +662,8 @@ def run_app(arguments: list[str] | None = None) -> int:
             err.print(message)
             return Exit.BAD_INPUT
         return _say(message, Exit.BAD_INPUT)
+    except _StoppedError:
+        return _say("stopped", Exit.INTERRUPTED)
     if code == Exit.INTERRUPTED:  # so typer answers an interrupt
         err.print("interrupted; what is finished stays, run the same command again to go on")
     return int(code or 0)
@@ -344,6 +676,26 @@ def _say(error: Exception | str, code: int) -> int:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _prepare_set(name: str, root: str | None, *, partial: bool, processes: int) -> None:
+    from tuning.benchmarks import VOID, prepare
+
+    if root is None:
+        raise InputError(f"{name}: where is its download? Give --root DIR, the folder that has the data set's")
+    with Status("reading", console=err) as status:
+        said = prepare(
+            name,
+            root,
+            partial=partial,
+            processes=processes,
+            tick=lambda done, of: status.update(f"{done:,} of {of:,} pictures"),
+        )
+    for line in said.faults(20):
+        err.print(line)
+    out.print(f"{said.line()}; {said.written:,} maps written", highlight=False, soft_wrap=True)
+    if any(one.reason != VOID for one in said.left_out):
+        raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
 
 def _print_estimate(settings: Mining, limit: int | None) -> None:

@@ -19,6 +19,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from mining.captions import AnySource, CocoCaptions
 from mining.devices import open_device
 from mining.nouns import Nouns
 from pipelines.settings import Mining
@@ -232,12 +233,25 @@ def _existing(path: str) -> Path:
 
 
 def _captions(settings: Mining) -> Iterator[Finding]:
-    place, folder = settings.captions.annotations, settings.captions.images
+    for source in settings.sources:
+        yield from _coco(source) if isinstance(source, CocoCaptions) else [_source(source)]
+
+
+def _source(source: AnySource) -> Finding:
+    try:
+        source.check()
+    except InputError as error:
+        return _fault("captions", error)
+    return Finding("captions", "ok", f"{source.kind}: {source.place}")
+
+
+def _coco(source: CocoCaptions) -> Iterator[Finding]:
+    place, folder = source.annotations, source.images
     if "://" in place:
         yield _remote("captions", place)
         return
     try:
-        listed = list(islice(settings.captions.read_images(), _LISTED))
+        listed = list(islice(source.read_images(), _LISTED))
     except InputError as error:
         yield _fault("captions", error)
         yield _image_folder(folder)
@@ -310,7 +324,7 @@ def _missing_folders(proposals: Any) -> Iterator[Finding]:
 
 def _paths(model: Any) -> list[str]:
     """What a model's settings may name files or folders with."""
-    values = [getattr(model, key, None) for key in ("annotations", "checkpoint", "model", "pretrained")]
+    values = [getattr(model, key, None) for key in ("annotations", "checkpoint", "weights", "model", "pretrained")]
     return [value.removeprefix("local-dir:") for value in values if value]
 
 

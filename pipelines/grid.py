@@ -14,7 +14,9 @@ from typing import Any
 from mining.labels import load_synonyms
 from mining.nouns import load_skip_words
 from mining.pairs import ClipPairs, Filters, LabelPairs
+from mining.regions import Regions
 from pipelines.cells import Job, NounsJob, PairsJob, RegionsJob, SelectionJob, ShardsJob, VocabularyJob
+from pipelines.earlier import Earlier
 from pipelines.inputs import portable
 from pipelines.plan import Plan
 from pipelines.run_folder import FINGERPRINT_FILE, RunFolder
@@ -55,8 +57,8 @@ class Stage:
         return bool(run.read_json(self.name, FINGERPRINT_FILE) == {"fingerprint": self.fingerprint})
 
 
-def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
-    """The stages of a run, each after those that it reads."""
+def plan_stages(run: RunFolder, plan: Plan, settings: Mining, *, earlier: Earlier | None = None) -> list[Stage]:
+    """The stages of a run, each after those that it reads. Regions and text embeddings of `earlier` are taken over."""
     regions, pairs, shards = settings.regions, settings.pairs, settings.shards
     with_text = isinstance(pairs, ClipPairs) and regions.clip is not None
     clip = portable(regions.clip) if with_text and regions.clip is not None else None
@@ -68,12 +70,13 @@ def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
     synonyms_sorted = {label: sorted(nouns) for label, nouns in synonyms.items()}
 
     nouns_fp = _fingerprint("nouns", plan.captions_sha256, plan.images_sha256, portable(settings.nouns), skipped)
-    regions_fp = _fingerprint("regions", plan.images_sha256, plan.parts, portable(regions))
+    regions_fp = regions_fingerprint(plan, regions)
     text_fp = fingerprint([clip, regions.cpu_threads, portable(settings.vocabulary)])
     vocabulary_fp = _fingerprint("vocabulary", nouns_fp, text_fp)
     pairs_fp = _fingerprint("pairs", nouns_fp, regions_fp, vocabulary_fp, rule, synonyms_sorted)
     selection_fp = _fingerprint("selection", pairs_fp, filters)
-    shards_fp = _fingerprint("shards", plan.captions_sha256, pairs_fp, filters, portable(shards))
+    told = (plan.captions_sha256, plan.sources_sha256)
+    shards_fp = _fingerprint("shards", *told, pairs_fp, filters, portable(shards))
 
     stages = [
         Stage("nouns", nouns_fp, NounsJob(run, settings.nouns, nouns_fp), plan.parts),
@@ -81,13 +84,20 @@ def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
             "vocabulary",
             vocabulary_fp,
             VocabularyJob(
-                run, settings.vocabulary, regions, with_text, plan.parts, vocabulary_fp, text_fingerprint=text_fp
+                run,
+                settings.vocabulary,
+                regions,
+                with_text,
+                plan.parts,
+                vocabulary_fp,
+                text_fingerprint=text_fp,
+                earlier=earlier,
             ),
             cells=1,
             once=True,
             after=("nouns",),
         ),
-        Stage("regions", regions_fp, RegionsJob(run, regions, regions_fp), plan.parts),
+        Stage("regions", regions_fp, RegionsJob(run, regions, regions_fp, earlier), plan.parts),
         Stage(
             "pairs",
             pairs_fp,
@@ -103,6 +113,11 @@ def plan_stages(run: RunFolder, plan: Plan, settings: Mining) -> list[Stage]:
     after = ("pairs", "selection") if pairs.max_per_noun is not None else ("pairs",)
     stages.append(Stage("shards", shards_fp, shards_job, plan.parts, after=after, suffixes=SHARD_SUFFIXES))
     return stages
+
+
+def regions_fingerprint(plan: Plan, regions: Regions) -> str:
+    """The fingerprint of the cells of `regions` in a run of this plan."""
+    return _fingerprint("regions", plan.images_sha256, plan.parts, portable(regions))
 
 
 def drop_stale(run: RunFolder, stages: Sequence[Stage]) -> dict[str, int]:

@@ -15,12 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
+from mining.captions import CocoCaptions
 from mining.devices import open_device
-from mining.stores import OBJECT_STORES, describe, fault_line, refusal, scheme_of
+from mining.stores import OBJECT_STORES, fault_line, refusal, scheme_of
+from pipelines.earlier import Earlier
 from pipelines.engine import Engine, Watch
 from pipelines.grid import Stage, drop_stale, plan_stages
 from pipelines.plan import make_plan
-from pipelines.publish import SUCCESS_FILE, mark_success, publish, published
+from pipelines.publish import DERIVED_FILE, SUCCESS_FILE, mark_success, publish, published
+from pipelines.regenerate import take_regions
 from pipelines.run_folder import RunFolder, sweep
 from pipelines.settings import Mining, dump_yaml
 from schemas.errors import IncompleteError, InputError
@@ -40,17 +43,24 @@ class Outcome:
 
 
 def mine(
-    settings: Mining, *, engine: Engine, watch: Watch, limit: int | None = None, models_run_here: bool = True
+    settings: Mining,
+    *,
+    engine: Engine,
+    watch: Watch,
+    limit: int | None = None,
+    models_run_here: bool = True,
+    earlier: Earlier | None = None,
 ) -> Outcome:
     """Run the pipeline, or what is left of it. Running it again restores whatever is missing, byte for byte.
 
-    `models_run_here` is False when the engine's workers are elsewhere: then this machine needs no GPU.
+    `models_run_here` is False when the engine's workers are elsewhere: then this machine needs no GPU. Regions of
+    images that `earlier` has are taken from there.
     """
     run = RunFolder(settings.out)
     plan = make_plan(run, settings, limit=limit)
-    stages = plan_stages(run, plan, settings)
+    stages = plan_stages(run, plan, settings, earlier=earlier)
     sweep(run)
-    if published(run, stages) and not missing_cells(run, stages):
+    if published(run, stages, settings) and not missing_cells(run, stages):
         return Outcome(None, {}, 0.0, too_many_rejected=False)
 
     check_inputs(settings)
@@ -60,6 +70,10 @@ def mine(
     stale = drop_stale(run, stages)
     with run.write("mining.yaml") as file:
         file.write(dump_yaml(settings).encode())
+    if "regions" in stale:
+        run.delete(DERIVED_FILE)
+    if earlier is not None:
+        take_regions(run, next(stage for stage in stages if stage.name == "regions"), earlier)
 
     engine(run, stages, watch)
 
@@ -79,18 +93,17 @@ def check_inputs(settings: Mining) -> None:
 
     The image folder too: without it every image would be a missing file, and a whole run of them no fault of theirs.
     """
-    found = describe(settings.captions.images)
-    if found is None or found["type"] != "directory":
-        raise InputError(f"captions.images: {settings.captions.images} is no folder; give the folder of the images")
-    if scheme_of(settings.captions.images) in OBJECT_STORES:
-        _refuse_locked_images(settings)
+    for source in settings.sources:
+        source.check()
+        if isinstance(source, CocoCaptions) and scheme_of(source.images) in OBJECT_STORES:
+            _refuse_locked_images(source)
     settings.nouns.record()
     settings.regions.records()
 
 
-def _refuse_locked_images(settings: Mining) -> None:
+def _refuse_locked_images(source: CocoCaptions) -> None:
     """The right to list a folder does not tell of the right to read what is in it."""
-    tried = [path for _, path in islice(settings.captions.read_images(), _TRIED_IMAGES)]
+    tried = [path for _, path in islice(source.read_images(), _TRIED_IMAGES)]
     refused = [error for path in tried if (error := refusal(path)) is not None]
     if refused and len(refused) == len(tried):
         raise InputError(fault_line(refused[0], tried[0]))

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineRunner
     from apache_beam.transforms.ptransform import PTransform
 
-_GPU_STAGES = {"regions", "vocabulary"}
 _FAULTS = {"InputError": InputError, "IncompleteError": IncompleteError}
 # FnApiRunner's names for the threads that wait for the end of a worker process, and that talk with it.
 _PROCESS_THREAD, _TALK_THREADS = "run_worker", ("beam_control_read", "read_grpc_client_inputs")
@@ -149,7 +148,7 @@ class BeamEngine(Settings):
         return FnApiRunner(SubprocessSDKEnvironment.from_command_string(f"trap '' INT; exec {shlex.join(words)}"))
 
     def _with_hints(self, make: PTransform, stage: Stage) -> PTransform:
-        hints = {"min_ram": self.min_ram, "accelerator": self.accelerator if stage.name in _GPU_STAGES else None}
+        hints = {"min_ram": self.min_ram, "accelerator": self.accelerator if stage.job.device is not None else None}
         try:
             return make.with_resource_hints(**{name: value for name, value in hints.items() if value is not None})
         except ValueError as error:

@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from pipelines.cells import Job, MakeCell, PartReport, RegionsJob, VocabularyJob
+from pipelines.cells import Job, MakeCell, PartReport
 from pipelines.engine import Watch
 from pipelines.grid import Stage
 from pipelines.ownership import RAY, owned_prefix
@@ -46,7 +46,7 @@ class RayEngine(Settings):
 
     `address` None starts Ray on this machine; `auto`, `host:port` or `ray://host:port` is a running cluster, which
     is sent this code but must have what it depends on. A process that is connected to Ray keeps its connection.
-    `cpu_workers`, `gpu_workers` None: as many as fit, with one CPU left free. `regions` and `vocabulary` run on GPU
+    `cpu_workers`, `gpu_workers` None: as many as fit, with one CPU left free. Steps with models run on GPU
     workers when their device is `cuda`, or is `auto` and the cluster has GPUs. `max_attempts` is how often a part is
     tried whose worker dies.
     """
@@ -480,10 +480,8 @@ def _fit(node: Node, cpus: float, gpus: float) -> int:
 
 
 def _wants_gpu(job: Job, *, gpus: float) -> bool:
-    if not (isinstance(job, RegionsJob) or (isinstance(job, VocabularyJob) and job.with_text)):
-        return False
-    device = job.regions.device
-    return device.startswith("cuda") or (device == "auto" and gpus > 0)
+    device = job.device
+    return device is not None and (device.startswith("cuda") or (device == "auto" and gpus > 0))
 
 
 def _last_line(error: object) -> str:

@@ -37,14 +37,25 @@ def read_classes(names: str, file: str | None) -> tuple[str, ...]:
     """
     found = [name.strip() for name in names.split(",")]
     if file is not None:
-        try:
-            with open_input(file) as lines:
-                found += [line.strip() for line in lines.read().decode("utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--classes-from {file}: cannot be read ({type(error).__name__}); give a UTF-8 text file, a name a line"
-            ) from error
+        found += read_names(file, option="--classes-from")
     return tuple(name for name in found if name)
+
+
+def read_names(file: str, *, option: str) -> list[str]:
+    """The lines of a text file without the space around them. Raises InputError when it cannot be read."""
+    try:
+        with open_input(file) as lines:
+            return [line.strip() for line in lines.read().decode("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{option} {file}: cannot be read ({type(error).__name__}); give a UTF-8 text file, a name a line"
+        ) from error
+
+
+def picture_id(path: str) -> str:
+    """What annotations in COCO's form call a picture: its name without ending, and a number without zeros before it."""
+    stem = posixpath.splitext(posixpath.basename(path))[0]
+    return str(int(stem)) if stem.isdecimal() and stem.isascii() else stem
 
 
 def _find(name: str) -> list[str]:
@@ -60,7 +71,8 @@ def _find(name: str) -> list[str]:
 def _pictures(name: str, fs: Any, pattern: str) -> list[str]:
     try:
         with os_errors(name):
-            listed = [str(path) for path, about in fs.glob(pattern, detail=True).items() if about["type"] == "file"]
+            found = fs.glob(pattern, detail=True).items()  # which calls a link to a file "other"
+            listed = [str(path) for path, about in found if about["type"] == "file" or about.get("islink")]
     except OSError as error:
         raise InputError(fault_line(error, name)) from error
     named = ((path, posixpath.basename(path).lower()) for path in listed)

@@ -16,7 +16,14 @@ from pipelines.grid import Stage
 from pipelines.tally import StepFigures, Tally
 
 ONE_LINE_FROM_COLUMNS = 140
-_MADE = {"nouns": "nouns", "regions": "regions", "pairs": "pairs", "shards": "samples"}
+_MADE = {
+    "nouns": "nouns",
+    "regions": "regions",
+    "pairs": "pairs",
+    "shards": "samples",
+    "maps": "maps",
+    "bottleneck": "maps",
+}
 _COUNTED_ONCE = "nouns"  # what the steps that are made once go through, and make
 _NAME_COLUMNS = 10
 _SUMMARY_COLUMNS = 120  # enough for any run; a figure is never cut, whatever the width of the terminal

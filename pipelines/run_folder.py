@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,13 @@ import pyarrow.parquet as pq
 from mining.stores import describe, fault_line, fetch, open_store, os_errors, plain_path, scheme_of, upload
 from pipelines.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
 from schemas.errors import IncompleteError, InputError
-from schemas.tables import from_table, read_parquet, to_table, write_parquet
+from schemas.tables import arrow_schema, from_table, read_parquet, to_table, write_parquet
 
 Row = TypeVar("Row")
 
 FINGERPRINT_FILE = "_fingerprint.json"
 _READ_AT_ONCE, _READ_AHEAD = 16, 256
+_COPIED_AT_ONCE_BYTES = 1 << 20
 _DAY_S = 24 * 60 * 60.0
 _CELL = re.compile(r"(\d{5,})\.(parquet|tar|json)")
 _FINGERPRINT_KEY = "maskmine.fingerprint"
@@ -117,6 +119,22 @@ class RunFolder:
         except OSError as error:
             raise _write_fault(error, self.path(*names)) from error
 
+    def take(self, other: RunFolder, *names: str) -> None:
+        """Have the same file as another run: as a hard link on one disk, else as a copy, whole or not at all.
+
+        No file of a run is ever changed, only replaced, so a link does neither run harm. Raises IncompleteError.
+        """
+        if scheme_of(self.root) == "file" == scheme_of(other.root):
+            os.makedirs(os.path.dirname(self.path(*names)), exist_ok=True)
+            with suppress(OSError):  # another disk, or one without links; what is wrong with the file shows below
+                os.link(other.path(*names), self.path(*names))
+                return
+        try:
+            with other.open(*names) as source, self.write(*names) as file:
+                shutil.copyfileobj(source, file, _COPIED_AT_ONCE_BYTES)
+        except FileNotFoundError as error:
+            raise IncompleteError(f"{other.path(*names)}: missing; run `maskmine mine` there again") from error
+
     def read_json(self, *names: str) -> Any:
         """The content of a JSON file, or None when it is not there or not whole."""
         try:
@@ -145,8 +163,20 @@ class RunFolder:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write rows as Parquet that carries the fingerprint of what made it, and further metadata, in its footer."""
+        table = to_table(rows, row_type)
+        self.write_table(*names, table=table, row_type=row_type, fingerprint=fingerprint, metadata=metadata)
+
+    def write_table(
+        self,
+        *names: str,
+        table: pa.Table,
+        row_type: type,
+        fingerprint: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """`write_rows` for a table that has the columns of the rows already."""
         with self.write(*names) as file:
-            table = to_table(rows, row_type)
+            table = table.cast(arrow_schema(row_type))
             write_parquet(table, file, metadata={**(metadata or {}), _FINGERPRINT_KEY: fingerprint})
 
     def read_table(self, *names: str, fingerprint: str | None = None) -> pa.Table:

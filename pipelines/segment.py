@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from mining.regions import plan_batches, read_ahead
 from mining.segmentation_scores import NOTHING
 from mining.stores import plain_path, scheme_of
 from pipelines.inputs import portable
-from pipelines.pictures import OURS
+from pipelines.pictures import OURS, picture_id
 from pipelines.run_folder import RunFolder
 from schemas.errors import InputError
 from schemas.rows import Rejection
-from tuning.segmentation_overlay import class_shares, draw_overlay
+from tuning.segmentation_overlay import add_legend, class_shares, draw_map
 from tuning.segmenter import Labels, Segment, Segmentation, Segmenter, check_classes
 
 _ENDINGS = (*OURS, ".json")
@@ -70,20 +69,48 @@ def segment_pictures(
     faults of the settings, the classes or the folder, before any picture is read where that is possible.
     """
     check_classes(classes)
-    folder = _claim(to)
+    folder = claim_folder(to)
     segment = settings.open()
-    models = [{**asdict(record), "name": _portable_name(record.name)} for record in settings.records()]
-    made_with = {"models": models, "settings": portable(settings)}
+    made_with = describe(settings)
     names = dict(zip(pictures, output_names(pictures), strict=True))
     for path, picture, outcome in _outcomes(settings, segment, pictures, classes=classes):
         if isinstance(outcome, Rejection):
             yield Failed(path, outcome)
             continue
         assert isinstance(picture, Picture)  # or there would be no map
-        files = tuple(names[path] + ending for ending in _ENDINGS)
-        figures = {**_figures(path, picture, outcome, files=files), **made_with}
-        _write(folder, picture, outcome, figures, files=files)
-        yield Segmented(path, figures, tuple(posixpath.join(to, name) for name in files))
+        figures, contents = render_files(path, picture, outcome, name=names[path], made_with=made_with)
+        _write(folder, contents)
+        yield Segmented(path, figures, tuple(posixpath.join(to, file) for file in contents))
+
+
+def describe(settings: Segmenter) -> dict[str, Any]:
+    """What maps are made with, as it stands in their JSON: models with hashes and licences, and the settings."""
+    models = [{**asdict(record), "name": _portable_name(record.name)} for record in settings.records()]
+    return {"models": models, "settings": portable(settings)}
+
+
+def render_files(
+    path: str,
+    picture: Picture,
+    found: Segmentation,
+    *,
+    name: str,
+    made_with: dict[str, Any],
+    tinted: Image.Image | None = None,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The figures of a picture, and its files by their names: label map, overlay, and the figures as JSON.
+
+    `name` is what the names of the files begin with, `made_with` as `describe` gives it; `tinted` is the map of
+    `draw_map` where it is drawn already.
+    """
+    files = [name + ending for ending in _ENDINGS]
+    figures = {**_figures(path, picture, found, files=files), **made_with}
+    contents = (
+        label_png(found.labels_HW, classes=len(found.classes)),
+        as_png(add_legend(tinted or draw_map(picture.rgb_HW3, found), found)),
+        (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"),
+    )
+    return figures, dict(zip(files, contents, strict=True))
 
 
 def output_names(pictures: Sequence[str]) -> list[str]:
@@ -103,7 +130,14 @@ def label_png(labels_HW: Labels, *, classes: int) -> bytes:
     small = classes <= _NOTHING_8
     nothing = _NOTHING_8 if small else _NOTHING_16
     stored_HW = np.where(labels_HW == NOTHING, nothing, labels_HW).astype(np.uint8 if small else np.uint16)
-    return _png(Image.fromarray(stored_HW))
+    return as_png(Image.fromarray(stored_HW))
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The picture as the bytes of a file, pixels alone."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _outcomes(
@@ -119,7 +153,7 @@ def _outcomes(
             found = segment(
                 [picture.rgb_HW3 for picture in pictures.values()],
                 classes=classes,
-                image_ids=[_image_id(paths[i]) for i in pictures],
+                image_ids=[picture_id(paths[i]) for i in pictures],
             )
             maps = dict(zip(pictures, found, strict=True))
             for i, answer in zip(batch, answers, strict=True):
@@ -134,7 +168,7 @@ def _numbered(stem: str) -> Iterator[str]:
         number += 1
 
 
-def _claim(to: str) -> RunFolder:
+def claim_folder(to: str) -> RunFolder:
     """The folder, in which a file can be written."""
     if scheme_of(to) != "file":
         return RunFolder(to)
@@ -148,15 +182,8 @@ def _claim(to: str) -> RunFolder:
     return RunFolder(path)
 
 
-def _write(
-    folder: RunFolder, picture: Picture, found: Segmentation, figures: dict[str, Any], *, files: Sequence[str]
-) -> None:
-    contents = (
-        label_png(found.labels_HW, classes=len(found.classes)),
-        _png(draw_overlay(picture.rgb_HW3, found)),
-        (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"),
-    )
-    for name, content in zip(files, contents, strict=True):
+def _write(folder: RunFolder, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
         with folder.write(name) as file:
             file.write(content)
 
@@ -199,18 +226,6 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 def _portable_name(name: str) -> str:
     """A model's name, of which paths on this machine keep their last part; the hash says which one it is."""
     return " ".join(os.path.basename(word) if os.path.isabs(word) else word for word in name.split(" "))
-
-
-def _image_id(path: str) -> str:
-    """What annotations in COCO's form call a picture: its name without ending, and a number without zeros before it."""
-    stem = Path(posixpath.basename(path)).stem
-    return str(int(stem)) if stem.isdecimal() and stem.isascii() else stem

@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mining.captions import CocoCaptions
+from mining.captions import AnySource, SomeSources, source_name
+from mining.licences import Licences
 from mining.nouns import Nouns
 from mining.pairs import ClipPairs, LabelPairs
 from mining.regions import Regions
@@ -25,14 +26,28 @@ from schemas.settings import Settings
 class Mining(Settings):
     """The whole of a mining run. `max_rejected` is the share of images that may be rejected (0–1; filters apart)."""
 
-    captions: CocoCaptions
+    captions: SomeSources
     nouns: Nouns = Nouns()
     regions: Regions
     vocabulary: Vocabulary = Vocabulary()
     pairs: Annotated[ClipPairs | LabelPairs, Field(discriminator="rule")] = ClipPairs()
     shards: Shards = Shards()
+    licences: Licences = Licences()
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.25
     out: str
+
+    @property
+    def sources(self) -> tuple[AnySource, ...]:
+        """The caption sources in their order, also when there is but one."""
+        return self.captions if isinstance(self.captions, tuple) else (self.captions,)
+
+    @model_validator(mode="after")
+    def _sources_have_names_of_their_own(self) -> Mining:
+        names = [source_name(source) for source in self.sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"two of `captions` are called `{twice}`; give each a `name` of its own")
+        return self
 
     @model_validator(mode="after")
     def _embeddings_where_the_rule_needs_them(self) -> Mining:
@@ -44,7 +59,7 @@ class Mining(Settings):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 # These name files or folders of the user, whatever they look like.
-_PATH_KEYS = {"annotations", "images", "segments", "out", "folder"}
+_PATH_KEYS = {"annotations", "images", "segments", "out", "folder", "files", "weights"}
 
 
 def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
@@ -56,6 +71,8 @@ def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
     tree, lines = _read_tree(config, overrides)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
+    if isinstance(tree.get("captions"), dict):
+        tree["captions"].setdefault("kind", "coco")
     return parse_mining(tree, place=config, lines=lines)
 
 
@@ -115,6 +132,10 @@ def _lines(node: Any, place: str = "") -> Iterator[tuple[str, int]]:
             inner = f"{place}.{key.value}" if place else str(key.value)
             yield inner, key.start_mark.line + 1
             yield from _lines(value, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield f"{place}.{number}", value.start_mark.line + 1
+            yield from _lines(value, f"{place}.{number}")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -139,6 +160,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _absolute_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: _absolute_paths(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list) and key == "captions":
+        return [_absolute_paths(inner) for inner in value]
     if isinstance(value, str) and value and scheme_of(value) == "file":
         expanded = os.path.expanduser(plain_path(value))
         if key in _PATH_KEYS or ("/" in value and os.path.exists(expanded)):
@@ -178,8 +201,9 @@ def _shown(value: Any) -> str:
 # The names of union members that pydantic puts into a fault's location.
 _TAGS = {
     *("best_region_per_noun", "mutual_best", "one_to_one", "labels"),
-    *("maskformer", "ground_truth"),
+    *("maskformer", "open_maskformer", "sam", "detectron2", "ground_truth"),
     *("instances", "crops", "semantic"),
+    *("one source", "sources", "coco", "img2dataset", "parquet", "jsonl", "csv", "tsv", "hf", "folder", "run"),
     *("int", "float"),
 }
 
@@ -200,6 +224,8 @@ def _did_you_mean(path: Sequence[str], of: type[Settings]) -> str:
 def _known_settings(model: Any, path: Sequence[str]) -> set[str]:
     if not path:
         return set(model.model_fields)
+    if path[0].isdecimal():  # one of a list, whose members are of this model
+        return _known_settings(model, path[1:])
     field = model.model_fields.get(path[0])
     members = _settings_in(field.annotation) if field else []
     return set().union(*[_known_settings(member, path[1:]) for member in members]) if members else set()

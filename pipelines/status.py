@@ -12,6 +12,7 @@ from pipelines.plan import Plan, read_plan
 from pipelines.publish import SUCCESS_FILE
 from pipelines.run_folder import RunFolder
 from schemas.errors import InputError
+from schemas.rows import RejectedImage
 
 _STEPS = ("nouns", "vocabulary", "regions", "pairs", "shards")
 
@@ -38,17 +39,6 @@ class RunStatus:
     def as_json(self) -> dict[str, Any]:
         """Plain values for `status --json`."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedImage:
-    """An image that came to nothing, and why."""
-
-    image_id: str
-    part: int
-    step: str
-    reason: str
-    detail: str
 
 
 def run_status(run: RunFolder) -> RunStatus:

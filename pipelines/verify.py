@@ -18,13 +18,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
+from pipelines.plan import Plan
 from pipelines.publish import SUCCESS_FILE
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import FINGERPRINT_FILE, RunFolder
+from pipelines.status import require_plan
 from schemas.errors import IncompleteError, InputError
 from schemas.manifest import Manifest, ShardEntry
 from schemas.mask import Mask
 from schemas.rows import SampleRow
-from schemas.sample import FORMAT_VERSION, RECORD_KEYS, ImageFormat, member_names
+from schemas.sample import FORMAT_VERSION, READABLE_VERSIONS, ImageFormat, member_names, record_keys
 
 _REMEDY = "delete it and run `maskmine mine` again"
 _READ_BYTES = 1 << 20
@@ -50,12 +52,25 @@ def read_manifest(run: RunFolder) -> Manifest:
         manifest = Manifest.model_validate_json(json.dumps(stored))
     except ValidationError as error:
         raise InputError(f"{run.path('manifest.json')}: not a manifest of this version; {_REMEDY}") from error
-    if manifest.format_version != FORMAT_VERSION:
+    if manifest.format_version not in READABLE_VERSIONS:
         raise InputError(
             f"{run.path('manifest.json')}: format version {manifest.format_version}, this maskmine reads"
             f" {FORMAT_VERSION}; use the maskmine that wrote it"
         )
     return manifest
+
+
+def read_complete(run: RunFolder) -> tuple[Manifest, Plan]:
+    """The manifest and the plan of a run of which every cell is there. Raises as `read_manifest`.
+
+    A manifest can be that of an earlier run, which a run of other settings is about to replace.
+    """
+    manifest, plan = read_manifest(run), require_plan(run)
+    missing = [step for step in ("captions", "nouns", "regions", "pairs", "shards") if len(run.done(step)) < plan.parts]
+    if missing or run.read_json("shards", FINGERPRINT_FILE) != {"fingerprint": manifest.fingerprint}:
+        why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
+        raise IncompleteError(f"{run.root}: not finished ({why}); run `maskmine mine` again")
+    return manifest, plan
 
 
 def verify_run(run: RunFolder, *, tick: Any = lambda _: None) -> Iterator[Problem]:
@@ -116,7 +131,7 @@ def _check_shard(run: RunFolder, shard: ShardEntry, manifest: Manifest, keys: se
         try:
             members = _members(file)
             for row in index:
-                yield from _check_sample(name, row, members, image_format)
+                yield from _check_sample(name, row, members, image_format, record_keys(manifest.format_version))
             if extra := next(members, None):
                 yield Problem(name, f"member {extra.name} is in no sample of the index; {_REMEDY}")
         except tarfile.TarError as error:
@@ -142,7 +157,7 @@ def _members(file: Any) -> Iterator[_Member]:
 
 
 def _check_sample(
-    shard: str, row: SampleRow, members: Iterator[_Member], image_format: ImageFormat
+    shard: str, row: SampleRow, members: Iterator[_Member], image_format: ImageFormat, keys: frozenset[str]
 ) -> Iterator[Problem]:
     found = [member for _, member in zip(range(4), members, strict=False)]
     names = tuple(member.name for member in found)
@@ -154,12 +169,13 @@ def _check_sample(
     if not all(member.plain for member in found):
         yield Problem(shard, f"sample {row.key}: a member is no plain file of fixed mode and time")
     image, mask_png, noun, record = (member.content for member in found)
-    yield from (
-        Problem(shard, f"sample {row.key}: {what}") for what in _check_content(row, image, mask_png, noun, record)
-    )
+    faults = _check_content(row, image, mask_png, noun, record, keys=keys)
+    yield from (Problem(shard, f"sample {row.key}: {what}") for what in faults)
 
 
-def _check_content(row: SampleRow, image: bytes, mask_png: bytes, noun: bytes, record_json: bytes) -> Iterator[str]:
+def _check_content(
+    row: SampleRow, image: bytes, mask_png: bytes, noun: bytes, record_json: bytes, *, keys: frozenset[str]
+) -> Iterator[str]:
     try:
         record = json.loads(record_json)
         with Image.open(io.BytesIO(mask_png)) as mask_image, Image.open(io.BytesIO(image)) as crop:
@@ -167,7 +183,7 @@ def _check_content(row: SampleRow, image: bytes, mask_png: bytes, noun: bytes, r
     except (OSError, ValueError, UnidentifiedImageError) as error:
         yield f"a member cannot be read: {error}"
         return
-    if not isinstance(record, dict) or record.keys() != RECORD_KEYS:
+    if not isinstance(record, dict) or record.keys() != keys:
         yield "its .json does not have the keys of the format"
         return
     x0, y0, x1, y1 = row.crop_xyxy

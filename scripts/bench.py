@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,11 +32,16 @@ from schemas.mask import Mask
 from schemas.rows import ImageRow, Noun, NounsRow, Pair, PairsRow, Region, RegionsRow
 from schemas.sample import sample_key
 from scripts.bench_engines import SECTIONS, bench_engines
+from scripts.bench_export import bench_export
 from scripts.bench_gpu import bench_gpu
 from scripts.bench_gpu_tuning import bench_gpu_tuning
 from scripts.bench_mining import bench_coco, bench_full_size
 from scripts.bench_nouns import bench_nouns
+from scripts.bench_proposers import bench_proposers
+from scripts.bench_regenerate import bench_regenerate
 from scripts.bench_regions import bench_region_cutting
+from scripts.bench_segmenter import bench_gpu_segment, bench_segmenter
+from scripts.bench_sources import bench_planning, bench_sources
 from scripts.bench_tuning import bench_tuning
 from scripts.measures import Measure
 
@@ -48,12 +53,16 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="nouns, regions, pairs, shards, memory, coco, full-size, tuning, engines (or a part of it: "
-            "engines-start-up, engines-time, engines-kills, engines-memory), gpu, gpu-tuning."
+            help="nouns, regions, pairs, shards, export, regenerate, memory, coco, full-size, segmenter, tuning, "
+            "proposers, engines (or a part of it: engines-start-up, engines-time, engines-kills, engines-memory), "
+            "sources, planning, gpu, gpu-tuning, gpu-segment."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
     photos: Annotated[Path, typer.Option(help="A folder of JPEG photographs.")] = SHARED / "coco-mini" / "train2017",
+    coco_mini: Annotated[Path, typer.Option(help="COCO's folder with train2017 and annotations.")] = SHARED
+    / "coco-mini",
+    proposer_images: Annotated[int, typer.Option(min=1, help="Pictures that each proposer is measured on.")] = 2,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
 ) -> None:
     """Print a table of measures, each with its goal."""
@@ -63,14 +72,21 @@ def main(
         "regions": lambda: bench_region_cutting(pictures or None),
         "pairs": bench_pairs,
         "shards": lambda: bench_shards(pictures),
+        "export": lambda: bench_exports(pictures),
+        "regenerate": bench_regenerate,
         "memory": bench_memory,
         "coco": lambda: bench_coco(_present(photos, "--photos").parent),
         "full-size": lambda: bench_full_size(_present(photos, "--photos").parent),
+        "segmenter": lambda: bench_segmenter(pictures),
         "tuning": bench_tuning,
+        "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{one}": partial(bench_engines, minutes=engine_minutes, sections=[one]) for one in SECTIONS},
+        "sources": bench_sources,
+        "planning": bench_planning,
         "gpu": lambda: bench_gpu(pictures),
         "gpu-tuning": bench_gpu_tuning,
+        "gpu-segment": lambda: bench_gpu_segment(pictures),
     }
     unknown = set(only or ()) - benches.keys()
     if unknown:
@@ -87,8 +103,8 @@ def main(
 
 
 def _is_default(name: str) -> bool:
-    """Parts of another bench are only run by name, and those of the GPU only where there is one."""
-    return not name.startswith("engines-") and (not name.startswith("gpu") or _has_gpu())
+    """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
+    return not name.startswith(("engines-", "planning", "proposers")) and (not name.startswith("gpu") or _has_gpu())
 
 
 def _has_gpu() -> bool:
@@ -158,6 +174,15 @@ def bench_shards(photos: Sequence[Path]) -> list[Measure]:
         Measure("ours / ShardWriter", rate / plain_rate, "×", "≥ 1.5", rate / plain_rate >= 1.5),
         Measure("ours / ShardWriter at our JPEG quality", rate / same_rate, "×", "", None),
     ]
+
+
+def bench_exports(photos: Sequence[Path]) -> Iterator[Measure]:
+    """Each export of about a thousand pairs from photographs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = list(photos) or _drawn_photos(Path(scratch))
+        rounds = max(1, 160 // len(paths))
+        items = [_to_write(path, number) for number, path in enumerate(paths * rounds)]
+        yield from bench_export(items)
 
 
 def bench_memory(*, images: int = 300) -> list[Measure]:

@@ -36,8 +36,8 @@ def bench_region_cutting(photos: list[Path] | None) -> list[Measure]:
     The two ways cut the same pictures by turns, so that a busy machine slows both; figures are medians over the turns.
     One thread: workers are many to a machine, and the ratio is then that of the work, not of the scheduler.
     """
-    images = [_read_photo(path) for path in photos[:_PICTURES]] if photos else _noise(_PICTURES)
-    masks = [_ellipses(_MASKS, seed=number) for number in range(len(images))]
+    images = [read_photo(path) for path in photos[:_PICTURES]] if photos else noise(_PICTURES)
+    masks = [ellipses(_MASKS, seed=number) for number in range(len(images))]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,19 +95,21 @@ def _cut_plainly(images: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
     return torch.cat(regions)
 
 
-def _read_photo(path: Path) -> Tensor:
+def read_photo(path: Path) -> Tensor:
+    """A photograph as uint8 [3, H, W], 640 × 480."""
     with Image.open(path) as photo:
         pixels = np.asarray(photo.convert("RGB").resize((_WIDTH_PX, _HEIGHT_PX)))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
-def _noise(count: int) -> list[Tensor]:
+def noise(count: int) -> list[Tensor]:
+    """Pictures of the same size where there are no photographs."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, _HEIGHT_PX, _WIDTH_PX)
     return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(count)]
 
 
-def _ellipses(count: int, *, seed: int) -> Tensor:
+def ellipses(count: int, *, seed: int) -> Tensor:
     """Masks of all sizes up to most of the picture, small ones more often, boolean [N, H, W]."""
     generator = torch.Generator().manual_seed(seed)
     draws_N4 = torch.rand(count, 4, generator=generator)

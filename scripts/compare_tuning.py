@@ -109,7 +109,7 @@ def main(
         raise InputError(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}")
     models = find_models(clip=clip, maskformer=maskformer)
     ways = [way for name in tables or ["ways"] for way in TABLES[name]]
-    scores = _demo_scores() if min_similarity is None else {"min_similarity": min_similarity}
+    scores = demo_scores() if min_similarity is None else {"min_similarity": min_similarity}
     worlds = Worlds(to, models, scenes=scenes, judged=judged, scores=scores)
     changes = {
         f"{part}.{name}": value
@@ -160,7 +160,7 @@ def judge(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, 
     tuned: dict[str, dict[str, Any]] = {}
     for way in ways:
         out = worlds.folder / f"seed-{seed}" / way.key()
-        _tune(worlds, way, out=out, seed=seed, changes=changes, clip=clip)
+        tune_way(worlds, way, out=out, seed=seed, changes=changes, clip=clip)
         files = {"clip": {"model": str(out / "clip")}, "prompts": str(out / "prompts.safetensors")}
         tuned[way.name] = {name: files[name] for name in way.judged}
     CONSOLE.print(f"seed {seed}: judging …", style="dim")
@@ -203,7 +203,8 @@ def _whole(found: Sequence[Findings], name: str) -> str:
     return f"{100 * statistics.mean(changes):+.1f}"
 
 
-def _tune(worlds: Worlds, way: Way, *, out: Path, seed: int, changes: dict[str, Any], clip: dict[str, Any]) -> None:
+def tune_way(worlds: Worlds, way: Way, *, out: Path, seed: int, changes: dict[str, Any], clip: dict[str, Any]) -> None:
+    """Tune in a way, or go on with what is left of it."""
     scores = {} if way.pairs == _TRUE or way.any_similarity else worlds.scores  # true pairs have none
     source = {"folder": worlds.pairs(way.pairs).root, **scores}
     tree = {"sources": [source], "workers": 0}
@@ -218,7 +219,7 @@ def _load_tuning(overrides: dict[str, Any]) -> Tuning:
     return load_settings(Tuning, str(_CONFIGS / "tune-demo.yaml"), overrides=texts)
 
 
-def _demo_scores() -> dict[str, float]:
+def demo_scores() -> dict[str, float]:
     """The thresholds of `configs/tune-demo.yaml`."""
     tree = yaml.safe_load((_CONFIGS / "tune-demo.yaml").read_text(encoding="utf-8"))
     return {name: value for name, value in tree["data"]["sources"][0].items() if name.startswith("min_")}

@@ -16,8 +16,12 @@ SEEN_SHARE = 0.8
 
 def is_seen(noun: str) -> bool:
     """Whether masks of this noun are trained on."""
-    number = int.from_bytes(hashlib.sha256(noun.encode()).digest()[:8], "big")
-    return number < SEEN_SHARE * 2**64
+    return noun_share(noun) < SEEN_SHARE
+
+
+def noun_share(noun: str) -> float:
+    """Where a hash of the name puts the noun, from 0 to 1."""
+    return int.from_bytes(hashlib.sha256(noun.encode()).digest()[:8], "big") / 2**64
 
 
 @functools.cache

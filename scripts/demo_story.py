@@ -23,10 +23,12 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+from mining.captions import CocoCaptions
 from mining.labels import load_synonyms
 from mining.models.maskformer import MaskFormer
 from mining.pairs import ClipPairs, first_mentions
 from mining.truth import open_naming, read_truth
+from pipelines.charts import curve_svg
 from pipelines.evaluate_pairs import Evaluation, evaluate_pairs
 from pipelines.exits import exit_of
 from pipelines.run_folder import RunFolder, read_folder
@@ -36,19 +38,19 @@ from pipelines.verify import read_manifest
 from schemas.errors import IncompleteError, InputError
 from schemas.manifest import Manifest, ModelEntry
 from schemas.rows import NounsRow, RegionsRow
-from scripts.bottleneck import verdict
-from scripts.clip_accuracy import ClipAccuracy, measure_clip, noun_embeddings
+from scripts.bottleneck import demo_bottleneck
+from scripts.clip_accuracy import ClipAccuracy, measure_clip
 from scripts.compare_rules import Compared, compare_rules, render
 from scripts.demo_nouns import demo_nouns
 from scripts.proposal_recall import ProposalRecall
-from scripts.story_charts import curve_svg, loss_svg
-from scripts.story_maps import Bar, find_bottleneck
-from scripts.story_models import open_towers
+from scripts.story_charts import loss_svg
+from scripts.story_models import DemoModels, open_towers
 from scripts.story_pictures import ShownPair, ShownScene, judge_scenes, show_pairs, show_scene
-from scripts.story_recall import mined_recall, regions_by_image
+from scripts.story_recall import mined_recall
 from scripts.story_tables import plain_table
 from scripts.story_tuning import TuningStory, tell_tuning
 from scripts.story_world import read_scenes, truth_of
+from tuning.bottleneck import Bar, verdict
 from tuning.evaluation import Examination
 from tuning.evaluation_report import render_evaluation
 
@@ -149,11 +151,15 @@ def tell_story(run: RunFolder, *, examination: Examination | None = None) -> Sto
     clip = settings.regions.clip
     if clip is None or not isinstance(settings.pairs, ClipPairs):
         raise InputError(f"{run.root}: was made without CLIP; mine it with configs/demo-models.yaml")
+    if not isinstance(settings.captions, CocoCaptions):
+        raise InputError(f"{run.root}: its captions are not those of a demo world; mine configs/demo-models.yaml")
     world = Path(settings.captions.annotations).parent
     evaluation = evaluate_pairs(run, truth=truth_of(world))
     truth = read_truth(truth_of(world))
     scenes = list(judge_scenes(run, truth=truth, naming=open_naming(truth.categories, load_synonyms("coco"))))
-    proposed = isinstance(settings.regions.proposals, MaskFormer)
+    proposals = settings.regions.proposals
+    proposed = isinstance(proposals, MaskFormer)
+    models = DemoModels(Path(clip.model), Path(proposals.checkpoint) if isinstance(proposals, MaskFormer) else None)
     tuned = tell_tuning(examination, run=run) if examination else None
     image, text = open_towers(clip, device=settings.regions.device)
     accuracy = measure_clip(image, text, (scene for _, scene in islice(read_scenes(world), FIGURE_SCENES)))
@@ -164,12 +170,7 @@ def tell_story(run: RunFolder, *, examination: Examination | None = None) -> Sto
         funnel=_funnel(run, manifest, evaluation),
         evaluation=evaluation,
         compared=compare_rules(run, truth=truth_of(world)),
-        bars=find_bottleneck(
-            islice(read_scenes(world), FIGURE_SCENES),
-            image=image,
-            nouns_KD=noun_embeddings(text),
-            ordinary=regions_by_image(run) if proposed else None,
-        ),
+        bars=demo_bottleneck(world, islice(read_scenes(world), FIGURE_SCENES), models=models),
         clip=accuracy,
         figure_scenes=min(FIGURE_SCENES, len(truth.sizes)),
         tuned=tuned,

@@ -55,6 +55,11 @@ class LoggedJob:
     stage: str
     log: str
 
+    @property
+    def device(self) -> str | None:
+        """As the job's own."""
+        return self.job.device
+
     def open(self) -> MakeCell:
         """As the job's own."""
         _note(self.log, "open", self.stage)

@@ -52,6 +52,10 @@ class FakeJob:
     step: str
     trouble: str
 
+    @property
+    def device(self) -> str | None:
+        return "auto" if self.step == "regions" else None
+
     def open(self) -> MakeCell:
         self._note("open")
 

@@ -128,6 +128,7 @@ def test_each_run_of_a_load_has_its_own_folder_and_log(tmp_path: Path) -> None:
 class EmptyJob:
     """Writes empty cells; a cell of `pairs` wants to have that of `nouns` there."""
 
+    device = None
     run: RunFolder
     step: str
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining, load_settings
 from schemas.errors import InputError
-from scripts import clip_accuracy, demo_story, story_tuning
+from scripts import bottleneck, clip_accuracy, demo_story, story_tuning
 from scripts.demo_story import Story, main, render_page, tell_story
 from scripts.story_charts import loss_svg
 from scripts.story_models import DemoModels, mine_world
@@ -49,6 +49,7 @@ def less_text() -> Iterator[None]:
     """Nouns are said in one sentence, not in fourteen, among which a CLIP of random weights tells nothing apart."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_accuracy, "load_templates", lambda name: ("{}",))
+        patch.setattr(bottleneck, "TEMPLATES", "raw")
         patch.setattr(open_clip, "get_tokenizer", functools.cache(open_clip.get_tokenizer))  # slower than these models
         yield
 
@@ -172,7 +173,7 @@ def test_the_page_tells_the_figures_of_the_run(page: str, story: Story, run: Run
         assert rule in words
     for bar in story.bars:
         assert bar.case.name in words
-    assert "there is no MaskFormer here" in words
+    assert "CLIP's classes alone cost" in words  # without a MaskFormer, nobody knows what its masks cost
 
 
 def test_pairs_are_shown_on_the_side_that_the_truth_puts_them(story: Story) -> None:
@@ -290,7 +291,6 @@ def test_figures_that_need_few_scenes_are_of_the_first_ones(run: RunFolder, monk
     told = tell_story(run)
     objects = [len(scene.nouns) for _, scene in read_scenes(Path(run.root).parent / "world")]
     assert told.figure_scenes == 2
-    assert {bar.objects.of for bar in told.bars} == {sum(objects[:2])} != {sum(objects)}
     assert told.funnel[0].count == len(objects), "what was mined is counted whole"
 
 

@@ -17,8 +17,9 @@ from pipelines.choose import choose_engine
 from pipelines.cli import app
 from pipelines.on_beam import BeamEngine
 from pipelines.on_ray import RayEngine
-from pipelines.settings import load_mining
+from pipelines.settings import load_mining, load_settings
 from schemas.settings import Settings
+from tuning.segmenter import Segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -107,7 +108,11 @@ def test_engines_take_the_options_that_are_shown(words: Words) -> None:
 @pytest.mark.parametrize("words", [case for case in all_of_maskmine() if "--set" in case.values[0]])
 def test_settings_that_are_shown_exist(words: Words) -> None:
     params = parsed(typer.main.get_command(app), words).params
-    load_mining(str(ROOT / "configs" / Path(params["config"]).name), overrides=params["overrides"])
+    if words[1] in ("segment", "benchmark"):
+        config = ROOT / "configs" / Path(params["config"] or "segment.yaml").name
+        load_settings(Segmenter, str(config), overrides=params["overrides"])
+    else:
+        load_mining(str(ROOT / "configs" / Path(params["config"]).name), overrides=params["overrides"])
 
 
 @pytest.mark.parametrize("words", [case for case in all_of_maskmine() if "beam" in case.values[0]])

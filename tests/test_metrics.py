@@ -306,6 +306,6 @@ def test_reports_carry_the_use_of_the_gpu_and_none_on_the_cpu(fake_nvml: Callabl
         return report(part, 1.0)
 
     fake_nvml()
-    on_gpu = cells._with_gpu_use(make, device="cuda")(3, lambda _: None)
+    on_gpu = cells.with_gpu_use(make, device="cuda")(3, lambda _: None)
     assert (on_gpu.part, on_gpu.gpu_percent, on_gpu.gpu_peak_bytes) == (3, 80.0, 1002)
-    assert cells._with_gpu_use(make, device="cpu")(3, lambda _: None) == report(3, 1.0)
+    assert cells.with_gpu_use(make, device="cpu")(3, lambda _: None) == report(3, 1.0)

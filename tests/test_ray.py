@@ -88,6 +88,7 @@ def waits_for_pairs_of_part_0(run: RunFolder, part: int) -> None:
 class ToyJob:
     """Writes an empty cell after it did something."""
 
+    device = None
     run: RunFolder
     step: str
     act: Act = nothing

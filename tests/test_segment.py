@@ -113,6 +113,13 @@ def test_the_same_picture_alone_gives_the_same_bytes_and_a_line_that_says_what_i
     assert said.endswith(f"% → {tmp_path}/again/scene 2.overlay.png")
 
 
+def test_granularity_is_an_option_and_chooses_masks_by_class(pictures: Path, tmp_path: Path) -> None:
+    picture = pictures / "scene 0.png"
+    assert segment(picture, "--granularity", "0.25", "--to", tmp_path, classes="goat, church") == 0
+    made_with = json.loads((tmp_path / "scene 0.json").read_text("utf-8"))["settings"]
+    assert (made_with["paint"], made_with["granularity"]) == ("best_per_class", 0.25)
+
+
 def test_more_than_255_classes_take_16_bits() -> None:
     labels_HW = np.array([[0, NOTHING, 254]], np.int32)
     small = Image.open(io.BytesIO(label_png(labels_HW, classes=255)))
@@ -203,6 +210,8 @@ def test_a_bad_picture_is_a_line_and_stops_no_other(
         ([], "", "classes: none is named"),
         ([], "dog, dog", "`dog` is there twice"),
         (["--set", "rule=best"], "dog", "rule: input should be"),
+        (["--granularity", "1.2"], "dog", "Invalid value for '--granularity': Input should be less than or equal to 1"),
+        (["--granularity", "0.5", "--set", "paint=sum"], "dog", "`paint: sum` takes them all"),
         (["--set", "rule=ensemble"], "dog", "the proposals come without a classifier"),
         (["--set", "tuned.prompts=nowhere.safetensors"], "dog", "nowhere.safetensors: holds no mask prompts"),
         (["--set", "proposals.checkpoint=/nowhere/at/all"], "dog", "there is no folder `/nowhere/at/all`"),

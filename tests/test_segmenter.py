@@ -214,6 +214,32 @@ def test_a_picture_does_not_depend_on_the_others_nor_on_the_batch() -> None:
         assert same(one, third)
 
 
+def test_a_finer_choice_covers_no_less_of_the_picture_and_leaves_the_votes() -> None:
+    models = settings_of(paint="best_per_class").load()
+    covered, regions = [], []
+    for granularity in (1.0, 0.5, 0.0):
+        segment = settings_of(paint="best_per_class", granularity=granularity).open(models=models)
+        (found,) = whole(segment(PICTURES[:1], classes=CLASSES[:2]))
+        covered.append(int((found.labels_HW != NOTHING).sum()))
+        regions.append(found.regions)
+    assert covered == sorted(covered)
+    assert covered[0] < covered[-1]
+    assert regions[0] == regions[1] == regions[2]
+
+
+def test_models_that_are_loaded_serve_other_rules_and_give_the_same_maps() -> None:
+    models = settings_of().load()
+    for changes in ({"paint": "sum"}, {"paint": "best_per_class", "granularity": 0.5}, {"keep.min_score": 0.5}):
+        (found,) = whole(settings_of(**changes).open(models=models)(PICTURES[:1], classes=CLASSES))
+        assert same(found, segmented(PICTURES[:1], **changes)[0])
+
+
+def test_models_without_clip_serve_no_rule_that_asks_it(with_classes: str) -> None:
+    models = settings_of(**{"proposals.checkpoint": with_classes, "rule": "proposals"}).load()
+    with pytest.raises(ValueError, match="loaded without CLIP"):
+        settings_of(rule="clip").open(models=models)
+
+
 def test_without_proposals_the_map_is_empty_and_classes_have_no_score() -> None:
     (found,) = segmented(PICTURES[:1], **{"keep.min_score": 1.0})
     assert found.labels_HW.shape == PICTURES[0].shape[:2]
@@ -277,8 +303,12 @@ def test_the_configuration_for_real_models_says_what_the_defaults_are() -> None:
         ({"rule": "best"}, "rule: input should be 'clip', 'proposals' or 'ensemble', not 'best'"),
         ({"clip_weight": 0}, "clip_weight: input should be greater than 0, not 0"),
         ({"clip_weight": 1.5}, "clip_weight: input should be less than 1, not 1.5"),
+        ({"granularity": 1.5}, "granularity: input should be less than or equal to 1, not 1.5"),
+        ({"granularity": -0.1}, "granularity: input should be greater than or equal to 0, not -0.1"),
+        ({"paint": "sum", "granularity": 0.5}, "`granularity: 0.5` chooses masks, and `paint: sum` takes them all"),
         ({"tuned": {}}, "tuned: names nothing that was tuned"),
         ({"rule": "ensemble", "proposals": {"kind": "ground_truth", "annotations": "x"}}, "annotations have none"),
+        ({"rule": "proposals", "proposals": {"kind": "sam", "checkpoint": "x"}}, "Segment Anything has none; use"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_their_place(change: dict[str, Any], words: str) -> None:

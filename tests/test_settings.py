@@ -8,14 +8,23 @@ import pytest
 import yaml
 
 from pipelines.inputs import portable
+from pipelines.serving import Serving
 from pipelines.settings import Mining, dump_yaml, load_mining, load_settings
 from schemas.errors import InputError
 from schemas.settings import Settings
 from tuning.evaluation import Examination
+from tuning.proposal_settings import ProposalTraining
 from tuning.segmenter import Segmenter
 from tuning.settings import Tuning
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS: dict[str, type[Settings]] = {
+    "tune": Tuning,
+    "train": ProposalTraining,
+    "evaluate": Examination,
+    "segment": Segmenter,
+    "serve": Serving,
+}
 GOOD = """\
 captions: {kind: coco, annotations: captions.json, images: photos}
 regions:
@@ -35,8 +44,7 @@ def load(folder: Path, text: str = GOOD, *overrides: str) -> Mining:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> None:
-    kinds: dict[str, type[Settings]] = {"tune": Tuning, "evaluate": Examination, "segment": Segmenter}
-    of = kinds.get(config.name.partition("-")[0].removesuffix(".yaml"), Mining)
+    of = KINDS.get(config.name.partition("-")[0].removesuffix(".yaml"), Mining)
     settings = load_mining(str(config)) if of is Mining else load_settings(of, str(config))
     assert of.model_validate(yaml.safe_load(dump_yaml(settings)), strict=False) == settings
 
@@ -56,7 +64,7 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
         ),
         (
             GOOD.replace("kind: ground_truth", "kind: magic"),
-            "proposals: kind `magic` is unknown; choose one of maskformer, ground_truth",
+            "kind `magic` is unknown; choose one of maskformer, open_maskformer, sam, detectron2, ground_truth",
         ),
         (GOOD.replace("clip: null", "clip: {model: ViT-B-16, pretained: openai}"), "did you mean `pretrained`?"),
         (GOOD.replace("rule: labels", "rule: best_region_per_noun"), "regions.clip"),

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from mining.models import maskformer as adapter
-from mining.models.maskformer import MaskFormer
+from mining.models.maskformer import PLAIN, MaskFormer, prepared_pixels
+from mining.models.pretrained import load_pretrained
 from mining.proposals import LoadedImage
 from schemas.errors import InputError
 from scripts import train_maskformer as training
@@ -227,8 +227,8 @@ def test_the_input_has_the_size_that_the_saved_processor_makes(
     size_hw: tuple[int, int], saved: tuple[Any, MaskFormer]
 ) -> None:
     _, settings = saved
-    processor = adapter._from_folder(Path(settings.checkpoint), name="saved")[1]
-    prepared = adapter._prepared([torch.zeros(3, *size_hw, dtype=torch.uint8)], processor=processor, short_side_px=None)
+    processor = load_pretrained(settings.checkpoint, revision=None, family=PLAIN).processor
+    prepared = prepared_pixels([torch.zeros(3, *size_hw, dtype=torch.uint8)], processor=processor, short_side_px=None)
     assert prepared.shape[2:] == input_size(size_hw, short_side_px=48)
 
 

@@ -215,7 +215,7 @@ def test_jitter_differs_between_epochs_and_is_the_same_again(folder: Path) -> No
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        ("another version", "shards of format version 9, and this version of maskmine reads 1"),
+        ("another version", "shards of format version 9, and this version of maskmine reads 2"),
         ("no manifest", "not a finished mining run"),
         ("broken manifest", "cannot be read as a manifest"),
         ("broken index", r"00001\.parquet: not the index that the manifest names; run `maskmine verify"),

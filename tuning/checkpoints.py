@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from schemas.errors import InputError, OtherPlanError
 from tuning.files import write_whole
-from tuning.steps import Learner
 
 CHECKPOINT_FILE = "checkpoint.pt"
+
+
+class Learns(Protocol):
+    """What a run changes: the tensors that it trains, by name, and what its optimizer remembers."""
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]: ...
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def scaler(self) -> torch.amp.GradScaler: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +38,7 @@ class Checkpoint:
     values: dict[str, Any] | None
 
 
-def write_checkpoint(folder: Path, learner: Learner | None, *, fingerprint: str, stage: int, step: int) -> None:
+def write_checkpoint(folder: Path, learner: Learns | None, *, fingerprint: str, stage: int, step: int) -> None:
     """Keep where a run is; without a learner only that its stage begins. Raises IncompleteError when the disk is full.
 
     The checkpoint before stays until the new one is whole.
@@ -52,23 +64,24 @@ def read_checkpoint(folder: Path, *, fingerprint: str) -> Checkpoint | None:
         ) from error
     if found != fingerprint:
         raise OtherPlanError(
-            f"{folder}: holds a run of other settings, another CLIP or other shards; choose another `out`, or delete it"
+            f"{folder}: holds a run of other settings, another CLIP or other shards or maps; choose another `out`, or "
+            "delete it"
         )
     return checkpoint
 
 
-def restore(learner: Learner, values: dict[str, Any]) -> None:
+def restore(learner: Learns, values: dict[str, Any]) -> None:
     """Put a learner where `write_checkpoint` saw it."""
     with torch.no_grad():
-        for name, parameter in learner.trained.items():
-            parameter.copy_(values["weights"][name])
+        for name, tensor in learner.trained.items():
+            tensor.copy_(values["weights"][name])
     learner.optimizer.load_state_dict(values["optimizer"])
     learner.scaler.load_state_dict(values["scaler"])
 
 
-def _values(learner: Learner) -> dict[str, Any]:
+def _values(learner: Learns) -> dict[str, Any]:
     return {
-        "weights": {name: parameter.detach().cpu() for name, parameter in learner.trained.items()},
+        "weights": {name: tensor.detach().cpu() for name, tensor in learner.trained.items()},
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
     }

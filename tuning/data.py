@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry
-from schemas.sample import FORMAT_VERSION
+from schemas.sample import FORMAT_VERSION, READABLE_VERSIONS
 from schemas.tables import read_parquet
 from tuning.order import Integers, Place, Stream, shares_of_batch
 from tuning.samples import View, decode_sample, show_region
@@ -184,18 +184,22 @@ def read_batches(pairs: Pairs, *, start: int, stop: int, workers: int, pin_memor
 
     Raises InputError for a broken sample.
     """
-    workers = min(workers, stop - start, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     loader: DataLoader[Batch | str] = DataLoader(
         pairs,
         batch_size=None,
         sampler=range(start, stop),
-        num_workers=workers,
+        num_workers=usable_workers(workers, batches=stop - start),
         pin_memory=pin_memory,
     )
     for batch in loader:
         if isinstance(batch, str):
             raise InputError(batch)
         yield batch
+
+
+def usable_workers(workers: int, *, batches: int) -> int:
+    """So many of the processes that are asked for have a processor and something to do."""
+    return min(workers, batches, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 
 def _refuse_large_batch(stream: Stream, data: Data) -> None:
@@ -235,7 +239,7 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from error
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path}: cannot be read as a manifest ({type(error).__name__}); mine again") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise InputError(
             f"{path}: shards of format version {version}, and this version of maskmine reads {FORMAT_VERSION}; mine "
             "again, or use the version that made them"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,7 +31,28 @@ class Row:
     images_per_s: float
 
 
-Tell = Callable[[Row], None]
+@dataclass(frozen=True, slots=True)
+class MaskRow:
+    """`Row` for a training of masks: `class_loss`, `mask_loss` and `dice_loss` are the last layer's, weighted.
+
+    `gradient_norm` is that before the gradient is cut.
+    """
+
+    stage: str
+    step: int
+    loss: float
+    class_loss: float
+    mask_loss: float
+    dice_loss: float
+    gradient_norm: float
+    learning_rate: float
+    images_per_s: float
+
+
+class Tell(Protocol):
+    """What keeps a row."""
+
+    def __call__(self, row: Row | MaskRow) -> None: ...
 
 
 @contextmanager
@@ -46,11 +67,12 @@ def open_log(folder: Path, *, stage: str, step: int, say: Callable[[str], None])
     curves = _open_curves(folder / "tensorboard" / stage, step=step, say=say)
     with path.open("a", encoding="utf-8") as file:
 
-        def tell(row: Row) -> None:
-            file.write(json.dumps(asdict(row)) + "\n")
+        def tell(row: Row | MaskRow) -> None:
+            values = asdict(row)
+            file.write(json.dumps(values) + "\n")
             file.flush()
-            for name in ("loss", "learning_rate", "logit_scale", "images_per_s") if curves else ():
-                curves.add_scalar(name, getattr(row, name), row.step)
+            for name in values.keys() - {"stage", "step", "epoch"} if curves else ():
+                curves.add_scalar(name, values[name], row.step)
 
         try:
             yield tell

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -42,12 +42,12 @@ from schemas.mask import Box
 from schemas.models import ModelRecord
 from schemas.rows import Rejection
 from schemas.settings import Settings
+from tuning.own_classifier import OwnClassifier, open_own
 from tuning.segmentation_rules import (
     BACKGROUND,
     best_masks,
     clip_probabilities,
     ensemble,
-    own_probabilities,
     paint_hard,
     paint_soft,
 )
@@ -106,13 +106,35 @@ class Segment(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """CLIP: `regions` embeds those of some pictures, [N, D] for each; `classes` embeds names, [C, D]."""
+
+    regions: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+    classes: Callable[[tuple[str, ...]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What is loaded once: the proposer, and CLIP where the rule needs it, both on `device`.
+
+    `own` is the proposals' classifier; without it, it is opened with the settings.
+    """
+
+    device: torch.device
+    propose: Proposer
+    look: Look | None
+    own: OwnClassifier | None = None
+
+
 class Segmenter(Settings):
     """Which masks, which CLIP, and how votes become a map. The defaults are the models of configs/coco.yaml.
 
     `tuned` puts a fine-tuned CLIP, mask prompts or both in the place of `clip`'s image side.
     `rule`: who gives the votes: `clip`, the `proposals`' own classifier, or both as OVSeg's `ensemble`, in which
     `clip_weight` is λ. `paint`: `sum` lets all masks vote, softly where the proposer's masks are soft;
-    `best_per_class` lets only those vote that are the best one of some class, and leaves other pixels without a class.
+    `best_per_class` lets only those vote that are the best one of some class, and leaves other pixels without a class;
+    with a `granularity` g below 1 those as well whose vote for a class is above g × its best.
     `keep`, `batch_size` and what follows are as in `Regions`.
     """
 
@@ -126,6 +148,7 @@ class Segmenter(Settings):
     rule: Literal["clip", "proposals", "ensemble"] = "clip"
     clip_weight: Annotated[float, Field(gt=0, lt=1)] = 0.7
     paint: Literal["sum", "best_per_class"] = "sum"
+    granularity: Annotated[float, Field(ge=0, le=1)] = 1.0
     batch_size: Annotated[int, Field(ge=1)] = 8
     device: str = "auto"
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
@@ -135,18 +158,38 @@ class Segmenter(Settings):
 
     @model_validator(mode="after")
     def _a_classifier_where_the_rule_needs_one(self) -> Segmenter:
-        if self.rule != "clip" and self.proposals.kind == "ground_truth":
+        without = {"ground_truth": "annotations have", "sam": "Segment Anything has"}.get(self.proposals.kind)
+        if self.rule != "clip" and without:
+            raise ValueError(f"`rule: {self.rule}` needs proposals with a classifier, {without} none; use `clip`")
+        return self
+
+    @model_validator(mode="after")
+    def _a_rule_that_granularity_belongs_to(self) -> Segmenter:
+        if self.granularity < 1 and self.paint == "sum":
             raise ValueError(
-                f"`rule: {self.rule}` needs proposals with a classifier, annotations have none; use `clip`"
+                f"`granularity: {self.granularity:g}` chooses masks, and `paint: sum` takes them all; "
+                "use `paint: best_per_class`"
             )
         return self
 
-    def open(self) -> Segment:
-        """Load the models; returns the function from pictures to maps. Raises InputError when they cannot be had."""
+    def load(self) -> Models:
+        """Load the models; raises InputError when they cannot be had.
+
+        They serve all settings that differ in `keep`, `logit_scale`, `rule`, `clip_weight`, `paint` and `granularity`
+        alone; without CLIP, where `rule` is `proposals`, those that leave it so.
+        """
         device = open_device(self.device)
         fix_threads(self.device, cpu_threads=self.cpu_threads)
         propose = self.proposals.open(device=self.device)
-        look = None if self.rule == "proposals" else _open_look(self, device=device)
+        look = None if self.rule == "proposals" else open_look(self, device=device)
+        return Models(device, propose, look, self._own_classifier())
+
+    def open(self, *, models: Models | None = None) -> Segment:
+        """The function from pictures to maps, with `models` that were loaded before, or as `load` loads them."""
+        loaded = models or self.load()
+        if loaded.look is None and self.rule != "proposals":
+            raise ValueError(f"these models were loaded without CLIP, and `rule: {self.rule}` needs it")
+        loaded = replace(loaded, own=loaded.own or self._own_classifier())
 
         def segment(
             pictures: Sequence[Rgb], *, classes: Sequence[str], image_ids: Sequence[str] | None = None
@@ -154,9 +197,9 @@ class Segmenter(Settings):
             named, ids = check_classes(classes), image_ids or [str(number) for number in range(len(pictures))]
             found: dict[int, Segmentation | Rejection] = {}
             for batch in plan_batches([_size_px(rgb_HW3) for rgb_HW3 in pictures], batch_size=self.batch_size):
-                images = [LoadedImage(ids[i], _on_device(pictures[i], device)) for i in batch]
+                images = [LoadedImage(ids[i], _on_device(pictures[i], loaded.device)) for i in batch]
                 with torch.inference_mode():
-                    answers = _segment_batch(images, classes=named, settings=self, propose=propose, look=look)
+                    answers = _segment_batch(images, classes=named, settings=self, models=loaded)
                 found.update(zip(batch, answers, strict=True))
             return [found[i] for i in range(len(pictures))]
 
@@ -164,8 +207,13 @@ class Segmenter(Settings):
 
     def records(self) -> list[ModelRecord]:
         """The models that make the maps. Raises InputError for settings that name nothing."""
-        clip = [] if self.rule == "proposals" else [self.clip.record(), *_tuned_records(self.tuned, self.clip)]
-        return [self.proposals.record(), *clip]
+        if self.rule == "proposals":
+            texts = [self.clip.record()] if self.proposals.kind == "open_maskformer" else []
+            return [self.proposals.record(), *texts]
+        return [self.proposals.record(), self.clip.record(), *_tuned_records(self.tuned, self.clip)]
+
+    def _own_classifier(self) -> OwnClassifier:
+        return open_own(self.proposals, clip=self.clip, device=self.device, at_once=self.rule != "clip")
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -186,15 +234,8 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return (*named, BACKGROUND) if len(named) == 1 or len(named) < len(plain) else tuple(named)
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """CLIP: `regions` embeds those of some pictures, [N, D] for each; `classes` embeds names, [C, D]."""
-
-    regions: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
-    classes: Callable[[tuple[str, ...]], Tensor]
-
-
-def _open_look(settings: Segmenter, *, device: torch.device) -> _Look:
+def open_look(settings: Segmenter, *, device: torch.device) -> Look:
+    """CLIP as the settings want it, on `device`. Raises InputError when it cannot be had."""
     clip, tuned = settings.clip, settings.tuned
     if device.type == "cpu":  # which gains nothing from large batches, and the last one is filled up
         clip = clip.model_copy(update={"batch_size": min(clip.batch_size, _CPU_BATCH)})
@@ -225,7 +266,7 @@ def _open_look(settings: Segmenter, *, device: torch.device) -> _Look:
     def classes(names: tuple[str, ...]) -> Tensor:
         return embed_classes(names, embed=embed_nouns).to(device)
 
-    return _Look(embed, classes)
+    return Look(embed, classes)
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -239,11 +280,11 @@ def _segment_batch(
     *,
     classes: tuple[str, ...],
     settings: Segmenter,
-    propose: Proposer,
-    look: _Look | None,
+    models: Models,
 ) -> list[Segmentation | Rejection]:
     """The maps of pictures of one size, in order."""
-    answers = list(_kept(propose(images, min_score=settings.keep.min_score), keep=settings.keep))
+    look = None if settings.rule == "proposals" else models.look
+    answers = list(_kept(models.propose(images, min_score=settings.keep.min_score), keep=settings.keep))
     found = {i: answer[0] for i, answer in enumerate(answers) if not isinstance(answer, Rejection)}
     seen: dict[int, Tensor] = {}
     if look:
@@ -259,7 +300,7 @@ def _segment_batch(
         clip_NC = None
         if look:
             clip_NC = clip_probabilities(seen[i], look.classes(classes), logit_scale=settings.logit_scale)
-        votes_NC = _votes(kept, clip_NC, classes=classes, settings=settings)
+        votes_NC = _votes(kept, clip_NC, classes=classes, settings=settings, models=models)
         labels_HW = _paint(kept, votes_NC, classes=classes, settings=settings)
         maps.append(_as_segmentation(kept, votes_NC, labels_HW, classes=classes, proposed=proposed))
     return maps
@@ -271,19 +312,21 @@ def _kept(answers: Iterator[Proposals | Rejection], *, keep: Keep) -> Iterator[t
         yield answer if isinstance(answer, Rejection) else (keep_proposals(answer, keep=keep), len(answer))
 
 
-def _votes(kept: Proposals, clip_NC: Tensor | None, *, classes: Sequence[str], settings: Segmenter) -> Tensor:
+def _votes(
+    kept: Proposals, clip_NC: Tensor | None, *, classes: tuple[str, ...], settings: Segmenter, models: Models
+) -> Tensor:
     if settings.rule == "clip":
         assert clip_NC is not None
         return clip_NC
-    classes_NK = kept.classes_NK if kept.classes_NK is not None else kept.scores_N.new_empty(len(kept), 0)
-    own_NC = own_probabilities(classes_NK, names=kept.class_names, classes=classes)
+    assert models.own is not None  # `Segmenter.open` sees to it
+    own_NC = models.own(kept, classes)
     return own_NC if clip_NC is None else ensemble(own_NC, clip_NC, clip_weight=settings.clip_weight)
 
 
 def _paint(kept: Proposals, votes_NC: Tensor, *, classes: Sequence[str], settings: Segmenter) -> Tensor:
     height_px, width_px = kept.masks_NHW.shape[1:]
     if settings.paint == "best_per_class":
-        chosen = best_masks(votes_NC, classes=classes)
+        chosen = best_masks(votes_NC, classes=classes, granularity=settings.granularity)
         return paint_hard(votes_NC[chosen], kept.masks_NHW[chosen])
     if kept.soft_Nhw is None:
         return paint_hard(votes_NC, kept.masks_NHW)

@@ -16,14 +16,14 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["paper", "released"]
 
 
-def _number(value: Any) -> Any:
+def yaml_number(value: Any) -> Any:
     """`1e-6` as the number that it is: YAML 1.1 takes it for a text, because it has no point."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"\d+[eE][-+]?\d+", value) else value
 
 
 _Count = Annotated[int, Field(ge=1)]
-_Rate = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-_NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+_Rate = Annotated[float, Field(gt=0), BeforeValidator(yaml_number)]
+_NotNegative = Annotated[float, Field(ge=0), BeforeValidator(yaml_number)]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 # Where a configuration says nothing. The paper's table gives no warm-up; 100 steps are those of the scripts.
