@@ -560,4 +560,6 @@ def test_the_command_says_in_one_line_what_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_app(["train-proposals", str(ROOT / "configs" / "train-proposals-swin-b.yaml")]) == 2
-    assert capsys.readouterr().err.startswith("maskmine: maps.names: `coco/stuff171.txt` cannot be read")
+    assert capsys.readouterr().err.startswith(
+        "maskmine: maps.names: `coco/stuffthingmaps_detectron2/train2017.names.txt` cannot be read"
+    )
