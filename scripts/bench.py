@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import multiprocessing
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -43,7 +41,7 @@ from scripts.bench_regions import bench_region_cutting
 from scripts.bench_segmenter import bench_gpu_segment, bench_segmenter
 from scripts.bench_sources import bench_planning, bench_sources
 from scripts.bench_tuning import bench_tuning
-from scripts.measures import Measure
+from scripts.measures import Measure, in_turns
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONSOLE = Console(width=max(110, Console().width))
@@ -165,7 +163,7 @@ def bench_shards(photos: Sequence[Path]) -> list[Measure]:
         def plain_same_quality() -> int:
             return plain(encoder={**default_handlers, "jpg": at_our_quality})
 
-        timings = _in_turns(ours, plain, plain_same_quality)
+        timings = in_turns(ours, plain, plain_same_quality)
         samples = ours()
     rate, plain_rate, same_rate = (samples / seconds for seconds in timings)
     return [
@@ -288,18 +286,6 @@ def _best(work: Callable[[], Any], *, repeats: int = 3) -> tuple[float, Any]:
         result = work()
         times.append(time.perf_counter() - start)
     return min(times), result
-
-
-def _in_turns(*works: Callable[[], Any], rounds: int = 3) -> list[float]:
-    """Median seconds of each, measured in turns, so that a slow spell of the machine meets all of them."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds):
-        for work, taken in zip(works, times, strict=True):
-            gc.collect()
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
 
 
 def _present(path: Path, option: str) -> Path:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +20,9 @@ from pipelines.run_folder import RunFolder
 from schemas.manifest import Manifest, ShardEntry, Totals
 from schemas.rows import ImageRow, SampleRow
 from schemas.sample import FORMAT_VERSION
-from scripts.measures import Measure
+from scripts.measures import Measure, in_turns
 
-_SHARDS, _ROUNDS = 4, 3
+_SHARDS = 4
 
 
 def bench_export(items: Sequence[ImageToWrite]) -> Iterator[Measure]:
@@ -40,7 +37,7 @@ def bench_export(items: Sequence[ImageToWrite]) -> Iterator[Measure]:
                 continue
             export = Export(format=name, pictures=Pictures(threads=os.cpu_count() or 2))
             out, copy = Path(scratch) / "out", Path(scratch) / "copy"
-            export_s, copy_s = _in_turns(partial(_export, run, export, out), partial(_copy, out, copy))
+            export_s, copy_s = in_turns(partial(_export, run, export, out), partial(_copy, out, copy))
             size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
             share = copy_s / export_s
             yield Measure(f"{name}: {size_mb:,.0f} MB written", size_mb / export_s, "MB/s", "", None)
@@ -122,15 +119,3 @@ def _has_mds() -> bool:
     from importlib.util import find_spec
 
     return find_spec("streaming") is not None
-
-
-def _in_turns(*works: Callable[[], object]) -> list[float]:
-    """Median seconds of each, measured in turns, so that a slow spell of the machine meets all of them."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(_ROUNDS):
-        for work, taken in zip(works, times, strict=True):
-            gc.collect()
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]

@@ -11,7 +11,6 @@ that is below the goal with any CLIP of real size: batches save overhead and no 
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +35,7 @@ from mining.templates import fill_template, load_templates
 from scripts.bench_gpu import SWIN_B
 from scripts.bench_mining import save_random_clip, save_random_maskformer
 from scripts.bench_regions import ellipses, noise, read_photo
-from scripts.measures import Measure
+from scripts.measures import Measure, in_turns
 from tuning.segmenter import Models, Rgb, Segmentation, Segmenter, open_look
 
 MASKS, PICTURES, CLASSES, ROUNDS = 30, 2, 20, 3
@@ -110,7 +109,7 @@ def _compare(load: _Load, *, model: str, weights: Path, rounds: int) -> list[Mea
 
     tower = _open_tower(model, weights)
     crops = MASKS * len(load.pictures)
-    times = _in_turns([ours, plain, lambda: tower(crops)], rounds=rounds)
+    times = in_turns(ours, plain, lambda: tower(crops), rounds=rounds, warm_up=True)
     ours_s, plain_s, tower_s = (seconds / len(load.pictures) for seconds in times)
     ratio = plain_s / ours_s
     same = np.mean([(one == other).mean() for one, other in zip(ours(), plain(), strict=True)])
@@ -191,18 +190,6 @@ def _open_tower(model: str, weights: Path) -> Callable[[int], Tensor]:
         return torch.cat([visual(crops_8[: min(8, crops - done)]) for done in range(0, crops, 8)])
 
     return run
-
-
-def _in_turns(works: Sequence[Callable[[], Any]], *, rounds: int) -> list[float]:
-    """Median seconds of each, by turns, so that a slow spell meets all of them; the first round is not counted."""
-    times: list[list[float]] = [[] for _ in works]
-    for turn in range(rounds + 1):
-        for work, taken in zip(works, times, strict=True):
-            start_s = time.perf_counter()
-            work()
-            if turn > 0:
-                taken.append(time.perf_counter() - start_s)
-    return [statistics.median(taken) for taken in times]
 
 
 def _full_size(folder: Path) -> Iterator[tuple[str, MaskFormer | Sam]]:

@@ -1,7 +1,11 @@
-"""One measured figure and the goal that it is held to; every benchmark returns a list of them."""
+"""A measured figure and the goal that it is held to, of which every benchmark returns a list; times taken in turns."""
 
 from __future__ import annotations
 
+import gc
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -14,3 +18,20 @@ class Measure:
     unit: str
     goal: str
     reached: bool | None
+
+
+def in_turns(*works: Callable[[], object], rounds: int = 3, warm_up: bool = False) -> list[float]:
+    """Median seconds of each, measured in turns, so that a slow spell of the machine meets all of them.
+
+    With `warm_up` all do their work once more before, which is not counted.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for work in works if warm_up else ():
+        work()
+    for _ in range(rounds):
+        for work, taken in zip(works, times, strict=True):
+            gc.collect()
+            start = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]

@@ -120,3 +120,21 @@ def test_script_and_configurations_speak_of_the_same_folders(copy: Path) -> None
 
 def folder_of(path: str) -> str:
     return os.path.relpath(Path(path).parent)
+
+
+def test_a_tuning_of_other_settings_is_made_again(copy: Path) -> None:
+    program = copy / ".venv" / "bin" / "maskmine"
+    program.write_text(PROGRAM + '[ "$1" = tune ] && [ -e runs/demo/tuned/old ] && exit 5\nexit 0\n')
+    world(copy, scenes=SCENES)
+    calls, said = demo(copy)
+    assert calls.count("maskmine tune configs/tune-demo.yaml") == 2
+    assert "runs/demo/tuned is of other settings or other pairs: it is tuned again" in said
+    assert not (copy / "runs" / "demo" / "tuned").exists()
+
+
+def test_another_end_of_the_tuning_ends_the_demo(copy: Path) -> None:
+    program = copy / ".venv" / "bin" / "maskmine"
+    program.write_text(PROGRAM + '[ "$1" = tune ] && exit 2\nexit 0\n')
+    done = subprocess.run(["bash", "scripts/demo"], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "demo_story" not in (copy / "calls").read_text()
