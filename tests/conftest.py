@@ -1,8 +1,9 @@
 """What holds for all tests, set before anything is imported; processes that tests start inherit it.
 
 One thread for numerical libraries: the tests' models are tiny, and threads that wait for each other cost minutes.
-No deadlines of hypothesis: they tell how busy the machine is. And poison for the decoder, which acts only on pictures
-that are marked for it (`tests/poison/sitecustomize.py`).
+Hypothesis has no deadlines, for they tell how busy the machine is, and tries the same examples each time, so that a red
+run tells of the change. And poison for the decoder, which acts only on pictures that are marked for it
+(`tests/poison/sitecustomize.py`).
 """
 
 import os
@@ -18,5 +19,5 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 install()
-settings.register_profile("any machine", deadline=None)
+settings.register_profile("any machine", deadline=None, derandomize=True)
 settings.load_profile("any machine")
