@@ -169,6 +169,7 @@ def test_children_that_wait_end_with_their_parent(tmp_path: Path) -> None:
     assert not psutil.pid_exists(int(done.stdout))
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # so Python 3.12 comments on any fork
 def test_a_forked_process_does_not_talk_through_its_parents_pipes(starts: list[int], tmp_path: Path) -> None:
     path = picture(tmp_path)
     assert isinstance(read(path), Picture)

@@ -7,9 +7,7 @@ import functools
 import io
 import json
 import math
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import types
@@ -227,51 +225,24 @@ def test_the_loss_is_that_of_the_whole_batch_however_it_is_cut(
     assert len(set(curves[0])) == 4
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # so Python 3.12 comments on any fork
-def test_two_processes_have_the_losses_of_one(clip_folder: Path, shards: Path, tmp_path: Path) -> None:
-    objective = {"logit_scale": "trained"}
-    settings = settings_of(clip_folder, shards, tmp_path / "one", mode="joint", objective=objective)
-    run(settings)
-    two = settings_of(clip_folder, shards, tmp_path / "two", mode="joint", objective=objective)
-    port = _free_port()
-
-    def take_part(rank: int) -> None:
-        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        run(two)
-
-    fork = multiprocessing.get_context("fork")  # two fresh processes would import PyTorch for most of the time
-    started = [fork.Process(target=take_part, args=(rank,)) for rank in range(2)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=300)
-    assert [process.exitcode for process in started] == [0, 0]
+def test_torchrun_starts_processes_that_tune_as_one_does(clip_folder: Path, shards: Path, tmp_path: Path) -> None:
+    one, two = (
+        settings_of(clip_folder, shards, tmp_path / name, mode="joint", objective={"logit_scale": "trained"})
+        for name in ("one", "two")
+    )
+    config = tmp_path / "tune.yaml"
+    config.write_text(two.model_dump_json())
+    told = subprocess.run(tuning_command(config, processes=2), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert told.returncode == 0, told.stderr
+    assert len(told.stdout.splitlines()) == len(run(one).files)  # one of them speaks for both
     found, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert [loss for _, _, loss in found] == pytest.approx([loss for _, _, loss in expected], rel=1e-5)
     tensors = [weights_of(tmp_path / name / "clip") for name in ("one", "two")]
     for name, value in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], value, rtol=0, atol=1e-4)
-
-
-def test_torchrun_starts_the_program_as_processes_that_tune_the_prompts_of_one(
-    clip_folder: Path, shards: Path, tmp_path: Path
-) -> None:
-    config = tmp_path / "tune.yaml"
-    config.write_text(settings_of(clip_folder, shards, tmp_path / "two").model_dump_json())
-    told = subprocess.run(tuning_command(config, processes=2), capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.splitlines() == [f"{tmp_path}/two/prompts.safetensors"]  # one of them speaks for both
-    run(settings_of(clip_folder, shards, tmp_path / "one"))
-    found, expected = (read_prompts(tmp_path / name / "prompts.safetensors")[0] for name in ("two", "one"))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert float(expected.abs().max()) > 0.1  # they began at 0.02
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    prompts = [read_prompts(tmp_path / name / "prompts.safetensors")[0] for name in ("one", "two")]
+    torch.testing.assert_close(prompts[1], prompts[0], rtol=0, atol=1e-4)
+    assert float(prompts[0].abs().max()) > 0.1  # they began at 0.02
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_keys(
