@@ -32,7 +32,7 @@ from schemas.manifest import Manifest
 from schemas.settings import Settings, fingerprint
 
 # Raised when the code of an export changes what it writes; folders of the old code belong to another plan then.
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 _NUMBER = r"^(0|[1-9]\d{0,14})$"
 
 

@@ -30,7 +30,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class ExportFolder:
-    """Writes below one folder; knows size and hash of what it has written, without reading it again."""
+    """Writes below one folder, from any thread; knows size and hash of what it has written without reading it."""
 
     root: RunFolder
     written: list[WrittenFile] = field(default_factory=list)
@@ -73,7 +73,8 @@ def write_piece(folder: RunFolder, name: str, write: Callable[[ExportFolder], No
     """Make the files of a piece; its account, written last, says that they are there."""
     piece = ExportFolder(folder)
     write(piece)
-    folder.write_json(_PIECES, f"{name}.json", value=[asdict(file) for file in piece.written])
+    files = sorted(piece.written, key=lambda file: file.name)  # threads may have written them
+    folder.write_json(_PIECES, f"{name}.json", value=[asdict(file) for file in files])
 
 
 def pieces_done(folder: RunFolder) -> set[str]:

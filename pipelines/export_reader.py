@@ -63,9 +63,17 @@ class RunReader:
 
     def read(self, row: SampleRow) -> StoredSample:
         """See `mining.exports.pieces.Run`."""
-        file = self._tar(row.shard)
-        file.seek(row.offset)
-        return parse_sample(file.read(row.size_bytes), row, place=self._run.path("shards", row.shard))
+        span = self.read_bytes(row.shard, row.offset, row.size_bytes)
+        return parse_sample(span, row, place=self._run.path("shards", row.shard))
+
+    def read_bytes(self, shard: str, offset: int, size_bytes: int) -> bytes:
+        """See `mining.exports.pieces.Run`."""
+        file = self._tar(shard)
+        file.seek(offset)
+        content = file.read(size_bytes)
+        if len(content) != size_bytes:
+            raise self._broken(shard)
+        return content
 
     def file_name(self, row: SampleRow) -> str:
         """See `mining.exports.pieces.Run`."""

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import duckdb
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given
@@ -27,6 +29,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from mining.crops import grow_box
+from mining.exports import pieces
 from mining.exports.coco import write_coco
 from mining.exports.pictures import Cutout, Pictures, shrink
 from mining.exports.pieces import Piece, Totals
@@ -175,13 +179,17 @@ def halves() -> Selection:
     return Selection(splits=(Split(name="train", share=0.5), Split(name="val", share=0.5)))
 
 
-def test_the_same_run_gives_the_same_bytes_and_a_second_call_does_nothing(scored: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["openclip", "ovseg", "hf", "webdataset"])
+def test_the_same_run_gives_the_same_bytes_and_a_second_call_does_nothing(
+    scored: Path, tmp_path: Path, to: str
+) -> None:
     settings: dict[str, Any] = {"selection": halves(), "samples_per_piece": 5}
-    one = export(scored, tmp_path / "one", "openclip", pictures=Pictures(threads=1), **settings)
-    two = export(scored, tmp_path / "two", "openclip", pictures=Pictures(threads=3), **settings)
+    one, two = (
+        export(scored, tmp_path / str(n), to, pictures=Pictures(threads=n, max_side_px=12), **settings) for n in (1, 3)
+    )
     assert contents(one) == contents(two)
-    again = export_run(read_folder(str(scored)), Export(format="openclip", **settings), out=str(one))
-    assert again.size_bytes is None
+    asked = Export(format=to, pictures=Pictures(max_side_px=12), **settings)
+    assert export_run(read_folder(str(scored)), asked, out=str(one)).size_bytes is None
 
 
 def test_an_interrupted_export_goes_on_with_what_is_missing(scored: Path, tmp_path: Path) -> None:
@@ -232,6 +240,29 @@ def test_webdataset_is_the_runs_samples_as_they_lie_there(scored: Path, tmp_path
     }
 
 
+def test_samples_that_do_not_lie_side_by_side_are_copied_without_what_is_between_them(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {s.row.key: s.image for s in samples(scored) if s.row.noun != "leaf" and int(s.row.image_id) >= 3}
+    selection = Selection(without_nouns=("leaf",), min_similarity=0.03)
+    for at_once_bytes in (1, 1 << 20):
+        monkeypatch.setattr(pieces, "_BLOCK_BYTES", at_once_bytes)
+        out = export(scored, tmp_path / str(at_once_bytes), "webdataset", selection=selection, samples_per_piece=8)
+        found = members(*sorted((out / "train").glob("*.tar")))
+        assert {key: found.get(f"{key}.png") for key in kept} == kept
+        assert len(found) == 4 * len(kept)
+
+
+def test_a_shard_that_became_shorter_is_no_export(scored: Path, tmp_path: Path) -> None:
+    folder = RunFolder(str(shutil.copytree(scored, tmp_path / "run")))
+    with RunReader(folder, read_finished(folder)) as reader:
+        row = from_table(next(reader.tables(Selection())).drop_columns(["split"]), SampleRow)[1]
+        reader.read(row)
+        os.truncate(folder.path("shards", row.shard), row.offset + 100)
+        with pytest.raises(IncompleteError, match=rf"shards/{row.shard}: its SHA-256 is not the one"):
+            reader.read_bytes(row.shard, row.offset, row.size_bytes)
+
+
 def test_smaller_pictures_keep_their_masks_and_say_where_the_box_is(mined: Path, tmp_path: Path) -> None:
     pictures = Pictures(image_format="webp", max_side_px=16)
     found = members(*(export(mined, tmp_path / "out", "webdataset", pictures=pictures) / "train").glob("*.tar"))
@@ -247,8 +278,9 @@ def test_smaller_pictures_keep_their_masks_and_say_where_the_box_is(mined: Path,
 def test_a_mask_that_is_made_smaller_covers_the_same_part_and_does_not_vanish_when_it_is_thin() -> None:
     left_HW, thin_HW = np.zeros((2, 60, 90), bool)
     left_HW[:, :45], thin_HW[40] = True, True
+    image = Image.new("RGB", (90, 60))
     left, thin = (
-        shrink(Cutout(np.zeros((60, 90, 3), np.uint8), mask_HW, (0, 0, 90, 60)), max_side_px=30).mask_HW
+        shrink(Cutout(image, Image.fromarray(mask_HW), (0, 0, 90, 60)), max_side_px=30).mask_array()
         for mask_HW in (left_HW, thin_HW)
     )
     assert left.shape == (20, 30)
@@ -269,6 +301,32 @@ def test_openclip_gets_the_tight_box_with_clips_mean_around_the_mask(mined: Path
         assert not (rgb_HW3[mask_HW] == (123, 117, 104)).all(axis=1).any()
         record = json.loads(found[f"{sample.row.key}.json"])
         assert record["crop_xyxy"] == record["box_xyxy"] == list(sample.row.box_xyxy)
+
+
+def test_openclip_paints_what_is_asked_for_around_a_box_that_grew(scored: Path, tmp_path: Path) -> None:
+    made = {}
+    for fill in ("zero", "none"):
+        pictures = Pictures(image_format="png", fill=fill, expand_ratio=1.2)
+        out = export(scored, tmp_path / fill, "openclip", pictures=pictures)
+        made[fill] = members(*(out / "train").glob("*.tar"))
+    for sample in samples(scored):
+        crop_HW3, mask_HW = np.asarray(Image.open(BytesIO(sample.image))), mask_of(sample)
+        height_px, width_px = mask_HW.shape
+        tight = sample.record["box_crop_xyxy"]
+        x0, y0, x1, y1 = grow_box(tight, ratio=1.2, height_px=height_px, width_px=width_px)
+        assert (x1 - x0) * (y1 - y0) > (tight[2] - tight[0]) * (tight[3] - tight[1])
+        zero_HW3, none_HW3 = (
+            np.asarray(Image.open(BytesIO(made[fill][f"{sample.row.key}.png"]))) for fill in ("zero", "none")
+        )
+        assert (none_HW3 == crop_HW3[y0:y1, x0:x1]).all()
+        assert (zero_HW3 == none_HW3 * mask_HW[y0:y1, x0:x1, None]).all()
+
+
+def test_a_lower_quality_gives_smaller_pictures() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for image_format in ("jpg", "webp"):
+        small, large = (len(Pictures(quality=quality).encode(image, image_format)) for quality in (20, 95))
+        assert small < 0.8 * large
 
 
 TINY_CLIP = {
@@ -331,6 +389,7 @@ def test_ovsegs_loader_finds_just_the_mask_by_the_key_colour(seed: int, height_p
     rgb_HW3[rng.random((height_px, width_px)) < 0.5] = KEY_COLOUR  # in the region and around it
     keyed_HW3 = np.asarray(Image.open(BytesIO(key_crop(stored_picture(rgb_HW3, mask_HW), Pictures()))))
     assert ((keyed_HW3 != KEY_COLOUR).any(axis=2) == mask_HW).all()
+    assert (keyed_HW3[~mask_HW] == (124, 116, 103)).all()
     changed = mask_HW & (keyed_HW3 != rgb_HW3).any(axis=2)
     assert (changed == (mask_HW & (rgb_HW3 == KEY_COLOUR).all(axis=2))).all()
     assert (keyed_HW3[changed] == BESIDE_KEY_COLOUR).all()
@@ -507,6 +566,15 @@ def test_splits_get_their_shares_of_many_images() -> None:
     assert abs(found.count("train") / 2000 - 0.5) < 0.05
 
 
+def test_another_seed_deals_the_images_anew() -> None:
+    ids = [str(number) for number in range(200)]
+    one, two = (
+        {image_id for image_id in ids if split_of(image_id, halves().model_copy(update={"seed": seed})) == "train"}
+        for seed in (0, 1)
+    )
+    assert 60 < len(one ^ two) < 140
+
+
 def test_all_pairs_of_an_image_are_in_one_split(worlds: dict[str, Path], tmp_path: Path) -> None:
     out = export(worlds["demo"], tmp_path / "out", "parquet", selection=halves())
     crossed = duckdb.sql(f"SELECT image_id FROM '{out}/*/*.parquet' GROUP BY ALL HAVING count(DISTINCT split) > 1")
@@ -520,6 +588,23 @@ def test_a_caption_source_that_is_not_asked_for_is_left_out(mined: Path) -> None
     sources = ["mine", *(["theirs"] * (len(table) - 1))]
     named = table.set_column(table.column_names.index("source"), "source", [sources])
     assert len(select_rows(named, Selection(sources=("mine",)))) == 1
+
+
+def test_captions_under_licences_that_are_not_asked_for_are_left_out(scored: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(scored, tmp_path / "run"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        path = run / "shards" / shard["name"].replace(".tar", ".parquet")
+        table = pq.read_table(path)
+        named = ["closed" if int(image_id) % 3 else "free" for image_id in table["image_id"].to_pylist()]
+        place = table.column_names.index("source")
+        pq.write_table(table.set_column(place, table.schema.field("source"), [named]), path)
+        shard["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    licences = [("captions", "free", "MIT"), ("captions", "closed", "unknown"), ("images", "all", "MIT")]
+    manifest["sources"] = [dict(zip(("role", "name", "licence"), source, strict=True)) for source in licences]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    kept = pq.read_table(export(run, tmp_path / "out", "parquet", licences=("MIT",)) / "train" / "00000.parquet")
+    assert [int(image_id) for image_id in kept["image_id"].to_pylist()] == list(range(0, 24, 3))
 
 
 # What cannot be done.

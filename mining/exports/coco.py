@@ -75,6 +75,7 @@ def _entries(piece: Piece, images: IO[bytes], categories: dict[str, int]) -> Ite
 def _whole_mask(sample: StoredSample, record: dict[str, Any]) -> Mask:
     """The mask in the frame of the photograph."""
     x0, y0, x1, y1 = sample.row.crop_xyxy
-    mask_HW = np.zeros((record["height_px"], record["width_px"]), np.uint8)
+    # column after column, as run lengths go
+    mask_HW = np.zeros((record["height_px"], record["width_px"]), np.uint8, order="F")
     mask_HW[y0:y1, x0:x1] = decode_mask(sample)
     return Mask.from_array(mask_HW)

@@ -29,8 +29,8 @@ def write_mds(folder: Folder, piece: Piece) -> None:
         pictures, image, mask_png = piece.pictures, sample.image, sample.mask_png
         if not pictures.keeps(sample):
             cutout = shrink(decode(sample), max_side_px=pictures.max_side_px)
-            image = pictures.encode(cutout.rgb_HW3, pictures.image_format or sample.image_format)
-            mask_png = encode_mask(cutout.mask_HW)
+            image = pictures.encode(cutout.image, pictures.image_format or sample.image_format)
+            mask_png = encode_mask(cutout.mask_array())
         return {"image": image, "mask": mask_png, "text": sample.row.noun, "record": sample.record}
 
     with tempfile.TemporaryDirectory(prefix="maskmine-") as scratch:

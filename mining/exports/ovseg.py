@@ -11,16 +11,19 @@ from mining.exports.pieces import Ending, Folder, Piece
 from mining.exports.stored import StoredSample
 from mining.exports.tars import key_crop
 
+# Each file is on the disk before it has its name; while some threads wait for that, others encode.
+_WAITING = 6
+
 
 def write_ovseg(folder: Folder, piece: Piece) -> None:
     """`SPLIT/00000/KEY.png`: keyed crops (see `key_crop`)."""
 
-    def keyed(sample: StoredSample) -> tuple[str, bytes]:
-        return sample.row.key, key_crop(sample, piece.pictures)
-
-    for key, png in map_in_order(keyed, piece.samples(), threads=piece.pictures.threads):
-        with folder.write(piece.split, piece.name, f"{key}.png") as file:
+    def write(sample: StoredSample) -> None:
+        png = key_crop(sample, piece.pictures)
+        with folder.write(piece.split, piece.name, f"{sample.row.key}.png") as file:
             file.write(png)
+
+    for _ in map_in_order(write, piece.samples(), threads=piece.pictures.threads + _WAITING):
         piece.tick(1)
 
 

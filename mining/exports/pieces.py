@@ -17,6 +17,8 @@ from schemas.tables import from_table
 
 Tick = Callable[[int], None]
 
+_BLOCK_BYTES = 1 << 20
+
 
 class Folder(Protocol):
     """Where an export goes: a file appears when the block ends well, and not at all otherwise."""
@@ -30,6 +32,9 @@ class Run(Protocol):
 
     def read(self, row: SampleRow) -> StoredSample:
         """The sample of a row; its shard is checked before anything of it is used. Raises IncompleteError."""
+
+    def read_bytes(self, shard: str, offset: int, size_bytes: int) -> bytes:
+        """Some bytes of a shard's tar, checked in the same way."""
 
     def file_name(self, row: SampleRow) -> str:
         """The name of the photograph that a sample is from."""
@@ -73,6 +78,12 @@ class Piece:
         """The samples, read from the run's shards."""
         return map(self.run.read, self.rows())
 
+    def spans(self) -> Iterator[tuple[int, bytes]]:
+        """The samples as they lie in the run's shards: `(number, bytes)` of those that lie side by side there."""
+        for table in self.tables:
+            for shard, samples, start, end in _side_by_side(table):
+                yield samples, self.run.read_bytes(shard, start, end - start)
+
     @property
     def name(self) -> str:
         """`00017`."""
@@ -90,3 +101,17 @@ class Ending:
     image_format: ImageFormat
     tables: Callable[[str], Iterator[pa.Table]]
     csv_prefix: str
+
+
+def _side_by_side(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
+    """`(shard, number, start, end)` of samples without a gap between them, about a block at a time."""
+    columns = (table[name].to_pylist() for name in ("shard", "offset", "size_bytes"))
+    last, samples, start, end = "", 0, 0, 0
+    for shard, offset, size_bytes in zip(*columns, strict=True):
+        if (shard, offset) != (last, end) or end - start >= _BLOCK_BYTES:
+            if samples:
+                yield last, samples, start, end
+            last, samples, start = shard, 0, offset
+        samples, end = samples + 1, offset + size_bytes
+    if samples:
+        yield last, samples, start, end

@@ -53,13 +53,14 @@ def _members(span: bytes) -> list[tuple[str, bytes]]:
     members, start = [], 0
     while start + _BLOCK_BYTES <= len(span):
         header = span[start : start + _BLOCK_BYTES]
-        prefix, name = (header[a:b].split(b"\0", 1)[0].decode("utf-8", "replace") for a, b in ((345, 500), (0, 100)))
+        prefix, name = header[345:500].rstrip(b"\0"), header[:100].rstrip(b"\0")
         digits = header[124:135]
         if header[257:262] != b"ustar" or not digits.isdigit():
             break
         size_bytes, start = int(digits, 8), start + _BLOCK_BYTES
         if start + size_bytes > len(span):
             break
-        members.append((f"{prefix}/{name}" if prefix else name, span[start : start + size_bytes]))
+        path = prefix + b"/" + name if prefix else name
+        members.append((path.decode("utf-8", "replace"), span[start : start + size_bytes]))
         start += size_bytes + -size_bytes % _BLOCK_BYTES
     return members

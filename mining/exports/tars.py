@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import yaml
 
-from mining.exports.pictures import Pictures, cut_to_region, decode, fill_background, map_in_order, shrink
+from mining.exports.pictures import (
+    Pictures,
+    cut_to_region,
+    decode,
+    decode_mask,
+    encode_png,
+    fill_background,
+    map_in_order,
+    paint_background,
+    read_ahead,
+    shrink,
+)
 from mining.exports.pieces import Ending, Folder, Piece
 from mining.exports.stored import StoredSample
 from mining.shards import encode_mask
@@ -31,13 +43,16 @@ def write_webdataset(folder: Folder, piece: Piece) -> None:
             return sample.span
         cutout = shrink(decode(sample), max_side_px=piece.pictures.max_side_px)
         image_format = piece.pictures.image_format or sample.image_format
-        box = Mask.from_array(cutout.mask_HW).box_xyxy
+        box = Mask.from_array(cutout.mask_array()).box_xyxy
         record = canonical_json(sample.record | {"box_crop_xyxy": list(box)})
-        image, mask_png = piece.pictures.encode(cutout.rgb_HW3, image_format), encode_mask(cutout.mask_HW)
+        image, mask_png = piece.pictures.encode(cutout.image, image_format), encode_mask(cutout.mask_array())
         contents = (image, mask_png, sample.row.noun.encode(), record.encode())
         return list(zip(member_names(sample.row.key, image_format), contents, strict=True))
 
-    _write_tar(folder, piece, members, threads=piece.pictures.workers)
+    if piece.pictures.are_stored:
+        _write_blocks(folder, piece, read_ahead(piece.spans()))
+    else:
+        _write_tar(folder, piece, members)
 
 
 def write_openclip(folder: Folder, piece: Piece) -> None:
@@ -46,8 +61,8 @@ def write_openclip(folder: Folder, piece: Piece) -> None:
     def members(sample: StoredSample) -> Members:
         image_format = piece.pictures.image_format or sample.image_format
         cutout = cut_to_region(decode(sample), sample.record["box_crop_xyxy"], expand_ratio=piece.pictures.expand_ratio)
-        filled_HW3 = fill_background(shrink(cutout, max_side_px=piece.pictures.max_side_px), piece.pictures.fill)
-        return _masked_members(sample, piece.pictures.encode(filled_HW3, image_format), image_format, cutout.crop_xyxy)
+        filled = fill_background(shrink(cutout, max_side_px=piece.pictures.max_side_px), piece.pictures.fill)
+        return _masked_members(sample, piece.pictures.encode(filled, image_format), image_format, cutout.crop_xyxy)
 
     _write_tar(folder, piece, members)
 
@@ -72,11 +87,12 @@ def write_alpha_clip(folder: Folder, piece: Piece) -> None:
 
     def members(sample: StoredSample) -> Members:
         pictures, row = piece.pictures, sample.row
-        cutout = shrink(decode(sample), max_side_px=pictures.max_side_px)
         image_format = pictures.image_format or sample.image_format
-        kept = pictures.keeps(sample)
-        image = sample.image if kept else pictures.encode(cutout.rgb_HW3, image_format)
-        mask = Mask.from_array(cutout.mask_HW)
+        if pictures.keeps(sample):
+            image, mask = sample.image, Mask.from_array(decode_mask(sample))
+        else:
+            cutout = shrink(decode(sample), max_side_px=pictures.max_side_px)
+            image, mask = pictures.encode(cutout.image, image_format), Mask.from_array(cutout.mask_array())
         record = {
             "caption": row.caption,
             "noun": row.noun,
@@ -93,10 +109,10 @@ def key_crop(sample: StoredSample, pictures: Pictures) -> bytes:
     """The tight crop as a lossless PNG whose background is exactly OVSeg's key colour, its foreground nowhere."""
     cutout = cut_to_region(decode(sample), sample.record["box_crop_xyxy"], expand_ratio=pictures.expand_ratio)
     cutout = shrink(cutout, max_side_px=pictures.max_side_px)
-    keyed_HW3 = cutout.rgb_HW3.copy()
-    keyed_HW3[(keyed_HW3 == np.array(KEY_COLOUR, np.uint8)).all(axis=2)] = BESIDE_KEY_COLOUR
-    keyed_HW3[~cutout.mask_HW] = KEY_COLOUR
-    return pictures.encode(keyed_HW3, "png")
+    keyed_HW3 = np.array(paint_background(cutout, KEY_COLOUR))
+    red_HW, green_HW, blue_HW = (keyed_HW3[..., n] == value for n, value in enumerate(KEY_COLOUR))
+    keyed_HW3[red_HW & green_HW & blue_HW & cutout.mask_array()] = BESIDE_KEY_COLOUR
+    return encode_png(keyed_HW3)
 
 
 def write_sizes(folder: Folder, ending: Ending) -> None:
@@ -126,15 +142,27 @@ def _masked_members(sample: StoredSample, image: bytes, image_format: str, crop_
     return list(zip((f"{key}.{image_format}", f"{key}.txt", f"{key}.json"), contents, strict=True))
 
 
-def _write_tar(
-    folder: Folder, piece: Piece, members: Callable[[StoredSample], bytes | Members], *, threads: int | None = None
-) -> None:
-    threads = piece.pictures.threads if threads is None else threads
+def _write_tar(folder: Folder, piece: Piece, members: Callable[[StoredSample], bytes | Members]) -> None:
+    """`members` gives those of a sample, or their bytes in a tar; it is called in several threads."""
+
+    def block(sample: StoredSample) -> tuple[int, bytes]:
+        made = members(sample)
+        if isinstance(made, bytes):
+            return 1, made
+        buffer = io.BytesIO()
+        write_members(buffer, made)
+        return 1, buffer.getvalue()
+
+    _write_blocks(folder, piece, map_in_order(block, piece.samples(), threads=piece.pictures.threads))
+
+
+def _write_blocks(folder: Folder, piece: Piece, blocks: Iterable[tuple[int, bytes]]) -> None:
+    """Write a tar from numbers of samples and their bytes in it."""
     with folder.write(piece.split, f"{piece.name}.tar") as file:
         size_bytes = 0
-        for made in map_in_order(members, piece.samples(), threads=threads):
-            size_bytes += file.write(made) if isinstance(made, bytes) else write_members(file, made)
-            piece.tick(1)
+        for samples, content in blocks:
+            size_bytes += file.write(content)
+            piece.tick(samples)
         write_end_of_tar(file, size_bytes=size_bytes)
 
 
