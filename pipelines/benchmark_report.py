@@ -40,14 +40,17 @@ def write_report(benchmark: Benchmark, outcome: Outcome) -> list[str]:
         "not_counted": [{"image_id": image_id, **asdict(rejection)} for image_id, rejection in outcome.rejected],
         **describe(benchmark.settings),
     }
+    published = list(_published_json(benchmark.of.name)) if benchmark.found.official else []
     if benchmark.bottleneck:
         bars = bars_of(outcome.sums)
-        contents = {BOTTLENECK_FILE: _json({**figures, "cases": [bar.as_json() for bar in bars]})}
+        cases = [bar.as_json() for bar in bars]
+        contents = {BOTTLENECK_FILE: _json({**figures, "cases": cases, "published_percent": published})}
         if bars:
             title = f"What limits segmentation: mIoU of {benchmark.of.name}, {len(benchmark.of.classes)} classes"
             contents[CHART_FILE] = draw_bars(bars, title=title)
     else:
-        contents = {FIGURES_FILE: _json({**figures, **_as_json(benchmark, outcome)})}
+        counted = _as_json(scores_of(benchmark, outcome))
+        contents = {FIGURES_FILE: _json({**figures, **counted, "published_percent": published})}
         if (scores := scores_of(benchmark, outcome)) is not None:
             contents[CLASSES_FILE] = class_csv(scores).encode()
     for name, content in contents.items():
@@ -57,21 +60,24 @@ def write_report(benchmark: Benchmark, outcome: Outcome) -> list[str]:
 
 
 def render_report(benchmark: Benchmark, outcome: Outcome, *, by_class: bool) -> RenderableType:
-    """The tables for a terminal."""
+    """The tables for a terminal; published figures stand beside those of a whole official set only."""
     counted = outcome.pictures - len(outcome.rejected)
     lines = [f"{benchmark.of.name}: {counted:,} pictures, {len(benchmark.of.classes):,} classes", benchmark.found.note]
     head = Text("\n".join(filter(None, lines)))
     if not outcome.sums:
         return head
-    if benchmark.bottleneck:
-        bars = bars_of(outcome.sums)
-        return Group(head, render_bars(bars), Text(verdict(bars)))
     scores = scores_of(benchmark, outcome)
-    assert scores is not None
-    blocks: list[RenderableType] = [head, figure_table(scores)]
+    if scores is None:
+        bars = bars_of(outcome.sums)
+        own = [(bar.case.name, "all", bar.scores.mean_iou) for bar in bars]
+        blocks: list[RenderableType] = [head, render_bars(bars), Text(verdict(bars))]
+    else:
+        groups = (("all", scores.scores.mean_iou), ("seen", scores.seen_iou), ("unseen", scores.unseen_iou))
+        own = [("this run", classes, share) for classes, share in groups]
+        blocks = [head, figure_table(scores)]
     if benchmark.found.official:
-        blocks += [Text(), published_table(benchmark.of.name, own=scores)]
-    if by_class:
+        blocks += [Text(), published_table(benchmark.of.name, own=own)]
+    if scores is not None and by_class:
         blocks += [Text(), class_table(scores)]
     return Group(*blocks)
 
@@ -84,16 +90,24 @@ def figure_table(scores: SetScores) -> Table:
     return table
 
 
-def published_table(name: str, *, own: SetScores) -> Table:
-    """This run among the published rows for a set, by mIoU; where figures were published is in their last column."""
-    mean = own.scores.mean_iou
-    rows = [(value, row.method, row.trained_on, f"published: {row.source}") for row, value in published_on(name)]
-    rows += [] if mean is None else [(100 * mean, "this run", "", "measured")]
-    table = Table("method", "masks learnt from", box=None, pad_edge=False)
+def published_table(name: str, *, own: Sequence[tuple[str, str, float | None]]) -> Table:
+    """One's own figures among the published ones for a set, by mIoU; below it is said where those can be read.
+
+    `own` has for each figure what it is of, over which classes of the set, and its share, None where there is none.
+    """
+    rows: list[tuple[float, str, str, str, str]] = [
+        (value, row.method, row.trained_on, row.classes, f"published: {row.place}") for row, value in published_on(name)
+    ]
+    rows += [(100 * share, what, "", classes, "measured") for what, classes, share in own if share is not None]
+    named = "; ".join(dict.fromkeys(row.source for row, _ in published_on(name)))
+    caption = Text(f"published: {named}")
+    table = Table("method", "masks learnt from", "classes", box=None, pad_edge=False, caption=caption)
+    table.caption_justify = "left"
     table.add_column("mIoU", justify="right")
-    table.add_column("source", overflow="fold")
-    for value, method, trained_on, source in sorted(rows, key=lambda row: row[0]):
-        table.add_row(method, trained_on, f"{value:.1f}", source, style="bold" if source == "measured" else None)
+    table.add_column("", overflow="fold")
+    for value, method, trained_on, classes, source in sorted(rows, key=lambda row: row[0]):
+        style = "bold" if source == "measured" else None
+        table.add_row(method, trained_on, classes, f"{value:.1f}", source, style=style)
     return table
 
 
@@ -121,12 +135,10 @@ def class_csv(scores: SetScores) -> str:
     return file.getvalue()
 
 
-def _as_json(benchmark: Benchmark, outcome: Outcome) -> dict[str, Any]:
-    scores = scores_of(benchmark, outcome)
+def _as_json(scores: SetScores | None) -> dict[str, Any]:
     return {
         "figures": None if scores is None else {name: _rounded(value) for name, value in scores.figures().items()},
         "by_class": [] if scores is None else [_class_json(one) for one in scores.by_class()],
-        "published_percent": list(_published_json(benchmark.of.name)) if benchmark.found.official else [],
     }
 
 
@@ -136,7 +148,13 @@ def _class_json(one: Any) -> dict[str, Any]:
 
 def _published_json(name: str) -> Iterator[dict[str, Any]]:
     for row, miou in published_on(name):
-        yield {"method": row.method, "miou": miou, "source": row.source}
+        yield {
+            "method": row.method,
+            "trained_on": row.trained_on,
+            "classes": row.classes,
+            "miou": miou,
+            "source": f"{row.source}, {row.place}",
+        }
 
 
 def _json(figures: dict[str, Any]) -> bytes:
@@ -152,7 +170,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 def names_of_rejected(outcome: Outcome, *, most: int) -> Sequence[str]:
-    """A line for each picture that was not counted, up to `most`, and one for the rest."""
+    """A line for each picture that was not counted, up to `most`, and one for them all; none where all were counted."""
+    if not outcome.rejected:
+        return []
     lines = [f"{image_id}: {one.reason} ({one.detail})" for image_id, one in outcome.rejected[:most]]
     rest = len(outcome.rejected) - most
-    return [*lines, f"… and {rest:,} more, see the JSON"] if rest > 0 else lines
+    lines += [f"… and {rest:,} more, see the JSON"] * (rest > 0)
+    return [*lines, f"{len(outcome.rejected):,} of {outcome.pictures:,} pictures are not in these figures"]

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import cast, get_args
 
 from pipelines.serving import Choice, Offer, Paint, Rule, Served, Tower, named_once
-from schemas.errors import InputError
-from tuning.segmenter import check_classes
+from tuning.segmentation_rules import BACKGROUND
 
 MOST_LETTERS = 200
 """So long a name may be: CLIP reads about as much of it."""
@@ -126,15 +125,14 @@ def _read_classes(text: str, *, most: int) -> tuple[tuple[str, ...], list[Fault]
     """The names in a text, commas or lines between them; what is wrong with them; what should be known of them."""
     named, repeated = named_once([name for name in _SEPARATOR.split(text) if name.strip()])
     faults = []
-    if not named:
-        faults.append(Fault("classes", "No class is named: give at least one, such as: dog, tree"))
+    if all(name.casefold() == BACKGROUND for name in named):
+        beside = f" beside {_shown(named[0])}" if named else ""
+        faults.append(Fault("classes", f"No class is named{beside}: give at least one, such as: dog, tree"))
     elif len(named) > most:
         faults.append(Fault("classes", f"{len(named):,} classes are too many: at most {most:,} are taken at once"))
     elif long := next((name for name in named if len(name) > MOST_LETTERS), None):
         line = f"The name {_shown(long)} has {len(long):,} letters: at most {MOST_LETTERS} are taken"
         faults.append(Fault("classes", line))
-    else:
-        faults += _faults_of_names(named)
     notes = []
     if repeated:
         more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
@@ -142,15 +140,6 @@ def _read_classes(text: str, *, most: int) -> tuple[tuple[str, ...], list[Fault]
     if named and not all(name.isascii() for name in named):
         notes.append("Most CLIPs learnt from English: other languages may be hardly understood.")
     return named, faults, tuple(notes)
-
-
-def _faults_of_names(named: tuple[str, ...]) -> list[Fault]:
-    try:
-        check_classes(named)
-    except InputError as error:
-        line = str(error).removeprefix("classes: ")
-        return [Fault("classes", line[:1].upper() + line[1:])]
-    return []
 
 
 def _number(text: str) -> float:

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from mining.segmentation_scores import NOTHING
 from pipelines.benchmark import AS_SET, Benchmark, Outcome, run_benchmark
-from pipelines.benchmark_report import published_table, scores_of
-from pipelines.benchmark_sets import FoundSet, set_of_folders
+from pipelines.benchmark_report import render_report, write_report
+from pipelines.benchmark_sets import FoundSet, first_pictures, set_of_folders
 from pipelines.cli import run_app
 from pipelines.engine import Engine
 from pipelines.local import run_local
 from pipelines.on_beam import BeamEngine
 from pipelines.run_folder import RunFolder
 from pipelines.tally import Tally
+from schemas.errors import InputError
 from schemas.rows import Rejection
 from scripts.instance_maps import find_instance_set
 from tests import toy
 from tests.miniature_sets import write_miniature
 from tests.test_clip import save_tiny_clip
 from tuning.benchmarks import prepare
+from tuning.bottleneck import CASES
 from tuning.published_figures import PUBLISHED
 from tuning.segmenter import Rgb, Segment, Segmentation, Segmenter
 from tuning.semantic_evaluation import Question
@@ -112,6 +118,12 @@ def run(folder: Path, *, to: Path, engine: Engine = run_local, per_part: int = 2
     return run_benchmark(benchmark, engine=engine, watch=Tally())
 
 
+def rendered(benchmark: Benchmark, outcome: Outcome) -> str:
+    file = io.StringIO()
+    Console(file=file, width=200).print(render_report(benchmark, outcome, by_class=False))
+    return file.getvalue()
+
+
 def command(folder: Path, *words: str) -> int:
     places = ("--images", "images"), ("--maps", "maps"), ("--names", "names.txt"), ("--to", "out")
     return run_app(["benchmark", "mine", *(word for one, path in places for word in (one, str(folder / path))), *words])
@@ -183,18 +195,57 @@ def test_classes_of_one_name_are_asked_for_once_and_the_background_has_no_label(
 
 def test_published_figures_stand_beside_those_of_a_whole_official_set_only(folder: Path) -> None:
     outcome = run(folder, to=folder / "run")
-    benchmark = Benchmark(of_folder(folder), Segmenter(device="cpu"), RunFolder(str(folder / "run")))
-    scores = scores_of(benchmark, outcome)
-    assert scores is not None
-    table = published_table("ade150", own=scores)
-    methods = list(table.columns[0].cells)
-    assert methods.index("this run") > methods.index("OVSeg, Swin-B, CLIP ViT-L/14")  # 47.2 is more than 29.6
-    assert all(
-        "arXiv" in str(cell)
-        for cell, method in zip(table.columns[3].cells, methods, strict=True)
-        if method != "this run"
-    )
-    assert all(row.source and row.miou for row in PUBLISHED)
+    mine = replace(of_folder(folder).pictures, name="ade150", seen=frozenset({"cat"}))
+    said, figures = {}, {}
+    for official in (False, True):
+        found = FoundSet(mine, official=official)
+        benchmark = Benchmark(found, Segmenter(device="cpu"), RunFolder(str(folder / "run")))
+        said[official] = rendered(benchmark, outcome)
+        write_report(benchmark, outcome)
+        figures[official] = json.loads((folder / "run" / "benchmark.json").read_text())["published_percent"]
+    assert "arXiv" not in said[False]
+    assert figures[False] == []
+    assert said[True].rstrip().endswith("published: arXiv 2210.04150 (OVSeg); github.com/facebookresearch/ov-seg")
+    lines = said[True].splitlines()
+    rows = [line.split() for line in lines if line.startswith("this run")]
+    seen, unseen = 100 * 4 / 6, 100 * (6 / 8 + 0) / 2
+    shown = [("unseen", f"{unseen:.1f}"), ("all", f"{100 * MIOU:.1f}"), ("seen", f"{seen:.1f}")]
+    assert [(row[2], row[3], row[4]) for row in rows] == [(*one, "measured") for one in shown]
+    (place,) = (number for number, line in enumerate(lines) if line.split()[:3] == ["this", "run", "all"])
+    assert lines[place - 1].startswith("supervised: MaskFormer, R101c")  # 46.0, and ours is 47.2
+    (unseen_of_others,) = (one for one in figures[True] if one["classes"] == "unseen")
+    assert (unseen_of_others["miou"], unseen_of_others["source"]) == (21.9, "arXiv 2210.04150 (OVSeg), appendix A.8")
+    assert all(row.source and row.place and row.miou for row in PUBLISHED)
+
+
+def test_the_first_pictures_of_an_official_set_are_none(folder: Path) -> None:
+    whole = FoundSet(of_folder(folder).pictures, official=True)
+    part = first_pictures(whole, 2)
+    assert (part.official, part.note) == (False, "only the first 2 of 4 pictures")
+    assert part.pictures.pictures == whole.pictures.pictures[:2]
+    assert first_pictures(whole, 4) is whole
+
+
+def test_a_bottleneck_stands_beside_published_oracles(folder: Path) -> None:
+    outcome = run(folder, to=folder / "run")
+    sums = {case.name: outcome.sums[AS_SET] for case in CASES}
+    found = FoundSet(replace(of_folder(folder).pictures, name="ade150"), official=True)
+    benchmark = Benchmark(found, Segmenter(device="cpu"), RunFolder(str(folder / "run")), bottleneck=True)
+    lines = rendered(benchmark, replace(outcome, sums=sums)).splitlines()
+    ours = [line for line in lines if line.rstrip().endswith("measured")]
+    assert len(ours) == len(CASES)
+    assert all(f"{100 * MIOU:.1f}" in line for line in ours)
+    assert any("MaskFormer's masks, true classes" in line and " 66.5 " in line for line in lines)
+
+
+def test_the_main_table_of_the_paper_is_there_whole() -> None:
+    rows = [row for row in PUBLISHED if row.place == "table 1"]
+    counted = Counter(name for row in rows for name in row.miou)
+    assert counted == {"ade847": 8, "pc459": 7, "ade150": 11, "pc59": 11, "voc20": 12}
+    free = [row for row in rows if row.trained_on != "the set itself"]
+    best = {name: max(row.miou.get(name, 0.0) for row in free) for name in counted}
+    (ovseg,) = (row for row in rows if row.method == "OVSeg, Swin-B, CLIP ViT-L/14")
+    assert (len(rows), best) == (16, ovseg.miou)
 
 
 # --- what is there stays ----------------------------------------------------------------------------------------------
@@ -220,6 +271,18 @@ def test_other_settings_or_pictures_make_all_parts_again_and_other_devices_none(
     (folder / "images" / "010.png").unlink()
     (folder / "maps" / "010.png").unlink()
     assert run(folder, to=to, rule="ensemble", clip_weight=0.6).stale == 2
+
+
+def test_another_list_of_classes_or_another_label_for_none_makes_all_parts_again(folder: Path) -> None:
+    to = folder / "run"
+    run(folder, to=to)
+    (folder / "names.txt").write_text("cat\ndog\nbird\n")
+    assert run(folder, to=to).stale == 2
+    other = FoundSet(replace(of_folder(folder).pictures, ignore=254))
+    with pytest.raises(InputError, match="has the label 255, the 3 classes are 0 to 2 and 254 is not counted"):
+        run_benchmark(
+            Benchmark(other, Segmenter(device="cpu"), RunFolder(str(to)), False, 2), engine=run_local, watch=Tally()
+        )
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -26,17 +26,28 @@ WITH_DETECTRON2 = [
     pytest.mark.skipif(not tiny_proposers.DETECTRON2, reason=tiny_proposers.WITHOUT_DETECTRON2),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
-KINDS = ["maskformer", "mask2former", "sam", "sam2", pytest.param("detectron2", marks=WITH_DETECTRON2), "ground_truth"]
+KINDS = [
+    "maskformer",
+    "mask2former",
+    "open_maskformer",
+    "sam",
+    "sam2",
+    pytest.param("detectron2", marks=WITH_DETECTRON2),
+    "ground_truth",
+]
 EVERYTHING = {"points_per_side": 3, "min_predicted_iou": 0.0, "min_stability": 0.0, "max_box_iou": 1.0}
 
 
 def save(kind: str, folder: Path) -> dict[str, Any]:
     """A model of this kind; returns the settings that name it."""
-    if kind in ("maskformer", "mask2former"):
-        network(kind).save_pretrained(folder)
-        processors = {"maskformer": transformers.MaskFormerImageProcessor}
-        processors.get(kind, transformers.Mask2FormerImageProcessor)(size=SIZE).save_pretrained(folder)
-        return {"kind": "maskformer", "checkpoint": str(folder)}
+    if kind in ("maskformer", "mask2former", "open_maskformer"):
+        body = network(kind.removeprefix("open_"))
+        body.save_pretrained(folder)
+        processors = {"mask2former": transformers.Mask2FormerImageProcessor}
+        processors.get(kind, transformers.MaskFormerImageProcessor)(size=SIZE).save_pretrained(folder)
+        if kind == "open_maskformer":
+            tiny_proposers.save_open_maskformer(folder, body=body)
+        return {"kind": kind.replace("mask2former", "maskformer"), "checkpoint": str(folder)}
     if kind in ("sam", "sam2"):
         saved = tiny_proposers.save_sam(folder) if kind == "sam" else tiny_proposers.save_sam2(folder)
         return {"kind": "sam", "checkpoint": str(saved), **EVERYTHING}

@@ -213,7 +213,7 @@ def test_a_bad_picture_is_a_line_and_stops_no_other(
         (["--granularity", "1.2"], "dog", "Invalid value for '--granularity': Input should be less than or equal to 1"),
         (["--granularity", "0.5", "--set", "paint=sum"], "dog", "`paint: sum` takes them all"),
         (["--set", "rule=ensemble"], "dog", "the proposals come without a classifier"),
-        (["--set", "tuned.prompts=nowhere.safetensors"], "dog", "nowhere.safetensors: holds no mask prompts"),
+        (["--set", "tuned.prompts=nowhere.safetensors"], "dog", "nowhere.safetensors: there is no such file"),
         (["--set", "proposals.checkpoint=/nowhere/at/all"], "dog", "there is no folder `/nowhere/at/all`"),
     ],
 )
@@ -225,6 +225,19 @@ def test_bad_input_is_answered_with_one_line_and_2(
     line = one_line(capsys)
     assert line.startswith("maskmine: ")
     assert words in line
+
+
+def test_that_thousands_of_classes_take_a_while_is_said(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.segment.segment_pictures", lambda *given, **named: iter(()))
+    said = {}
+    for count in (1_000, 10_000):
+        (tmp_path / "names.txt").write_text("\n".join(f"thing {number}" for number in range(count)))
+        assert segment(pictures, "--classes-from", tmp_path / "names.txt", classes="") == 0
+        said[count] = capsys.readouterr().err
+    line = "10,000 classes: CLIP reads them all before the first picture, which takes a while\n"
+    assert said == {1_000: "", 10_000: line}
 
 
 def test_no_pictures_and_a_folder_that_cannot_be_written_are_told_before_a_model_is_loaded(

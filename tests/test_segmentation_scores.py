@@ -128,7 +128,10 @@ def test_torchmetrics_finds_the_same_figures_with_ignored_pixels_and_absent_clas
     how: dict[str, Any] = {"num_classes": classes + 1, "ignore_index": NOTHING}
     iou_L = multiclass_jaccard_index(predicted, truth, average="none", **how).numpy()
     recall_L = multiclass_accuracy(predicted, truth, average="none", **how).numpy()
-    known_K, there_K = ~np.isnan(scores.iou_K), ~np.isnan(scores.accuracy_K)
+    there_K, spoken_K = (np.isin(range(classes), map_HW[truth_HW != NOTHING]) for map_HW in (truth_HW, predicted_HW))
+    known_K = there_K | spoken_K
+    assert (known_K == ~np.isnan(scores.iou_K)).all()
+    assert (there_K == ~np.isnan(scores.accuracy_K)).all()
     assert scores.iou_K[known_K] == pytest.approx(iou_L[:-1][known_K], abs=1e-6)
     assert scores.accuracy_K[there_K] == pytest.approx(recall_L[:-1][there_K], abs=1e-6)
     assert scores.mean_iou == pytest.approx(iou_L[:-1][known_K].mean(), abs=1e-6)

@@ -7,7 +7,6 @@ import html
 import io
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +34,7 @@ from pipelines.serving import Answer, Choice, Served, Serving, stem_of
 from pipelines.settings import load_settings
 from schemas.errors import InputError
 from schemas.rows import Rejection
+from tests.browser import CHROMIUM, PHONE_PX
 from tests.test_maskformer import SIZE, network
 from tuning import segmentation_overlay
 from tuning.artefacts import PromptsRecord, save_prompts
@@ -53,8 +53,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "serve-demo.yaml"
 CLIP, MASKFORMER = ROOT / "scripts" / "models" / "clip", ROOT / "scripts" / "models" / "maskformer"
 EXAMPLES = ROOT / "demo" / "examples"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PHONE_PX = 390
 STREET = "school bus, car, tram, railway carriage"
 MOST_PIXELS = 300_000
 
@@ -263,7 +261,7 @@ def test_nothing_of_a_picture_but_its_pixels_comes_back(client: TestClient) -> N
     ("fields", "place", "words"),
     [
         ({"classes": " ,\n"}, "classes", "No class is named"),
-        ({"classes": "others"}, "classes", "None is named"),
+        ({"classes": "Others"}, "classes", "No class is named beside “Others”: give at least one, such as: dog"),
         ({"classes": ",".join(map(str, range(10_000)))}, "classes", "10,000 classes are too many: at most 50"),
         ({"classes": "x" * (MOST_LETTERS + 1)}, "classes", "has 201 letters: at most 200"),
         ({"clip_weight": "0"}, "clip_weight", "λ lies between 0 and 1, without either"),
@@ -501,7 +499,7 @@ def test_prompts_that_are_not_there_yet_are_not_offered_where_the_settings_say_s
     opened = alone.open()
     assert list(opened.offers["MaskFormer"].towers) == ["plain"]
     assert 'name="tower"' not in make_page(opened)
-    with pytest.raises(InputError, match="holds no mask prompts"):
+    with pytest.raises(InputError, match="there is no such file"):
         alone.model_copy(update={"tuned_if_there": False}).open()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn.functional import normalize
 
+from mining.models.open_checkpoint import OpenRecord, new_head, save_head
 from mining.weights import weights_sha256
 from schemas.mask import Mask
 
@@ -80,6 +82,15 @@ def save_sam2(folder: Path, *, video: bool = False) -> Path:
         network = transformers.Sam2Model(transformers.Sam2Config(**parts))
     _livened(network).save_pretrained(folder)
     transformers.Sam2ImageProcessor(size={"height": SIDE_PX, "width": SIDE_PX}).save_pretrained(folder)
+    return folder
+
+
+def save_open_maskformer(folder: Path, *, body: Any) -> Path:
+    """A checkpoint of a head with random weights on a MaskFormer of transformers, whose files are there already."""
+    torch.manual_seed(0)
+    names = ("cat", "sky", "tree")
+    record = OpenRecord("toy", None, "raw", 100.0, hidden=16, layers=2, pixels=True, classes=names)
+    save_head(folder, new_head(normalize(torch.randn(3, 8)), record, network=body), record, half=False, body=None)
     return folder
 
 

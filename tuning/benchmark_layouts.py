@@ -205,9 +205,29 @@ _CONTEXT_NEEDS = (
 )
 
 
+def _pc459_classes(root: Path) -> ClassList:
+    return context_classes(root / "VOCdevkit/VOC2010/labels.txt")
+
+
 def _pc59_classes(root: Path) -> ClassList:
-    context_classes(root / "VOCdevkit/VOC2010/labels.txt")  # which says that our numbers are those of the download
+    _pc459_classes(root)  # which says that our numbers are those of the download
     return shipped_classes("pc59")
+
+
+def _pascal_context(name: str, *, classes: Callable[[Path], ClassList], ignore: int, others: int = 0) -> Layout:
+    return Layout(
+        name=name,
+        needs=_CONTEXT_NEEDS,
+        official=frozenset({5_104, 5_105}),  # the lists that go around differ by one picture
+        entries=_context_entries,
+        classes=classes,
+        read=read_mat_map,
+        images="VOCdevkit/VOC2010/JPEGImages",
+        maps=f"VOCdevkit/VOC2010/annotations_detectron2/{name}_val",
+        ignore=ignore,
+        void=frozenset({0}),
+        others=others,
+    )
 
 
 _ALL = (
@@ -243,31 +263,8 @@ _ALL = (
         others=25 * 256 + 255,  # any of its thousands of things that is none of the 847
         short_side_px=512,
     ),
-    Layout(
-        name="pc59",
-        needs=_CONTEXT_NEEDS,
-        official=frozenset({5_104, 5_105}),  # the lists that go around differ by one picture
-        entries=_context_entries,
-        classes=_pc59_classes,
-        read=read_mat_map,
-        images="VOCdevkit/VOC2010/JPEGImages",
-        maps="VOCdevkit/VOC2010/annotations_detectron2/pc59_val",
-        ignore=IGNORE_8,
-        void=frozenset({0}),
-        others=_CONTEXT_CLASSES,
-    ),
-    Layout(
-        name="pc459",
-        needs=_CONTEXT_NEEDS,
-        official=frozenset({5_104, 5_105}),
-        entries=_context_entries,
-        classes=lambda root: context_classes(root / "VOCdevkit/VOC2010/labels.txt"),
-        read=read_mat_map,
-        images="VOCdevkit/VOC2010/JPEGImages",
-        maps="VOCdevkit/VOC2010/annotations_detectron2/pc459_val",
-        ignore=IGNORE_16,
-        void=frozenset({0}),
-    ),
+    _pascal_context("pc59", classes=_pc59_classes, ignore=IGNORE_8, others=_CONTEXT_CLASSES),
+    _pascal_context("pc459", classes=_pc459_classes, ignore=IGNORE_16),
     Layout(
         name="voc20",
         needs=(
