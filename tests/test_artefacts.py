@@ -92,9 +92,9 @@ def test_prompts_of_another_clip_are_refused_and_it_is_said_whose_they_are(clip:
 
 def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no prompts")
-    for path in (tmp_path / "text", tmp_path / "absent"):
-        with pytest.raises(InputError, match="holds no mask prompts of maskmine"):
-            read_prompts(path)
+    for name, told in (("text", "holds no mask prompts of maskmine"), ("absent", "there is no such file")):
+        with pytest.raises(InputError, match=told):
+            read_prompts(tmp_path / name)
 
 
 def test_a_full_disk_leaves_the_file_before(clip: WholeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

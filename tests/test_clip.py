@@ -253,6 +253,7 @@ def test_published_weights_that_cannot_be_fetched_are_one_line(no_network: None)
     [
         ({"model": "ViT-L-14"}, "says nothing without weights"),
         ({"model": "ViT-L14", "pretrained": "openai"}, "did you mean ViT-L-14"),
+        ({"model": "/nowhere/clip", "pretrained": "openai"}, "there is no such folder, and open_clip has no"),
         ({"model": "ViT-L-14", "pretrained": "open-ai"}, "did you mean openai"),
         ({"model": "ViT-L-14", "pretrained": "nowhere.pt"}, "neither a file nor weights of ViT-L-14"),
         ({"model": "hf-hub:a/b", "pretrained": "openai"}, "brings its own weights"),

@@ -59,6 +59,8 @@ def read_prompts(path: str | Path) -> tuple[Tensor, PromptsRecord]:
         with safe_open(path, framework="pt") as file:
             record = PromptsRecord.model_validate_json((file.metadata() or {})[_METADATA])
             return file.get_tensor(_TENSOR), record
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; `maskmine tune` writes a prompts.safetensors") from error
     except (OSError, SafetensorError, LookupError, ValidationError) as error:
         raise InputError(
             f"{path}: holds no mask prompts of maskmine ({type(error).__name__}); give a prompts.safetensors, or use "

@@ -323,7 +323,9 @@ def _find_built_in(clip: Clip) -> _Source:
 
     name = clip.model.replace("/", "-")
     if name not in open_clip.list_models():
-        raise InputError(f"clip.model: open_clip has no `{clip.model}`{_meant(name, open_clip.list_models())}")
+        no_folder = "there is no such folder, and " if "/" in clip.model else ""
+        known = open_clip.list_models()
+        raise InputError(f"clip.model: {no_folder}open_clip has no `{clip.model}`{_meant(name, known)}")
     weights = _required_weights(clip)
     if tag := open_clip.get_pretrained_cfg(name, str(clip.pretrained)):
         cached = _cached_tag(tag)
