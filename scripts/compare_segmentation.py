@@ -2,7 +2,7 @@
 
     bash scripts/compare_segmentation                                   # tunes first, where nothing is tuned yet
     bash scripts/compare_segmentation --tuned runs/tuning/seed-0 --tuned runs/tuning/seed-1
-    bash scripts/compare_segmentation --maskformer runs/open-maskformer # one that tells classes: with the ensemble
+    bash scripts/compare_segmentation --maskformer DIR                  # yours, such as one that tells no classes
 
 Plain CLIP, prompts, fine-tuned, and both; each with the MaskFormer's masks, in the ensemble with the MaskFormer's own
 classes, and with true masks; seen nouns are those that the MaskFormer's training drew. What is measured is found again.
@@ -43,6 +43,7 @@ FIGURES_FILE = "segmentation.json"
 GOAL_POINTS = 5.0
 PLAIN, PROMPTS = "plain CLIP", "prompts"
 MASKFORMER, ENSEMBLE, TRUE_MASKS = "MaskFormer", "MaskFormer, ensemble", "true masks"
+OPEN = Path(__file__).parent / "models" / "open_maskformer"
 CONSOLE = Console(width=max(130, Console().width))
 _TUNED_SCENES = 3000
 _PROMPTS_WAY, _FINETUNED_WAY = TABLES["ways"][0], TABLES["ways"][3]
@@ -83,8 +84,8 @@ def main(
     seed: Annotated[int, typer.Option(help="A world that no training saw.")] = 22,
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes of it.")] = 300,
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP, in place of the shipped one.")] = None,
-    maskformer: Annotated[Path | None, typer.Option(help="Folder of a MaskFormer, likewise.")] = None,
-    clip_weight: Annotated[float, typer.Option(min=0.01, max=0.99, help="λ of the ensemble.")] = 0.7,
+    maskformer: Annotated[Path, typer.Option(help="Folder of a MaskFormer; an open one has an ensemble.")] = OPEN,
+    clip_weight: Annotated[float, typer.Option(min=0.01, max=0.99, help="λ of the ensemble.")] = 0.5,
     to: Annotated[Path, typer.Option(help="Folder for the world and the counts.")] = Path("runs/segmentation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not the table.")] = False,
 ) -> None:

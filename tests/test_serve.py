@@ -269,7 +269,11 @@ def test_nothing_of_a_picture_but_its_pixels_comes_back(client: TestClient) -> N
         ({"clip_weight": "nan"}, "clip_weight", "not at “nan”"),
         ({"granularity": "1.01"}, "granularity", "goes from 0 to 1, not to “1.01”"),
         ({"granularity": "much"}, "granularity", "not to “much”"),
-        ({"segmenter": "SAM"}, "segmenter", "“SAM” is not offered here: choose one of MaskFormer, Knows cats"),
+        (
+            {"segmenter": "SAM"},
+            "segmenter",
+            "“SAM” is not offered here: choose one of MaskFormer, Open MaskFormer, Knows cats",
+        ),
         ({"paint": "all"}, "paint", "choose one of sum, best_per_class"),
         ({"rule": "best"}, "rule", "“best” is not offered here"),
         ({"rule": "ensemble"}, "rule", "come without a classifier of their own"),
@@ -516,9 +520,10 @@ def test_the_configurations_are_read(name: str) -> None:
 
 def test_the_demo_needs_no_file_that_is_not_shipped() -> None:
     settings = load_settings(Serving, str(CONFIG))
-    (segmenter,) = settings.segmenters.values()
     assert settings.tuned_if_there
-    assert (ROOT / segmenter.clip.model).is_dir()
+    for segmenter in settings.segmenters.values():
+        assert (ROOT / segmenter.clip.model).is_dir()
+        assert (ROOT / segmenter.proposals.checkpoint).is_dir()  # type: ignore[union-attr]
     for example in settings.examples:
         assert (ROOT / example.picture).is_file()
 

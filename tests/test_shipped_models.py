@@ -1,4 +1,4 @@
-"""The two models that are shipped: they open, they are small, and they know what they are said to know."""
+"""The models that are shipped: they open, they are small, and they know what they are said to know."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipelines.settings import load_mining
 from scripts.clip_accuracy import MASKED, noun_embeddings
 from scripts.demo_nouns import demo_nouns
 from scripts.demo_scene import draw_scene
+from scripts.open_accuracy import CLIP, OWN, TAUGHT, demo_segmenter, measure_open
 from scripts.proposal_recall import measure_proposals
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +19,7 @@ MODELS = ROOT / "scripts" / "models"
 SCENES = [draw_scene(33, index=index) for index in range(8)]
 
 
-def test_both_models_together_are_small_enough_to_be_cloned_without_a_thought() -> None:
+def test_all_models_together_are_small_enough_to_be_cloned_without_a_thought() -> None:
     assert sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file()) < 12_000_000
 
 
@@ -42,3 +43,11 @@ def test_the_maskformer_finds_most_objects_of_scenes_that_it_never_saw() -> None
     assert recall.all.objects > 20
     assert recall.all.at_50 > 0.7
     assert recall.proposals_a_scene <= 30
+
+
+def test_the_open_maskformer_names_most_objects_that_it_was_taught_and_helps_clip() -> None:
+    scenes = (draw_scene(33, index=index) for index in range(100, 116))
+    taught = measure_open(demo_segmenter(MODELS / "open_maskformer", clip=MODELS / "clip"), scenes)[TAUGHT]
+    assert taught.matched > 10
+    assert taught.top1_of_kind[OWN] > 0.5
+    assert taught.top1_of_kind["both, λ 0.3"] >= taught.top1_of_kind[CLIP]
