@@ -23,6 +23,8 @@ from pipelines.run_folder import read_folder
 from schemas.errors import IncompleteError, InputError, OtherPlanError
 
 if TYPE_CHECKING:
+    from pipelines.benchmark import Benchmark
+    from pipelines.benchmark import Outcome as Counted
     from pipelines.mine import Outcome
     from pipelines.settings import Mining
     from schemas.manifest import Totals
@@ -38,6 +40,7 @@ app = typer.Typer(
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
+_MANY_CLASSES = 1000
 _SERVE_DEMO = "configs/serve-demo.yaml"
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/coco.yaml.")]
@@ -60,6 +63,9 @@ MetricsOption = Annotated[
 ]
 NounsOption = Annotated[
     str | None, typer.Option(metavar="A,B|@FILE", help="Only pairs of these nouns (or lemmas); @FILE: one a line.")
+]
+PrepareOption = Annotated[
+    bool, typer.Option("--prepare-only", help="Make a download's maps and check all of it, and stop there.")
 ]
 StalledOption = Annotated[
     float, typer.Option(min=0, metavar="MINUTES", help="Say so when nothing has moved for so long; 0: never.")
@@ -170,7 +176,10 @@ def show(
     from pipelines.show import contact_sheet
 
     drawn = contact_sheet(read_folder(folder), to=to, images=images, noun=noun)
-    out.print(f"{to}: {drawn.images} photographs, {drawn.pairs} pairs", highlight=False, soft_wrap=True)
+    said = f"{to}: {drawn.images} photographs, {drawn.pairs} pairs"
+    if drawn.pieced:
+        said += f"; {drawn.pieced} photographs are not at hand, and their crops are drawn"
+    out.print(said, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -492,6 +501,8 @@ def segment(
     settings = load_settings(Segmenter, config, overrides=[*chosen, *(overrides or ())])
     named = read_classes(classes, classes_from)
     pictures = find_pictures(images)
+    if len(named) > _MANY_CLASSES:
+        err.print(f"{len(named):,} classes: CLIP reads them all before the first picture, which takes a while")
     failed = 0
     for outcome in segment_pictures(settings, pictures, classes=named, to=to):
         if isinstance(outcome, Failed):
@@ -525,9 +536,7 @@ def benchmark(
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, the first ones.")] = None,
     per_part: Annotated[int, typer.Option(min=1, help="Pictures of a part, which is done by one worker.")] = 100,
     by_class: Annotated[bool, typer.Option("--by-class", help="Print a line for each class, too.")] = False,
-    prepare_only: Annotated[
-        bool, typer.Option("--prepare-only", help="Make a download's maps and check all of it, and stop there.")
-    ] = False,
+    prepare_only: PrepareOption = False,
     partial: Annotated[bool, typer.Option("--partial", help="With it: a download that is not whole.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="With it: so many processes.")] = 1,
     engine: EngineOption = "local",
@@ -546,7 +555,6 @@ def benchmark(
     if partial:
         raise InputError("--partial: belongs to --prepare-only; what is prepared is measured as it is")
     from pipelines.benchmark import Benchmark, run_benchmark
-    from pipelines.benchmark_report import names_of_rejected, render_report, write_report
     from pipelines.benchmark_sets import find_set, first_pictures
     from pipelines.choose import choose_engine
     from pipelines.observe import observe
@@ -565,15 +573,8 @@ def benchmark(
         watch.plan_is_made(asked.plan())
         outcome = run_benchmark(asked, engine=run_engine, watch=watch, models_run_here=engine == "local")
         watch.ends_as = Exit.TOO_MANY_REJECTED if outcome.rejected else Exit.COMPLETE
-    if outcome.stale:
-        err.print(f"{outcome.stale} parts were of other settings or pictures, and were made again")
-    files = write_report(asked, outcome)
-    out.print(render_report(asked, outcome, by_class=by_class))
-    out.print(f"\n{folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
+    _print_benchmark(asked, outcome, to=folder, by_class=by_class)
     if outcome.rejected:
-        for line in names_of_rejected(outcome, most=20):
-            err.print(line)
-        err.print(f"{len(outcome.rejected):,} of {outcome.pictures:,} pictures are not in these figures")
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
 
@@ -696,6 +697,18 @@ def _prepare_set(name: str, root: str | None, *, partial: bool, processes: int) 
     out.print(f"{said.line()}; {said.written:,} maps written", highlight=False, soft_wrap=True)
     if any(one.reason != VOID for one in said.left_out):
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
+
+
+def _print_benchmark(asked: Benchmark, outcome: Counted, *, to: str, by_class: bool) -> None:
+    from pipelines.benchmark_report import names_of_rejected, render_report, write_report
+
+    if outcome.stale:
+        err.print(f"{outcome.stale} parts were of other settings or pictures, and were made again")
+    files = write_report(asked, outcome)
+    out.print(render_report(asked, outcome, by_class=by_class))
+    out.print(f"\n{to}: {', '.join(files)}", highlight=False, soft_wrap=True)
+    for line in names_of_rejected(outcome, most=20):
+        err.print(line)
 
 
 def _print_estimate(settings: Mining, limit: int | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from mining.decoder import Decoding
-from mining.exports.stored import parse_sample
+from mining.exports.stored import StoredSample, parse_sample
 from mining.query import query_cells
 from mining.stores import fault_line, fetch, scheme_of
 from pipelines.run_folder import RunFolder
@@ -137,6 +137,18 @@ def make_rejected_cards(run: RunFolder, images: Sequence[RejectedImage]) -> list
     return cards
 
 
+def read_sample(run: RunFolder, row: SampleRow) -> StoredSample:
+    """A sample out of its shard. Raises IncompleteError when it is not where the index has it, or cannot be read."""
+    place = run.path("shards", row.shard)
+    try:
+        span = fetch(place, start=row.offset, most_bytes=row.size_bytes)
+    except FileNotFoundError as error:
+        raise IncompleteError(f"{place}: missing; run `maskmine mine` again") from error
+    except OSError as error:
+        raise IncompleteError(fault_line(error, place)) from error
+    return parse_sample(span, row, place=place)
+
+
 def data_uri(image: Image.Image) -> str:
     """A picture for `src`, as JPEG."""
     buffer = io.BytesIO()
@@ -150,14 +162,7 @@ def sample_row(values: dict[str, Any]) -> SampleRow:
 
 
 def _card(run: RunFolder, row: SampleRow) -> Card:
-    place = run.path("shards", row.shard)
-    try:
-        span = fetch(place, start=row.offset, most_bytes=row.size_bytes)
-    except FileNotFoundError as error:
-        raise IncompleteError(f"{place}: missing; run `maskmine mine` again") from error
-    except OSError as error:
-        raise IncompleteError(fault_line(error, place)) from error
-    sample = parse_sample(span, row, place=place)
+    sample = read_sample(run, row)
     with Image.open(io.BytesIO(sample.image)) as crop, Image.open(io.BytesIO(sample.mask_png)) as mask:
         scale = min(1.0, _SIDE_PX / max(crop.size)) if max(crop.size) > _SIDE_PX // 2 else 2.0
         size = (max(1, round(crop.width * scale)), max(1, round(crop.height * scale)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from mining.images import read_image
 from pipelines.plan import Plan
+from pipelines.report_pictures import read_sample
 from pipelines.run_folder import RunFolder
 from pipelines.status import require_plan
 from pipelines.verify import read_manifest
@@ -30,17 +32,18 @@ _COLUMNS = 4
 _LINE_PX = 21
 _MOST_PIXELS = 200_000_000
 _MOST_CHARS = 400
-_PAGE, _INK, _FAINT = (250, 249, 246), (40, 42, 48), (125, 128, 136)
+_PAGE, _INK, _FAINT, _UNKNOWN = (250, 249, 246), (40, 42, 48), (125, 128, 136), (226, 224, 219)
 # Okabe and Ito's palette, told apart with any colour vision; black is left out.
 _COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (150, 120, 20))
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a contact sheet holds."""
+    """What a contact sheet holds; `pieced` of its images are not at hand and laid together from their crops."""
 
     images: int
     pairs: int
+    pieced: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +52,40 @@ class _Photo:
     captions: tuple[str, ...]
     regions: RegionsRow
     pairs: tuple[Pair, ...]
+    samples: tuple[SampleRow, ...]
 
 
 def contact_sheet(run: RunFolder, *, to: Path, images: int = 12, noun: str | None = None) -> Drawn:
     """Write a picture of the run's first `images` photographs with pairs (of `noun`), in the plan's random order.
 
-    Only pairs that passed the filters are drawn. Raises InputError when there is none, or `to` cannot be written.
+    Only pairs that passed the filters are drawn. Of a photograph that cannot be read, or is at a URL, which is not
+    fetched, the crops are drawn that the shards have of it. Raises InputError when there is no pair, or `to` cannot be
+    written.
     """
     read_manifest(run)
     photos = list(islice(_photos(run, require_plan(run), noun), images))
     if not photos:
         what = f"of `{noun}`" if noun else "in this run"
         raise InputError(f"{run.root}: there is no pair {what} to show; see `maskmine errors {run.root}`")
-    tiles = [_tile(photo) for photo in photos]
+    tiles, pieced = [], 0
+    for photo in photos:
+        picture = read_image(photo.image.path, max_pixels=_MOST_PIXELS)
+        pieced += isinstance(picture, Rejection)
+        whole = _piece_together(run, photo) if isinstance(picture, Rejection) else Image.fromarray(picture.rgb_HW3)
+        tiles.append(_tile(photo, whole))
     sheet = _arrange(tiles)
     try:
         sheet.save(to)
     except (OSError, ValueError) as error:
         raise InputError(f"{to}: cannot be written ({error}); give --to a path that ends in .png or .jpg") from error
-    return Drawn(len(photos), sum(len(photo.pairs) for photo in photos))
+    return Drawn(len(photos), sum(len(photo.pairs) for photo in photos), pieced)
 
 
 def _photos(run: RunFolder, plan: Plan, noun: str | None) -> Iterator[_Photo]:
     for part in range(plan.parts):
         name = f"{part:05d}.parquet"
-        kept = {(row.image_id, row.noun) for row in run.read_rows("shards", name, row_type=SampleRow)}
+        samples = run.read_rows("shards", name, row_type=SampleRow)
+        kept = {(row.image_id, row.noun) for row in samples}
         wanted = {image_id for image_id, said in kept if noun in (None, said)}
         if not wanted:
             continue
@@ -87,16 +99,23 @@ def _photos(run: RunFolder, plan: Plan, noun: str | None) -> Iterator[_Photo]:
         for image, captions, regions, pairs in rows:
             if image.image_id in wanted:
                 shown = tuple(pair for pair in pairs.pairs if (image.image_id, pair.noun) in kept)
-                yield _Photo(image, captions.captions, regions, shown)
+                cut = tuple(row for row in samples if row.image_id == image.image_id)
+                yield _Photo(image, captions.captions, regions, shown, cut)
 
 
-def _tile(photo: _Photo) -> Image.Image:
-    picture = read_image(photo.image.path, max_pixels=_MOST_PIXELS)
-    if isinstance(picture, Rejection):
-        raise InputError(f"{photo.image.path}: {picture.reason} ({picture.detail}); `show` needs the photographs")
-    scale = min(TILE_PX / picture.rgb_HW3.shape[1], PHOTO_PX / picture.rgb_HW3.shape[0])
-    size = (max(1, round(picture.rgb_HW3.shape[1] * scale)), max(1, round(picture.rgb_HW3.shape[0] * scale)))
-    image = Image.fromarray(picture.rgb_HW3).resize(size, Image.Resampling.LANCZOS)
+def _piece_together(run: RunFolder, photo: _Photo) -> Image.Image:
+    """The crops of a photograph where they were cut; nothing is known of what lies between them."""
+    whole = Image.new("RGB", (photo.regions.width_px, photo.regions.height_px), _UNKNOWN)
+    for row in photo.samples:
+        with Image.open(io.BytesIO(read_sample(run, row).image)) as crop:
+            whole.paste(crop.convert("RGB"), row.crop_xyxy[:2])
+    return whole
+
+
+def _tile(photo: _Photo, picture: Image.Image) -> Image.Image:
+    scale = min(TILE_PX / picture.width, PHOTO_PX / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image = picture.resize(size, Image.Resampling.LANCZOS)
     for colour, region in _colours_of_regions(photo):
         _outline(image, Image.fromarray(photo.regions.regions[region].mask.to_array() * 255).resize(size), colour)
     words = Image.new("RGB", (TILE_PX, 2000), _PAGE)

@@ -14,6 +14,7 @@ from pipelines.cli import run_app
 from pipelines.engine import Engine
 from pipelines.local import run_local
 from pipelines.mine import mine
+from pipelines.regenerate import open_earlier
 from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining
 from pipelines.status import rejected_images
@@ -59,6 +60,47 @@ def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
     run_with(engine, config(world, regions, folder / "engine"))
     assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
     assert samples(RunFolder(str(folder / "engine")))
+
+
+def regenerated_data_is_that_of_a_full_run(engine: Engine, folder: Path) -> None:
+    """With other captions and parts, workers take the regions of an earlier run, and look at no picture for them."""
+    world = toy.write_toy_world(folder / "world")
+    config = toy.write_config(world, out=folder / "old")
+    changes = ["captions.per_image=all", "shards.images_per_part=2"]
+    run_with(run_local, config)
+    run_with(run_local, config, *changes, f"out={folder / 'full'}")
+    (world / "images" / f"{17:012d}.png").write_text("<html>")  # it has regions and no pairs
+    settings = load_mining(str(config), overrides=[*changes, f"out={folder / 'new'}"])
+    mine(settings, engine=engine, watch=Recorder(), earlier=open_earlier(str(folder / "old"), settings))
+    new, full = RunFolder(settings.out), RunFolder(str(folder / "full"))
+    assert hashes_of_data(new) == hashes_of_data(full)
+    assert [str(problem) for problem in verify_run(new)] == []
+
+
+def hashes_of_data(run: RunFolder) -> dict[str, str]:
+    """The hashes of all but what tells of the run whose regions were taken."""
+    telling = {"manifest.json", "SHA256SUMS", "derived_from.json", "README.md", "croissant.json"}
+    return {name: digest for name, digest in hashes(run.root).items() if name not in telling}
+
+
+def a_bottleneck_is_that_of_the_local_engine(engine: Engine, folder: Path) -> None:
+    """Every case of a benchmark's bottleneck, by tiny models, has the local run's counts to the last pixel."""
+    from pipelines.benchmark import Benchmark, run_benchmark
+    from pipelines.benchmark_sets import FoundSet
+    from scripts.instance_maps import find_instance_set
+    from tests.test_mine_models import save_tiny_models
+    from tuning.bottleneck import CASES
+    from tuning.segmenter import Segmenter
+
+    world = toy.write_toy_world(folder / "world")
+    settings = Segmenter.model_validate({**save_tiny_models(world), "templates": "raw"})
+    instances = str(world / "instances.json")
+    found = FoundSet(find_instance_set(folder / "set", instances=instances, images=world / "images", name="toy"))
+    for name, run_engine in (("local", run_local), ("engine", engine)):
+        asked = Benchmark(found, settings, RunFolder(str(folder / name)), bottleneck=True, pictures_per_part=3)
+        outcome = run_benchmark(asked, engine=run_engine, watch=Recorder(), models_run_here=run_engine is run_local)
+        assert list(outcome.sums) == [case.name for case in CASES]
+    assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
 
 
 def only_missing_cells_are_made(engine: Engine, folder: Path) -> None:

@@ -6,8 +6,13 @@ run tells of the change. And poison for the decoder, which acts only on pictures
 (`tests/poison/sitecustomize.py`).
 """
 
-import os
+from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 from tests.poison.full_disk import install
@@ -21,3 +26,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 install()
 settings.register_profile("any machine", deadline=None, derandomize=True)
 settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="module")
+def one_tagger() -> Iterator[None]:
+    """The runs of a file share spaCy's pipeline, which takes longer to load than they do."""
+    from mining import nouns
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nouns, "_load_tagger", functools.cache(nouns._load_tagger))
+        yield

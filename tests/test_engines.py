@@ -9,6 +9,8 @@ import pytest
 from pipelines.local import run_local
 from tests import conformance
 
+pytestmark = pytest.mark.usefixtures("one_tagger")
+
 CHECKS = [
     conformance.same_bytes_as_local,
     conformance.only_missing_cells_are_made,

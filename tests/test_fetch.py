@@ -258,7 +258,13 @@ def test_robots_tags_are_for_everybody_or_for_one() -> None:
 def test_urls_are_refused_in_one_line_until_the_user_allows_them(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(images_module, "fetch_url", fetch_here)
+    asked: list[str] = []
+
+    def fetch_and_count(url: str, *, fetch: Fetch) -> bytes | Rejection:
+        asked.append(url.rpartition("/")[2])
+        return fetch_here(url, fetch=fetch)
+
+    monkeypatch.setattr(images_module, "fetch_url", fetch_and_count)
     world = toy.write_toy_world(tmp_path)
     rows = [{"id": i.id, "url": f"http://{host}/{i.id}", "caption": "A square."} for i in toy.IMAGES if i.id != 18]
     rows += [{"id": 18, "url": f"http://{host}/noai", "caption": "A square."}]
@@ -276,7 +282,13 @@ def test_urls_are_refused_in_one_line_until_the_user_allows_them(
     reasons = {image.image_id: image.reason for image in rejected_images(run)}
     assert reasons["18"] == "fetch_refused"
     assert "allow: true" in (tmp_path / "run" / "mining.yaml").read_text()
+    assert sorted(asked) == ["11", "11", "12", "13", "13", "14", "15", "16", "17", "noai"]  # again where pairs are cut
     assert run_app(["mine", config]) == 2  # not even the rest of a run
+    capsys.readouterr()
+    asked.clear()
+    assert run_app(["show", run.root, "--to", str(tmp_path / "sheet.png")]) == 0
+    assert "2 photographs, 2 pairs; 2 photographs are not at hand" in capsys.readouterr().out
+    assert asked == []
 
 
 def test_a_path_that_is_a_url_is_not_fetched_by_any_other_door() -> None:

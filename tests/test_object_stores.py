@@ -32,6 +32,7 @@ from pipelines.engine import Engine, Watch
 from pipelines.grid import Stage
 from pipelines.local import run_local
 from pipelines.mine import mine
+from pipelines.regenerate import open_earlier
 from pipelines.run_folder import RunFolder, read_folder
 from pipelines.settings import load_mining
 from pipelines.status import rejected_images, run_status
@@ -236,6 +237,23 @@ def test_a_run_on_s3_has_the_bytes_of_a_run_on_a_disk(
         there = RunFolder(on_s3).read_rows("images", name, row_type=ImageRow)
         here = RunFolder(str(on_disk)).read_rows("images", name, row_type=ImageRow)
         assert [replace(row, path=str(row.path).replace(world_url, str(world))) for row in there] == here
+
+
+def test_regions_of_a_run_on_s3_serve_another_one_there(
+    server: Server, bucket: str, world: Path, world_url: str, on_disk: Path, on_s3: str, tmp_path: Path
+) -> None:
+    def regenerate(old: str, new: str, *overrides: str) -> list[str]:
+        changes = ["captions.per_image=all", "pairs.min_count=2", f"out={new}", *overrides]
+        settings, recorder = load_mining(str(toy.write_config(world)), overrides=changes), Recorder()
+        mine(settings, engine=run_local, watch=recorder, earlier=open_earlier(old, settings))
+        return recorder.steps
+
+    there = f"s3://{bucket}/new"
+    assert "regions" not in regenerate(on_s3, there, *everything_at(world_url))
+    regenerate(str(on_disk), str(tmp_path / "here"))
+    copy = server.download(there, tmp_path / "copy")
+    assert without_places(hashes(str(copy))) == without_places(hashes(str(tmp_path / "here")))
+    assert "derived_from.json" in os.listdir(copy)
 
 
 def test_every_command_works_on_a_run_on_s3(on_s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mining import nouns as nouns_step
 from mining import regions as regions_step
 from mining import vocabulary as vocabulary_step
 from mining.regions import Regions
 from pipelines.cli import run_app
+from pipelines.earlier import Earlier
 from pipelines.local import run_local
 from pipelines.mine import mine
 from pipelines.regenerate import differences, open_earlier
@@ -23,20 +23,15 @@ from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining
 from pipelines.verify import read_manifest, verify_run
 from schemas.errors import IncompleteError, InputError
-from schemas.rows import RegionsRow
+from schemas.rows import ImageRow, RegionsRow, Rejection
 from tests import toy
+from tests.conformance import hashes_of_data
 from tests.test_clip import save_tiny_clip
 from tests.test_mine import Recorder, StopsAfter, hashes, run_toy, samples
 
+pytestmark = pytest.mark.usefixtures("one_tagger")
+
 NEW_CAPTIONS = {15: "A disc, very round.", 18: "One square.", 11: "The disc."}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_tagger() -> Iterator[None]:
-    """The runs of this file share spaCy's pipeline, which takes longer to load than they do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nouns_step, "_load_tagger", functools.cache(nouns_step._load_tagger))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +66,6 @@ def regenerate(config: Path, old: RunFolder, *overrides: str, recorder: Recorder
     return RunFolder(settings.out)
 
 
-def data(run: RunFolder) -> dict[str, str]:
-    """The hashes of all but what tells of the other run."""
-    telling = {"manifest.json", "SHA256SUMS", "derived_from.json", "README.md", "croissant.json"}
-    return {name: digest for name, digest in hashes(run.root).items() if name not in telling}
-
-
 def test_new_captions_give_the_bytes_of_a_full_run_and_make_no_regions(
     config: Path, old: RunFolder, tmp_path: Path
 ) -> None:
@@ -86,7 +75,7 @@ def test_new_captions_give_the_bytes_of_a_full_run_and_make_no_regions(
     assert {(row.image_id, row.noun) for row in samples(new)} == {("11", "disc"), ("15", "disc"), ("18", "square")}
     assert [str(problem) for problem in verify_run(new)] == []
     full, _, _ = run_toy(config, f"out={tmp_path / 'full'}")
-    assert data(new) == data(full)
+    assert hashes_of_data(new) == hashes_of_data(full)
     assert os.path.samefile(new.path("regions", "00000.parquet"), old.path("regions", "00000.parquet"))
 
 
@@ -135,7 +124,7 @@ def test_only_new_images_are_looked_at_whatever_the_cut(
     monkeypatch.setattr(regions_step, "_find_batch", finds)
     new = regenerate(config, old, *changes)
     assert seen == ["99"]
-    assert data(new) == data(full)
+    assert hashes_of_data(new) == hashes_of_data(full)
     assert "12" not in {row.image_id for row in all_regions(new)}
 
 
@@ -159,6 +148,23 @@ def test_a_smaller_run_in_other_parts_loads_no_model(
     found = {row.image_id: row for row in all_regions(RunFolder(settings.out))}
     assert len(found) == 5
     assert found == {row.image_id: row for row in all_regions(old) if row.image_id in found}
+    assert open_earlier(old.root, settings).open()(["12", "99"])["image_id"].to_pylist() == ["12"]
+
+
+def test_images_are_found_in_parts_that_a_source_cut_and_in_those_that_the_plan_did(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    by_hash = sorted("cdefghi", key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
+    parts = [("z", "b"), ("a",), by_hash[:3], by_hash[3:]]
+    for number, image_ids in enumerate(parts):
+        name = f"{number:05d}.parquet"
+        images = [ImageRow(image_id, None) for image_id in image_ids]
+        regions = [RegionsRow(image_id, None, 0, 0, (), Rejection("missing_file", "")) for image_id in image_ids]
+        run.write_rows("images", name, rows=images, row_type=ImageRow, fingerprint="")
+        run.write_rows("regions", name, rows=regions, row_type=RegionsRow, fingerprint="made")
+    rows_of = Earlier(run, "made", parts=4, given=2, manifest_sha256="").open()
+    for image_id in "abcdefghiz":
+        assert rows_of([image_id])["image_id"].to_pylist() == [image_id]
+    assert len(rows_of(["nobody's"])) == 0
 
 
 def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +194,11 @@ def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypa
     (tmp_path / "horse.json").write_text(json.dumps(captions))
     regenerate(config, old, f"captions.annotations={tmp_path / 'horse.json'}", f"out={tmp_path / 'c'}")
     assert embedded == ["horse"]
+    regenerate(config, old, "vocabulary.templates=vild", f"out={tmp_path / 'd'}")
+    assert {"bar", "disc", "square"} <= set(embedded), "they were embedded in other sentences"
+    save_tiny_clip(tmp_path / "clip", seed=1)
+    with pytest.raises(InputError, match=r"made by other settings \(regions\.clip\.model\.sha256: "):
+        open_earlier(old.root, load_mining(str(config)))
 
 
 def test_other_settings_of_the_regions_are_named(
@@ -215,8 +226,14 @@ def test_a_run_that_cannot_give_regions_is_told_in_one_line(
     unfinished, _, _ = run_toy(toy.write_config(world, out=tmp_path / "unfinished"))
     with pytest.raises(InputError, match="is the `out` of this run"):
         open_earlier(unfinished.root, load_mining(str(config), overrides=[f"out={unfinished.root}"]))
+    incomplete = "its regions are not complete; run `maskmine mine` there first"
+    made = unfinished.read_json("regions", "_fingerprint.json")
+    unfinished.write_json("regions", "_fingerprint.json", value={"fingerprint": "that of a run which goes on there"})
+    with pytest.raises(IncompleteError, match=incomplete):
+        open_earlier(unfinished.root, settings)
+    unfinished.write_json("regions", "_fingerprint.json", value=made)
     os.unlink(unfinished.path("regions", "00001.parquet"))
-    with pytest.raises(IncompleteError, match="its regions are not complete; run `maskmine mine` there first"):
+    with pytest.raises(IncompleteError, match=incomplete):
         open_earlier(unfinished.root, settings)
     os.unlink(unfinished.path("manifest.json"))
     assert run_app(["mine", str(config), "--regions", unfinished.root]) == 4
