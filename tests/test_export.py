@@ -50,6 +50,7 @@ from schemas.tables import from_table
 from scripts.demo_world import draw_world
 from tests import toy, toy_shards
 from tests.test_mine import run_toy
+from tests.tiny_proposers import DETECTRON2, WITHOUT_DETECTRON2
 
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
 WITHOUT_MDS = [name for name in FORMATS if name != "mds"]  # its writer is installed by hand, see docs/exports.md
@@ -424,6 +425,31 @@ def test_pycocotools_finds_the_masks_where_they_lie_in_the_photographs(
         found.add((str(annotation["image_id"]), noun, shape))
     assert found == toy.PAIRS
     assert [category["name"] for category in coco.cats.values()] == sorted({noun for _, noun, _ in toy.PAIRS})
+
+
+@pytest.mark.skipif(not DETECTRON2, reason=WITHOUT_DETECTRON2)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_detectron2_reads_the_masks_as_a_set_of_its_own(mined: Path, tmp_path: Path) -> None:
+    from detectron2.data import DatasetMapper, MetadataCatalog
+    from detectron2.data.datasets import load_coco_json
+
+    pictures = tmp_path / "pictures"
+    records = load_coco_json(export(mined, tmp_path / "out", "coco") / "train.json", pictures, "maskmine_toy")
+    nouns = MetadataCatalog.get("maskmine_toy").thing_classes
+    pictures.mkdir()
+    mapper = DatasetMapper(
+        True, augmentations=[], image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask"
+    )
+    found = set()
+    for record in records:
+        Image.new("RGB", (record["width"], record["height"])).save(record["file_name"])
+        instances = mapper(record)["instances"]
+        masks = instances.gt_masks.tensor.numpy()
+        for noun, mask_HW in zip((nouns[number] for number in instances.gt_classes), masks, strict=True):
+            shape = next(shape for _, known, shape in toy.PAIRS if known == noun)
+            assert (mask_HW == toy.shape_mask(shape)).all()
+            found.add((str(record["image_id"]), noun, shape))
+    assert found == toy.PAIRS
 
 
 def test_coco_numbers_the_images_where_an_id_is_no_number(mined: Path, tmp_path: Path) -> None:
