@@ -58,6 +58,7 @@ EXTRAS["dev"] = [
     "datasets>=4.0",  # what opens an export of `hf`
     "httpx2>=2",  # the client of starlette's tests
     "hypothesis>=6.100",
+    "megatron-energon>=7.4",  # what reads an export of `energon`
     "mlcroissant>=1.1",  # judges the Croissant metadata
     "moto[server]>=5",  # the S3 server of the tests
     "mypy>=1.15",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -27,11 +28,13 @@ from mining.stores import describe
 from mining.table_cells import MOST_GROUP_BYTES
 from mining.tars import PICTURES
 from schemas.errors import InputError
-from schemas.rows import Rejection
+from schemas.rows import CaptionsRow, ImageRow, Rejection
 from schemas.settings import Settings
+from schemas.tables import arrow_schema
 
 _MOST_TEXT_BYTES = 1 << 20
 _READ_ROWS, _BUFFER_BYTES = 2_000, 1 << 20
+_MINE_AGAIN = "run the same `maskmine mine` there again"
 
 
 class HuggingFace(Settings):
@@ -247,24 +250,44 @@ class EarlierRun(Settings):
         return as_tables(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
-        for file in self.list_files():
-            part = int(posixpath.splitext(file.name)[0])
+        for part, name in enumerate(self._cells()):
             said: dict[str, Any] = {}
             if self.captions:
-                captions = _read_table(posixpath.join(self.files, "captions", file.name))
-                said = dict(zip(captions["image_id"].to_pylist(), captions["captions"].to_pylist(), strict=True))
-            images = _read_table(file.path)
+                path = posixpath.join(self.files, "captions", name)
+                said = dict(zip(*_columns(path, CaptionsRow, "image_id", "captions"), strict=True))
+            images = _columns(posixpath.join(self.files, "images", name), ImageRow, "image_id", "path")
             position = 0
-            for image_id, path in zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True):
+            for image_id, path in zip(*images, strict=True):
                 place = path or no_place(Rejection("missing_file", "the earlier run did not know where it is"))
                 for caption in said.get(image_id) or [None]:
                     yield image_id, place, part, position, caption, NOTHING_MORE
                     position += 1
 
+    def _cells(self) -> list[str]:
+        """The names of the run's cells, one a part. Raises InputError when parts of its plan are missing."""
+        plan = posixpath.join(self.files, "plan.json")
+        there = {file.name for file in self.list_files()}
+        try:
+            with open_source(plan) as file:
+                cells = [f"{part:05d}.parquet" for part in range(json.load(file)["parts"])]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{plan}: not a whole plan; {_MINE_AGAIN}") from error
+        for name in cells:
+            if name not in there:
+                raise InputError(f"{posixpath.join(self.files, 'images', name)}: missing; {_MINE_AGAIN}")
+        return cells
 
-def _read_table(path: str) -> pa.Table:
+
+def _columns(path: str, row_type: type, *names: str) -> list[list[Any]]:
+    """Columns of a cell of a run. Raises InputError when it does not have them as runs do."""
     with open_source(path) as file, one_line_parquet(path):
-        return pq.ParquetFile(file).read()
+        table = pq.ParquetFile(file).read()
+    for name in names:
+        field = arrow_schema(row_type).field(name)
+        is_there = name in table.column_names and table.schema.field(name).type == field.type
+        if not is_there or (table[name].null_count and not field.nullable):
+            raise InputError(f"{path}: has no column `{name}` as runs have it; {_MINE_AGAIN}")
+    return [table[name].to_pylist() for name in names]
 
 
 def _lines(path: str) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Annotated, Any, Literal
 
 import pyarrow as pa
@@ -14,13 +16,15 @@ from pydantic import Field
 from mining.caption_entries import Entry, as_tables, broken, captions_of, kept_columns
 from mining.places import Slice, no_place
 from mining.source_files import SourceFile, list_files, open_source, source_root
-from mining.stores import describe
+from mining.stores import describe, scheme_of
 from mining.tars import PICTURES, TarListing, TarSample, list_tar
 from schemas.errors import InputError
 from schemas.rows import Rejection
 from schemas.settings import Settings
 
 _MOST_TEXT_BYTES = 1 << 20
+_STORED_AT_ONCE = 8
+"""Tars of an object store that are read at a time; on a disk one is, for there reading them is work of one core."""
 
 
 class Img2dataset(Settings):
@@ -64,11 +68,12 @@ class Img2dataset(Settings):
         return as_tables(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
+        tars = self.list_files()
+        at_once = 1 if scheme_of(self.files) == "file" else _STORED_AT_ONCE
         some = False
-        for part, tar in enumerate(self.list_files()):
-            for entry in self._of_tar(tar, part):
-                some = True
-                yield entry
+        for entry in _in_order(lambda part: self._of_tar(tars[part], part), len(tars), at_once=at_once):
+            some = True
+            yield entry
         if not some:
             raise InputError(f"{self.files}: no sample in any tar; there is nothing to mine")
 
@@ -111,6 +116,26 @@ class Img2dataset(Settings):
         if self.caption_col is not None:
             return captions_of(record.get(self.caption_col)), more
         return captions_of(_text(file, sample, "txt")), more
+
+
+def _in_order(read: Callable[[int], Iterator[Entry]], count: int, *, at_once: int) -> Iterator[Entry]:
+    """What `read` gives for 0, 1, … `count` - 1, in this order, however many are read at a time."""
+    if at_once == 1:
+        for number in range(count):
+            yield from read(number)
+        return
+    waiting: deque[Future[list[Entry]]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for number in range(count):
+                waiting.append(pool.submit(lambda part: list(read(part)), number))
+                if len(waiting) == at_once:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:  # where one is refused, or nobody asks for more, those behind it are not begun
+            for one in waiting:
+                one.cancel()
 
 
 def _text(file: IO[bytes], sample: TarSample, suffix: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -39,9 +38,9 @@ from scripts.bench_proposers import bench_proposers
 from scripts.bench_regenerate import bench_regenerate
 from scripts.bench_regions import bench_region_cutting
 from scripts.bench_segmenter import bench_gpu_segment, bench_segmenter
-from scripts.bench_sources import bench_planning, bench_sources
+from scripts.bench_sources import PLANNED, bench_planning, bench_sources
 from scripts.bench_tuning import bench_tuning
-from scripts.measures import Measure, in_turns
+from scripts.measures import Measure, in_turns, peak_bytes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONSOLE = Console(width=max(110, Console().width))
@@ -61,6 +60,9 @@ def main(
     coco_mini: Annotated[Path, typer.Option(help="COCO's folder with train2017 and annotations.")] = SHARED
     / "coco-mini",
     proposer_images: Annotated[int, typer.Option(min=1, help="Pictures that each proposer is measured on.")] = 2,
+    planning_images: Annotated[
+        int, typer.Option(min=1, help="Generated images that planning is measured on.")
+    ] = PLANNED,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
 ) -> None:
     """Print a table of measures, each with its goal."""
@@ -81,7 +83,7 @@ def main(
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{one}": partial(bench_engines, minutes=engine_minutes, sections=[one]) for one in SECTIONS},
         "sources": bench_sources,
-        "planning": bench_planning,
+        "planning": lambda: bench_planning(planning_images),
         "gpu": lambda: bench_gpu(pictures),
         "gpu-tuning": bench_gpu_tuning,
         "gpu-segment": lambda: bench_gpu_segment(pictures),
@@ -220,7 +222,7 @@ def _mine_and_measure(folder: str, limit: int) -> float:
     code = run_app(["mine", str(config), "--limit", str(limit)])
     if code:
         raise InputError(f"bench: the run ended with exit code {code}")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_bytes() / 2**20
 
 
 def _random_region(random: np.random.Generator, dim: int) -> Region:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from PIL import Image
 
 from schemas.errors import InputError
 from scripts.bench_mining import save_random_clip, save_random_maskformer
-from scripts.measures import Measure
+from scripts.measures import Measure, peak_bytes
 
 if TYPE_CHECKING:
     from transformers import Sam2Config, SamConfig
@@ -156,7 +155,7 @@ def _segment(tree: dict[str, Any], shown: list[tuple[str, str]], names: list[str
         taken_s / len(shown),
         sum(proposing) / len(shown),
         cpu_s / len(shown),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_bytes() / 2**20,
         sum(one.proposed for one in maps) / len(shown),
         sum(len(one.regions) for one in maps) / len(shown),
     )

@@ -9,21 +9,22 @@ import csv
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mining.caption_entries import NOTHING_MORE, as_tables
+from mining.caption_entries import ENTRIES, NOTHING_MORE
 from mining.captions import AnySource, CocoCaptions
 from mining.source_files import SourceFile
 from mining.source_pictures import Folder, HuggingFace
@@ -34,48 +35,56 @@ from pipelines.plan import make_plan
 from pipelines.run_folder import RunFolder
 from pipelines.settings import Mining, parse_mining
 from schemas.settings import Settings
-from scripts.measures import Measure
+from scripts.measures import Measure, peak_bytes
 
 ROWS, MANY_ROWS = 200_000, 2_000_000
 PICTURES = 10_000
-PLANNED = (1_000_000, 10_000_000)
+PLANNED = 2_000_000
+_KINDS = ("jsonl", "csv", "parquet", "coco")
+_AT_ONCE_ROWS = 10_000
+_SOUNDS = (
+    ("b", "c", "d", "f", "g", "l", "m", "n", "r", "t"),
+    ("a", "ai", "e", "ea", "ee", "i", "o", "oa", "ou", "u"),
+    ("ck", "g", "k", "ll", "mp", "n", "rd", "sh", "st", "t"),
+)
 _COLUMNS = ("id", "path", "caption")
 _ENTRY = tuple[str, str, str]
 
 
 def bench_sources() -> Iterator[Measure]:
-    """Rows a second of each source, and the memory of planning ten times as many rows."""
+    """Rows that each source gives in a second of a core, and the memory of planning ten times as many rows."""
     with tempfile.TemporaryDirectory(prefix="maskmine-bench-") as folder:
         for name, source in _sources(Path(folder)):
-            begin = time.perf_counter()
+            begin = time.process_time()
             rows = sum(len(table) for table in source.read(images_per_part=1000))
-            yield Measure(f"{name}: read", rows / (time.perf_counter() - begin), "rows/s", "", None)
+            yield Measure(f"{name}: read", rows / (time.process_time() - begin), "rows/CPU s", "", None)
     with tempfile.TemporaryDirectory(prefix="maskmine-bench-") as folder:
-        for kind in ("jsonl", "csv", "parquet"):
+        for kind in _KINDS:
             peaks = []
             for rows in (ROWS, MANY_ROWS):
-                file = _write_table(Path(folder), kind, rows)
-                measured = _in_own_process("table", kind, str(file), f"{folder}/run-{kind}-{rows}")
+                file = _write_captions(Path(folder), kind, rows)
+                measured = _in_own_process("file", kind, str(file), f"{folder}/run-{kind}-{rows}")
                 peaks.append(measured["peak_bytes"])
-                yield Measure(f"{kind}: plan of {rows:,} rows", rows / measured["plan_s"], "rows/s", "", None)
+                yield Measure(f"{kind}: plan of {rows:,} rows", rows / measured["cpu_s"], "rows/CPU s", "", None)
                 yield Measure(f"{kind}: peak memory, {rows:,} rows", measured["peak_bytes"] / 1e6, "MB", "", None)
                 file.unlink()
             ratio = peaks[1] / peaks[0]
             yield Measure(f"{kind}: memory of ten times the rows", ratio, "×", "≤ 1.15", ratio <= 1.15)
 
 
-def bench_planning(sizes: Sequence[int] = PLANNED) -> Iterator[Measure]:
-    """Generated images with a caption each, cut into parts of 10,000, listed, and planned again from what is there."""
-    for images in sizes:
-        with tempfile.TemporaryDirectory(prefix="maskmine-bench-") as folder:
-            measured = _in_own_process("generated", str(images), f"{folder}/run")
-        of = f"{images:,} images"
-        yield Measure(f"{of}: plan", images / measured["plan_s"], "images/s", "", None)
-        yield Measure(f"{of}: plan", measured["plan_s"] / 60, "min", "", None)
-        yield Measure(f"{of}: listed and resumed", measured["resume_s"], "s", "", None)
-        yield Measure(f"{of}: on the disk", measured["size_bytes"] / images, "bytes/image", "", None)
-        peak_bytes = measured["peak_bytes"]
-        yield Measure(f"{of}: peak memory", peak_bytes / 1e6, "MB", "< 1000", peak_bytes < 1e9)
+def bench_planning(images: int = PLANNED) -> Iterator[Measure]:
+    """Generated images with a caption each, cut into parts of 10,000, planned again from what is there, and listed."""
+    with tempfile.TemporaryDirectory(prefix="maskmine-bench-") as folder:
+        measured = _in_own_process("generated", str(images), f"{folder}/run")
+    yield Measure(f"{images:,} images", measured["parts"], "parts", "", None)
+    yield Measure("plan", measured["cpu_s"], "CPU s", "", None)
+    yield Measure("plan", images / measured["cpu_s"], "images/CPU s", "", None)
+    yield Measure("plan", measured["plan_s"], "s", "", None)
+    yield Measure("a second run finds the plan", measured["resume_s"], "s", "", None)
+    yield Measure("it lists the cells that are not made", measured["list_s"], "s", "", None)
+    yield Measure("plan on the disk", measured["size_bytes"] / images, "bytes/image", "", None)
+    peak_bytes = measured["peak_bytes"]
+    yield Measure("peak memory", peak_bytes / 1e6, "MB", "< 1000", peak_bytes < 1e9)
 
 
 class Generated(Settings):
@@ -105,29 +114,48 @@ class Generated(Settings):
 
     def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
         """The entries."""
-        return as_tables(
-            (image_id, f"/web/{path}", None, n, caption, NOTHING_MORE)
-            for n, (image_id, path, caption) in enumerate(_rows(int(self.files)))
-        )
+        for number, rows in enumerate(_generated(int(self.files))):
+            first = number * _AT_ONCE_ROWS
+            yield pa.table(
+                [
+                    rows["id"],
+                    pc.binary_join_element_wise("/web/", rows["path"], ""),
+                    pa.nulls(len(rows), pa.int64()),
+                    pa.array(np.arange(first, first + len(rows))),
+                    rows["caption"],
+                    pa.repeat(NOTHING_MORE, len(rows)),
+                ],
+                schema=ENTRIES,
+            )
+
+
+def _generated(count: int) -> Iterator[pa.Table]:
+    """Ids, paths and captions of 10 to 13 words, most of them of a thousand, some thousands of rows at a time."""
+    words = pa.array([f"{a}{b}{c}" for a in _SOUNDS[0] for b in _SOUNDS[1] for c in _SOUNDS[2]])
+    for start in range(0, count, _AT_ONCE_ROWS):
+        numbers = np.arange(start, min(start + _AT_ONCE_ROWS, count))
+        lengths = 9 + numbers % 4
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1]).astype(np.uint64) + np.uint64(12 * start)
+        mixed = places * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ mixed >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
+        chosen = words.take(pa.array(mixed % np.uint64(len(words))))
+        sentences = pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), chosen)
+        ids = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 12, "0")
+        folders = pc.utf8_lpad(pa.array(numbers % 4096).cast(pa.string()), 4, "0")
+        paths = pc.binary_join_element_wise(folders, "/", ids, ".jpg", "")
+        captions = pc.binary_join_element_wise("A ", pc.binary_join(sentences, " "), ".", "")
+        yield pa.table([ids, paths, captions], names=list(_COLUMNS))
 
 
 def _rows(count: int) -> Iterator[_ENTRY]:
-    """Ids, paths and captions: 9 to 12 words of a thousand."""
-    words = [f"{a}{b}{c}" for a in "bcdfglmnrt" for b in ("a", "ee", "o", "ou") for c in ("k", "sh", "rd", "ll", "n")]
-    for n in range(count):
-        chosen = [words[(n * 31 + k * k * 17 + n // 7) % len(words)] for k in range(9 + n % 4)]
-        yield f"{n:012d}", f"{n % 4096:04d}/{n:012d}.jpg", f"A {' '.join(chosen)}."
+    for table in _generated(count):
+        yield from zip(*[table[name].to_pylist() for name in _COLUMNS], strict=True)
 
 
 def _sources(folder: Path) -> Iterator[tuple[str, AnySource]]:
-    for kind in ("jsonl", "csv", "tsv", "parquet"):
-        yield kind, _table_source(kind, str(_write_table(folder, kind, ROWS)))
-    tree = {
-        "images": [{"id": n, "file_name": path} for n, (_, path, _) in enumerate(_rows(ROWS))],
-        "annotations": [{"id": n, "image_id": n, "caption": c} for n, (_, _, c) in enumerate(_rows(ROWS))],
-    }
-    (folder / "captions.json").write_text(json.dumps(tree))
-    yield "coco", CocoCaptions(annotations=str(folder / "captions.json"), images=str(folder))
+    for kind in ("jsonl", "csv", "tsv", "parquet", "coco"):
+        yield kind, _source_of(kind, str(_write_captions(folder, kind, ROWS)))
     picture = io.BytesIO()
     Image.new("RGB", (64, 48)).save(picture, "JPEG")
     jpeg = picture.getvalue()
@@ -146,28 +174,40 @@ def _sources(folder: Path) -> Iterator[tuple[str, AnySource]]:
     yield "folder", Folder(kind="folder", files=str(folder / "pictures"))
 
 
-def _table_source(kind: str, file: str) -> TableCaptions:
+def _source_of(kind: str, file: str) -> CocoCaptions | TableCaptions:
+    if kind == "coco":
+        return CocoCaptions(annotations=file, images=str(Path(file).parent))
     return TableCaptions.model_validate({"kind": kind, "files": file, "id_col": "id", "path_col": "path"})
 
 
-def _write_table(folder: Path, kind: str, count: int) -> Path:
+def _write_captions(folder: Path, kind: str, count: int) -> Path:
     path = folder / f"{kind}-{count}.{kind}"
     if kind == "parquet":
-        schema = pa.schema([(name, pa.string()) for name in _COLUMNS])
-        with pq.ParquetWriter(path, schema) as writer:
-            rows = _rows(count)
-            for _ in range(-(-count // 50_000)):
-                some = [row for _, row in zip(range(50_000), rows, strict=False)]
-                writer.write_table(pa.table([list(column) for column in zip(*some, strict=True)], schema=schema))
+        with pq.ParquetWriter(path, pa.schema([(name, pa.string()) for name in _COLUMNS])) as writer:
+            for table in _generated(count):
+                writer.write_table(table)
         return path
     with path.open("w", newline="") as file:
-        if kind == "jsonl":
+        if kind == "coco":
+            file.writelines(_coco_lines(count))
+        elif kind == "jsonl":
             file.writelines(json.dumps(dict(zip(_COLUMNS, row, strict=True))) + "\n" for row in _rows(count))
         else:
             table = csv.writer(file, delimiter="\t" if kind == "tsv" else ",")
             table.writerow(_COLUMNS)
             table.writerows(_rows(count))
     return path
+
+
+def _coco_lines(count: int) -> Iterator[str]:
+    """COCO's captions file, an image and an annotation a line."""
+    yield '{"images": ['
+    for n, (_, path, _) in enumerate(_rows(count)):
+        yield ",\n" * (n > 0) + json.dumps({"id": n, "file_name": path})
+    yield '],\n"annotations": ['
+    for n, (_, _, caption) in enumerate(_rows(count)):
+        yield ",\n" * (n > 0) + json.dumps({"id": n, "image_id": n, "caption": caption})
+    yield "]}\n"
 
 
 def _write_tar(path: Path, jpeg: bytes) -> None:
@@ -199,26 +239,37 @@ def _settings(out: str, *, images_per_part: int) -> Mining:
 
 
 def _measure(source: Any, out: str, *, images_per_part: int) -> dict[str, float]:
-    """Seconds of a plan and of a second start, peak memory of this process, bytes on the disk."""
+    """Parts, seconds of a plan and of a second start, peak memory of this process, bytes on the disk."""
     settings = _settings(out, images_per_part=images_per_part).model_copy(update={"captions": source})
     run = RunFolder(out)
-    begin = time.perf_counter()
-    make_plan(run, settings)
-    plan_s = time.perf_counter() - begin
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    made = make_plan(run, settings)
+    plan_s, cpu_s = time.perf_counter() - begin, time.process_time() - cpu_begin
     begin = time.perf_counter()
     plan = make_plan(run, settings)
-    left = sum(len(stage.todo(run)) for stage in plan_stages(run, plan, settings))
     resume_s = time.perf_counter() - begin
+    if plan != made:
+        raise AssertionError("the second run has another plan")
+    begin = time.perf_counter()
+    left = sum(len(stage.todo(run)) for stage in plan_stages(run, plan, settings))
+    list_s = time.perf_counter() - begin
     if left != 4 * plan.parts + 1:
         raise AssertionError(f"{left} cells to make, of {plan.parts} parts")
     size_bytes = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(out) for name in names)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"plan_s": plan_s, "resume_s": resume_s, "peak_bytes": peak_bytes, "size_bytes": size_bytes}
+    return {
+        "parts": plan.parts,
+        "plan_s": plan_s,
+        "cpu_s": cpu_s,
+        "resume_s": resume_s,
+        "list_s": list_s,
+        "peak_bytes": peak_bytes(),
+        "size_bytes": size_bytes,
+    }
 
 
 def _main(what: str, *arguments: str) -> None:
     kinds: dict[str, Callable[..., dict[str, float]]] = {
-        "table": lambda kind, file, out: _measure(_table_source(kind, file), out, images_per_part=10_000),
+        "file": lambda kind, file, out: _measure(_source_of(kind, file), out, images_per_part=10_000),
         "generated": lambda images, out: _measure(Generated(files=images), out, images_per_part=10_000),
     }
     print(json.dumps(kinds[what](*arguments)))

@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -250,5 +251,50 @@ TABLES: dict[str, TableFault] = {
     ),
     "parquet: numbers as captions": TableFault(
         "parquet", parquet_of({"id": [1], "path": ["good.png"], "caption": [2.5]}), {"1": None}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunFault:
+    """What happens to the folder of an earlier run, and what is said of it; None where all images are read."""
+
+    harm: Callable[[Path], object]
+    said: str | None = None
+
+
+def _put(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes(content)
+
+
+def _remove(name: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).unlink()
+
+
+def _break_off(name: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-20])
+
+
+RUNS: dict[str, RunFault] = {
+    "whole": RunFault(lambda run: None),
+    "a strange file among its cells": RunFault(_put("images/notes.parquet", b"<html>")),
+    "no plan": RunFault(_remove("plan.json"), "is no run folder"),
+    "a plan that breaks off": RunFault(_break_off("plan.json"), "plan.json: not a whole plan"),
+    "a plan that is a list": RunFault(_put("plan.json", b"[]"), "plan.json: not a whole plan"),
+    "a plan with a word for a number": RunFault(_put("plan.json", b'{"parts": "3"}'), "plan.json: not a whole plan"),
+    "a part without its images": RunFault(_remove("images/00001.parquet"), "images/00001.parquet: missing"),
+    "a part without its captions": RunFault(_remove("captions/00002.parquet"), "captions/00002.parquet: no such file"),
+    "images that break off": RunFault(_break_off("images/00001.parquet"), "not a whole Parquet file"),
+    "captions that are html": RunFault(_put("captions/00000.parquet", b"<html>"), "not a whole Parquet file"),
+    "other columns": RunFault(_put("images/00000.parquet", parquet_of({"a": [1]})), "has no column `image_id`"),
+    "ids that are numbers": RunFault(
+        _put("images/00000.parquet", parquet_of({"image_id": [1], "path": ["/a"]})), "has no column `image_id`"
+    ),
+    "an image without id": RunFault(
+        _put("images/00000.parquet", parquet_of({"image_id": pa.array([None], pa.string()), "path": ["/a"]})),
+        "has no column `image_id`",
+    ),
+    "captions that are no lists": RunFault(
+        _put("captions/00000.parquet", parquet_of({"image_id": ["a"], "captions": ["x"]})), "has no column `captions`"
     ),
 }

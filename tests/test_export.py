@@ -511,6 +511,25 @@ def test_energons_templates_name_fields_and_tars_that_are_there(mined: Path, tmp
 
 
 @READERS_WARN
+def test_megatron_energon_indexes_the_tars_and_reads_each_pair_of_a_split(mined: Path, tmp_path: Path) -> None:
+    from megatron.energon import WorkerConfig, get_loader, get_train_dataset
+    from megatron.energon.cli.main import main
+
+    out = export(mined, tmp_path / "out", "energon", selection=halves(), samples_per_piece=2)
+    main(["prepare", "--tar-index-only", "--num-workers", "1", "--no-progress", str(out)], standalone_mode=False)
+    alone = WorkerConfig(rank=0, world_size=1, num_workers=0)
+    plain = {"worker_config": alone, "batch_size": None, "shuffle_buffer_size": None, "repeat": False}
+    pairs = get_train_dataset(out, max_samples_per_sequence=None, **plain)
+    found = {pair.__key__: (pair.caption, tuple(pair.image.shape)) for pair in get_loader(pairs)}
+    train = members(*(out / "train").glob("*.tar"))
+    assert found.keys() == {name.removesuffix(".txt") for name in train if name.endswith(".txt")}
+    for sample in samples(mined):
+        if sample.row.key in found:
+            width_px, height_px = Image.open(BytesIO(sample.image)).size
+            assert found[sample.row.key] == (sample.row.noun, (3, height_px, width_px))
+
+
+@READERS_WARN
 def test_mosaics_streaming_dataset_reads_what_its_writer_wrote(mined: Path, tmp_path: Path) -> None:
     streaming = pytest.importorskip("streaming", reason="MosaicML's writer is installed by hand: docs/exports.md")
     out = export(mined, tmp_path / "out", "mds")

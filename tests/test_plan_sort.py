@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,16 +22,14 @@ def table(rows: list[tuple[int, str]]) -> pa.Table:
 
 @settings(max_examples=25)
 @given(
-    st.lists(st.lists(st.tuples(KEYS, st.text(max_size=3)), max_size=20), max_size=6), st.sampled_from([1, 100, 10**6])
+    st.lists(st.lists(st.tuples(KEYS, st.text(max_size=3)), max_size=20), max_size=6), st.sampled_from([30, 100, 10**6])
 )
 def test_all_rows_come_back_by_key_then_name_whatever_fits_into_memory(
     tables: list[list[tuple[int, str]]], most_bytes: int
 ) -> None:
     with TemporaryDirectory() as folder:
-        size_bytes = spill(map(table, tables), f"{folder}/rows", schema=SCHEMA)
-        found = list(
-            sorted_tables(f"{folder}/rows", size_bytes=size_bytes, key="key", then=("name",), most_bytes=most_bytes)
-        )
+        given_rows = map(table, tables)
+        found = list(sorted_tables(given_rows, f"{folder}/rows", key="key", then=("name",), most_bytes=most_bytes))
         left = list(Path(folder).iterdir())
     rows = [(row["key"], row["name"]) for one in found for row in one.to_pylist()]
     assert rows == sorted((row for some in tables for row in some), key=lambda row: (row[0], row[1].encode()))
@@ -39,6 +38,23 @@ def test_all_rows_come_back_by_key_then_name_whatever_fits_into_memory(
     for number, one in enumerate(found):
         for key in one["key"].to_pylist():
             assert owners.setdefault(key, number) == number  # rows of one key are never torn apart
+
+
+def test_no_table_is_larger_than_memory_where_keys_differ(tmp_path: Path) -> None:
+    rows = [(n * 0x9E3779B97F4A7C15 % 2**64, "x" * 100) for n in range(5_000)]
+    tables = (table(rows[start : start + 500]) for start in range(0, len(rows), 500))
+    found = list(sorted_tables(tables, f"{tmp_path}/rows", key="key", most_bytes=4_000))
+    assert sum(map(len, found)) == len(rows)
+    assert max(one.nbytes for one in found) <= 4_000
+
+
+def test_a_source_that_fails_on_the_way_fails_the_sorting(tmp_path: Path) -> None:
+    def failing() -> object:
+        yield table([(n, "x") for n in range(500)])
+        raise RuntimeError("the file ends")
+
+    with pytest.raises(RuntimeError, match="the file ends"):
+        next(sorted_tables(failing(), f"{tmp_path}/rows", key="key", most_bytes=1_000))  # type: ignore[arg-type]
 
 
 def test_what_is_spilled_is_read_in_pieces_in_its_order(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from mining import source_tars
 from mining.fetch import Fetch
 from mining.images import read_bytes
 from mining.places import Cell, Slice, parse_place
+from mining.source_tars import Img2dataset
 from pipelines.plan import Plan, make_plan
 from pipelines.run_folder import RunFolder
 from pipelines.settings import load_mining
@@ -169,7 +172,9 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Mined:
 
 def _storable(caption: str, wrapping: str) -> str:
     """A caption as a wrapping can hold it: a folder has one a line, and only JSON has half characters."""
-    caption = caption if wrapping in ("coco", "jsonl", "img2dataset") else caption.encode("utf-8", "replace").decode()
+    caption = (
+        caption if wrapping in ("coco", "jsonl", "img2dataset", "run") else caption.encode("utf-8", "replace").decode()
+    )
     return " ".join(caption.split("\n")) if wrapping == "folder" else caption
 
 
@@ -194,6 +199,11 @@ def outcome(config: Path) -> dict[str, str | None]:
     """The images of a plan by their ids, with the reason why their pictures cannot be read; None where they can."""
     _, images, captions = planned(config)
     assert [row.image_id for row in images] == [row.image_id for row in captions]
+    return outcome_of(images)
+
+
+def outcome_of(images: Sequence[ImageRow]) -> dict[str, str | None]:
+    """The reasons why pictures cannot be read, by the images' ids; None where they can."""
     read = {row.image_id: read_bytes(row.path) for row in images}
     assert len(read) == len(images)
     return {image_id: data.reason if isinstance(data, Rejection) else None for image_id, data in read.items()}
@@ -233,6 +243,23 @@ def test_what_img2dataset_wrote_and_the_tar_has_lost_is_rejected(tmp_path: Path)
     assert outcome(config) == {"good": None, "gone": "broken_record"}
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_tars_of_an_object_store_are_read_several_at_a_time_and_come_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    for n in range(5):
+        (tmp_path / f"{n:05d}.tar").write_bytes(tar_of([(f"{n}{k}.png", faults.SQUARE) for k in "abc"]))
+    source = Img2dataset(kind="img2dataset", files=str(tmp_path))
+    plain = list(source.read(images_per_part=1))
+    monkeypatch.setattr(source_tars, "scheme_of", lambda path: "s3")
+    monkeypatch.setattr(source_tars, "_STORED_AT_ONCE", at_once)
+    assert list(source.read(images_per_part=1)) == plain
+    (tmp_path / "00003.tar").write_bytes(b"")
+    (tmp_path / "00004.tar").write_bytes(b"<html>" * 99)
+    with pytest.raises(InputError, match=r"00003\.tar: cut off at byte 0"):
+        list(source.read(images_per_part=1))
+
+
 def test_tars_with_the_same_keys_are_refused_with_the_way_out(tmp_path: Path) -> None:
     for n in range(2):
         (tmp_path / f"{n:05d}.tar").write_bytes(tar_of(faults.GOOD))
@@ -258,6 +285,49 @@ def test_a_faulty_table_costs_its_faulty_rows_or_is_named_in_one_line(tmp_path: 
         planned(config)
     assert str(fault.said) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three images in three parts, of which no more than the plan was made."""
+    folder = tmp_path_factory.mktemp("earlier")
+    images = [Captioned(name, faults.SQUARE, (f"A square {name}.",), "png") for name in "abc"]
+    planned(config_of(folder, WRAPPINGS["coco"](folder / "in", images), shards={"images_per_part": 1}))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", faults.RUNS)
+def test_a_damaged_earlier_run_is_named_in_one_line(tmp_path: Path, earlier: Path, name: str) -> None:
+    fault = faults.RUNS[name]
+    shutil.copytree(earlier, tmp_path / "old")
+    fault.harm(tmp_path / "old")
+    config = config_of(tmp_path, {"kind": "run", "files": str(tmp_path / "old")})
+    if fault.said is None:
+        assert outcome(config) == dict.fromkeys("abc")
+        return
+    with pytest.raises(InputError, match="old") as caught:
+        planned(config)
+    assert fault.said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_faulty_captions_for_an_earlier_run_cost_themselves_and_none_of_its_images(
+    tmp_path: Path, earlier: Path
+) -> None:
+    lines = [
+        {"id": "a", "caption": "new"},
+        {"id": "b", "caption": {"no": "text"}},
+        {"id": "z", "caption": "x"},
+        {"x": 1},
+    ]
+    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "{broken\n")
+    run = {"kind": "run", "files": str(earlier), "captions": False}
+    config = config_of(tmp_path, [run, {"kind": "jsonl", "files": str(tmp_path / "new.jsonl"), "id_col": "id"}])
+    _, images, captions = planned(config)
+    assert {row.image_id: row.captions for row in captions if row.captions} == {"a": ("new",), "b": ("",), "z": ("x",)}
+    lost = {"new.jsonl#4": "broken_record", "new.jsonl#5": "broken_record"}
+    assert outcome_of([row for row in images if row.path]) == {**dict.fromkeys("abc"), **lost}
+    assert [row.image_id for row in images if row.path is None] == ["z"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])

@@ -15,6 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.plan import make_plan
+from pipelines.run_folder import RunFolder
+from pipelines.settings import load_mining
+from tests import toy
+
 Wrap = Callable[[Path, Sequence["Captioned"]], dict[str, Any]]
 
 
@@ -110,6 +115,14 @@ def wrap_folder(folder: Path, images: Sequence[Captioned]) -> dict[str, Any]:
     return {"kind": "folder", "files": str(folder)}
 
 
+def wrap_run(folder: Path, images: Sequence[Captioned]) -> dict[str, Any]:
+    """An earlier run, of which no more than the plan was made."""
+    captions = {**wrap_coco(folder, images), "per_image": "all"}
+    settings = load_mining(str(toy.write_config(folder, captions=captions)))
+    make_plan(RunFolder(settings.out), settings)
+    return {"kind": "run", "files": settings.out, "per_image": 1}
+
+
 WRAPPINGS: Mapping[str, Wrap] = {
     "coco": wrap_coco,
     "jsonl": wrap_jsonl,
@@ -119,6 +132,7 @@ WRAPPINGS: Mapping[str, Wrap] = {
     "img2dataset": wrap_img2dataset,
     "hf": wrap_hf,
     "folder": wrap_folder,
+    "run": wrap_run,
 }
 
 

@@ -122,9 +122,9 @@ def write_sizes(folder: Folder, ending: Ending) -> None:
 
 
 def write_energon_templates(folder: Folder, ending: Ending) -> None:
-    """What Megatron-Energon's loader is told in `.nv-meta`: the fields of a sample, and the tars of each split.
+    """What Megatron-Energon's loader is told in `.nv-meta`: the fields of a sample, splits, sizes of tars.
 
-    The index of the tars is not a template: `energon prepare` makes it.
+    The index of the tars is its own program's: `energon prepare --tar-index-only` makes it from this.
     """
     write_sizes(folder, ending)
     fields = {"image": ending.image_format, "caption": "txt"}
@@ -132,6 +132,8 @@ def write_energon_templates(folder: Folder, ending: Ending) -> None:
     _write_yaml(folder, "dataset.yaml", {"sample_type": sample_type, "field_map": fields})
     tars = {split: [f"{split}/{n:05d}.tar" for n in range(len(pieces))] for split, pieces in ending.pieces.items()}
     _write_yaml(folder, "split.yaml", {"split_parts": tars, "exclude": []})
+    counts = {name: samples for split in tars for name, samples in zip(tars[split], ending.pieces[split], strict=True)}
+    _write_json(folder, ".nv-meta", ".info.json", value={"shard_counts": counts})
 
 
 def _masked_members(sample: StoredSample, image: bytes, image_format: str, crop_xyxy: tuple[int, ...]) -> Members:
