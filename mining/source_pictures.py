@@ -82,7 +82,7 @@ class HuggingFace(Settings):
         part = position = in_part = 0
         for file in self.list_files():
             with open_source(file.path) as opened, one_line_parquet(file.path):
-                table = pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES)
+                table = pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES, pre_buffer=False)
                 leaf = self._leaf(table, file.path)
                 for group in range(table.num_row_groups):
                     rows = table.metadata.row_group(group).num_rows

@@ -43,6 +43,7 @@ _SUFFIXES = {
     "tsv": (".tsv", ".tsv.gz"),
 }
 _MOST_LINE_BYTES = 16_000_000
+# a file is read a buffer at a time; with `pre_buffer`, which is Arrow's default, all its row groups are read ahead
 _READ_ROWS, _BUFFER_BYTES = 2_000, 1 << 20
 
 
@@ -159,7 +160,7 @@ class TableCaptions(Settings):
 
 def _parquet_records(path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     with open_source(path) as file, one_line_parquet(path):
-        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
+        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         known = table.schema_arrow.names
         for column, setting in columns.items():
             if column not in known:

@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
-_AT_ONCE_BYTES = 8_000_000
+_AT_ONCE_BYTES = 2_000_000
 _FIRST_BITS, _MOST_BITS, _KEY_BITS = 5, 8, 64
 _SPILLED = pa.ipc.IpcWriteOptions(compression="zstd")
 
