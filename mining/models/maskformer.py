@@ -182,8 +182,13 @@ def _load(settings: MaskFormer, *, device: torch.device) -> _Model:
             raise InputError("proposals.precision: the model's answers are not finite; use bfloat16 or float32")
         return outputs.class_queries_logits, outputs.masks_queries_logits
 
+    return _Model(predict, labels_of(network))
+
+
+def labels_of(network: Any) -> tuple[str | None, ...]:
+    """What a network of transformers calls its classes; None where its configuration has no name."""
     names = network.config.id2label
-    return _Model(predict, tuple(_label(names.get(k)) for k in range(network.config.num_labels)))
+    return tuple(_label(names.get(k)) for k in range(network.config.num_labels))
 
 
 def prepared_pixels(images: Sequence[torch.Tensor], *, processor: Any, short_side_px: int | None) -> torch.Tensor:

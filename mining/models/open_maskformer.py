@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mining.devices import open_device
-from mining.models.maskformer import PLAIN, prepared_pixels, read_queries
+from mining.models.maskformer import PLAIN, labels_of, prepared_pixels, read_queries
 from mining.models.open_checkpoint import OpenRecord, body_folder, load_head, read_head, read_record
 from mining.models.pretrained import load_pretrained
 from mining.proposals import LoadedImage, Proposals, Proposer
@@ -53,8 +53,9 @@ class OpenMaskFormer(Settings):
     def open(self, *, device: str) -> Proposer:
         """Load the model; returns a function from images of one size, on its device, to their proposals.
 
-        Scores and labels are by the classes that it was trained on; `queries_ND` serve any others. Raises InputError
-        when the checkpoint cannot be had, or lacks weights.
+        Scores and labels are by the classes that it was trained on; of a head on another MaskFormer, that one's,
+        which has the better judgement of what is an object; `queries_ND` serve any classes. Raises InputError when the
+        checkpoint cannot be had, or lacks weights.
         """
         import torch
 
@@ -74,14 +75,18 @@ class OpenMaskFormer(Settings):
                 pixels = [image.rgb_3HW for image in images[start : start + at_once]]
                 with torch.inference_mode(), torch.autocast(target.type, dtype, enabled=dtype != torch.float32):
                     shown = prepared_pixels(pixels, processor=loaded.processor, short_side_px=self.short_side_px)
-                    queries_BQD, masks_BQhw = last_answer(network, head, shown)
+                    queries_BQD, masks_BQhw, classes_BQK = last_answer(network, head, shown)
+                if record.body is None:  # then the class layer has no meaning
+                    classes_BQK = class_logits(
+                        queries_BQD, head.classes_KD, head.no_object_D, logit_scale=record.logit_scale
+                    )
                 if not bool(queries_BQD.isfinite().all()):
                     raise InputError("proposals.precision: the model's answers are not finite; use bfloat16 or float32")
-                for queries_QD, masks_Qhw in zip(queries_BQD, masks_BQhw, strict=True):
+                for queries_QD, masks_Qhw, classes_QK in zip(queries_BQD, masks_BQhw, classes_BQK, strict=True):
                     yield read_queries(
-                        class_logits(queries_QD, head.classes_KD, head.no_object_D, logit_scale=record.logit_scale),
+                        classes_QK,
                         masks_Qhw,
-                        labels=record.classes,
+                        labels=record.classes if record.body is None else labels_of(network),
                         size_px=(pixels[0].shape[1], pixels[0].shape[2]),
                         mask_threshold=self.mask_threshold,
                         max_proposals=self.max_proposals,

@@ -60,10 +60,14 @@ def layer_answers(network: Any, head: TextHead, pixels_B3HW: Tensor) -> list[tup
     return [_answer(network, head, state_BQW, outputs) for state_BQW in (*map(norm, inner), last)]
 
 
-def last_answer(network: Any, head: TextHead, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """The last of `layer_answers`, without the others."""
+def last_answer(network: Any, head: TextHead, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The last of `layer_answers`, and what the network's own class layer says of the same queries [B, Q, its classes].
+
+    Its last class is "no object".
+    """
     outputs = network.model(pixels_B3HW, output_hidden_states=True)
-    return _answer(network, head, outputs.transformer_decoder_last_hidden_state, outputs)
+    state_BQW = outputs.transformer_decoder_last_hidden_state
+    return *_answer(network, head, state_BQW, outputs), network.class_predictor(state_BQW)
 
 
 def under_masks(masks_BQhw: Tensor, maps: Sequence[Tensor]) -> Tensor:
