@@ -94,7 +94,7 @@ def keep_proposals(proposals: Proposals, *, keep: Keep) -> Proposals:
     """
     height_px, width_px = proposals.masks_NHW.shape[1:]
     pixels = height_px * width_px
-    areas_px = _areas_px(proposals.masks_NHW)
+    areas_px = areas_px_of(proposals.masks_NHW)
     numbers = keep_by_score(proposals, list(range(len(proposals))), min_score=keep.min_score)
     numbers = keep_by_area(
         numbers,
@@ -182,7 +182,8 @@ def pairwise_iou(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> torch.Tenso
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, and so never more pixels than float32 counts exactly
 
 
-def _areas_px(masks_NHW: torch.Tensor) -> list[int]:
+def areas_px_of(masks_NHW: torch.Tensor) -> list[int]:
+    """How many pixels each boolean mask has."""
     if masks_NHW.device.type == "cpu":  # torch needs fifty times longer to sum booleans
         return [int(np.count_nonzero(mask_HW)) for mask_HW in masks_NHW.numpy()]
     areas_px: list[int] = masks_NHW.flatten(1).sum(dim=1).tolist()

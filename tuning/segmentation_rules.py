@@ -143,7 +143,7 @@ def _sets_of_masks(masks_NP: Tensor) -> tuple[Tensor, Tensor]:
     set_P = torch.zeros(masks_NP.shape[1], dtype=torch.long, device=masks_NP.device)
     for start in range(0, len(masks_NP), _BITS):  # the sets so far, and some masks more, as one number
         for mask_P in masks_NP[start : start + _BITS]:
-            set_P = 2 * set_P + mask_P
+            set_P.mul_(2).add_(mask_P)
         _, set_P = unique(set_P, return_inverse=True)
     pixel_U = torch.zeros(int(set_P.max()) + 1, dtype=torch.long, device=masks_NP.device)
     pixel_U[set_P] = torch.arange(len(set_P), device=masks_NP.device)  # any pixel of each set

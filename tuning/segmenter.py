@@ -32,7 +32,7 @@ from mining.devices import fix_threads, open_device
 from mining.embeddings import chunk_regions
 from mining.models.clip import Clip, embed_in_batches
 from mining.models.maskformer import MaskFormer
-from mining.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
+from mining.proposals import Keep, LoadedImage, Proposals, Proposer, areas_px_of, keep_proposals
 from mining.regions import AnyProposals, plan_batches
 from mining.segmentation_scores import NOTHING
 from mining.vocabulary import Vocabulary
@@ -348,7 +348,7 @@ def _regions(kept: Proposals, votes_NC: Tensor, named: Sequence[str]) -> Iterato
     votes_N, class_N = votes_NC.max(dim=1)
     columns = (
         tight_boxes(kept.masks_NHW).tolist(),
-        kept.masks_NHW.flatten(1).sum(dim=1).tolist(),
+        areas_px_of(kept.masks_NHW),
         kept.scores_N.tolist(),
         class_N.tolist(),
         votes_N.tolist(),
