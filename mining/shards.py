@@ -1,60 +1,51 @@
-"""Shards: crops, masks, nouns and scores of a part as one deterministic USTAR tar, with its index and its accounts."""
+"""Shards: crops, masks, nouns and scores of a part as one deterministic USTAR tar, with its index and its account."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import struct
-import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any
 
-import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mining.caption_entries import NOTHING_MORE
-from mining.crops import grow_box
-from mining.images import Picture
-from schemas.mask import Box
-from schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
-from schemas.sample import ImageFormat, Sample, Writer, sample_key, write_end_of_tar, write_sample
-from schemas.settings import Settings
+from maskmine.mining.evaluation.verdicts import PairId
+from maskmine.mining.images.crops import grow_box
+from maskmine.mining.images.decode import DecodedImage
+from maskmine.mining.images.encode import encode_image, encode_mask
+from maskmine.mining.sources.entries import NOTHING_MORE
+from maskmine.mining.storage.files import HashingFile
+from maskmine.mining.storage.prefetch import map_in_order
+from maskmine.schemas.mask import Box
+from maskmine.schemas.rows import FAULTS, ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
+from maskmine.schemas.sample import ImageFormat, Sample, Writer, sample_key, write_end_of_tar, write_sample
+from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
 
 Tick = Callable[[int], None]
 KeepPair = Callable[[str, int, Pair], bool]
-ReadPicture = Callable[[str | None], Picture | Rejection]
+ReadImage = Callable[[str | None], DecodedImage | Rejection]
 Cut = list[tuple[Sample, Region]]
 
 
 class Shards(Settings):
-    """How samples are cut and encoded.
-
-    `images_per_part` is the size of the parts of the whole run, and so of a shard. `expand_ratio` grows the tight box
-    of the mask around its centre before the crop is cut, so that a training job still has surroundings to choose from.
-    `quality` (1–100) is for jpg and webp; png is lossless. `threads` decode and encode at the same time.
-    """
+    """How samples are cut and encoded."""
 
     images_per_part: Annotated[int, Field(ge=1)] = 1000
+    """Images of a part, the unit of work, of retries and of output: each part becomes one shard."""
     image_format: ImageFormat = "jpg"
+    """Format of the crops; png is lossless."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of jpg and webp, 1–100."""
     expand_ratio: Annotated[float, Field(ge=1.0, le=10.0)] = 1.2
-    threads: Annotated[int, Field(ge=1, le=64)] = 2
-
-    def encode(self, image: Image.Image) -> bytes:
-        """A crop as a file of the chosen format."""
-        buffer = io.BytesIO()
-        if self.image_format == "jpg":
-            image.save(buffer, "JPEG", quality=self.quality)
-        elif self.image_format == "webp":
-            image.save(buffer, "WEBP", quality=self.quality, method=2)
-        else:
-            image.save(buffer, "PNG", compress_level=3)
-        return buffer.getvalue()
+    """Factor by which the tight box of the mask is grown around its centre before the crop is cut, so that training can
+    choose how much of the surroundings to use."""
+    verdicts: AnyPath | None = None
+    """Verdicts of `maskmine review`, its folder or a CSV: pairs whose last verdict is `wrong_noun` or `bad_mask` are
+    left out. Verdicts of other pairs do no harm; null leaves out none."""
+    threads: Annotated[int, ExecutionOnly(), Field(ge=1, le=64)] = 2
+    """Threads that decode and encode at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +66,21 @@ class ImageToWrite:
 
 @dataclass(frozen=True, slots=True)
 class ShardAccount:
-    """What became of the images of a part: `images = with_pairs + sum(rejections)`, checked where it is made."""
+    """The outcome of the images of a part: `images = with_pairs + sum(rejections)`, checked where it is made.
+
+    `pairs` are those that the rule made, `samples` those that were written.
+    """
 
     images: int
     with_pairs: int
+    pairs: int
     samples: int
     size_bytes: int
     sha256: str
     rejections: tuple[tuple[str, str, Rejection], ...]
     """`(image id, step, rejection)` for each image without a pair, in the order of the part."""
+    masks_left_out: tuple[tuple[str, str], ...] = ()
+    """`(image id, detail)` for each annotated mask that could not be read, of images that have others."""
 
     @property
     def by_reason(self) -> dict[str, int]:
@@ -98,116 +95,87 @@ def write_shard(
     shards: Shards,
     keep: KeepPair,
     shard: str,
-    read: ReadPicture,
+    read: ReadImage,
+    wrong: Collection[PairId] = (),
     tick: Tick = lambda _: None,
 ) -> tuple[list[SampleRow], ShardAccount]:
     """Write the samples of a part to an open file; returns the index and the account.
 
-    `keep` says of `(image id, number, pair)` whether it is written; `shard` is the tar's name in the index. `read`
-    gives the picture at a path, and is called in several threads. A few pictures are in memory at a time. Raises
-    OSError when the file cannot be written.
+    `keep` decides for `(image id, number, pair)` whether it is written, which those in `wrong` never are; `shard` is
+    the tar's name in the index. `read` gives the image at a path, and is called in several threads. A few images are in
+    memory at a time. Raises OSError when the file cannot be written.
     """
     out = HashingFile(file)
     index: list[SampleRow] = []
     rejections: list[tuple[str, str, Rejection]] = []
-    total = with_pairs = 0
+    masks_left_out: list[tuple[str, str]] = []
+    image_count = with_pairs = pairs = 0
 
-    def cut(item: ImageToWrite) -> Cut | tuple[str, Rejection]:
-        return item.rejected or cut_samples(item, shards=shards, keep=keep, read=read)
+    def cut(item: ImageToWrite) -> tuple[ImageToWrite, Cut | tuple[str, Rejection]]:
+        return item, item.rejected or cut_samples(item, shards=shards, keep=keep, read=read, wrong=wrong)
 
-    for image_id, found in map_ahead(cut, images, threads=shards.threads):
-        total += 1
-        if isinstance(found, list):
+    for item, result in map_in_order(cut, images, threads=shards.threads):
+        image_count += 1
+        pairs += len(item.pairs.pairs)
+        masks_left_out += [(item.image.image_id, detail) for detail in item.regions.left_out]
+        if isinstance(result, list):
             with_pairs += 1
-            for sample, region in found:
-                offset = out.size_bytes
+            for sample, region in result:
+                offset, out.crc32 = out.size_bytes, 0
                 size_bytes = write_sample(out, sample, image_format=shards.image_format)
-                index.append(_sample_row(sample, region, shard=shard, offset=offset, size_bytes=size_bytes))
+                span = (offset, size_bytes, out.crc32)
+                index.append(_sample_row(sample, region, shard=shard, span=span))
         else:
-            rejections.append((image_id, *found))
+            rejections.append((item.image.image_id, *result))
         tick(1)
     write_end_of_tar(out, size_bytes=out.size_bytes)
-    if total != with_pairs + len(rejections):
-        raise AssertionError(f"{shard}: {total} images, {with_pairs} with pairs, {len(rejections)} rejected")
-    account = ShardAccount(total, with_pairs, len(index), out.size_bytes, out.sha256, tuple(rejections))
-    return index, account
+    if image_count != with_pairs + len(rejections):
+        raise AssertionError(f"{shard}: {image_count} images, {with_pairs} with pairs, {len(rejections)} rejected")
+    counts = (image_count, with_pairs, pairs, len(index), out.size_bytes)
+    return index, ShardAccount(*counts, out.sha256, tuple(rejections), tuple(masks_left_out))
 
 
 def first_rejection(**steps: Rejection | None) -> tuple[str, Rejection] | None:
-    """The step that stopped an image and its word: the first of the given steps that rejected it."""
-    return next(((step, rejection) for step, rejection in steps.items() if rejection), None)
+    """The first of the given steps that rejected an image, with its rejection; a fault before that nothing was found.
 
-
-def encode_mask(mask_HW: np.ndarray[Any, Any]) -> bytes:
-    """A mask of shape [H, W], values 0 and 1, as an 8-bit grey PNG of 0 and 255.
-
-    Written here and not by Pillow, which tries five filters on every row of a grey picture: on masks that takes three
-    quarters of the time and makes the file larger. Rows without a filter, deflated by their runs, are smaller still.
+    So a record that is broken, or whose picture is missing, is never told as one without a caption.
     """
-    height_px, width_px = mask_HW.shape
-    rows_HW = np.zeros((height_px, 1 + width_px), np.uint8)  # each row begins with its filter type, 0 for none
-    rows_HW[:, 1:] = mask_HW
-    rows_HW *= 255
-    return png_file(rows_HW.tobytes(), height_px=height_px, width_px=width_px, colour_type=0, strategy=zlib.Z_RLE)
-
-
-def png_file(rows: bytes, *, height_px: int, width_px: int, colour_type: int, strategy: int) -> bytes:
-    """A PNG of eight bits from filtered rows, each with its filter's type before it; grey is type 0, RGB type 2."""
-    deflate = zlib.compressobj(level=1, strategy=strategy)
-    header = struct.pack(">IIBBBBB", width_px, height_px, 8, colour_type, 0, 0, 0)  # not interlaced
-    chunks = ((b"IHDR", header), (b"IDAT", deflate.compress(rows) + deflate.flush()), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, content) for name, content in chunks)
-
-
-def _png_chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    rejected = [(step, rejection) for step, rejection in steps.items() if rejection]
+    return next((one for one in rejected if one[1].reason in FAULTS), next(iter(rejected), None))
 
 
 def cut_samples(
-    item: ImageToWrite, *, shards: Shards, keep: KeepPair, read: ReadPicture
+    item: ImageToWrite, *, shards: Shards, keep: KeepPair, read: ReadImage, wrong: Collection[PairId] = ()
 ) -> Cut | tuple[str, Rejection]:
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
-    image_id, pairs = item.image.image_id, item.pairs.pairs
-    kept = [(sample_key(image_id, n), pair) for n, pair in enumerate(pairs) if keep(image_id, n, pair)]
-    if not kept:
+    image_id, pairs, regions = item.image.image_id, item.pairs.pairs, item.regions.regions
+    kept_pairs = [
+        (sample_key(image_id, n), pair)
+        for n, pair in enumerate(pairs)
+        if keep(image_id, n, pair) and not (wrong and (image_id, pair.noun, regions[pair.region].mask.digest) in wrong)
+    ]
+    if not kept_pairs:
         return "shards", Rejection("filtered", f"{len(pairs)} pairs")
-    picture = read(item.image.path)
-    if isinstance(picture, Rejection):
-        return "shards", picture
-    if picture.sha256 != item.regions.sha256:
+    decoded = read(item.image.path)
+    if isinstance(decoded, Rejection):
+        return "shards", decoded
+    if decoded.sha256 != item.regions.sha256:
         return "shards", Rejection("image_changed", "the file is not the one that its masks were made from")
-    image = Image.fromarray(picture.rgb_HW3)
+    image = Image.fromarray(decoded.rgb_HW3)
     encode = cache(partial(_encode_region, image, shards=shards))  # a region that several nouns chose is encoded once
     samples: Cut = []
-    for key, pair in kept:
-        region = item.regions.regions[pair.region]
+    for key, pair in kept_pairs:
+        region = regions[pair.region]
         samples.append((_sample(key, pair, item, image.size, *encode(region)), region))
     return samples
-
-
-def map_ahead(
-    work: Callable[[ImageToWrite], Cut | tuple[str, Rejection]], items: Iterable[ImageToWrite], *, threads: int
-) -> Iterator[tuple[str, Cut | tuple[str, Rejection]]]:
-    """`(image id, work(item))` in the order of the items, computed in threads a few items ahead.
-
-    Decoding and encoding release Python's lock, so threads do them side by side; memory holds only the items ahead.
-    """
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[str, Future[Cut | tuple[str, Rejection]]]] = deque()
-        for item in items:
-            ahead.append((item.image.image_id, pool.submit(work, item)))
-            if len(ahead) > 2 * threads:
-                image_id, future = ahead.popleft()
-                yield image_id, future.result()
-        for image_id, future in ahead:
-            yield image_id, future.result()
 
 
 def _encode_region(image: Image.Image, region: Region, *, shards: Shards) -> tuple[Box, bytes, bytes]:
     width_px, height_px = image.size
     crop = grow_box(region.box_xyxy, ratio=shards.expand_ratio, height_px=height_px, width_px=width_px)
     x0, y0, x1, y1 = crop
-    return crop, shards.encode(image.crop(crop)), encode_mask(region.mask.to_array()[y0:y1, x0:x1])
+    encoded = encode_image(image.crop(crop), shards.image_format, quality=shards.quality)
+    return crop, encoded, encode_mask(region.mask.to_array()[y0:y1, x0:x1])
 
 
 def _sample(
@@ -243,13 +211,20 @@ def _record(
         "rank": pair.rank,
         "score": region.score,
         "label": region.label,
+        "lift": pair.lift,
+        "evidence": pair.evidence,
+        "confidence": pair.confidence,
     }
 
 
-def _sample_row(sample: Sample, region: Region, *, shard: str, offset: int, size_bytes: int) -> SampleRow:
+def _sample_row(sample: Sample, region: Region, *, shard: str, span: tuple[int, int, int]) -> SampleRow:
     record: Mapping[str, Any] = sample.record
+    offset, size_bytes, crc32 = span
     x0, y0, x1, y1 = record["crop_xyxy"]
-    copied = ("image_id", "noun", "lemma", "caption", "start", "end", "similarity", "margin", "rank", "label", "source")
+    copied = (
+        *("image_id", "noun", "lemma", "caption", "start", "end", "similarity", "margin", "rank", "label", "source"),
+        *("lift", "evidence", "confidence"),
+    )
     return SampleRow(
         key=sample.key,
         box_xyxy=region.box_xyxy,
@@ -259,32 +234,6 @@ def _sample_row(sample: Sample, region: Region, *, shard: str, offset: int, size
         shard=shard,
         offset=offset,
         size_bytes=size_bytes,
+        crc32=crc32,
         **{name: record[name] for name in copied},
     )
-
-
-class HashingFile:
-    """A file that knows its size and SHA-256 while it is written, so that nothing is read again."""
-
-    closed = False  # what Arrow asks of a file in Python, with `tell` and `flush`
-
-    def __init__(self, file: Writer) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def write(self, content: bytes, /) -> int:
-        self._file.write(content)
-        self._digest.update(content)
-        self.size_bytes += len(content)
-        return len(content)
-
-    def tell(self) -> int:
-        return self.size_bytes
-
-    def flush(self) -> None:
-        pass  # whoever opened the file will
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The nouns of a run: in how many images and how often each is said, and what CLIP makes of it.
+"""The nouns of a run: number of images and mentions of each, and CLIP's embedding.
 
 Shapes: V nouns, T templates, D width of the embedding.
 """
@@ -6,25 +6,31 @@ Shapes: V nouns, T templates, D width of the embedding.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mining.embeddings import pack
-from mining.models.clip import Clip
-from mining.query import query_cells
-from mining.templates import fill_template, load_templates
-from schemas.rows import VocabularyRow
-from schemas.settings import Settings
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.embeddings import pack, unpack
+from maskmine.mining.models.prompt_templates import Templates, fill_template, load_templates, templates_identity
+from maskmine.mining.storage.query import query_cells
+from maskmine.schemas.rows import VocabularyRow
+from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from mining.models.clip import TextTower
+    from torch import Tensor
 
-Count = tuple[str, int, int]
-"""A noun, the number of images that it is said of, and the number of its mentions."""
+    from maskmine.mining.models.clip import TextTower
+
+Count = tuple[str, int, int, str]
+"""A noun, the number of images whose captions mention it, the number of its mentions, and its lemma: of several the
+first by their bytes."""
+
+EmbedNames = Callable[[Sequence[str]], list[bytes]]
+"""Names to their packed embeddings, in order."""
 
 Item = TypeVar("Item")
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096  # of the vocabulary in memory
 
 
 class EmbedNouns(Protocol):
@@ -36,9 +42,15 @@ class EmbedNouns(Protocol):
 
 
 class Vocabulary(Settings):
-    """`templates` is `vild`, `imagenet`, `raw` or a text file: what a noun is said in (`mining/templates.py`)."""
+    """How the nouns of a run are embedded."""
 
-    templates: str = "vild"
+    templates: Templates = "vild"
+    """Prompt templates that a noun is put into: `vild`, `imagenet`, `raw` (the bare noun), or a text file with one a
+    line."""
+
+    def contents(self) -> dict[str, Any]:
+        """The sentences by a hash. Raises InputError when a file of them cannot be read."""
+        return {"templates": templates_identity(self.templates)}
 
     def open(self, clip: Clip | None, device: str) -> EmbedNouns:
         """Load CLIP's text side and return the function that embeds nouns; without CLIP, embeddings are None.
@@ -46,20 +58,49 @@ class Vocabulary(Settings):
         A noun's embedding is the mean of its unit vectors over the templates, made a unit vector again (ViLD; OVSeg
         appendix A.2). It does not depend on the other nouns. Raises InputError for faults of the settings.
         """
-        templates = load_templates(self.templates)
         if clip is None:
+            load_templates(self.templates)
             return _without_embeddings
-        tower = clip.open_text(device=device)
+        embed_names = self.open_names(clip, device)
 
         def embed(counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None) -> Iterator[VocabularyRow]:
             known = known or {}
             for rows in _groups(counts, size=_ROWS_AT_ONCE):
-                missing = [noun for noun, _, _ in rows if noun not in known]
-                new = dict(_embed_nouns(missing, templates=templates, tower=tower))
-                for noun, images, mentions in rows:
-                    yield VocabularyRow(noun, images, mentions, new[noun] if noun in new else known[noun])
+                missing = [noun for noun, *_ in rows if noun not in known]
+                new = dict(zip(missing, embed_names(missing), strict=True))
+                for noun, images, mentions, lemma in rows:
+                    embedding = new[noun] if noun in new else known[noun]
+                    yield VocabularyRow(noun, images, mentions, embedding, lemma)
 
         return embed
+
+    def open_names(self, clip: Clip, device: str) -> EmbedNames:
+        """Load CLIP's text side and return the function that embeds names as `open` embeds nouns."""
+        templates = load_templates(self.templates)
+        tower = clip.open_text(device=device)
+        return lambda names: _embed_names(names, templates=templates, tower=tower)
+
+
+def text_classifier(names: Sequence[str], *, embed: EmbedNames) -> Tensor:
+    """The weights of a zero-shot classifier: a unit vector for each name, float32 [V, D]."""
+    import torch
+    from torch.nn.functional import normalize
+
+    return normalize(torch.from_numpy(unpack(embed(names))), dim=-1)  # packed in float16, no longer of length 1
+
+
+def equal_texts(names: Sequence[str], classes_VD: Tensor) -> tuple[int, int] | None:
+    """The numbers of the first two names that are one text to CLIP, None when all differ.
+
+    Names are one text when they differ in case and spaces only, or when the classifier [V, D] has one vector for both,
+    as for texts that CLIP's tokenizer mends or cuts to the same tokens.
+    """
+    first_of: dict[str | bytes, int] = {}
+    for number, (name, vector_D) in enumerate(zip(names, classes_VD.cpu().numpy(), strict=True)):
+        for form in (" ".join(name.split()).casefold(), vector_D.tobytes()):
+            if (other := first_of.setdefault(form, number)) != number:
+                return other, number
+    return None
 
 
 def count_nouns(parquet_paths: Sequence[str], *, memory_limit: str = "1GB") -> Iterator[Count]:
@@ -78,9 +119,11 @@ def count_nouns(parquet_paths: Sequence[str], *, memory_limit: str = "1GB") -> I
 
 # Grouped by noun and image first: unlike count(DISTINCT …), both groupings can spill to disk.
 _COUNT = """
-    WITH mention AS (SELECT image_id, unnest(nouns).text AS noun FROM read_parquet(?)),
-         said AS (SELECT noun, image_id, count(*) AS mentions FROM mention GROUP BY noun, image_id)
-    SELECT noun, count(*) AS images, sum(mentions)::BIGINT AS mentions FROM said GROUP BY noun
+    WITH mention AS (SELECT image_id, unnest(nouns) AS noun FROM read_parquet(?)),
+         per_image AS (SELECT noun.text AS noun, image_id, count(*) AS mentions, min(encode(noun.lemma)) AS lemma
+                       FROM mention GROUP BY noun.text, image_id)
+    SELECT noun, count(*) AS images, sum(mentions)::BIGINT AS mentions, decode(min(lemma)) AS lemma
+    FROM per_image GROUP BY noun
     ORDER BY encode(noun)
 """
 
@@ -88,18 +131,20 @@ _COUNT = """
 def _without_embeddings(
     counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None
 ) -> Iterator[VocabularyRow]:
-    return (VocabularyRow(noun, images, mentions, None) for noun, images, mentions in counts)
+    return (VocabularyRow(noun, images, mentions, None, lemma) for noun, images, mentions, lemma in counts)
 
 
-def _embed_nouns(nouns: Sequence[str], *, templates: Sequence[str], tower: TextTower) -> Iterator[tuple[str, bytes]]:
-    """Each noun with its packed embedding; as many nouns at once as fill whole batches with their sentences."""
+def _embed_names(names: Sequence[str], *, templates: Sequence[str], tower: TextTower) -> list[bytes]:
+    """The packed embeddings; as many names at once as fill whole batches with their sentences."""
     from torch.nn.functional import normalize
 
-    for group in _groups(nouns, size=tower.batch_size):
+    packed: list[bytes] = []
+    for group in _groups(names, size=tower.batch_size):
         sentences = [fill_template(template, noun) for noun in group for template in templates]
         embeddings_VTD = tower.embed(sentences).view(len(group), len(templates), tower.dim)
         means_VD = normalize(embeddings_VTD.mean(1), dim=1).cpu().numpy()
-        yield from zip(group, map(pack, means_VD), strict=True)
+        packed.extend(map(pack, means_VD))
+    return packed
 
 
 def _groups(items: Iterable[Item], *, size: int) -> Iterator[list[Item]]:

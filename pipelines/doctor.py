@@ -9,22 +9,24 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
 from rich.filesize import decimal
-from rich.table import Table
 from rich.text import Text
 
-from mining.captions import AnySource, CocoCaptions
-from mining.devices import open_device
-from mining.nouns import Nouns
-from pipelines.settings import Mining
-from schemas.errors import InputError
-from schemas.models import ModelRecord
+from maskmine.mining.captions import AnySource
+from maskmine.mining.models.devices import open_device
+from maskmine.mining.nouns import Nouns
+from maskmine.mining.sources.coco import CocoCaptions
+from maskmine.mining.storage.names import is_file
+from maskmine.pipelines.settings.mining import Mining
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.tuning.console import TextTable
 
 State = Literal["ok", "missing", "warning"]
 
@@ -45,7 +47,7 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗",
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `missing` stops the run, a `warning` does not; `remedy` is what to do about it."""
+    """The result of one check. `missing` stops the run, a `warning` does not; `remedy` is what to do about it."""
 
     name: str
     state: State
@@ -66,12 +68,12 @@ def diagnose(settings: Mining | None) -> list[Finding]:
         _disk(settings.out if settings else os.getcwd()),
     ]
     if settings is None:
-        return [*findings, *_nouns_model(Nouns(), absent="warning")]
+        return [*findings, _nouns_model(Nouns(), absent="warning")]
     return [
         *findings,
         _writable(settings.out),
         *_captions(settings),
-        *_nouns_model(settings.nouns, absent="missing"),
+        _nouns_model(settings.nouns, absent="missing"),
         *_models(settings),
     ]
 
@@ -81,13 +83,13 @@ def ready(findings: Sequence[Finding]) -> bool:
     return not any(finding.state == "missing" for finding in findings)
 
 
-def render(findings: Sequence[Finding]) -> Table:
+def render(findings: Sequence[Finding]) -> TextTable:
     """A line a finding, and a verdict at the end. A remedy has the whole width, so that commands can be copied."""
-    page = Table.grid()
+    page = TextTable.grid()
     name_width = max((len(finding.name) for finding in findings), default=0)
     for finding in findings:
         mark, colour = _MARKS[finding.state]
-        line = Table.grid(padding=(0, 1))
+        line = TextTable.grid(padding=(0, 1))
         line.add_column(width=1)
         line.add_column(width=name_width)
         line.add_column(overflow="fold")
@@ -104,11 +106,8 @@ def _libraries(settings: Mining | None) -> Iterator[Finding]:
     yield Finding("Python", "ok", platform.python_version())
     yield Finding("maskmine", "ok", _version("maskmine") or "not installed; run from its folder")
     for name in _REQUIRED:
-        version = _version(name)
-        if version:
-            yield Finding(name, "ok", version)
-        else:
-            yield Finding(name, "missing", "not installed", "python -m pip install maskmine")
+        missing = Finding(name, "missing", "not installed", "python -m pip install maskmine")
+        yield Finding(name, "ok", version) if (version := _version(name)) else missing
     kind = str(settings.regions.proposals.kind) if settings else ""
     for name, (use, remedy) in _OPTIONAL.items():
         if version := _version(name):
@@ -131,7 +130,7 @@ def _gpus(settings: Mining | None) -> Iterator[Finding]:
         import torch
     except ImportError:
         return  # named above
-    with warnings.catch_warnings(record=True) as said:  # an old driver is told by a warning
+    with warnings.catch_warnings(record=True) as said:  # torch reports an old driver by a warning
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for number in range(count):
@@ -178,11 +177,12 @@ def _memory() -> Finding:
     free_bytes = _free_memory_bytes()
     if free_bytes is None:
         return Finding("memory", "warning", "unknown on this system")
-    if free_bytes < _FEW_FREE_BYTES:
-        return Finding(
-            "memory", "warning", f"{decimal(free_bytes)} free", "end other programs, or take a larger machine"
-        )
-    return Finding("memory", "ok", f"{decimal(free_bytes)} free")
+    return _free_space("memory", free_bytes, "free", remedy="end other programs, or take a larger machine")
+
+
+def _free_space(name: str, free_bytes: int, free: str, *, remedy: str) -> Finding:
+    detail = f"{decimal(free_bytes)} {free}"
+    return Finding(name, "ok", detail) if free_bytes >= _FEW_FREE_BYTES else Finding(name, "warning", detail, remedy)
 
 
 def _free_memory_bytes() -> int | None:
@@ -203,11 +203,7 @@ def _disk(out: str) -> Finding:
     if "://" in out:
         return Finding("disk", "ok", f"{out} is an object store")
     free_bytes = shutil.disk_usage(_existing(out)).free
-    if free_bytes < _FEW_FREE_BYTES:
-        return Finding(
-            "disk", "warning", f"{decimal(free_bytes)} free at {out}", "free some space, or set another `out`"
-        )
-    return Finding("disk", "ok", f"{decimal(free_bytes)} free at {out}")
+    return _free_space("disk", free_bytes, f"free at {out}", remedy="free some space, or set another `out`")
 
 
 def _writable(out: str) -> Finding:
@@ -242,7 +238,7 @@ def _source(source: AnySource) -> Finding:
         source.check()
     except InputError as error:
         return _fault("captions", error)
-    return Finding("captions", "ok", f"{source.kind}: {source.place}")
+    return Finding("captions", "ok", f"{source.kind}: {source.location}")
 
 
 def _coco(source: CocoCaptions) -> Iterator[Finding]:
@@ -276,23 +272,21 @@ def _image_folder(folder: str) -> Finding:
 
 def _images(folder: str, paths: Sequence[str]) -> Finding:
     """Whether the files that the captions list first are in the folder."""
-    there = sum(os.path.isfile(path) for path in paths)
+    there = sum(is_file(path) for path in paths)
     if there == len(paths):
         return Finding("images", "ok", f"{folder}, the first {there} listed are there")
-    example = next(path for path in paths if not os.path.isfile(path))
+    example = next(path for path in paths if not is_file(path))
     detail = f"{len(paths) - there} of the first {len(paths)} listed are not there, such as {example}"
     remedy = "`captions.images` names the folder that the listed file names start from"
     return Finding("images", "warning" if there else "missing", detail, remedy)
 
 
-def _nouns_model(nouns: Nouns, *, absent: State) -> Iterator[Finding]:
+def _nouns_model(nouns: Nouns, *, absent: State) -> Finding:
     try:
         record = nouns.record()
     except InputError as error:
-        fault = _fault("nouns", error)
-        yield Finding(fault.name, absent, fault.detail, fault.remedy)
-        return
-    yield Finding("nouns", "ok", f"{record.name}, installed, licence {record.licence}")
+        return replace(_fault("nouns", error), state=absent)
+    return Finding("nouns", "ok", f"{record.name}, installed, licence {record.licence}")
 
 
 def _models(settings: Mining) -> Iterator[Finding]:

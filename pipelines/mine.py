@@ -7,91 +7,202 @@
                             ▼
     images ───▶ regions ─▶ pairs ─▶ (selection, once, where a noun is capped) ─▶ shards
 
-Everything but `vocabulary` and `selection` is made part by part; a cell that exists is not made again.
+A cell is the file of one step for one part of the images; `vocabulary` and `selection` have one cell for the whole run.
+A cell that exists is not made again. `shards` also reads the images, their captions, nouns and regions.
+
+What a step does is in `mining/NAME.py`; `steps/jobs.py` reads its input cells, calls it and writes its output cell;
+`steps/grid.py` lists the steps of a run, and an engine (`engines/local.py` is a loop) makes the missing cells.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
+from typing import Any, Literal
 
-from mining.captions import CocoCaptions
-from mining.devices import open_device
-from mining.stores import OBJECT_STORES, fault_line, refusal, scheme_of
-from pipelines.earlier import Earlier
-from pipelines.engine import Engine, Watch
-from pipelines.grid import Stage, drop_stale, plan_stages
-from pipelines.plan import make_plan
-from pipelines.publish import DERIVED_FILE, SUCCESS_FILE, mark_success, publish, published
-from pipelines.regenerate import take_regions
-from pipelines.run_folder import RunFolder, sweep
-from pipelines.settings import Mining, dump_yaml
-from schemas.errors import IncompleteError, InputError
-from schemas.manifest import Manifest
+from maskmine.mining.models.devices import DeviceKind, kind_of, open_device
+from maskmine.mining.proposers.ground_truth import GroundTruth, read_masks
+from maskmine.mining.sources.coco import CocoCaptions
+from maskmine.mining.storage.stores import OBJECT_STORES, fault_line, refusal, scheme_of
+from maskmine.pipelines.dataset.calibrations import check_calibration
+from maskmine.pipelines.dataset.publish import DERIVED_FILE, BrokenShardsError, mark_success, publish, published
+from maskmine.pipelines.engines.engine import Engine, KnowsGpus, RunObserver
+from maskmine.pipelines.planning.plan import Plan, make_plan
+from maskmine.pipelines.regenerate import differences, known_identity, open_reused_run, reuse_regions, write_identity
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
+from maskmine.pipelines.settings.fingerprints import deciding
+from maskmine.pipelines.settings.mining import Mining, dump_yaml
+from maskmine.pipelines.steps.grid import Step, drop_stale, drop_untied, missing_cells, plan_steps, steps_before_doubt
+from maskmine.pipelines.steps.identity import Identity, identify, settle
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.manifest import Manifest, Totals
 
-_TRIED_IMAGES = 4
+_TRIED_IMAGES = 4  # one image alone may be locked, or missing
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended. `manifest` is None when there was nothing to do; `stale` counts the cells made again."""
+class Exceeded:
+    """A limit that a finished run exceeds: `images` of its `of` images, and the most frequent reason of these."""
+
+    setting: Literal["max_rejected", "max_empty"]
+    limit: float
+    images: int
+    of: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MineResult:
+    """How a run ended. `manifest` is None when there was nothing to do; `stale` counts the cells made again.
+
+    `notes` say what of the annotations was not used, and why.
+    """
 
     manifest: Manifest | None
     stale: dict[str, int]
-    rejected_share: float
-    too_many_rejected: bool
+    exceeded: tuple[Exceeded, ...]
+    notes: tuple[str, ...] = ()
 
 
 def mine(
     settings: Mining,
     *,
     engine: Engine,
-    watch: Watch,
+    observer: RunObserver,
     limit: int | None = None,
-    models_run_here: bool = True,
-    earlier: Earlier | None = None,
-) -> Outcome:
+    regions_from: str | None = None,
+) -> MineResult:
     """Run the pipeline, or what is left of it. Running it again restores whatever is missing, byte for byte.
 
-    `models_run_here` is False when the engine's workers are elsewhere: then this machine needs no GPU. Regions of
-    images that `earlier` has are taken from there.
+    `regions_from` is the folder of a finished run, whose regions are used again.
     """
-    run = RunFolder(settings.out)
+    # What is to be done, and what is left of it.
+    run, asked = RunFolder(settings.out), settings
+    known = known_identity(run, regions_from)
+    settings = settle(asked, known, here=partial(_kind_of, engine=engine))
+    identity = identify(settings, known)
+    reused = open_reused_run(regions_from, identity, out=run.root) if regions_from else None
     plan = make_plan(run, settings, limit=limit)
-    stages = plan_stages(run, plan, settings, earlier=earlier)
+    observer.on_plan(plan)
+    steps = plan_steps(run, plan, settings, identity, reused=reused)
     sweep(run)
-    if published(run, stages, settings) and not missing_cells(run, stages):
-        return Outcome(None, {}, 0.0, too_many_rejected=False)
+    if published(run, steps, identity) and not missing_cells(steps):
+        return MineResult(None, {}, exceeded=())
 
+    # Whatever may be wrong, before anything is deleted.
     check_inputs(settings)
-    if models_run_here and any(stage.has_work(run) for stage in stages if stage.name in ("regions", "vocabulary")):
-        open_device(settings.regions.device)
-    run.delete(SUCCESS_FILE)  # from here on the set is not complete
-    stale = drop_stale(run, stages)
+    if any(step.uses_models and step.has_work() for step in steps):
+        if engine.models_run_here:
+            _open_settled_device(asked, settings)
+        settings.regions.fetch()
+        settings = settle(settings, known)  # the content of what was fetched is known only now
+        identity = identify(settings, known)
+        steps = plan_steps(run, plan, settings, identity, reused=reused)
+    check_calibration(settings, identity.settings)
+    regions = next(step for step in steps if step.name == "regions")
+    notes = tuple(_notes(settings)) if regions.has_work() else ()
+
+    # Make room: from here on the set is not complete.
+    run.delete(SUCCESS_FILE)
+    stale = drop_stale(run, steps)
     with run.write("mining.yaml") as file:
-        file.write(dump_yaml(settings).encode())
-    if "regions" in stale:
+        file.write(dump_yaml(asked).encode())
+    write_identity(run, identity)
+    if regions.name in stale:
         run.delete(DERIVED_FILE)
-    if earlier is not None:
-        take_regions(run, next(stage for stage in stages if stage.name == "regions"), earlier)
+    if reused is not None:
+        reuse_regions(regions, reused)
 
-    engine(run, stages, watch)
+    made_again: Counter[str] = Counter()
+    finish = partial(_make_and_publish, run, plan, settings, identity, steps, engine=engine, observer=observer)
+    try:
+        manifest = finish(known=known, made_again=made_again)
+    except BrokenShardsError:  # what was cut off is deleted by now, and is made again
+        manifest = finish(known=known, made_again=made_again)
+    exceeded = tuple(find_exceeded(manifest.totals, settings))
+    if not exceeded:
+        mark_success(run)
+    return MineResult(manifest, {**made_again, **stale}, exceeded, notes)
 
-    missing = missing_cells(run, stages)
-    if missing:
+
+def _make_and_publish(
+    run: RunFolder,
+    plan: Plan,
+    settings: Mining,
+    identity: Identity,
+    steps: Sequence[Step],
+    *,
+    engine: Engine,
+    observer: RunObserver,
+    known: Mapping[str, Any],
+    made_again: Counter[str],
+) -> Manifest:
+    """Only a whole grid is published, and one that was made of one thing; counts in `made_again` as `make_cells`."""
+    made_again.update(make_cells(run, steps, engine=engine, observer=observer))
+    if missing := missing_cells(steps):
         raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
     sweep(run)
-    manifest = publish(run, plan, settings, stages)
-    share = rejected_share(manifest)
-    if share <= settings.max_rejected:
-        mark_success(run)
-    return Outcome(manifest, stale, share, too_many_rejected=share > settings.max_rejected)
+    _refuse_changed(settings, known, identity, run=run)
+    return publish(run, plan, settings, identity, steps)
+
+
+def _kind_of(name: str, *, engine: Engine) -> DeviceKind:
+    """The kind of a device where the models run."""
+    gpus = engine.workers_have_gpus() if name == "auto" and isinstance(engine, KnowsGpus) else None
+    if gpus is None:
+        return kind_of(name)
+    return "cuda" if gpus else "cpu"
+
+
+def _open_settled_device(asked: Mining, settings: Mining) -> None:
+    """Raises InputError when the models' device is not here, also one that the run began on."""
+    try:
+        open_device(settings.regions.device)
+    except InputError as error:
+        if asked.regions.device != "auto":
+            raise
+        raise InputError(
+            f"regions.device: this run's regions were made on {settings.regions.device}, which this machine does not "
+            "have; go on where there is one, or set `regions.device: cpu`, which makes them again"
+        ) from error
+
+
+def _refuse_changed(settings: Mining, known: Mapping[str, Any], identity: Identity, *, run: RunFolder) -> None:
+    """Raises IncompleteError when a file or model was replaced while the run went on: its cells may be of both."""
+    now = identify(settings, known)
+    named = ("nouns", "vocabulary", "regions", "pairs")
+    changes = (differences(deciding(identity.settings[k]), deciding(now.settings[k]), name=k) for k in named)
+    changed = next(chain.from_iterable(changes), None)
+    if changed is not None:
+        name = changed[0].removesuffix(".sha256")
+        raise IncompleteError(
+            f"{run.root}: what `{name}` names has changed while the run went on; run the same command again, which "
+            "makes again what depends on it"
+        )
+
+
+def make_cells(run: RunFolder, steps: Sequence[Step], *, engine: Engine, observer: RunObserver) -> dict[str, int]:
+    """Make the missing cells, and those that were made from other cells than there are; counts the latter by step.
+
+    At once where no cell hangs on one that is missing. Else a lost cell comes first, and then all that its new content
+    makes stale: an engine knows nothing of this.
+    """
+    untied: Counter[str] = Counter()
+    while True:
+        untied.update(drop_untied(steps))
+        first = steps[: steps_before_doubt(steps)]
+        engine.run(run, first, observer)
+        if len(first) == len(steps) or missing_cells(first):
+            return dict(untied)
 
 
 def check_inputs(settings: Mining) -> None:
-    """Ask for what the steps will need before any work is done or thrown away. Raises InputError.
+    """Look for what the steps will need before any work is done or deleted. Raises InputError.
 
-    The image folder too: without it every image would be a missing file, and a whole run of them no fault of theirs.
+    The image folder too: without it every image would be rejected as a missing file.
     """
     for source in settings.sources:
         source.check()
@@ -101,22 +212,29 @@ def check_inputs(settings: Mining) -> None:
     settings.regions.records()
 
 
+def _notes(settings: Mining) -> Iterator[str]:
+    """What of annotated masks belongs to no image. Raises InputError when they cannot be read, before work begins."""
+    proposals = settings.regions.proposals
+    if isinstance(proposals, GroundTruth):
+        for line in read_masks(proposals).left_out.lines():
+            yield f"proposals.annotations: {proposals.annotations}: not used, {line}"
+
+
 def _refuse_locked_images(source: CocoCaptions) -> None:
-    """The right to list a folder does not tell of the right to read what is in it."""
+    """Try to read: the right to list a folder does not imply the right to read its files."""
     tried = [path for _, path in islice(source.read_images(), _TRIED_IMAGES)]
     refused = [error for path in tried if (error := refusal(path)) is not None]
     if refused and len(refused) == len(tried):
         raise InputError(fault_line(refused[0], tried[0]))
 
 
-def missing_cells(run: RunFolder, stages: list[Stage]) -> dict[str, int]:
-    """How many cells each stage still lacks; stages that are complete are left out."""
-    todo = {stage.name: len(stage.todo(run)) for stage in stages}
-    return {name: count for name, count in todo.items() if count}
-
-
-def rejected_share(manifest: Manifest) -> float:
-    """The share of images that came to nothing, 0–1; what the user's own filters took is not counted."""
-    totals = manifest.totals
-    rejected = sum(count for reason, count in totals.rejected.items() if reason != "shards: filtered")
-    return rejected / totals.images
+def find_exceeded(totals: Totals, settings: Mining) -> Iterator[Exceeded]:
+    """The limits on images without pairs that a run exceeds."""
+    limits: tuple[tuple[Literal["max_rejected", "max_empty"], float | None, dict[str, int]], ...] = (
+        ("max_rejected", settings.max_rejected, totals.faults),
+        ("max_empty", settings.max_empty, totals.empty),
+    )
+    for setting, limit, counts in limits:
+        images = sum(counts.values())
+        if limit is not None and images / totals.images > limit:
+            yield Exceeded(setting, limit, images, totals.images, max(counts, key=counts.__getitem__))

@@ -1,5 +1,5 @@
-"""Regeneration: a new run with other captions, nouns or rules takes the regions of an earlier one, and runs no model
-on an image that this one has seen."""
+"""Regeneration: a new run with other captions, nouns or rules reuses the regions of an earlier run, and no model sees
+an image that the earlier run has."""
 
 from __future__ import annotations
 
@@ -9,66 +9,84 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipelines.earlier import Earlier
-from pipelines.grid import Stage, regions_fingerprint
-from pipelines.inputs import portable
-from pipelines.publish import DERIVED_FILE
-from pipelines.run_folder import FINGERPRINT_FILE, RunFolder, read_folder
-from pipelines.settings import Mining
-from pipelines.status import require_plan
-from pipelines.verify import read_manifest
-from schemas.errors import IncompleteError, InputError
-from schemas.manifest import DerivedFrom
+from maskmine.mining.storage.stores import describe
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.publish import DERIVED_FILE, IDENTITY_FILE
+from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
+from maskmine.pipelines.settings.fingerprints import deciding
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.identity import Identity, step_fingerprints
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.manifest import DerivedFrom
 
-_AT_ONCE = 16
+_AT_ONCE = 16  # files linked or copied at a time; between object stores each is a request or two
 
 
-def open_earlier(root: str, settings: Mining) -> Earlier:
-    """The earlier run at `root`, whose regions a run of these settings can take.
+def open_reused_run(root: str, identity: Identity, *, out: str) -> ReusedRun:
+    """The earlier run at `root`, whose regions a run of this identity into `out` can use again.
 
     Raises InputError when they were made by other settings, IncompleteError when the run is not finished.
     """
     run = read_folder(root)
-    if run.root == settings.out:
+    if run.root == out:
         raise InputError(f"--regions {root}: is the `out` of this run; give another `out`")
-    manifest, plan = read_manifest(run), require_plan(run)
-    difference = next(differences(manifest.settings["regions"], portable(settings.regions), place="regions"), None)
+    finished = FinishedRun.open(run)
+    manifest, plan = finished.manifest, finished.plan
+    regions = (deciding(values["regions"]) for values in (manifest.settings, identity.settings))
+    difference = next(differences(*regions, name="regions"), None)
     if difference:
-        place, there, here = difference
+        name, there, here = difference
         raise InputError(
-            f"--regions {root}: its regions were made by other settings ({place}: {there} there, {here} here); "
+            f"--regions {root}: its regions were made by other settings ({name}: {there} there, {here} here); "
             "make them alike, or mine without --regions"
         )
-    made = regions_fingerprint(plan, settings.regions)
-    current = run.read_json("regions", FINGERPRINT_FILE) == {"fingerprint": made}
-    if not current or run.done("regions") != set(range(plan.parts)):
-        raise IncompleteError(f"--regions {root}: its regions are not complete; run `maskmine mine` there first")
     digest = hashlib.sha256(run.read_bytes("manifest.json")).hexdigest()
-    return Earlier(run, made, plan.parts, len(plan.given), digest)
+    reused = ReusedRun(run, step_fingerprints(plan, identity)["regions"], plan.parts, len(plan.given), digest)
+    if not reused.regions.is_current() or reused.regions.missing(plan.parts):
+        raise IncompleteError(f"--regions {root}: its regions are not complete; run `maskmine mine` there first")
+    return reused
 
 
-def take_regions(run: RunFolder, stage: Stage, earlier: Earlier) -> None:
-    """Take the cells of a run of the same images and the same cut; note that this run is derived from the other one.
+def known_identity(run: RunFolder, regions_from: str | None) -> Mapping[str, Any]:
+    """The settings of a run as they were identified when it went on last, else those of the run to be reused; empty
+    for a first run. They say what names stood for that are not on this machine, and what `auto` was. Raises InputError
+    when the object store of the folder cannot be used."""
+    describe(run.root)  # faults name the path as it was given
+    stored = run.read_json(IDENTITY_FILE)
+    if stored is None and regions_from is not None:
+        manifest = read_folder(regions_from).read_json("manifest.json")
+        stored = manifest.get("settings") if isinstance(manifest, dict) else None
+    return stored if isinstance(stored, dict) else {}
+
+
+def write_identity(run: RunFolder, identity: Identity) -> None:
+    """Note in the folder what the settings stand for."""
+    run.write_json(IDENTITY_FILE, value=identity.settings)
+
+
+def reuse_regions(step: Step, reused: ReusedRun) -> None:
+    """Link or copy the cells of a run of the same images and the same cut; note which run this one is derived from.
 
     Where images or cut differ, the step itself takes row by row what there is (`RegionsJob`).
     """
-    missing = stage.todo(run)
+    run, missing = step.output.run, step.todo()
     if not missing:
         return
-    note = DerivedFrom(folder=posixpath.basename(earlier.run.root.rstrip("/")), manifest_sha256=earlier.manifest_sha256)
+    note = DerivedFrom(folder=posixpath.basename(reused.run.root.rstrip("/")), manifest_sha256=reused.manifest_sha256)
     run.write_json(DERIVED_FILE, value=note.model_dump())
-    if stage.fingerprint == earlier.fingerprint:
+    if step.fingerprint == reused.fingerprint:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda part: run.take(earlier.run, stage.name, f"{part:05d}.parquet"), missing))
+            list(pool.map(lambda part: run.link_or_copy(reused.run, *step.output.names(part)), missing))
 
 
-def differences(there: Any, here: Any, *, place: str) -> Iterator[tuple[str, str, str]]:
-    """`(place, value there, value here)` of all settings that differ between two trees of plain values."""
+def differences(there: Any, here: Any, *, name: str) -> Iterator[tuple[str, str, str]]:
+    """`(name, value there, value here)` of all settings that differ between two trees of plain values."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted(there.keys() | here.keys()):
-            yield from differences(there.get(key, _ABSENT), here.get(key, _ABSENT), place=f"{place}.{key}")
+            yield from differences(there.get(key, _ABSENT), here.get(key, _ABSENT), name=f"{name}.{key}")
     elif there != here:
-        yield place, _shown(there), _shown(here)
+        yield name, _shown(there), _shown(here)
 
 
 _ABSENT = object()

@@ -2,75 +2,185 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
-from schemas.settings import Settings
+from pydantic import ValidationError
+
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import NOTHING_FOUND
+from maskmine.schemas.sample import FORMAT_VERSION, READABLE_VERSIONS
+from maskmine.schemas.settings import Settings
 
 
 class ShardEntry(Settings):
     """A shard of the set, in the order of its number."""
 
     name: str
+    """File name of the tar."""
     images: int
+    """Images of its part."""
     samples: int
+    """Samples in it."""
     size_bytes: int
+    """Size of the tar."""
     sha256: str
+    """SHA-256 of the tar."""
     index_sha256: str
+    """SHA-256 of the Parquet index beside it."""
 
 
-class ModelEntry(Settings):
-    """A model that took part; see `schemas.models.ModelRecord`."""
+class ModelRecord(Settings):
+    """A model that made part of the data: `role` is `proposals`, `clip` or `nouns`, `name` what the user asked for.
+
+    `sha256` covers the weights that were loaded (None for a model without weights). `licence` is an SPDX identifier or
+    `unknown`; it limits who may use the masks.
+    """
 
     role: str
+    """What the model did, such as `proposals`."""
     name: str
+    """Name or path of the model."""
     sha256: str | None
+    """SHA-256 of its weights; null for something without weights."""
     licence: str
+    """Its licence, or `unknown`."""
 
 
 class SourceEntry(Settings):
-    """Captions or images that the set was made from: the name of the source, and its licence as the user stated it."""
+    """Captions or images that the set was made from."""
 
     role: Literal["captions", "images"]
+    """What the source contributes."""
     name: str
+    """Name of the source."""
     licence: str
+    """Its licence as the user stated it."""
 
 
 class DerivedFrom(Settings):
-    """The run whose regions were taken: the name of its folder, and the SHA-256 of its manifest then."""
+    """The run whose regions were reused."""
 
     folder: str
+    """Name of its folder."""
     manifest_sha256: str
+    """SHA-256 of its manifest at that time."""
+
+
+class CalibrationEntry(Settings):
+    """The calibration that gave the pairs their confidence, and what it was measured on."""
+
+    sha256: str
+    """SHA-256 of its file."""
+    run: str
+    """Fingerprint of the run whose pairs were judged."""
+    folder: str
+    """Name of that run's folder."""
+    measured_on: tuple[str, ...]
+    """Names of that run's caption sources."""
+    judged_by: str
+    """`verdicts` of reviewers, or the name of annotations."""
+    verdicts: dict[str, int]
+    """How many verdicts of each kind."""
+    reviewers: tuple[str, ...]
+    """Who gave them."""
+    precision: tuple[float, float, float]
+    """Share of right pairs in that run, with the ends of its 95 % interval."""
+    calibration_error: float
+    """Expected calibration error there."""
+    foreign: str | None
+    """What that run has different that its scores depend on, such as `another CLIP`; null where nothing is."""
 
 
 class Totals(Settings):
     """The accounting of the run: `images = with_pairs + sum(rejected.values())`."""
 
     images: int
+    """Images of the plan."""
     with_pairs: int
+    """Images with at least one pair."""
     rejected: dict[str, int]
+    """Rejected images by `step: reason`."""
     samples: int
+    """Pairs in all shards."""
     nouns: int
+    """Different nouns of the pairs."""
     size_bytes: int
+    """Size of all tars."""
+    pairs: int | None = None
+    """Pairs that the rule made, of which `samples` passed the filters; null in runs made before they were counted."""
+    masks_left_out: int = 0
+    """Annotated masks that could not be read, of images that have others; `maskmine errors` names them."""
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """Of `rejected`, the images that could not be used."""
+        return {key: count for key, count in self.rejected.items() if not _nothing_found(key)}
+
+    @property
+    def empty(self) -> dict[str, int]:
+        """Of `rejected`, the images that could be used and have no pair."""
+        return {key: count for key, count in self.rejected.items() if _nothing_found(key)}
 
 
 class Manifest(Settings):
-    """`fingerprint` names the content: it covers all settings and inputs that decide the bytes of the shards.
-
-    `sources` is empty in runs that were made before licences of captions and images were recorded.
-    """
+    """What a finished run is made of and contains."""
 
     format_version: int
+    """Version of the sample format."""
     fingerprint: str
+    """Identity of the content: it covers all settings and inputs that decide the bytes of the shards."""
     plan_sha256: str
+    """SHA-256 of plan.json."""
     settings: dict[str, Any]
-    models: tuple[ModelEntry, ...]
+    """The settings of the run without those that only say how it was done; files by name and SHA-256."""
+    models: tuple[ModelRecord, ...]
+    """Models that took part."""
     libraries: dict[str, str]
+    """Versions of the libraries by name."""
     shards: tuple[ShardEntry, ...]
+    """The shards in order."""
     totals: Totals
+    """The accounting of the run."""
     sources: tuple[SourceEntry, ...] = ()
+    """Sources and their licences; empty in runs made before these were recorded."""
     derived_from: DerivedFrom | None = None
+    """The run whose regions were reused."""
+    calibration: CalibrationEntry | None = None
+    """The calibration of the pairs' confidence; null without one."""
 
     @property
     def licences(self) -> list[str]:
         """The licences of all models and sources."""
         return [*(model.licence for model in self.models), *(source.licence for source in self.sources)]
+
+
+def _nothing_found(key: str) -> bool:
+    """Whether the reason in `step: reason` is no fault; one that only another version knows counts as a fault."""
+    return key.rpartition(": ")[2] in NOTHING_FOUND
+
+
+def refuse_wider_crops(manifest: Manifest, ratio: float, *, name: str, folder: str) -> None:
+    """Raises InputError when the crops of a run end before boxes that are grown `ratio` times; `name` is that setting.
+
+    Pixels beyond a crop are not in the set, so a reader would show less than was asked for.
+    """
+    cut: float | None = manifest.settings.get("shards", {}).get("expand_ratio")
+    if cut is not None and ratio > cut:
+        raise InputError(
+            f"{name}: {ratio:g}, and the crops of {folder} end at {cut:g} times the box; choose {cut:g} at most, or "
+            f"mine again with `shards.expand_ratio: {ratio:g}`, which cuts anew and runs no model"
+        )
+
+
+def parse_manifest(stored: Any, *, path: str) -> Manifest:
+    """The manifest from the content of a `manifest.json`. Raises InputError when this maskmine cannot read it."""
+    version = stored.get("format_version") if isinstance(stored, dict) else None
+    if isinstance(version, int) and version not in READABLE_VERSIONS:
+        raise InputError(
+            f"{path}: format version {version}, this maskmine reads {FORMAT_VERSION}; use the maskmine that wrote it"
+        )
+    try:
+        return Manifest.model_validate_json(json.dumps(stored))  # lists become the tuples of a strict model
+    except ValidationError as error:
+        raise InputError(f"{path}: not a manifest of this version; delete it and run `maskmine mine` again") from error

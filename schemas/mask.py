@@ -5,6 +5,7 @@ Shapes: H, W height and width in pixels; N masks. A box is `(x0, y0, x1, y1)` in
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 Box = tuple[int, int, int, int]
+
+_NO_FORM = "neither polygons of three or more points nor run lengths"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +51,27 @@ class Mask:
 
     @staticmethod
     def from_coco(segmentation: Any, *, height_px: int, width_px: int) -> Mask:
-        """Read a COCO `segmentation`: a list of polygons, uncompressed or compressed run lengths.
+        """Read a COCO `segmentation`: polygons, uncompressed or compressed run lengths, or a list of run lengths.
 
-        Raises ValueError when it is none of these or does not fit the image. pycocotools believes what it is given: it
-        takes all memory for a point at infinity, and shows whatever lies in memory behind run lengths that end too
-        early. So both are checked first.
+        Polygons are lists of `x, y, x, y …`; one of them may stand alone, as supervision writes it, and points may be
+        pairs. Raises ValueError when it is none of these or does not fit the image. pycocotools believes what it is
+        given: it takes all memory for a point at infinity, and shows whatever lies in memory behind run lengths that
+        end too early. So both are checked first.
         """
         if isinstance(segmentation, dict):
             return _from_runs(segmentation, height_px=height_px, width_px=width_px)
-        polygons = segmentation if isinstance(segmentation, list) else []
-        if not all(isinstance(points, list) for points in polygons):
-            raise ValueError("neither polygons of three or more points nor run lengths")
+        if not isinstance(segmentation, list) or not segmentation:
+            raise ValueError(_NO_FORM)
+        if all(isinstance(one, dict) for one in segmentation):
+            parts = [_from_runs(one, height_px=height_px, width_px=width_px).to_coco() for one in segmentation]
+            return Mask(height_px, width_px, coco_mask.merge(parts)["counts"])
+        polygons = _polygons(segmentation)
         farthest_px = 2 * max(height_px, width_px)
-        if not all(_is_number(value) and abs(value) <= farthest_px for points in polygons for value in points):
+        if not all(abs(value) <= farthest_px for points in polygons for value in points):
             raise ValueError("a polygon has a point far outside the image, or one that is no number")
         polygons = [points for points in polygons if len(points) >= 6]
         if not polygons:
-            raise ValueError("neither polygons of three or more points nor run lengths")
+            raise ValueError(_NO_FORM)
         merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
         return Mask(height_px, width_px, merged["counts"])
 
@@ -76,6 +83,12 @@ class Mask:
         """The mask as uint8 array of shape [H, W] with values 0 and 1."""
         array_HW: np.ndarray[Any, np.dtype[np.uint8]] = coco_mask.decode(self.to_coco())
         return array_HW
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits by which the mask is known: of the SHA-256 of its size and run lengths."""
+        size = f"{self.height_px} {self.width_px} ".encode()
+        return hashlib.sha256(size + self.counts).hexdigest()[:16]
 
     @property
     def area_px(self) -> int:
@@ -99,16 +112,35 @@ def mask_iou(left: Sequence[Mask], right: Sequence[Mask]) -> np.ndarray[Any, np.
 
 def _from_runs(segmentation: dict[str, Any], *, height_px: int, width_px: int) -> Mask:
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size != [height_px, width_px]:
+    sides = [_number(side) for side in size] if isinstance(size, list) else []
+    if sides != [height_px, width_px]:
         raise ValueError(f"mask size {size} is not that of the image {[height_px, width_px]}")
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
-    runs = counts if isinstance(counts, list) else _read_compressed(counts) if isinstance(counts, str) else [-1]
-    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height_px * width_px:
+    if isinstance(counts, list):
+        runs = [int(run) if run == run // 1 else -1 for run in map(_number, counts)]
+    else:
+        runs = _read_compressed(counts) if isinstance(counts, str) else [-1]
+    if not all(run >= 0 for run in runs) or sum(runs) != height_px * width_px:
         raise ValueError("the run lengths do not cover the image")
     if isinstance(counts, list):
-        return Mask(height_px, width_px, coco_mask.frPyObjects(segmentation, height_px, width_px)["counts"])
+        plain = {"size": [height_px, width_px], "counts": runs}
+        return Mask(height_px, width_px, coco_mask.frPyObjects(plain, height_px, width_px)["counts"])
     return Mask(height_px, width_px, str(counts).encode("ascii"))
+
+
+def _polygons(segmentation: list[Any]) -> list[list[float]]:
+    """The polygons of a list, each as `x, y, x, y …`; NaN for what is no number. Raises ValueError for other forms."""
+    if not any(isinstance(one, list) for one in segmentation):
+        return [[_number(value) for value in segmentation]]
+    if not all(isinstance(one, list) for one in segmentation):
+        raise ValueError(_NO_FORM)
+    if all(len(one) == 2 and not any(isinstance(value, list) for value in one) for one in segmentation):
+        segmentation = [segmentation]  # the points of one polygon
+    return [
+        [_number(value) for point in points for value in (point if isinstance(point, list) else [point])]
+        for points in segmentation
+    ]
 
 
 def _read_compressed(counts: str) -> list[int]:
@@ -134,5 +166,12 @@ def _read_compressed(counts: str) -> list[int]:
     return [-1] if shift else runs
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float:
+    """A finite number, also as text; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan

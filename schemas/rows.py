@@ -1,11 +1,11 @@
 """One immutable row type for each step: what a cell of the run holds, one row for each image of the part.
 
 Every cell of a part has the same images in the same order, so rows in = rows out holds by construction: an image
-that comes to nothing keeps its row, with a `Rejection` in it.
+that is rejected keeps its row, with a `Rejection` in it. Rows of more than four fields take them by name only.
 
   ImageRow ─▶ RegionsRow ─┐
   CaptionsRow ─▶ NounsRow ┴▶ PairsRow ─▶ SampleRow (one for each sample in a shard)
-                    └▶ VocabularyRow (one for each noun)
+                    └▶ VocabularyRow, LevelRow (one for each noun)
 """
 
 from __future__ import annotations
@@ -13,30 +13,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from schemas.mask import Box, Mask
+from maskmine.schemas.mask import Box, Mask
 
-Reason = Literal[
-    "missing_file",  # the picture is not where the source says
-    "decode_error",  # the file is no picture, or a broken one
+Fault = Literal[
+    "missing_file",  # the image is not where the source says
+    "decode_error",  # the file is no image, or a broken one
     "image_too_large",  # more pixels than `max_image_pixels`, read from the header
-    "image_changed",  # the picture is not the one that its masks were made from
+    "image_changed",  # the file is not the one that its masks were made from
+    "worker_crash",  # decoding this image ended its process, or asked for too much memory
+    "record_timeout",  # decoding this image did not end in time
+    "broken_record",  # the source's record of the image is cut off, contradicts itself or cannot be read
+    "fetch_failed",  # the image's URL did not give it: no answer, a fault, too slow, too large
+    "fetch_refused",  # the image's URL is not to be read: a private address, or its owner forbids it
+]
+"""Reasons why an image could not be used. `max_rejected` limits their share."""
+NothingFound = Literal[
     "no_caption",  # no caption, or none that can be used
     "no_nouns",  # no noun in any caption
     "no_masks",  # no proposal survived the filters
     "no_match",  # no noun found a mask by the matching rule
-    "filtered",  # pairs were found, and all fell to the thresholds of `shards`
-    "worker_crash",  # decoding this picture ended its process, or asked for too much memory
-    "record_timeout",  # decoding this picture did not end in time
-    "broken_record",  # the source's record of the image is cut off, contradicts itself or cannot be read
-    "fetch_failed",  # the picture's URL did not give it: no answer, a fault, too slow, too large
-    "fetch_refused",  # the picture's URL is not to be read: a private address, or its owner forbids it
+    "filtered",  # pairs were found, and all fell to the filters of `pairs`
 ]
+"""Reasons why an image that could be used has no pair. `max_empty` limits their share."""
+Reason = Literal[Fault, NothingFound]
 REASONS: tuple[str, ...] = get_args(Reason)
+"""All reasons, for documentation and checks."""
+FAULTS: tuple[str, ...] = get_args(Fault)
+NOTHING_FOUND: tuple[str, ...] = get_args(NothingFound)
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an image came to nothing in a step; `detail` is for people, and is the same in every run."""
+    """Why an image has no result in a step; `detail` is for people, and is the same in every run."""
 
     reason: Reason
     detail: str = ""
@@ -46,7 +54,7 @@ class Rejection:
 class ImageRow:
     """An image of the plan; `path` is None when the source names the image without saying where it is.
 
-    A picture inside a tar or a table has a path that says where: see `mining/places.py`.
+    The path of an image inside a tar or a table says where it lies: see `mining/storage/locations.py`.
     """
 
     image_id: str
@@ -67,7 +75,7 @@ class CaptionsRow:
     additional: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Noun:
     """One mention: `captions[caption][start:end].lower() == text`, in characters; a run of space is one in `text`."""
 
@@ -91,7 +99,7 @@ class NounsRow:
     rejection: Rejection | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """A proposed region: its mask in the frame of the upright image (EXIF orientation applied), what CLIP sees in it.
 
@@ -106,9 +114,13 @@ class Region:
     embedding: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegionsRow:
-    """The regions of an image, best score first; sizes in pixels of the upright image, `sha256` of the file's bytes."""
+    """The regions of an image, best score first; sizes in pixels of the upright image, `sha256` of the file's bytes.
+
+    `left_out` says of each annotated mask of the image that could not be read why; empty in runs of format versions 1
+    and 2.
+    """
 
     image_id: str
     sha256: str | None
@@ -116,19 +128,54 @@ class RegionsRow:
     width_px: int
     regions: tuple[Region, ...]
     rejection: Rejection | None
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def rejected(
+        cls, image_id: str, rejection: Rejection, *, sha256: str | None = None, height_px: int = 0, width_px: int = 0
+    ) -> RegionsRow:
+        """The row of an image without regions; a file that could not be decoded has neither hash nor size."""
+        return cls(
+            image_id=image_id, sha256=sha256, height_px=height_px, width_px=width_px, regions=(), rejection=rejection
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyRow:
-    """A noun of the run: in how many images and how often it is said; its CLIP text embedding as in `Region`."""
+    """A noun of the run: images whose captions mention it, all mentions; its CLIP text embedding as in `Region`.
+
+    `lemma` is the first of its mentions' lemmas by their bytes; None in runs of format versions 1 and 2.
+    """
 
     noun: str
     images: int
     mentions: int
     embedding: bytes | None
+    lemma: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelRow:
+    """What a noun's similarities mean, measured on the images of the first parts; see `mining/levels.py`.
+
+    `level` is the mean, over images that do not say the noun, of its best similarity with any of their regions, and
+    `spread` the standard deviation of these; `unsaid` counts the images. `separability` is the AUC of that best
+    similarity between images that say the noun and images that do not, 0–1; it rests on `said` images that do.
+    `prototype` is the sum of the noun's best regions in these images, each a centred unit vector times its lift, as
+    little-endian float32, and `weight` the sum of the lifts. None where there is no image to measure it on.
+    """
+
+    noun: str
+    level: float | None
+    spread: float | None
+    separability: float | None
+    said: int
+    unsaid: int
+    prototype: bytes | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A noun and the region that it names.
 
@@ -136,6 +183,11 @@ class Pair:
     other region of the image for the noun (−1, the least cosine, where there is no other), so it is negative when the
     rule did not choose the noun's best region. `rank` is 0 when, of the image's nouns, this one fits the region best;
     without CLIP it counts the noun's regions, largest first.
+
+    `lift` is similarity minus the noun's level (`LevelRow`). `lead`, `gap`, `agreement` and `separability` are further
+    evidence, see `mining/scores/features.py`, and `evidence` their weighted sum. `confidence` is the calibrated
+    probability that the pair is right, 0–1; None without a calibration. All are None without CLIP, for a noun without a
+    level, and in runs of format versions 1 and 2.
     """
 
     noun: str
@@ -147,6 +199,13 @@ class Pair:
     similarity: float | None
     margin: float | None
     rank: int
+    lift: float | None = None
+    lead: float | None = None
+    gap: float | None = None
+    agreement: float | None = None
+    separability: float | None = None
+    evidence: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +217,35 @@ class PairsRow:
     rejection: Rejection | None
 
 
-@dataclass(frozen=True, slots=True)
+Verdict = Literal[
+    "right",  # the mask shows what the noun names
+    "wrong_noun",  # the noun names nothing that the mask shows, or nothing that can be seen
+    "bad_mask",  # the noun is there, but the mask is of nothing or of too little or too much
+    "cannot_say",
+]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictRow:
+    """What a reviewer says of a pair. A pair is known by image, noun and mask, so a verdict survives regeneration.
+
+    `mask` is `Mask.digest` of the region's mask; `at` the time, ISO 8601 in UTC with microseconds; `seconds` how long
+    the pair was looked at, None where that is not known.
+    """
+
+    image_id: str
+    noun: str
+    mask: str
+    verdict: Verdict
+    reviewer: str
+    at: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedImage:
-    """An image that came to nothing, and why."""
+    """An image without pairs, and why."""
 
     image_id: str
     part: int
@@ -177,11 +262,12 @@ class SelectionRow:
     last: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
     """The index of a shard, a row a sample: `offset` and `size_bytes` span its members in the tar and their headers.
 
-    `source` names the caption source; it is None in runs of format version 1.
+    `source` names the caption source; it is None in runs of format version 1. `lift`, `evidence` and `confidence` are
+    those of the pair; None in runs of format versions 1 and 2, as is `crc32`, the CRC-32 of all bytes of the span.
     """
 
     key: str
@@ -203,3 +289,7 @@ class SampleRow:
     offset: int
     size_bytes: int
     source: str | None = None
+    lift: float | None = None
+    evidence: float | None = None
+    confidence: float | None = None
+    crc32: int | None = None

@@ -1,4 +1,4 @@
-"""One sample of a shard: its key, its members, and its bytes in the tar.
+"""One sample of a shard: its key, its members, and how these are written to a tar and read from it.
 
 A sample is one pair. Its members, always these and in this order: `.jpg` (or `.png`, `.webp`) the crop, not blanked;
 `.mask.png` the mask in the crop's frame, 0 or 255; `.txt` the noun; `.json` everything else.
@@ -7,54 +7,48 @@ A sample is one pair. Its members, always these and in this order: `.jpg` (or `.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
-from schemas.settings import canonical_json
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.settings import canonical_json
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 2 added `source` and `additional` to every .json, and `source` to the index."""
+FORMAT_VERSION = 3
+"""Raised when members, their names or the keys of the .json change."""
+
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 2 added `source` and `additional` to every .json, and `source` to the index; version 3 added `lift`,
+`evidence` and `confidence` to both."""
 
 ImageFormat = Literal["jpg", "png", "webp"]
+IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 # Every sample's .json has exactly these keys.
 RECORD_KEYS = frozenset(
     {
-        "additional",
-        "area_px",
-        "box_crop_xyxy",
-        "box_xyxy",
-        "caption",
-        "crop_xyxy",
-        "end",
-        "height_px",
-        "image_id",
-        "label",
-        "lemma",
-        "margin",
-        "noun",
-        "rank",
-        "score",
-        "similarity",
-        "source",
-        "start",
-        "width_px",
+        *("image_id", "height_px", "width_px", "caption", "source", "additional", "noun", "lemma", "start", "end"),
+        *("box_xyxy", "crop_xyxy", "box_crop_xyxy", "area_px", "similarity", "margin", "rank", "score", "label"),
+        *("lift", "evidence", "confidence"),
     }
 )
-_ADDED = {2: frozenset({"source", "additional"})}
+# The keys that a format version added, for reading older ones.
+_ADDED = {2: frozenset({"source", "additional"}), 3: frozenset({"lift", "evidence", "confidence"})}
+# Anything else in an id could end a key early, leave the folder, or be unreadable to a WebDataset loader.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_BLOCK_BYTES = 512
+_BLOCK_BYTES = 512  # a tar is made of blocks of this size
 
 
 class Writer(Protocol):
-    """What a shard is written to: a file, or anything else that takes bytes."""
+    """A file, or anything else that bytes can be written to."""
 
     def write(self, content: bytes, /) -> int:
-        """Take all of `content`; returns its length."""
+        """Write all of `content`; returns its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +60,23 @@ class Sample:
     mask_png: bytes
     noun: str
     record: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """A pair read back from a shard: its row of the index, its members, and `span`, all of its bytes in the tar."""
+
+    row: SampleRow
+    image_format: ImageFormat
+    image: bytes
+    mask_png: bytes
+    record_json: bytes
+    span: bytes
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of its `.json`; a new dictionary each time."""
+        return cast("dict[str, Any]", json.loads(self.record_json))
 
 
 def safe_id(image_id: str) -> str:
@@ -84,6 +95,17 @@ def record_keys(version: int) -> frozenset[str]:
     """The keys of a sample's .json in a format version."""
     later = [keys for added, keys in _ADDED.items() if added > version]
     return RECORD_KEYS.difference(*later)
+
+
+def why_no_score(score: str, version: int) -> str:
+    """Why the pairs of a set of a format version have no `score`, and what to do, as the end of a message."""
+    if score in _ADDED[3] and version < 3:
+        return f"as format version {version} has none; mine again, or leave it out"
+    if score == "confidence":
+        return (
+            "as they were mined without a calibration; give one as `pairs.calibration` and mine again, or leave it out"
+        )
+    return "as no CLIP made them; leave it out"
 
 
 def member_names(key: str, image_format: ImageFormat) -> tuple[str, str, str, str]:
@@ -114,9 +136,74 @@ def write_end_of_tar(file: Writer, *, size_bytes: int) -> int:
     return file.write(b"\0" * padding)
 
 
+def parse_sample(span: bytes, row: SampleRow, *, path: str) -> StoredSample:
+    """A sample from its bytes in the tar at `path`. Raises IncompleteError when they are not those of the row."""
+    if is_damaged(span, row.crc32):
+        raise IncompleteError(
+            f"{path}: sample {row.key} is not what was written there; delete the shard's tar and run `maskmine mine` "
+            "again, which writes it again"
+        )
+    try:
+        image_format, image, mask_png, _, record_json = sample_members(span, row.key)
+    except ValueError as error:
+        raise IncompleteError(
+            f"{path}: sample {row.key} is not where the index has it; delete the shard's tar and run `maskmine mine` "
+            "again, which writes it again"
+        ) from error
+    return StoredSample(row, image_format, image, mask_png, record_json, span)
+
+
+def is_damaged(span: bytes, crc32: int | None) -> bool:
+    """Whether bytes of a tar have another CRC-32 than the index says; of sets before version 3 nothing is known."""
+    return crc32 is not None and zlib.crc32(span) != crc32
+
+
+def sample_members(span: bytes, key: str) -> tuple[ImageFormat, bytes, bytes, bytes, bytes]:
+    """The crop's format and the contents of the members, in their order. Raises ValueError for other members."""
+    members = _read_members(span)
+    names = tuple(name for name, _ in members)
+    for image_format in IMAGE_FORMATS:
+        if names == member_names(key, image_format):
+            image, mask_png, noun, record_json = (content for _, content in members)
+            return image_format, image, mask_png, noun, record_json
+    raise ValueError(f"the members are {', '.join(names) or 'missing'}, not those of sample {key}")
+
+
+def _read_members(span: bytes) -> list[tuple[str, bytes]]:
+    """Names and contents of the members, up to the first header that is not plain USTAR as `write_members` writes it.
+
+    Parsed here because `tarfile` takes longer for the headers of a sample than a disk for all of its bytes.
+    """
+    members, start = [], 0
+    while start + _BLOCK_BYTES <= len(span):
+        # Fields of a USTAR header: name 0-100, size (octal) 124-135, magic 257-262, prefix of the name 345-500.
+        header = span[start : start + _BLOCK_BYTES]
+        prefix, name = header[345:500].rstrip(b"\0"), header[:100].rstrip(b"\0")
+        digits = header[124:135]
+        if header[257:262] != b"ustar" or not digits.isdigit():
+            break
+        size_bytes, start = int(digits, 8), start + _BLOCK_BYTES
+        if start + size_bytes > len(span):
+            break
+        path = prefix + b"/" + name if prefix else name
+        members.append((path.decode("utf-8", "replace"), span[start : start + size_bytes]))
+        start += size_bytes + -size_bytes % _BLOCK_BYTES
+    return members
+
+
 def _tar_header(name: str, size_bytes: int) -> bytes:
-    # Owner, mode and time are fixed: the same samples give the same bytes whoever writes them, and whenever.
+    # Owner, mode and time are fixed, so that the same samples always give the same bytes.
     info = tarfile.TarInfo(name)
     info.size = size_bytes
     info.mode = 0o644
     return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def part_name(part: int) -> str:
+    """A part as files and messages name it, such as `00017`."""
+    return f"{part:05d}"
+
+
+def cell_name(part: int, suffix: str = "parquet") -> str:
+    """The file name of a part's cell in the folder of a step, such as `00017.parquet`."""
+    return f"{part_name(part)}.{suffix}"

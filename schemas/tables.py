@@ -6,14 +6,24 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import IO, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+
+from maskmine.schemas.seal import check_sealed, open_sealed, own_metadata, write_sealed
 
 Row = TypeVar("Row")
 
+MAX_GROUP_BYTES = 64 << 20
+"""Bytes of text and binary values in a row group: a reader of a cell has so much in memory at a time."""
+MAX_GROUP_ROWS = 4096
+PIECE_ROWS = 16
+"""Rows that are made a table at a time; divides MAX_GROUP_ROWS."""
+
+# Arrow types of the scalars that rows may have.
 _SCALARS: dict[Any, pa.DataType] = {
     str: pa.string(),
     bytes: pa.binary(),
@@ -43,31 +53,157 @@ def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
     Last columns that an earlier version of the row did not have are filled with the fields' defaults.
     """
-    table = _with_defaults(table, typing.cast(Any, row_type))
-    if not table.schema.equals(arrow_schema(typing.cast(Any, row_type)), check_metadata=False):
+    if not _holds(table.schema, typing.cast(Any, row_type)):
         raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
     build: Any = _builder(typing.cast(Any, row_type))
     return [build(values) for values in table.to_pylist()]
 
 
-def write_parquet(table: pa.Table, file: IO[bytes], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write Parquet whose bytes depend on the content alone; `metadata` goes into the file's footer."""
-    table = table.replace_schema_metadata(dict(sorted((metadata or {}).items())))
-    pq.write_table(table, file, compression="zstd", row_group_size=4096)
+def from_pieces(table: pa.Table, row_type: type[Row]) -> Iterator[Row]:
+    """`from_table`, a few rows in memory at a time."""
+    for start in range(0, len(table), PIECE_ROWS):
+        yield from from_table(table.slice(start, PIECE_ROWS), row_type)
+
+
+def rows_in_order(table: pa.Table, order: Sequence[int]) -> Iterator[pa.Table]:
+    """The rows of these numbers, in tables of PIECE_ROWS.
+
+    Row by row, as Arrow's `take` joins all that a column holds, of which lists of more than 2 GiB do not fit.
+    """
+    for start in range(0, len(order), PIECE_ROWS):
+        yield pa.concat_tables([table.slice(row, 1) for row in order[start : start + PIECE_ROWS]])
+
+
+def row_groups(
+    rows: Iterable[Any], row_type: Any, *, max_bytes: int = MAX_GROUP_BYTES, max_rows: int = MAX_GROUP_ROWS
+) -> Iterator[pa.Table]:
+    """Rows as tables of at most `max_rows` rows; of those that pass `max_bytes`, only the last `PIECE_ROWS` do.
+
+    Arrow reads no row group whose bytes in one column pass 2 GiB, and a table of any size by its row groups.
+    """
+    iterator = iter(rows)
+    pieces = (to_table(piece, row_type) for piece in iter(lambda: list(islice(iterator, PIECE_ROWS)), []))
+    return _grouped(pieces, max_bytes=max_bytes, max_rows=max_rows)
+
+
+def write_parquet(
+    table: pa.Table,
+    file: IO[bytes],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_GROUP_BYTES,
+) -> None:
+    """Write sealed Parquet whose bytes depend on the content alone; `metadata` goes into the file's footer.
+
+    Row groups are those of `row_groups`.
+    """
+    pieces = (table.slice(start, PIECE_ROWS) for start in range(0, len(table), PIECE_ROWS))
+    write_sealed(_grouped(pieces, max_bytes=max_bytes), file, table.schema, metadata=metadata)
+
+
+def write_parquet_pieces(
+    pieces: Iterable[pa.Table],
+    file: IO[bytes],
+    row_type: Any,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_GROUP_BYTES,
+) -> None:
+    """`write_parquet` of tables of PIECE_ROWS rows as they come."""
+    write_sealed(_grouped(pieces, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
+
+
+def write_parquet_rows(
+    rows: Iterable[Any],
+    file: IO[bytes],
+    row_type: Any,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_GROUP_BYTES,
+) -> None:
+    """`write_parquet` of rows as they come: one row group is in memory at a time."""
+    write_sealed(row_groups(rows, row_type, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
+
+
+def read_parquet_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after the other; damage is found as in `open_sealed`."""
+    parquet = open_sealed(file)
+    for number in range(parquet.num_row_groups):
+        yield _own(parquet.read_row_group(number))
 
 
 def read_parquet(file: IO[bytes]) -> pa.Table:
-    """Read a whole Parquet file; its footer's metadata is in `table.schema.metadata`."""
-    return pq.ParquetFile(file).read()
+    """Read a whole Parquet file, every byte of it checked; its footer's metadata is in `table.schema.metadata`.
+
+    Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does.
+    """
+    check_sealed(file)
+    parquet = open_sealed(file)
+    groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]
+    return _own(pa.concat_tables(groups) if groups else parquet.read())
 
 
-def _with_defaults(table: pa.Table, row_type: Any) -> pa.Table:
-    schema = arrow_schema(row_type)
-    for field in dataclasses.fields(row_type)[table.num_columns :]:
-        if field.default is not dataclasses.MISSING:
-            values = pa.array([_plain(field.default)] * len(table), schema.field(field.name).type)
-            table = table.append_column(schema.field(field.name), values)
+def with_later_columns(table: pa.Table, row_type: Any) -> pa.Table:
+    """A table of an earlier version of a row, with the last columns that it does not have, all null."""
+    for field in list(arrow_schema(row_type))[table.num_columns :]:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
     return table
+
+
+def _grouped(
+    pieces: Iterable[pa.Table], *, max_bytes: int = MAX_GROUP_BYTES, max_rows: int = MAX_GROUP_ROWS
+) -> Iterator[pa.Table]:
+    """Small tables together, until they have as many rows or bytes."""
+    held: list[pa.Table] = []
+    size_bytes = rows = 0
+    for piece in pieces:
+        held.append(piece)
+        size_bytes, rows = size_bytes + _content_bytes(piece), rows + len(piece)
+        if size_bytes >= max_bytes or rows >= max_rows:
+            yield pa.concat_tables(held).combine_chunks()
+            held, size_bytes, rows = [], 0, 0
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def _content_bytes(table: pa.Table) -> int:
+    """Bytes of all text and binary values, which do not depend on how a table lies in memory."""
+    return sum(_value_bytes(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _value_bytes(values: pa.Array) -> int:
+    if pa.types.is_list(values.type):
+        return _value_bytes(values.flatten())
+    if pa.types.is_struct(values.type):
+        return sum(map(_value_bytes, values.flatten()))
+    if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        return pc.sum(pc.binary_length(values)).as_py() or 0
+    return 0
+
+
+def _own(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(own_metadata(table.schema.metadata))
+
+
+def _holds(fields: Iterable[pa.Field], row_type: Any) -> bool:
+    """Whether Arrow fields are those of a dataclass, of which last ones with a default may be missing, at any depth."""
+    found, wanted = list(fields), list(arrow_schema(row_type))
+    with_default = [field.default is not dataclasses.MISSING for field in dataclasses.fields(row_type)]
+    if len(found) > len(wanted) or not all(with_default[len(found) :]):
+        return False
+    hints = typing.get_type_hints(row_type)
+    return all(
+        a.name == b.name and a.nullable == b.nullable and (a.type.equals(b.type) or _older(a.type, hints[b.name]))
+        for a, b in zip(found, wanted, strict=False)
+    )
+
+
+def _older(found: pa.DataType, hint: Any) -> bool:
+    """Whether a type is that of an earlier version of a dataclass, or a list of such."""
+    inner, _ = _without_none(hint)
+    if typing.get_origin(inner) is tuple and pa.types.is_list(found):
+        return _older(found.value_type, typing.get_args(inner)[0])
+    return dataclasses.is_dataclass(inner) and pa.types.is_struct(found) and _holds(found, inner)
 
 
 def _fields(row_type: type) -> list[pa.Field]:
@@ -121,7 +257,7 @@ def _builder(hint: Any) -> Any:
         hints = typing.get_type_hints(inner)
         builders = [(f.name, _builder(hints[f.name])) for f in dataclasses.fields(inner)]
         make: Any = inner
-        return lambda value: make(*[build(value[name]) for name, build in builders])
+        return lambda value: make(**{name: build(value[name]) for name, build in builders if name in value})
     if typing.get_origin(inner) is tuple:
         build_item = _builder(typing.get_args(inner)[0])
         return lambda value: tuple(build_item(item) for item in value)

@@ -19,7 +19,8 @@ find_python() {
 }
 
 wanted=$(cat setup.py pyproject.toml scripts/environment.sh | cksum | cut -d' ' -f1)
-if [ ! -x .venv/bin/python ] || [ "$(cat .venv/maskmine-environment 2>/dev/null)" != "$wanted" ]; then
+if [ ! -x .venv/bin/python ] || [ "$(cat .venv/maskmine-environment 2>/dev/null)" != "$wanted" ] ||
+  [ ! -e maskmine/mining ]; then
   python=$(find_python)
   echo "maskmine: setting up .venv with $("$python" --version); a few minutes and about 7 GB, once" >&2
   [ -x .venv/bin/python ] || "$python" -m venv .venv 2>/dev/null ||

@@ -8,8 +8,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.steps.jobs import PartReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,18 @@ class Measure:
     name: str
     value: float
     unit: str
-    goal: str
-    reached: bool | None
+    goal: str = ""
+    reached: bool | None = None
+
+
+def at_least(name: str, value: float, unit: str, goal: float) -> Measure:
+    """A figure that is to reach a goal."""
+    return Measure(name, value, unit, f"≥ {goal:g}", value >= goal)
+
+
+def at_most(name: str, value: float, unit: str, goal: float) -> Measure:
+    """A figure that is not to exceed a goal."""
+    return Measure(name, value, unit, f"≤ {goal:g}", value <= goal)
 
 
 def peak_bytes() -> int:
@@ -46,3 +59,15 @@ def in_turns(*works: Callable[[], object], rounds: int = 3, warm_up: bool = Fals
             work()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
+
+
+@dataclass
+class Seconds(RunObserver):
+    """Adds up the seconds of each step, and counts what it made."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
+
+    def on_part_done(self, report: PartReport) -> None:
+        self.seconds[report.step] = self.seconds.get(report.step, 0.0) + report.seconds
+        self.made[report.step] = self.made.get(report.step, 0) + report.made

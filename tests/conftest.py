@@ -3,24 +3,25 @@
 One thread for numerical libraries: the tests' models are tiny, and threads that wait for each other cost minutes.
 Hypothesis has no deadlines, for they tell how busy the machine is, and tries the same examples each time, so that a red
 run tells of the change. And poison for the decoder, which acts only on pictures that are marked for it
-(`tests/poison/sitecustomize.py`).
+(`tests/support/poison/sitecustomize.py`).
 """
 
 from __future__ import annotations
 
-import functools
 import os
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.poison.full_disk import install
+from tests.support.poison.full_disk import install
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [os.path.join(os.path.dirname(__file__), "poison"), os.environ.get("PYTHONPATH")])
+    filter(None, [os.path.join(os.path.dirname(__file__), "support", "poison"), os.environ.get("PYTHONPATH")])
 )
 
 install()
@@ -28,11 +29,22 @@ settings.register_profile("any machine", deadline=None, derandomize=True)
 settings.load_profile("any machine")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_tagger() -> Iterator[None]:
-    """The runs of a file share spaCy's pipeline, which takes longer to load than they do."""
-    from mining import nouns
+    """All runs of a thread share spaCy's packages, which take longer to load than the runs of the tests. A pipeline in
+    a folder is loaded each time, for a test may have changed it."""
+    from maskmine.mining import nouns
+
+    load, of_thread = nouns._load_tagger, threading.local()
+
+    def load_once(*key: Any) -> Any:
+        if os.path.isdir(key[0]):
+            return load(*key)
+        loaded = vars(of_thread).setdefault("loaded", {})
+        if key not in loaded:
+            loaded[key] = load(*key)
+        return loaded[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nouns, "_load_tagger", functools.cache(nouns._load_tagger))
+        patch.setattr(nouns, "_load_tagger", load_once)
         yield

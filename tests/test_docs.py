@@ -13,15 +13,16 @@ import pytest
 import typer
 import yaml
 
-from pipelines.choose import choose_engine
-from pipelines.cli import app
-from pipelines.on_beam import BeamEngine
-from pipelines.on_ray import RayEngine
-from pipelines.settings import load_mining, load_settings
-from schemas.settings import Settings
-from tuning.segmenter import Segmenter
+from maskmine.pipelines.cli.main import app
+from maskmine.pipelines.engines.beam import BeamEngine
+from maskmine.pipelines.engines.choose import choose_engine
+from maskmine.pipelines.engines.ray import RayEngine
+from maskmine.pipelines.settings.mining import load_mining, load_settings
+from maskmine.schemas.rows import FAULTS, NOTHING_FOUND, REASONS
+from maskmine.schemas.settings import Settings
+from maskmine.tuning.segmentation.segmenter import Segmenter
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 MANIFESTS = sorted(ROOT.glob("docs/*.yaml"))
 ENGINES: dict[str, tuple[type[Settings], Path]] = {
@@ -163,3 +164,16 @@ def test_pods_of_a_manifest_share_an_image_and_a_ray_that_we_support(manifest: P
     assert len(images) == 1
     assert f"rayproject/ray:{cluster['rayVersion']}-" in (ROOT / "docs/ray.md").read_text()
     assert f"ray[default]>={cluster['rayVersion'].rpartition('.')[0]}" in (ROOT / "setup.py").read_text()
+
+
+def test_the_page_on_settings_explains_every_reason_below_the_limit_that_counts_it() -> None:
+    page = (ROOT / "docs/settings.md").read_text()
+    section = page.partition("\n## Images without pairs\n")[2].partition("\n## ")[0]
+    faults, nothing_found = re.split(r"^`max_empty`", section, flags=re.MULTILINE)
+    for text, reasons in ((faults, FAULTS), (nothing_found, NOTHING_FOUND)):
+        assert tuple(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == reasons
+
+
+def test_every_reason_is_either_a_fault_or_one_of_nothing_found() -> None:
+    assert sorted((*FAULTS, *NOTHING_FOUND)) == sorted(REASONS)
+    assert set(FAULTS).isdisjoint(NOTHING_FOUND)

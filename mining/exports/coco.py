@@ -9,30 +9,32 @@ from typing import IO, Any
 
 import numpy as np
 
-from mining.exports.pictures import decode_mask
-from mining.exports.pieces import Folder, Piece
-from mining.exports.stored import StoredSample
-from schemas.mask import Mask
-from schemas.settings import canonical_json
+from maskmine.mining.exports.export_shards import ExportShard, Folder
+from maskmine.mining.exports.images import decode_mask
+from maskmine.mining.storage.stores import scheme_of
+from maskmine.mining.storage.urls import URL_SCHEMES
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.sample import StoredSample
+from maskmine.schemas.settings import canonical_json
 
-_COPIED_BYTES = 1 << 20
+_COPIED_BYTES = 1 << 20  # of a read: large enough for a disk to be fast
 
 
-def write_coco(folder: Folder, piece: Piece) -> None:
+def write_coco(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT.json` in the form of COCO's instances. Image ids are those of the run where all of them are numbers.
 
     Otherwise images are numbered, and each says its own as `image_id`. Beyond COCO's keys, annotations have `score`
-    (the proposal's), `similarity`, `margin`, `caption` and `key`.
+    (the proposal's), `similarity`, `margin`, `lift`, `evidence`, `confidence`, `caption` and `key`.
     """
-    categories = {noun: number for number, noun in enumerate(piece.totals.nouns, start=1)}
-    with folder.write(f"{piece.split}.json") as file, tempfile.TemporaryFile() as images:
-        head = {"description": f"mask-noun pairs, {piece.split}"}
+    categories = {noun: number for number, noun in enumerate(shard.totals.nouns, start=1)}
+    with folder.write(f"{shard.split}.json") as file, tempfile.TemporaryFile() as images:
+        head = {"description": f"mask-noun pairs, {shard.split}"}
         named = [{"id": number, "name": noun, "supercategory": "noun"} for noun, number in categories.items()]
         file.write(f'{{"info":{canonical_json(head)},"licenses":[],"categories":{canonical_json(named)}'.encode())
         file.write(b',"annotations":[\n')
-        for number, entry in enumerate(_entries(piece, images, categories), start=1):
+        for number, entry in enumerate(_entries(shard, images, categories), start=1):
             file.write((b",\n" if number > 1 else b"") + canonical_json({"id": number} | entry).encode())
-            piece.tick(1)
+            shard.tick(1)
         file.write(b'\n],"images":[\n')
         images.seek(0)
         while block := images.read(_COPIED_BYTES):
@@ -40,25 +42,27 @@ def write_coco(folder: Folder, piece: Piece) -> None:
         file.write(b"\n]}\n")
 
 
-def _entries(piece: Piece, images: IO[bytes], categories: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _entries(shard: ExportShard, images: IO[bytes], categories: dict[str, int]) -> Iterator[dict[str, Any]]:
     """The annotations; each image is written to `images` when its first one comes, for they lie side by side."""
     last, images_before = None, 0
-    for sample in piece.samples():
+    for sample in shard.samples():
         row, record = sample.row, sample.record
         if row.image_id != last:
             last, images_before = row.image_id, images_before + 1
+            file_name = shard.run.file_name(row)
             image = {
-                "id": int(row.image_id) if piece.totals.numbered else images_before,
-                "file_name": piece.run.file_name(row),
+                "id": int(row.image_id) if shard.totals.numbered else images_before,
+                "file_name": file_name,
+                **({"coco_url": file_name} if scheme_of(file_name) in URL_SCHEMES else {}),
                 "height": record["height_px"],
                 "width": record["width_px"],
             }
-            own = {} if piece.totals.numbered else {"image_id": row.image_id}
+            own = {} if shard.totals.numbered else {"image_id": row.image_id}
             images.write((b",\n" if images_before > 1 else b"") + json.dumps(image | own).encode())
         x0, y0, x1, y1 = row.box_xyxy
         mask = _whole_mask(sample, record)
         yield {
-            "image_id": int(row.image_id) if piece.totals.numbered else images_before,
+            "image_id": int(row.image_id) if shard.totals.numbered else images_before,
             "category_id": categories[row.noun],
             "segmentation": {"size": [mask.height_px, mask.width_px], "counts": mask.counts.decode("ascii")},
             "area": mask.area_px,
@@ -67,6 +71,9 @@ def _entries(piece: Piece, images: IO[bytes], categories: dict[str, int]) -> Ite
             "score": row.score,
             "similarity": row.similarity,
             "margin": row.margin,
+            "lift": row.lift,
+            "evidence": row.evidence,
+            "confidence": row.confidence,
             "caption": row.caption,
             "key": row.key,
         }

@@ -1,4 +1,4 @@
-"""What every export is made of: pieces, each some samples of a split that become a file or a few, whole or not."""
+"""Shards of an export, each with consecutive samples of a split, and what the writers of all formats share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import IO, Protocol
 
 import pyarrow as pa
 
-from mining.exports.pictures import Pictures
-from mining.exports.stored import StoredSample
-from schemas.rows import SampleRow
-from schemas.sample import ImageFormat
-from schemas.tables import from_table
+from maskmine.mining.exports.images import Pictures
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import ImageFormat, StoredSample
+from maskmine.schemas.tables import from_table
 
 Tick = Callable[[int], None]
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20  # of a read: large enough for a disk to be fast
 
 
 class Folder(Protocol):
@@ -37,12 +36,12 @@ class Run(Protocol):
         """Some bytes of a shard's tar, checked in the same way."""
 
     def file_name(self, row: SampleRow) -> str:
-        """The name of the photograph that a sample is from."""
+        """The name of the image that a sample is from: its path below the folder of its source, or its URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the filters let through: counts for each split, in the order of the splits, and the nouns, sorted.
+    """The samples that passed the filters: counts for each split, in the order of the splits, and the nouns, sorted.
 
     `numbered` says whether every image id is a number, so that it can stand as one.
     """
@@ -54,10 +53,10 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some samples of a split, as tables of the index with a column `split`; read them once, in order.
+class ExportShard:
+    """Shard `number` of the `of` shards of a split: `tables` of the index with a column `split`, read once, in order.
 
-    Piece `number` of `of`; `tick` is called with the number of samples that are done.
+    `tick` is called with the number of samples that were written.
     """
 
     split: str
@@ -79,9 +78,9 @@ class Piece:
         return map(self.run.read, self.rows())
 
     def spans(self) -> Iterator[tuple[int, bytes]]:
-        """The samples as they lie in the run's shards: `(number, bytes)` of those that lie side by side there."""
+        """The samples as stored in the run's shards: `(number, bytes)` of contiguous ones."""
         for table in self.tables:
-            for shard, samples, start, end in _side_by_side(table):
+            for shard, samples, start, end in _contiguous(table):
                 yield samples, self.run.read_bytes(shard, start, end - start)
 
     @property
@@ -91,20 +90,20 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """What an export is finished with: the samples of each piece of each split, and the index of a split once more.
+class ExportSummary:
+    """What a format needs to write the files that describe the whole: samples of each shard, `tables` of a split.
 
-    `image_format` is that of the pictures.
+    `image_format` is that of the images.
     """
 
-    pieces: dict[str, list[int]]
+    shards: dict[str, list[int]]
     image_format: ImageFormat
     tables: Callable[[str], Iterator[pa.Table]]
     csv_prefix: str
 
 
-def _side_by_side(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
-    """`(shard, number, start, end)` of samples without a gap between them, about a block at a time."""
+def _contiguous(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
+    """`(shard, number, start, end)` of contiguous samples, about a block at a time."""
     columns = (table[name].to_pylist() for name in ("shard", "offset", "size_bytes"))
     last, samples, start, end = "", 0, 0, 0
     for shard, offset, size_bytes in zip(*columns, strict=True):

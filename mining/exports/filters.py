@@ -1,7 +1,6 @@
 """Which samples of a run go into an export, and into which split: thresholds, lists of nouns, a hash of the image id.
 
-An image lies in one split with all of its pairs, whatever the filters; a run with more images leaves the others where
-they were.
+All pairs of an image are in one split, whatever the filters. More images in a run do not move the others.
 """
 
 from __future__ import annotations
@@ -13,36 +12,57 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from schemas.rows import SampleRow
-from schemas.settings import Settings
-from schemas.tables import arrow_schema
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.settings import Settings
+from maskmine.schemas.tables import arrow_schema
 
-_HASHED = 2**64
-_SPLIT = pa.field("split", pa.string(), nullable=False)
+SCORES = ("similarity", "margin", "lift", "evidence", "confidence")
+"""The columns of the index that have a threshold."""
+
+_HASHED = 2**64  # values of the 8 bytes that a split is chosen by
+_SPLIT = pa.field("split", pa.string(), nullable=False)  # the column that an export adds to the index
 
 
 class Split(Settings):
-    """A part of the export and its share of the images."""
+    """One split of an export."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+    """Name of the split, such as `train`."""
     share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the images, 0–1; the shares of all splits add up to 1."""
 
 
 class Selection(Settings):
-    """The filters of an export. A noun of a list stands for every noun of that text or lemma.
-
-    `held_out` nouns are in no pair of the first split, so that the others hold nouns that a model has not seen;
-    `sources` are the caption sources whose pairs are taken, None for all.
-    """
+    """The filters of an export. A listed noun stands for every noun of that text or lemma."""
 
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Lowest cosine similarity of a pair that is exported; null exports all."""
     min_margin: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Lowest margin of a pair that is exported; null exports all."""
+    min_lift: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Lowest lift of a pair that is exported; null exports all."""
+    min_evidence: float | None = None
+    """Lowest evidence of a pair that is exported; null exports all."""
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Lowest confidence of a pair that is exported, 0–1; null exports all."""
     nouns: tuple[str, ...] | None = None
+    """Only pairs of these nouns; null exports all."""
     without_nouns: tuple[str, ...] = ()
+    """No pairs of these nouns."""
     held_out: tuple[str, ...] = ()
+    """Nouns that are in no pair of the first split, so that the other splits hold nouns unseen in training."""
     sources: tuple[str, ...] | None = None
+    """Caption sources whose pairs are exported; null exports all."""
     splits: Annotated[tuple[Split, ...], Field(min_length=1)] = (Split(name="train", share=1.0),)
+    """The splits and their shares of the images."""
     seed: int = 0
+    """Seed of the assignment of images to splits."""
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The least value of each score that has one."""
+        least = {score: getattr(self, f"min_{score}") for score in SCORES}
+        return {score: value for score, value in least.items() if value is not None}
 
     @model_validator(mode="after")
     def _splits_are_whole(self) -> Selection:
@@ -64,33 +84,32 @@ def index_schema() -> pa.Schema:
 
 def select_rows(index: pa.Table, selection: Selection) -> pa.Table:
     """The samples of a shard's index that are exported, in order, with a column `split`."""
-    kept = index.filter(_passes(index, selection))
-    image_ids = kept["image_id"].to_pylist()
+    rows = index.filter(_passes(index, selection))
+    image_ids = rows["image_id"].to_pylist()
     by_image = {image_id: split_of(image_id, selection) for image_id in dict.fromkeys(image_ids)}
     splits = pa.array([by_image[image_id] for image_id in image_ids], pa.string())
-    kept = kept.append_column(_SPLIT, splits)
+    rows = rows.append_column(_SPLIT, splits)
     if not selection.held_out:
-        return kept
-    in_first = pc.equal(kept["split"], selection.splits[0].name)
-    return kept.filter(pc.invert(pc.and_(in_first, _is_one_of(kept, selection.held_out))))
+        return rows
+    in_first = pc.equal(rows["split"], selection.splits[0].name)
+    return rows.filter(pc.invert(pc.and_(in_first, _is_one_of(rows, selection.held_out))))
 
 
 def split_of(image_id: str, selection: Selection) -> str:
     """The split of an image: the first one whose share, added to those before it, reaches beyond the id's hash."""
     digest = hashlib.sha256(f"{selection.seed} {image_id}".encode("utf-8", "surrogatepass")).digest()
-    place, reached = int.from_bytes(digest[:8]) / _HASHED, 0.0
+    position, upper = int.from_bytes(digest[:8]) / _HASHED, 0.0
     for split in selection.splits:
-        reached += split.share
-        if place < reached:
+        upper += split.share
+        if position < upper:
             return split.name
     return selection.splits[-1].name
 
 
 def _passes(index: pa.Table, selection: Selection) -> pa.ChunkedArray:
     passes = pa.chunked_array([pa.array([True] * len(index), pa.bool_())])
-    for name, least in (("similarity", selection.min_similarity), ("margin", selection.min_margin)):
-        if least is not None:  # a pair without a score does not reach a threshold
-            passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], least), False))
+    for name, least in selection.thresholds.items():  # a pair without a score does not reach a threshold
+        passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], least), False))
     if selection.nouns is not None:
         passes = pc.and_(passes, _is_one_of(index, selection.nouns))
     if selection.without_nouns:

@@ -6,36 +6,36 @@ import csv
 import io
 import posixpath
 
-from mining.exports.pictures import map_in_order
-from mining.exports.pieces import Ending, Folder, Piece
-from mining.exports.stored import StoredSample
-from mining.exports.tars import key_crop
+from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Folder
+from maskmine.mining.exports.tars import key_crop
+from maskmine.mining.storage.prefetch import map_in_order
+from maskmine.schemas.sample import StoredSample
 
 # Each file is on the disk before it has its name; while some threads wait for that, others encode.
 _WAITING = 6
 
 
-def write_ovseg(folder: Folder, piece: Piece) -> None:
+def write_ovseg(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT/00000/KEY.png`: keyed crops (see `key_crop`)."""
 
     def write(sample: StoredSample) -> None:
-        png = key_crop(sample, piece.pictures)
-        with folder.write(piece.split, piece.name, f"{sample.row.key}.png") as file:
+        png = key_crop(sample, shard.pictures)
+        with folder.write(shard.split, shard.name, f"{sample.row.key}.png") as file:
             file.write(png)
 
-    for _ in map_in_order(write, piece.samples(), threads=piece.pictures.threads + _WAITING):
-        piece.tick(1)
+    for _ in map_in_order(write, shard.samples(), threads=shard.pictures.threads + _WAITING):
+        shard.tick(1)
 
 
-def write_tables(folder: Folder, ending: Ending) -> None:
+def write_tables(folder: Folder, summary: ExportSummary) -> None:
     """`SPLIT.csv` with the columns `filepath` and `title`; paths begin with the prefix that was asked for."""
-    for split, pieces in ending.pieces.items():
-        folders = (f"{number:05d}" for number, samples in enumerate(pieces) for _ in range(samples))
+    for split, shards in summary.shards.items():
+        folders = (f"{number:05d}" for number, samples in enumerate(shards) for _ in range(samples))
         with folder.write(f"{split}.csv") as file:
             file.write(_lines([("filepath", "title")]))
-            for table in ending.tables(split):
+            for table in summary.tables(split):
                 pairs = zip(table["key"].to_pylist(), table["noun"].to_pylist(), strict=True)
-                places = ((posixpath.join(ending.csv_prefix, split, next(folders), f"{k}.png"), n) for k, n in pairs)
+                places = ((posixpath.join(summary.csv_prefix, split, next(folders), f"{k}.png"), n) for k, n in pairs)
                 file.write(_lines(list(places)))
 
 

@@ -1,8 +1,8 @@
-"""Decoding in child processes: a picture that crashes its decoder, never ends or eats all memory costs itself alone.
+"""Decoding in child processes: an image that crashes its decoder, never ends or eats all memory costs itself alone.
 
 Image libraries are C code that reads bytes from strangers. The parent reads the file and sends its bytes; the child
 answers with pixels or a reason. It is under the kernel's limits of time and memory, so it ends by itself even when
-nobody is left to stop it, and another one takes its place.
+its parent is gone; then another one is started.
 
     parent ── op, max_pixels, timeout_s, memory_bytes, length │ the file's bytes ──▶ child
     child  ── length │ JSON: the answer and the size of what follows │ pixels ─────▶ parent
@@ -14,9 +14,7 @@ import atexit
 import fcntl
 import json
 import os
-import resource
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -28,51 +26,52 @@ from typing import IO, Any
 import numpy as np
 from pydantic import Field
 
-from mining.fetch import Fetch
-from mining.images import Picture, decode_image, image_size, most_bytes, read_bytes, read_head
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from schemas.settings import Settings
+from maskmine.mining.images.decode import DecodedImage
+from maskmine.mining.images.decoder_process import ABOUT, LENGTH, READY, REQUEST, read_exactly
+from maskmine.mining.images.read import max_bytes, read_bytes, read_head
+from maskmine.mining.storage.urls import Fetch
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import Settings
 
 
 class Decoding(Settings):
-    """How long and with how much memory a picture may be decoded, and how often that is tried.
-
-    A picture that takes longer than `timeout_s` is rejected as `record_timeout`; one that ends its process, or asks
-    for more than `memory_gb` (10⁹ bytes, address space), as `worker_crash`. A process may also be killed from outside
-    through no fault of the picture, hence `attempts`. `fetch`: whether and how pictures are read from URLs.
-    """
+    """Limits of the child processes that decode images; they keep a harmful image from stopping the run."""
 
     timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds of decoding after which an image is rejected as `record_timeout`."""
     memory_gb: float = Field(default=4.0, ge=0.5)
+    """Address space of a child in 10⁹ bytes; an image that needs more is rejected as `worker_crash`."""
     attempts: int = Field(default=2, ge=1)
+    """Attempts before an image that ends its process is rejected; a process may also be killed from outside."""
     fetch: Fetch = Fetch()
+    """Whether and how images are read from URLs."""
 
     def size(self, path: str | None, *, max_pixels: int) -> tuple[int, int] | Rejection:
-        """The size of the upright picture from the head of its file; as `images.image_size`, in a child process.
+        """The size of the upright image from the head of its file; as `images.image_size`, in a child process.
 
-        A picture whose header lies elsewhere, as some TIFFs have it, is rejected here and may yet be read. So is one
+        An image whose header lies elsewhere, as some TIFFs have it, is rejected here and may yet be read. So is one
         at a URL, which would be fetched twice.
         """
         answer = self._ask("size", read_head(path), max_pixels=max_pixels)
         return answer if isinstance(answer, Rejection) else tuple(answer[0]["size"])
 
-    def read(self, path: str | None, *, max_pixels: int) -> Picture | Rejection:
-        """The picture at `path`; as `images.read_image`, in a child process.
+    def read(self, path: str | None, *, max_pixels: int) -> DecodedImage | Rejection:
+        """The image at `path`; as `images.read_image`, in a child process.
 
         Further reasons are `worker_crash` and `record_timeout`. Raises InputError when no child can be started.
         """
-        data = read_bytes(path, most_bytes=most_bytes(max_pixels), urls=self.fetch)
+        data = read_bytes(path, max_bytes=max_bytes(max_pixels), urls=self.fetch)
         return data if isinstance(data, Rejection) else self.decode(data, max_pixels=max_pixels)
 
-    def decode(self, data: bytes, *, max_pixels: int) -> Picture | Rejection:
-        """The picture in the bytes of a file; as `images.decode_image`, in a child process; rejects as `read`."""
+    def decode(self, data: bytes, *, max_pixels: int) -> DecodedImage | Rejection:
+        """The image in the bytes of a file; as `images.decode_image`, in a child process; rejects as `read`."""
         answer = self._ask("decode", data, max_pixels=max_pixels)
         if isinstance(answer, Rejection):
             return answer
         about, pixels = answer
         rgb_HW3 = np.frombuffer(pixels, np.uint8).reshape(about["shape"])
-        return Picture(rgb_HW3, about["sha256"], about["orientation"])
+        return DecodedImage(rgb_HW3, **{name: about[name] for name in ABOUT})
 
     def _ask(
         self, op: str, data: bytes | Rejection, *, max_pixels: int
@@ -102,12 +101,9 @@ class Decoding(Settings):
         return Rejection("worker_crash", f"decoding ended its process with {how}, tried {tried}")
 
 
-_REQUEST = struct.Struct("<6sQdQQ")
-_LENGTH = struct.Struct("<I")
-_READY = b"ready\n"
-_PIPE_BYTES = 1 << 20  # Linux gives this much to anyone; a picture then crosses in one or two steps
+_PIPE_BYTES = 1 << 20  # as much as Linux allows every user; an image then takes one or two writes
 
-# Children that wait for work. They hold no state between pictures, so all steps of this process share them.
+# Children that wait for work. They hold no state between images, so all steps of this process share them.
 _idle: list[_Child] = []
 _inherited: list[_Child] = []  # of the process that this one was forked from: their pipes are not ours
 
@@ -123,12 +119,12 @@ class _Child:
     def ask(self, op: str, data: bytes, *, max_pixels: int, decoding: Decoding) -> tuple[dict[str, Any], bytearray]:
         """Send a request and wait for its answer. Raises EOFError or BrokenPipeError when the process ends."""
         limits = (decoding.timeout_s, int(decoding.memory_gb * 1e9))
-        self.to_child.write(_REQUEST.pack(op.encode(), max_pixels, *limits, len(data)))
+        self.to_child.write(REQUEST.pack(op.encode(), max_pixels, *limits, len(data)))
         self.to_child.write(data)
         self.to_child.flush()
-        (length,) = _LENGTH.unpack(_read_exactly(self.from_child, _LENGTH.size))
-        about: dict[str, Any] = json.loads(_read_exactly(self.from_child, length))
-        return about, _read_exactly(self.from_child, int(np.prod(about.get("shape", [0]))))
+        (length,) = LENGTH.unpack(read_exactly(self.from_child, LENGTH.size))
+        about: dict[str, Any] = json.loads(read_exactly(self.from_child, length))
+        return about, read_exactly(self.from_child, int(np.prod(about.get("shape", [0]))))
 
     def end(self) -> int:
         """Close the pipes, kill what is left, and return how the process ended (a signal as a negative number)."""
@@ -153,15 +149,15 @@ def _take_child() -> _Child:
 def _start_child(*, tries: int = 3) -> _Child:
     """A new child that has said that it is ready. Raises InputError with its last words when it does not.
 
-    One that is killed while it starts was no picture's doing, and another one is started.
+    One that is killed while it starts was no image's doing, and another one is started.
     """
-    code = str(Path(__file__).resolve().parents[1])
+    code = str(Path(__file__).parents[3])  # where `maskmine` is
     paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
     # one thread of BLAS, which nothing here uses: each one reserves address space, and that is limited
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mining.decoder"],
+            [sys.executable, "-P", "-m", "maskmine.mining.images.decoder_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -172,7 +168,7 @@ def _start_child(*, tries: int = 3) -> _Child:
         child = _Child(process, process.stdin, process.stdout)
         _widen(process.stdin, process.stdout)
         try:
-            _read_exactly(child.from_child, len(_READY))
+            read_exactly(child.from_child, len(READY))
         except EOFError as error:
             ended = child.end()
             if ended < 0 and tries > 1:
@@ -181,7 +177,7 @@ def _start_child(*, tries: int = 3) -> _Child:
             said = errors.read().decode(errors="replace").strip().splitlines() or [f"it ended with {ended}"]
             raise InputError(
                 f"the process that decodes pictures does not start ({said[-1][:200]}); "
-                f"`{sys.executable} -m mining.decoder </dev/null` says more"
+                f"`{sys.executable} -m maskmine.mining.images.decoder_process </dev/null` says more"
             ) from error
     return child
 
@@ -191,18 +187,6 @@ def _widen(*pipes: IO[bytes]) -> None:
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             with suppress(PermissionError):  # this user has many pipes; smaller ones do as well
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-
-def _read_exactly(file: IO[bytes], length: int) -> bytearray:
-    """So many bytes. Raises EOFError when the other side is gone before."""
-    buffer = bytearray(length)
-    view, got = memoryview(buffer), 0
-    while got < length:
-        read: int | None = file.readinto(view[got:])  # type: ignore[attr-defined]
-        if not read:
-            raise EOFError
-        got += read
-    return buffer
 
 
 def _end_children() -> None:
@@ -217,57 +201,3 @@ def _forget_children() -> None:
 
 atexit.register(_end_children)
 os.register_at_fork(after_in_child=_forget_children)
-
-
-def main() -> None:
-    """The child: answers requests until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; without it this process ends too
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, whatever code it is in
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    answers.write(_READY)
-    answers.flush()
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # libraries write warnings about broken files there
-        os.dup2(nothing, stream)
-    while True:
-        try:
-            op, max_pixels, timeout_s, memory_bytes, length = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
-            data = bytes(_read_exactly(requests, length))
-        except EOFError:
-            return
-        _limit_memory(memory_bytes)
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        about, pixels = _answer(op.rstrip(b"\0").decode(), data, max_pixels=max_pixels, memory_bytes=memory_bytes)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        text = json.dumps(about).encode()
-        try:
-            answers.write(_LENGTH.pack(len(text)) + text)
-            answers.write(pixels)
-            answers.flush()
-        except BrokenPipeError:
-            os._exit(0)
-
-
-def _answer(op: str, data: bytes, *, max_pixels: int, memory_bytes: int) -> tuple[dict[str, Any], bytes | memoryview]:
-    try:
-        found = image_size(data) if op == "size" else decode_image(data, max_pixels=max_pixels)
-    except MemoryError:
-        return {"rejection": ["worker_crash", f"decoding needs more than {memory_bytes / 1e9:g} GB of memory"]}, b""
-    if isinstance(found, Rejection):
-        return {"rejection": [found.reason, found.detail]}, b""
-    if isinstance(found, Picture):
-        rgb_HW3 = np.ascontiguousarray(found.rgb_HW3)
-        about = {"shape": rgb_HW3.shape, "sha256": found.sha256, "orientation": found.orientation}
-        return about, rgb_HW3.data.cast("B")
-    return {"size": found}, b""
-
-
-def _limit_memory(most_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most_bytes = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,37 +1,67 @@
-"""Regions cut out of pictures as CLIP wants them: tight box, background filled, normalised, then resized to a square.
+"""Regions cut out of images as CLIP wants them: tight box, background filled, normalised, then resized to a square.
 
 Shapes: N regions of one image, R regions of a call; H, W height and width of an image; S side of the output;
-P pixels and M mask values of all images, flat; L lines, the pixel rows of all crops; K the four taps of the kernel.
+L lines, the pixel rows of all crops; K the four taps of the kernel.
 Boxes are xyxy in pixels, half open.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from schemas.mask import Box
-from schemas.settings import Settings
+from maskmine.schemas.mask import Box
+from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Number = TypeVar("Number", float, Tensor)
 
-# Keys' cubic convolution as `torch.nn.functional.interpolate(mode="bicubic")` has it.
-_CUBIC_A = -0.75
+# Keys' cubic convolution as `torch.nn.functional.interpolate(mode="bicubic")` has it, without and with antialiasing.
+_CUBIC_A, _CUBIC_A_ANTIALIASED = -0.75, -0.5
+_LONG_TO_SHORT_SIDE = 4  # of a picture at the most, as in OVSeg's 2560 to 640
 
 
 class Crop(Settings):
-    """What CLIP sees of a region: the colour around the mask, and how far the box is grown around its centre.
-
-    `mean` fills with CLIP's mean colour (0 once normalised), `zero` with black, `none` keeps what is there.
-    """
+    """What CLIP sees of a region."""
 
     fill: Literal["mean", "zero", "none"] = "mean"
+    """Colour around the mask: CLIP's `mean` colour (0 after normalisation), `zero` (black), or `none` (the image)."""
     expand_ratio: Annotated[float, Field(ge=1.0, le=16.0)] = 1.0
+    """Factor by which the tight box of the mask is grown around its centre; more shows more of the surroundings."""
+    antialias_above: Annotated[float, Field(ge=1.0)] | None = None
+    """Factor above which a side is made smaller with antialiasing, so that grain and fine patterns of a large picture
+    do not turn into others. Below it four pixels of a side are weighed for one, as OVSeg does, where the factor is
+    about 3 at most. null never antialiases."""
+
+    def antialiases(self, length_px: int, *, size_px: int) -> bool:
+        """Whether a side of this length is resized to `size_px` with antialiasing."""
+        return self.antialias_above is not None and length_px > self.antialias_above * size_px
+
+
+class SeenCrop(Crop):
+    """What CLIP sees of a region."""
+
+    antialias_above: Annotated[float, Field(ge=1.0)] | None = 3.0
+    """Factor above which a side is made smaller with antialiasing, so that grain and fine patterns of a large picture
+    do not turn into others. Up to it four pixels of a side are weighed for one, as OVSeg does, where the factor is
+    about 3 at most; null never antialiases."""
+
+
+class PictureCrop(SeenCrop):
+    """What CLIP sees of a region in a whole picture."""
+
+    short_side_px: Annotated[int, Field(ge=32)] | None = None
+    """Short side to which the picture is brought, with antialiasing, before a region is cut from it, the long side at
+    most 4 times that: OVSeg cuts from the picture that its detector saw, of 512 or 640. null cuts from the picture as
+    it is."""
+    enlarge: bool = False
+    """Whether pictures smaller than `short_side_px` are brought to it, too, as OVSeg does."""
 
 
 def cut_regions(
@@ -46,23 +76,26 @@ def cut_regions(
     """The masked regions of some images as float32 [R, 3, S, S], image by image, on the device of the tensors.
 
     `images` are uint8 RGB [3, H, W] of any sizes, `masks` boolean [N, H, W]; `mean` and `std` are for colours 0 to 1.
-    Each region is its tight box, grown, filled outside the mask and normalised, then resized bicubically without
-    antialiasing or regard for its aspect, as `interpolate(mode="bicubic", align_corners=False)` does it on the crop
-    alone. A region does not depend on the others. Raises ValueError for a mask without pixels or of another size than
-    its image.
+    Each region is its tight box, grown, filled outside the mask and normalised, then resized bicubically without regard
+    for its aspect, as `interpolate(mode="bicubic", align_corners=False)` does it on the crop alone: each side with or
+    without antialiasing as `crop` says. A region does not depend on the others. Raises ValueError for a mask without
+    pixels or of another size than its image.
     """
     import torch
 
+    _refuse_other_sizes(masks, sizes_px=[tuple(image.shape[-2:]) for image in images])
+    images, masks = _resized(images, crop), _resized_masks(masks, crop)
     boxes = _crop_boxes(masks, sizes_px=[tuple(image.shape[-2:]) for image in images], crop=crop)
     if not any(len(boxes_N4) for boxes_N4 in boxes):
         return torch.empty(0, 3, size_px, size_px, device=images[0].device if images else None)
     mean_px, std_px = (255 * torch.tensor(values, device=images[0].device) for values in (mean, std))
     fill_px = torch.zeros_like(mean_px) if crop.fill == "zero" else mean_px
-    squeeze = _squeeze_each if images[0].device.type == "cpu" else _squeeze_together
     shown = None if crop.fill == "none" else masks
-    lines_LS, first_line_R3 = squeeze(images, shown, boxes=boxes, size_px=size_px, fill_px=fill_px, std_px=std_px)
+    lines_LS, first_line_R3 = _squeeze_widths(
+        images, shown, boxes=boxes, size_px=size_px, fill_px=fill_px, std_px=std_px, crop=crop
+    )
     _, heights_R = _sides(boxes)
-    regions_R3SS = _squeeze_lines(lines_LS, first_line_R3, heights_R=heights_R.to(lines_LS.device), size_px=size_px)
+    regions_R3SS = _squeeze_heights(lines_LS, first_line_R3, heights_R=heights_R, size_px=size_px, crop=crop)
     if crop.fill == "zero":
         regions_R3SS += ((fill_px - mean_px) / std_px)[:, None, None]
     return regions_R3SS
@@ -75,14 +108,31 @@ def cut_masks(masks: Sequence[Tensor], *, size_px: int, crop: Crop) -> Tensor:
     """
     import torch
 
+    masks = _resized_masks(masks, crop)
     boxes = _crop_boxes(masks, sizes_px=[tuple(masks_NHW.shape[-2:]) for masks_NHW in masks], crop=crop)
     if not any(len(boxes_N4) for boxes_N4 in boxes):
         return torch.empty(0, size_px, size_px, dtype=torch.bool, device=masks[0].device if masks else None)
     device = masks[0].device
-    width_R, _, start_R = (values_R.to(device) for values_R in _places(masks, boxes))
+    width_R, start_R = (values_R.to(device) for values_R in _crop_corners(masks, boxes))
     column_RS, row_RS = (_nearest(lengths_R.to(device), size_px=size_px) for lengths_R in _sides(boxes))
-    place_RSS = (start_R[:, None] + row_RS * width_R[:, None])[:, :, None] + column_RS[:, None, :]
-    return torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])[place_RSS]
+    index_RSS = (start_R[:, None] + row_RS * width_R[:, None])[:, :, None] + column_RS[:, None, :]
+    return torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])[index_RSS]
+
+
+def squeeze_crop(crop_3HW: Tensor, *, size_px: int, crop: Crop) -> Tensor:
+    """One crop of normalised pixels, resized as `cut_regions` resizes it, float32 [3, S, S]."""
+    from torch.nn.functional import interpolate
+
+    _, height_px, width_px = crop_3HW.shape
+    antialiased = [crop.antialiases(side_px, size_px=size_px) for side_px in (height_px, width_px)]
+    if not any(antialiased):
+        return interpolate(crop_3HW[None], (size_px, size_px), mode="bicubic", align_corners=False)[0]
+    for high in antialiased:  # first the height, then, turned, the width
+        index_SK, weight_SK = _taps(crop_3HW.shape[1], size_px=size_px, antialias=high, device=crop_3HW.device)
+        rows = crop_3HW.transpose(0, 1)
+        crop_3HW = _weigh(rows.reshape(len(rows), -1), index_SK, weight_SK).view(size_px, *rows.shape[1:])
+        crop_3HW = crop_3HW.permute(1, 2, 0)
+    return crop_3HW
 
 
 def tight_boxes(masks_NHW: Tensor) -> Tensor:
@@ -126,17 +176,69 @@ def _clipped(low_N: Tensor, high_N: Tensor, *, limit_px: int) -> tuple[Tensor, T
     return low_N.clamp(min=0), high_N.clamp(max=limit_px)
 
 
+def _refuse_other_sizes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]]) -> None:
+    if len(masks) != len(sizes_px):
+        raise ValueError(f"{len(sizes_px)} images and masks for {len(masks)} do not belong together")
+    for number, (masks_NHW, size_px) in enumerate(zip(masks, sizes_px, strict=True)):
+        if masks_NHW.ndim != 3 or tuple(masks_NHW.shape[1:]) != size_px:
+            raise ValueError(f"the masks of image {number} have shape {tuple(masks_NHW.shape)}, its size is {size_px}")
+
+
+def _new_size(size_px: Sequence[int], crop: Crop) -> tuple[int, int] | None:
+    """The size to which a picture is brought before regions are cut from it; None for its own."""
+    if not isinstance(crop, PictureCrop) or crop.short_side_px is None:
+        return None
+    short_px = crop.short_side_px
+    if min(size_px) <= short_px and not crop.enlarge:
+        return None
+    scale = min(short_px / min(size_px), _LONG_TO_SHORT_SIDE * short_px / max(size_px))
+    height_px, width_px = (max(1, round(side_px * scale)) for side_px in size_px)
+    return None if (height_px, width_px) == tuple(size_px) else (height_px, width_px)
+
+
+def _resized(images: Sequence[Tensor], crop: Crop) -> list[Tensor]:
+    """The pictures from which regions are cut, uint8 [3, H, W]: resized bilinearly with antialiasing."""
+    from torch.nn.functional import interpolate
+
+    resized = []
+    for image_3HW in images:
+        if (size := _new_size(image_3HW.shape[1:], crop)) is not None:
+            wide = interpolate(image_3HW[None].float(), size, mode="bilinear", antialias=True, align_corners=False)
+            image_3HW = wide[0].round().clamp(0, 255).byte()
+        resized.append(image_3HW)
+    return resized
+
+
+def _resized_masks(masks: Sequence[Tensor], crop: Crop) -> list[Tensor]:
+    """The masks in the same size: the pixel in the middle of each new one; of a mask without any, all that it touches.
+
+    A mask that had a pixel has one afterwards.
+    """
+    import torch
+    from torch.nn.functional import adaptive_max_pool2d
+
+    resized = []
+    for masks_NHW in masks:
+        if (size := _new_size(masks_NHW.shape[1:], crop)) is not None:
+            rows_H, columns_W = (
+                ((torch.arange(new, device=masks_NHW.device) + 0.5) * (old / new)).long().clamp(max=old - 1)
+                for old, new in zip(masks_NHW.shape[1:], size, strict=True)
+            )
+            small_NHW = masks_NHW[:, rows_H][:, :, columns_W]
+            for number in (~small_NHW.flatten(1).any(1)).nonzero()[:, 0].tolist():
+                small_NHW[number] = adaptive_max_pool2d(masks_NHW[number][None].float(), size)[0] > 0
+            masks_NHW = small_NHW
+        resized.append(masks_NHW)
+    return resized
+
+
 def _crop_boxes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]], crop: Crop) -> list[Tensor]:
     """The grown boxes of every image's masks, int64 [N, 4] in host memory."""
     import torch
 
-    if len(masks) != len(sizes_px):
-        raise ValueError(f"{len(sizes_px)} images and masks for {len(masks)} do not belong together")
+    _refuse_other_sizes(masks, sizes_px=sizes_px)
     boxes = []
-    for number, (masks_NHW, size_px) in enumerate(zip(masks, sizes_px, strict=True)):
-        if masks_NHW.ndim != 3 or tuple(masks_NHW.shape[1:]) != size_px:
-            raise ValueError(f"the masks of image {number} have shape {tuple(masks_NHW.shape)}, its size is {size_px}")
-        height_px, width_px = size_px
+    for masks_NHW, (height_px, width_px) in zip(masks, sizes_px, strict=True):
         tight_N4 = tight_boxes(masks_NHW)
         boxes.append(grow_boxes(tight_N4, ratio=crop.expand_ratio, height_px=height_px, width_px=width_px))
     lengths = [len(boxes_N4) for boxes_N4 in boxes]
@@ -148,7 +250,7 @@ def _crop_boxes(masks: Sequence[Tensor], *, sizes_px: Sequence[tuple[int, ...]],
     return on_host
 
 
-def _squeeze_each(
+def _squeeze_widths(
     images: Sequence[Tensor],
     masks: Sequence[Tensor] | None,
     *,
@@ -156,8 +258,9 @@ def _squeeze_each(
     size_px: int,
     fill_px: Tensor,
     std_px: Tensor,
+    crop: Crop,
 ) -> tuple[Tensor, Tensor]:
-    """Resize the width of every crop, one after the other: the way of a CPU, where small pieces stay in the cache.
+    """Resize the width of every crop, one after the other, as small arrays stay in the cache of a CPU.
 
     The colour `fill_px` becomes 0. Returns the lines of all crops and channels, float32 [3L, S], and where those of
     each region and channel begin, int64 [R, 3].
@@ -165,8 +268,9 @@ def _squeeze_each(
     import torch
 
     widths_R, heights_R = _sides(boxes)
-    index_RSK, weight_RSK = _cubic_taps(widths_R, size_px=size_px)
-    lines_LS = torch.empty(3 * int(heights_R.sum()), size_px)
+    device = images[0].device
+    index_RSK, weight_RSK = _cubic_taps(widths_R.to(device), size_px=size_px)
+    lines_LS = torch.empty(3 * int(heights_R.sum()), size_px, device=device)
     region = line = 0
     for number, boxes_N4 in enumerate(boxes):
         if not len(boxes_N4):
@@ -178,56 +282,34 @@ def _squeeze_each(
             crop_W3H = image_W3H[x0:x1, :, y0:y1]
             if masks is not None:
                 crop_W3H = crop_W3H * masks[number][mask_number, y0:y1, x0:x1].t().contiguous()[:, None, :]
-            squeezed_SL = _weigh(crop_W3H.reshape(x1 - x0, -1), index_RSK[region], weight_RSK[region])
+            index_SK, weight_SK = index_RSK[region], weight_RSK[region]
+            if crop.antialiases(x1 - x0, size_px=size_px):
+                index_SK, weight_SK = _taps(x1 - x0, size_px=size_px, antialias=True, device=device)
+            squeezed_SL = _weigh(crop_W3H.reshape(x1 - x0, -1), index_SK, weight_SK)
             lines_LS[line : line + squeezed_SL.shape[1]] = squeezed_SL.t()
             region, line = region + 1, line + squeezed_SL.shape[1]
     first_R = 3 * (heights_R.cumsum(0) - heights_R)
-    return lines_LS, first_R[:, None] + heights_R[:, None] * torch.arange(3)
+    return lines_LS, (first_R[:, None] + heights_R[:, None] * torch.arange(3)).to(device)
 
 
-def _squeeze_together(
-    images: Sequence[Tensor],
-    masks: Sequence[Tensor] | None,
-    *,
-    boxes: Sequence[Tensor],
-    size_px: int,
-    fill_px: Tensor,
-    std_px: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`_squeeze_each` for all crops of all images at once, without a loop over regions: the way of a GPU.
+def _squeeze_heights(lines_LS: Tensor, first_line_R3: Tensor, *, heights_R: Tensor, size_px: int, crop: Crop) -> Tensor:
+    """Resize the height of all crops at once: each line of the result is a weighted sum of four, [R, 3, S, S].
 
-    Pixels of images of different sizes lie in one flat array and are gathered tap by tap; the mask is applied at each
-    tap, and taps beyond the crop (not the image) repeat its edge.
+    Those with antialiasing follow one by one; they have more lines to weigh, each its own number.
     """
-    import torch
-
-    device = images[0].device
-    pixels_3P = torch.cat([image_3HW.reshape(3, -1) for image_3HW in images], dim=1).float()
-    pixels_3P.sub_(fill_px[:, None]).div_(std_px[:, None])
-    masks_M = None if masks is None else torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])
-    widths_R, heights_R = _sides(boxes)
-    index_RSK, weight_RSK = _cubic_taps(widths_R.to(device), size_px=size_px)
-    lines = int(heights_R.sum())
-    numbers = (*_places(images, boxes), heights_R.cumsum(0) - heights_R, heights_R)
-    width_R, pixel_R, value_R, first_R, heights_R = torch.stack(numbers).to(device)
-    region_L = torch.repeat_interleave(heights_R, output_size=lines)
-    offset_L = (torch.arange(lines, device=device) - first_R[region_L]) * width_R[region_L]
-    lines_3LS = torch.zeros(3, lines, size_px, device=device)
-    for index_RS, weight_RS in zip(index_RSK.unbind(2), weight_RSK.unbind(2), strict=True):
-        place_LS = index_RS[region_L] + offset_L[:, None]
-        weight_LS = weight_RS[region_L]
-        if masks_M is not None:
-            weight_LS = weight_LS * masks_M[place_LS + value_R[region_L, None]]
-        lines_3LS.addcmul_(pixels_3P[:, place_LS + pixel_R[region_L, None]], weight_LS)
-    return lines_3LS.view(-1, size_px), first_R[:, None] + lines * torch.arange(3, device=device)
-
-
-def _squeeze_lines(lines_LS: Tensor, first_line_R3: Tensor, *, heights_R: Tensor, size_px: int) -> Tensor:
-    """Resize the height of all crops at once: each line of the result is a weighted sum of four, [R, 3, S, S]."""
-    index_RSK, weight_RSK = _cubic_taps(heights_R, size_px=size_px)
+    index_RSK, weight_RSK = _cubic_taps(heights_R.to(lines_LS.device), size_px=size_px)
     index_R3SK = first_line_R3[:, :, None, None] + index_RSK[:, None]
     weight_R3SK = weight_RSK[:, None].expand(index_R3SK.shape)
-    return _weigh(lines_LS, index_R3SK.reshape(-1, 4), weight_R3SK.reshape(-1, 4)).view(-1, 3, size_px, size_px)
+    regions_R3SS = _weigh(lines_LS, index_R3SK.reshape(-1, 4), weight_R3SK.reshape(-1, 4))
+    regions_R3SS = regions_R3SS.view(-1, 3, size_px, size_px)
+    for region, height_px in enumerate(heights_R.tolist()):
+        if crop.antialiases(height_px, size_px=size_px):
+            index_SK, weight_SK = _taps(height_px, size_px=size_px, antialias=True, device=lines_LS.device)
+            index_3SK = first_line_R3[region, :, None, None] + index_SK
+            weight_3SK = weight_SK.expand(index_3SK.shape).reshape(-1, weight_SK.shape[1])
+            squeezed = _weigh(lines_LS, index_3SK.reshape(weight_3SK.shape), weight_3SK)
+            regions_R3SS[region] = squeezed.view(3, size_px, size_px)
+    return regions_R3SS
 
 
 def _weigh(table: Tensor, index_BK: Tensor, weight_BK: Tensor) -> Tensor:
@@ -250,12 +332,32 @@ def _cubic_taps(lengths_R: Tensor, *, size_px: int) -> tuple[Tensor, Tensor]:
     source_RS = (scale_R.double()[:, None] * middle_S - 0.5).float()
     base_RS = source_RS.floor()
     part_RS = source_RS - base_RS
-    weight_RSK = torch.stack(
-        [_far(1 + part_RS), _near(part_RS), _near(1 - part_RS), _far(2 - part_RS)],
-        dim=2,
-    )
+    weight_RSK = torch.stack([_far(1 + part_RS), _near(part_RS), _near(1 - part_RS), _far(2 - part_RS)], dim=2)
     index_RSK = base_RS.long()[:, :, None] + torch.arange(-1, 3, device=lengths_R.device)
     return index_RSK.clamp_(min=0).minimum(lengths_R[:, None, None] - 1), weight_RSK
+
+
+def _taps(length_px: int, *, size_px: int, antialias: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The input pixels and weights of each output pixel of one side, both [S, K].
+
+    With antialiasing the kernel is stretched over as many pixels as become one, cut at the ends, and its weights add up
+    to 1, as `interpolate(antialias=True)` and Pillow have it.
+    """
+    import torch
+
+    if not antialias:
+        index_RSK, weight_RSK = _cubic_taps(torch.tensor([length_px], device=device), size_px=size_px)
+        return index_RSK[0], weight_RSK[0]
+    scale = length_px / size_px
+    middle_S = (torch.arange(size_px, dtype=torch.float64, device=device) + 0.5) * scale
+    first_S = (middle_S - 2 * scale).floor()
+    index_SK = first_S[:, None] + torch.arange(math.ceil(4 * scale) + 2, device=device)
+    x_SK = ((index_SK + 0.5 - middle_S[:, None]) / scale).abs()
+    a = _CUBIC_A_ANTIALIASED
+    near_SK, far_SK = ((a + 2) * x_SK - (a + 3)) * x_SK * x_SK + 1, ((a * x_SK - 5 * a) * x_SK + 8 * a) * x_SK - 4 * a
+    weight_SK = torch.where(x_SK <= 1, near_SK, torch.where(x_SK < 2, far_SK, 0.0))
+    weight_SK = weight_SK * ((index_SK >= 0) & (index_SK < length_px))
+    return index_SK.long().clamp(0, length_px - 1), (weight_SK / weight_SK.sum(1, keepdim=True)).float()
 
 
 def _near(x: Tensor) -> Tensor:
@@ -281,7 +383,7 @@ def _by_columns(image_3HW: Tensor) -> Tensor:
     import torch
 
     image_W3H = image_3HW.permute(2, 0, 1)
-    return torch.empty(image_W3H.shape).copy_(image_W3H)
+    return torch.empty(image_W3H.shape, device=image_3HW.device).copy_(image_W3H)
 
 
 def _sides(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -292,21 +394,19 @@ def _sides(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return boxes_R4[:, 2] - boxes_R4[:, 0], boxes_R4[:, 3] - boxes_R4[:, 1]
 
 
-def _places(arrays: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Width of each region's image, and the corner of its crop in the flat pixels and in the flat masks of a call.
+def _crop_corners(masks: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The width of each region's image, and the first corner of its crop in the values of all masks, int64 [R].
 
-    `arrays` are the images or the masks, of which only height and width are read. All are int64 [R] in host memory.
+    Both in host memory; of the masks only height and width are read.
     """
     import torch
 
-    widths, pixels, values = [], [], []
-    pixels_before = values_before = 0
-    for array, boxes_N4 in zip(arrays, boxes, strict=True):
-        height_px, width_px = array.shape[-2:]
+    widths, corners = [], []
+    values_before = 0
+    for masks_NHW, boxes_N4 in zip(masks, boxes, strict=True):
+        height_px, width_px = masks_NHW.shape[-2:]
         corner_N = boxes_N4[:, 1] * width_px + boxes_N4[:, 0]
         widths.append(torch.full_like(corner_N, width_px))
-        pixels.append(pixels_before + corner_N)
-        values.append(values_before + torch.arange(len(boxes_N4)) * (height_px * width_px) + corner_N)
-        pixels_before += height_px * width_px
+        corners.append(values_before + torch.arange(len(boxes_N4)) * (height_px * width_px) + corner_N)
         values_before += len(boxes_N4) * height_px * width_px
-    return torch.cat(widths), torch.cat(pixels), torch.cat(values)
+    return torch.cat(widths), torch.cat(corners)

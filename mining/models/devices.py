@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from schemas.errors import InputError
+from maskmine.schemas.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""What the settings call the numbers that a model calculates with."""
+DeviceKind = Literal["cpu", "cuda"]
+CLIP_ON_GPU: Literal["float16"] = "float16"
+PROPOSALS_ON_GPU: Literal["bfloat16"] = "bfloat16"
+"""What `auto` stands for on a GPU."""
 
 
 def open_device(name: str) -> torch.device:
@@ -30,8 +37,29 @@ def open_device(name: str) -> torch.device:
     return device
 
 
+def kind_of(name: str) -> DeviceKind:
+    """Whether a device is a GPU, by its name, which need not be here; `auto` by whether there is one."""
+    if name != "auto":
+        return "cuda" if name.startswith("cuda") else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def settled_precision(precision: Precision, kind: DeviceKind, *, on_gpu: Literal["bfloat16", "float16"]) -> Precision:
+    """The precision with which a model runs on a kind of device."""
+    if precision != "auto":
+        return precision
+    return on_gpu if kind == "cuda" else "float32"
+
+
+def resolve_precision(precision: Precision, device: torch.device, *, on_gpu: Literal["bfloat16", "float16"]) -> str:
+    """The name of torch's type: `auto` is `on_gpu` on a GPU, and float32 on a CPU, which has nothing to gain."""
+    return settled_precision(precision, "cuda" if device.type == "cuda" else "cpu", on_gpu=on_gpu)
+
+
 def fix_threads(device: str, *, cpu_threads: int) -> None:
-    """Let a model on the CPU use exactly so many threads: their number decides how sums are cut, and so the last bits.
+    """Let a model on the CPU use `cpu_threads` threads: their number decides how sums are split, and so the last bits.
 
     Engines start workers with different numbers, and the bytes of a run must not depend on that.
     """

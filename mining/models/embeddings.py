@@ -1,6 +1,6 @@
 """CLIP embeddings of regions, and their form in a table: little-endian float16.
 
-Shapes: N regions of one image, D width of the embedding; pixels and masks as in `mining/crops.py`.
+Shapes: N regions of one image, D width of the embedding; pixels and masks as in `mining/images/crops.py`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mining.crops import Crop, cut_regions
+from maskmine.mining.images.crops import Crop, cut_regions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mining.models.clip import ImageTower
+    from maskmine.mining.models.clip import ImageTower
 
 
 def embed_regions(
     images: Sequence[Tensor], masks: Sequence[Tensor], *, tower: ImageTower, crop: Crop
 ) -> list[np.ndarray[Any, np.dtype[np.float16]]]:
-    """What CLIP sees in each image's regions: one array [N, D] of unit vectors an image.
+    """CLIP's embeddings of each image's regions: one array [N, D] of unit vectors an image.
 
     Images are uint8 [3, H, W], masks boolean [N, H, W] without empty ones. Crops of all images are cut and embedded in
-    batches of the tower's size, so memory is bounded by one batch; an image's result does not depend on its company.
+    batches of the tower's size, so memory is bounded by one batch; an image's result does not depend on the others.
     """
     import torch
 
@@ -47,7 +47,7 @@ def embed_regions(
 
 
 def chunk_regions(counts: Iterable[int], *, size: int) -> Iterator[list[tuple[int, slice]]]:
-    """Spans of regions by image, for images with so many each; `size` regions a chunk in all (the last has fewer)."""
+    """Spans of regions by image, for images with `counts` regions; `size` regions a chunk, fewer in the last."""
     chunk: list[tuple[int, slice]] = []
     room = size
     for number, count in enumerate(counts):

@@ -1,11 +1,12 @@
-"""Folders that transformers saved, on a disk or on the Hugging Face hub: fetched, looked at, loaded and hashed.
+"""Folders that transformers saved, on a disk or on the Hugging Face hub: fetched, checked, loaded and hashed.
 
-A proposer that runs through transformers says which types of model it takes; everything else is the same for all.
+A proposer that runs through transformers states the types of model that it takes; the rest is common.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mining.weights import licence_of, weights_sha256
-from schemas.errors import InputError
-from schemas.models import ModelRecord
+from maskmine.mining.models.known_licences import licence_of
+from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, files_sha256, weights_sha256
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
 
 # In the order of preference; the indexes belong to weights in several files.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Names that the hub can have; everything else is a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Which `kind` of proposals takes a model, by the type in its config.json.
 _KINDS = {"maskformer": "maskformer", "mask2former": "maskformer", "sam": "sam", "sam2": "sam", "sam2_video": "sam"}
@@ -28,7 +31,7 @@ _KINDS = {"maskformer": "maskformer", "mask2former": "maskformer", "sam": "sam",
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The types of model that a proposer takes, each with the names of transformers' classes for it and its pictures.
+    """The types of model that a proposer takes, each with the names of transformers' classes for it and its images.
 
     `pickles`: whether weights may be torch files, which are read with `weights_only`; `needed`: the names of the
     weights of a network without which it cannot be used.
@@ -41,7 +44,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A network in float32 on the CPU, ready to predict, what prepares its pictures, and the type of the model."""
+    """A network in float32 on the CPU, ready to predict, what prepares its images, and the type of the model."""
 
     network: Any
     processor: Any
@@ -71,10 +74,56 @@ def pretrained_record(checkpoint: str, *, revision: str | None, licence: str | N
     folder = local or _cached(checkpoint, revision, pickles=pickles)
     return ModelRecord(
         role="proposals",
-        name=f"{checkpoint}@{revision}" if revision else checkpoint,
+        name=f"{checkpoint}@{revision}"
+        if revision
+        else os.path.basename(checkpoint.rstrip("/"))
+        if local
+        else checkpoint,
         sha256=_sha256(folder, whole=local is not None) if folder else None,
         licence=licence or licence_of(checkpoint),
     )
+
+
+def pretrained_contents(checkpoint: str, *, revision: str | None, pickles: bool) -> dict[str, str | None]:
+    """A checkpoint's name, revision and the hash of what is loaded: weights, configuration, processor.
+
+    `sha256` is None where the hub's files are not on this machine, or nothing has this name.
+    """
+    try:
+        local = _local_folder(checkpoint)
+        folder = local or _cached(checkpoint, revision, pickles=pickles)
+    except InputError:
+        folder = None
+    files = _loaded_files(folder, pickles=pickles) if folder else []
+    name = os.path.basename(checkpoint.rstrip("/")) if folder and local else checkpoint
+    sha256 = files_sha256(files, below=folder) if folder and files else None
+    return {"name": name, "revision": revision, "sha256": sha256}
+
+
+def fetch_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> None:
+    """Fetch from the hub what is not on this machine; raises as `load_pretrained`."""
+    if _local_folder(checkpoint) is None and _cached(checkpoint, revision, pickles=family.pickles) is None:
+        _model_type(_fetched(checkpoint, revision, patterns=["*.json"]), name=checkpoint, family=family)
+        _snapshot(checkpoint, revision, pickles=family.pickles)
+
+
+def commit_of(checkpoint: str, revision: str | None, *, pickles: bool) -> str | None:
+    """The commit at which a hub's files are on this machine, else the revision as it is."""
+    try:
+        folder = None if _local_folder(checkpoint) else _cached(checkpoint, revision, pickles=pickles)
+    except InputError:
+        folder = None
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else revision
+
+
+def _loaded_files(folder: Path, *, pickles: bool) -> list[Path]:
+    """The files that a checkpoint is loaded from: of several kinds of weights the first."""
+    described = ("config.json", "preprocessor_config.json", "processor_config.json")
+    weights = _weights_in(folder, pickles=pickles)[:1]
+    if weights and weights[0].suffix == ".json":
+        stem = weights[0].name.partition(".")[0]
+        weights += [file for file in folder.glob(f"{stem}-*") if file.suffix in WEIGHT_SUFFIXES]
+    return [*(folder / name for name in described if (folder / name).is_file()), *weights] if weights else []
 
 
 def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
@@ -137,31 +186,35 @@ def _local_folder(checkpoint: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file():
-        raise InputError(f"proposals.checkpoint: `{checkpoint}` is a file; give the folder that it is in")
+        raise InputError(
+            f"proposals.checkpoint: `{checkpoint}` is a file; give a folder that transformers saved, with "
+            "config.json and model.safetensors, or the name of one on the hub"
+        )
     if not _HUB_NAME.fullmatch(checkpoint):
         raise InputError(f"proposals.checkpoint: there is no folder `{checkpoint}`; check the path")
     return None
 
 
-def _snapshot(checkpoint: str, revision: str | None, *, pickles: bool) -> Path:
+def _snapshot(checkpoint: str, revision: str | None, *, pickles: bool, cached: bool = False) -> Path:
     """The folder with a hub's files, fetched when they are not here.
 
-    Files are fetched first and loaded as a folder then, because transformers would have the hub convert a checkpoint
+    Files are fetched first and then loaded as a folder, because transformers would have the hub convert a checkpoint
     that has no safetensors.
     """
     folder = Path()
     for patterns in _patterns(pickles):
-        folder = _fetched(checkpoint, revision, patterns=patterns)
+        folder = _fetched(checkpoint, revision, patterns=patterns, cached=cached)
         if _weights_in(folder, pickles=pickles):
             break
     return folder
 
 
-def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str]) -> Path:
+def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str], cached: bool = False) -> Path:
+    """The folder with some of a hub's files. Raises InputError; with `cached` also when they are not here."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=False))
+        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=cached))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -172,18 +225,11 @@ def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str]) -> P
 
 def _cached(checkpoint: str, revision: str | None, *, pickles: bool) -> Path | None:
     """The folder with a hub's files where they, with weights, have been fetched before."""
-    from huggingface_hub import snapshot_download
-
-    for patterns in _patterns(pickles):
-        try:
-            folder = Path(
-                snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=True)
-            )
-        except (OSError, ValueError):
-            return None
-        if _weights_in(folder, pickles=pickles):
-            return folder
-    return None
+    try:
+        folder = _snapshot(checkpoint, revision, pickles=pickles, cached=True)
+    except InputError:
+        return None
+    return folder if _weights_in(folder, pickles=pickles) else None
 
 
 def _patterns(pickles: bool) -> Iterator[list[str]]:

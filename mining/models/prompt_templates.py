@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
+from typing import Annotated
 
-from mining.models.clip import imagenet_templates
-from schemas.errors import InputError
+from maskmine.mining.models.clip_weights import imagenet_templates
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import IsPath, fingerprint
 
-_VILD = Path(__file__).parent / "data" / "templates_vild.txt"
+TEMPLATE_SETS = ("imagenet", "raw", "vild")
+"""Names of sets of sentences; anything else is a file."""
+_VILD = Path(__file__).parents[1] / "data" / "templates_vild.txt"  # from ViLD's published code, as OVSeg uses them
+
+
+Templates = Annotated[str, IsPath(or_name=True, known=TEMPLATE_SETS)]
+"""The setting for them: the name of a set, or a file."""
 
 
 def load_templates(name: str) -> tuple[str, ...]:
@@ -20,6 +29,11 @@ def load_templates(name: str) -> tuple[str, ...]:
     if name == "imagenet":
         return imagenet_templates()
     return _read_templates(_VILD if name == "vild" else Path(name))
+
+
+def templates_identity(name: str) -> dict[str, str]:
+    """The name and a hash of the sentences, wherever they come from. Raises as `load_templates`."""
+    return {"name": posixpath.basename(name), "sha256": fingerprint(list(load_templates(name)))}
 
 
 def fill_template(template: str, noun: str) -> str:

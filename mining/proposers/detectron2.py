@@ -1,9 +1,9 @@
 """Models of detectron2 whose output has masks: Mask R-CNN, panoptic FPN, and what projects outside of it register.
 
 Pickled weights can run any code when they are read, and detectron2's are pickled. So the user pins them by their
-SHA-256, which is looked at before they are read; a state dict as safetensors needs none.
+SHA-256, which is checked before they are read; a state dict as safetensors needs none.
 
-Shapes: N proposals, K classes of the model; H, W the picture's height and width in pixels.
+Shapes: N proposals, K classes of the model; H, W the image's height and width in pixels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from mining.devices import open_device
-from mining.proposals import LoadedImage, Proposals, Proposer
-from mining.weights import weights_sha256
-from schemas.errors import InputError
-from schemas.models import ModelRecord
-from schemas.settings import Settings
+from maskmine.mining.models.devices import DeviceKind, open_device
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.mining.storage.content_hash import content_identity, file_sha256, files_sha256, weights_sha256
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.settings import AnyPath, NameOrPath, RecordOnly, Settings, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -34,30 +34,31 @@ if TYPE_CHECKING:
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Output = Literal["panoptic_seg", "instances", "sem_seg"]
+# In the order of preference of `auto`.
 _OUTPUTS: tuple[Output, ...] = ("panoptic_seg", "instances", "sem_seg")
-_SAFETENSORS = ".safetensors"
-_INSTALL = "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"
+_SAFETENSORS = ".safetensors"  # the format that cannot run code
+_INSTALL = "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"  # it is on no package index
 
 
 class Detectron2(Settings):
-    """Which model of detectron2, and which of its answers are proposals.
-
-    `config`: a configuration in YAML, or the name of one that comes with detectron2, such as
-    `COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml`; thresholds, input sizes and the like are set there.
-    `weights`: the checkpoint, `.pkl` or `.pth` with their `weights_sha256`, or `.safetensors`.
-    `import_modules`: modules of projects that register a model, imported in this order; `module:function` also calls
-    the function with the configuration, which adds the project's own keys: `mask2former:add_maskformer2_config`.
-    `output`: `panoptic_seg`, `instances` or `sem_seg`; `auto` is the first of these that the model gives masks as.
-    `licence`: that of the weights.
-    """
+    """Which model of detectron2, and which of its outputs are proposals."""
 
     kind: Literal["detectron2"]
-    config: str
-    weights: str
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """A model of detectron2 or of a project built on it."""
+    config: NameOrPath
+    """A configuration in YAML, or the name of one that comes with detectron2, such as
+    `COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml`; thresholds and input sizes are set there."""
+    weights: AnyPath
+    """The checkpoint: `.safetensors`, or `.pkl` or `.pth` together with `weights_sha256`."""
+    weights_sha256: Annotated[Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None, RecordOnly()] = None
+    """SHA-256 of a `.pkl` or `.pth`, which is executed while it is read; needed for these."""
     import_modules: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Modules of projects that register a model, imported in this order; `module:function` also calls the function with
+    the configuration, which adds the project's own keys: `mask2former:add_maskformer2_config`."""
     output: Literal["auto", "panoptic_seg", "instances", "sem_seg"] = "auto"
-    licence: str | None = None
+    """Which output holds the masks; `auto` is the first of the others that the model returns masks as."""
+    licence: Annotated[str | None, RecordOnly()] = None
+    """Licence of the weights (SPDX)."""
 
     def open(self, *, device: str) -> Proposer:
         """Load the model; returns a function from images of one size, on its device, to their proposals, best first.
@@ -77,6 +78,29 @@ class Detectron2(Settings):
 
         return propose
 
+    def contents(self) -> dict[str, Any]:
+        """Configuration with its bases, weights and the code of imported modules, by their hashes."""
+        try:
+            files = [file_sha256(path) for path in _config_files(_config(self))]
+        except InputError:  # said when it is opened
+            files = []
+        name = Path(self.config).name if Path(self.config).is_file() else self.config
+        modules = [{"name": named, "sha256": _code_sha256(named.partition(":")[0])} for named in self.import_modules]
+        called = [named.partition(":")[2] for named in self.import_modules]
+        return {
+            "config": {"name": name, "sha256": fingerprint(files) if files else None},
+            "weights": content_identity(self.weights),
+            "import_modules": modules,
+            "called": called,
+        }
+
+    def settled(self, kind: DeviceKind) -> Detectron2:
+        """The same: detectron2 has one precision."""
+        return self
+
+    def fetch(self) -> None:
+        """There is nothing to fetch."""
+
     def record(self) -> ModelRecord:
         """The weights and their licence; `sha256` is that of the weights and of the configuration's files.
 
@@ -85,12 +109,14 @@ class Detectron2(Settings):
         digest = hashlib.sha256(weights_sha256(_weights(self)).encode())
         for path in _config_files(_config(self)):
             digest.update(path.read_bytes())
-        return ModelRecord("proposals", Path(self.weights).name, digest.hexdigest(), self.licence or "unknown")
+        return ModelRecord(
+            role="proposals", name=Path(self.weights).name, sha256=digest.hexdigest(), licence=self.licence or "unknown"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a data set's metadata call the classes of things and those of stuff; empty where nobody said."""
+    """What a data set's metadata call the classes of things and those of stuff; empty where unknown."""
 
     things: tuple[str, ...] = ()
     stuff: tuple[str, ...] = ()
@@ -99,7 +125,7 @@ class Names:
 def read_output(
     answer: Mapping[str, Any], *, names: Names, output: Literal["auto"] | Output, min_score: float
 ) -> Proposals:
-    """The proposals in what a model of detectron2 says of a picture, best first, without empty masks.
+    """The proposals in a detectron2 model's output for an image, best first, without empty masks.
 
     The score of an instance or of a panoptic segment is the model's own; segments without one, as those of stuff, have
     1. From `sem_seg`, scores [K, H, W], every class that is the best one of some pixel has a mask of these pixels; its
@@ -151,15 +177,15 @@ def _instances(answer: Mapping[str, Any], names: Names) -> _Read:
 def _panoptic(answer: Mapping[str, Any], names: Names) -> _Read:
     import torch
 
-    segments_HW, said = answer["panoptic_seg"]
-    if said is None:  # as Panoptic-DeepLab: a number for each segment, −1 for no segment
-        said = [{"id": number} for number in segments_HW.unique().tolist() if number != -1]
-    masks = [segments_HW == segment["id"] for segment in said]
+    segments_HW, segments = answer["panoptic_seg"]
+    if segments is None:  # as Panoptic-DeepLab: a number for each segment, −1 for no segment
+        segments = [{"id": number} for number in segments_HW.unique().tolist() if number != -1]
+    masks = [segments_HW == segment["id"] for segment in segments]
     masks_NHW = torch.stack(masks) if masks else segments_HW.new_empty(0, *segments_HW.shape, dtype=torch.bool)
-    scores_N = torch.tensor([segment.get("score", 1.0) for segment in said], device=segments_HW.device)
+    scores_N = torch.tensor([segment.get("score", 1.0) for segment in segments], device=segments_HW.device)
     labels = [
         _name(names.things if segment.get("isthing") else names.stuff, segment.get("category_id", -1))
-        for segment in said
+        for segment in segments
     ]
     known = tuple(dict.fromkeys((*names.things, *names.stuff)))
     if None in labels:
@@ -199,7 +225,7 @@ class _Model:
 
 
 def _predict(rgb_3HW: Tensor, *, model: _Model) -> Mapping[str, Any]:
-    """What the network says of a picture, by the way of detectron2's own predictor."""
+    """What the network says of an image, by the way of detectron2's own predictor."""
     import torch
 
     pixels_HW3 = rgb_3HW.permute(1, 2, 0).cpu().numpy()
@@ -208,12 +234,12 @@ def _predict(rgb_3HW: Tensor, *, model: _Model) -> Mapping[str, Any]:
     pixels_3hw = torch.as_tensor(pixels_hw3.astype("float32").transpose(2, 0, 1).copy())
     with torch.inference_mode():
         (answer,) = model.network([{"image": pixels_3hw, "height": rgb_3HW.shape[1], "width": rgb_3HW.shape[2]}])
-    said: Mapping[str, Any] = answer
-    return said
+    result: Mapping[str, Any] = answer
+    return result
 
 
 def _resized(pixels_HW3: Pixels, *, short_px: int, long_px: int) -> Pixels:
-    """As detectron2 resizes for a test, but a side always keeps a pixel, also that of a picture like a thread."""
+    """As detectron2 resizes for a test, but a side always keeps a pixel, also that of an image like a thread."""
     from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform  # type: ignore[import-not-found, unused-ignore]
 
     height_px, width_px = pixels_HW3.shape[:2]
@@ -282,6 +308,19 @@ def _config(settings: Detectron2) -> Path:
     raise InputError(
         f"proposals.config: there is no file `{settings.config}`, nor does detectron2 have one of this name; check it"
     )
+
+
+def _code_sha256(module: str) -> str | None:
+    """A hash of a module's source, of a package's with all that lies in it; None where it cannot be found."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if found is None or found.origin is None:
+        return None
+    source = Path(found.origin)
+    files = source.parent.rglob("*.py") if source.name == "__init__.py" else [source]
+    return files_sha256(files, below=source.parent)
 
 
 def _config_files(path: Path) -> Iterator[Path]:

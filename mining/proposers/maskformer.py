@@ -1,53 +1,70 @@
-"""MaskFormer and Mask2Former through transformers: masks for everything in a picture, without asking what it is.
+"""MaskFormer and Mask2Former through transformers: masks for everything in an image, whatever its class.
 
 Shapes: B images of one size, Q queries of the model, K its classes and "no object", h × w the grid of the model's masks
-(a quarter of its input), N proposals, H × W the picture's height and width in pixels.
+(a quarter of its input), N proposals, H × W the image's height and width in pixels.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from mining.devices import open_device
-from mining.models.open_checkpoint import is_open
-from mining.models.pretrained import Family, load_pretrained, pretrained_record
-from mining.proposals import LoadedImage, Proposals, Proposer
-from schemas.errors import InputError
-from schemas.models import ModelRecord
-from schemas.settings import Settings
+from maskmine.mining.models.devices import (
+    PROPOSALS_ON_GPU,
+    DeviceKind,
+    open_device,
+    resolve_precision,
+    settled_precision,
+)
+from maskmine.mining.models.pretrained import (
+    Family,
+    commit_of,
+    fetch_pretrained,
+    load_pretrained,
+    pretrained_contents,
+    pretrained_record,
+)
+from maskmine.mining.proposers.open_vocabulary_checkpoint import is_open
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.settings import NameOrPath, RecordOnly, Settings
 
 if TYPE_CHECKING:
     import torch
+
+    Predict = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
+    """Uint8 images [3, H, W] of one size to logits [B, Q, K] and [B, Q, h, w], and any others of the queries."""
 
 _LONG_TO_SHORT_SIDE = 5 / 3  # as in the published models, 1333 to 800
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32: what is resized at once stays in the cache of a CPU
 
 
 class MaskFormer(Settings):
-    """Which MaskFormer or Mask2Former, and how it runs.
-
-    `checkpoint`: a folder saved by transformers, or a name on the Hugging Face hub such as
-    `facebook/maskformer-swin-base-coco`; `revision`: a branch, tag or commit there.
-    `mask_threshold`: a pixel is in a mask when its probability is above.
-    `max_proposals`: so many masks of an image, the best, are brought to the picture's size.
-    `short_side_px`: short side of the model's input in place of the checkpoint's; the long side is at most 5/3 of it.
-    `precision: auto` is bfloat16 on a GPU and float32 on a CPU.
-    `licence` states what cannot be known: that of a folder.
-    """
+    """Which MaskFormer or Mask2Former, and how it runs."""
 
     kind: Literal["maskformer"]
-    checkpoint: str
-    revision: str | None = None
+    """MaskFormer or Mask2Former by transformers."""
+    checkpoint: NameOrPath
+    """A folder saved by transformers, or a name on the Hugging Face hub such as
+    `facebook/maskformer-swin-base-coco`."""
+    revision: Annotated[str | None, RecordOnly()] = None
+    """Branch, tag or commit on the hub; null is what is on this machine, else the newest."""
     mask_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability above which a pixel belongs to a mask."""
     max_proposals: int = Field(default=100, ge=1)
+    """Masks of an image, the best ones, that are brought to its size."""
     short_side_px: int | None = Field(default=None, ge=32)
+    """Short side of the model's input in pixels, the long side at most 5/3 of it; null takes the checkpoint's. Larger
+    finds smaller objects and is slower."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    licence: str | None = None
+    """Number format of the model; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    licence: Annotated[str | None, RecordOnly()] = None
+    """Licence of the weights (SPDX) where it is not known, such as that of a folder."""
 
     def open(self, *, device: str) -> Proposer:
         """Load the model; returns a function from images of one size, on its device, to their proposals.
@@ -55,47 +72,69 @@ class MaskFormer(Settings):
         Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
         """
         target = open_device(device)
-        model = _load(self, device=target)
+        predict, labels = _load(self, device=target)
+        read = partial(
+            read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
+        )
+        return propose_from_queries(predict, read, device=target)
 
-        def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals]:
-            # A CPU gains nothing from batches, and one by one an image's masks depend on no neighbour, to the last bit.
-            at_once = 1 if target.type == "cpu" else max(1, len(images))
-            for start in range(0, len(images), at_once):
-                pixels = [image.rgb_3HW for image in images[start : start + at_once]]
-                for classes_QK, masks_Qhw in zip(*model.predict(pixels), strict=True):
-                    yield read_queries(
-                        classes_QK,
-                        masks_Qhw,
-                        labels=model.labels,
-                        size_px=(pixels[0].shape[1], pixels[0].shape[2]),
-                        mask_threshold=self.mask_threshold,
-                        max_proposals=self.max_proposals,
-                        min_score=min_score,
-                    )
+    def contents(self) -> dict[str, Any]:
+        """The checkpoint by the hash of what is loaded."""
+        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, pickles=True)}
 
-        return propose
+    def settled(self, kind: DeviceKind) -> Self:
+        """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
+        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
+        revision = commit_of(self.checkpoint, self.revision, pickles=True)
+        return self.model_copy(update={"precision": precision, "revision": revision})
+
+    def fetch(self) -> None:
+        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
+        fetch_pretrained(self.checkpoint, revision=self.revision, family=FAMILY)
 
     def record(self) -> ModelRecord:
         """The weights and their licence, as in `pretrained_record`."""
         return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=True)
 
 
+def propose_from_queries(predict: Predict, read: Callable[..., Proposals], *, device: torch.device) -> Proposer:
+    """A proposer that runs `predict` on batches of images and `read` on the answer for each image.
+
+    Raises InputError when an answer is not finite.
+    """
+
+    def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals]:
+        # A CPU gains nothing from batches, and one by one an image's masks do not depend on others, to the last bit.
+        at_once = 1 if device.type == "cpu" else max(1, len(images))
+        for start in range(0, len(images), at_once):
+            batch = [image.rgb_3HW for image in images[start : start + at_once]]
+            classes_BQK, masks_BQhw, *queries = predict(batch)
+            sound = all(bool(answer.isfinite().all()) for answer in (classes_BQK, *queries))
+            if not sound or bool(masks_BQhw.isnan().any()):  # an infinite logit is a sure pixel, NaN none at all
+                raise InputError("proposals.precision: the model's answers are not finite; use bfloat16 or float32")
+            size_px = (batch[0].shape[1], batch[0].shape[2])
+            for of_image in zip(classes_BQK, masks_BQhw, *queries, strict=True):
+                yield read(*of_image, size_px=size_px, min_score=min_score)
+
+    return propose
+
+
 def read_queries(
     classes_QK: torch.Tensor,
     masks_Qhw: torch.Tensor,
+    queries_QD: torch.Tensor | None = None,
     *,
     labels: Sequence[str | None],
     size_px: tuple[int, int],
     mask_threshold: float,
     max_proposals: int,
     min_score: float,
-    queries_QD: torch.Tensor | None = None,
 ) -> Proposals:
     """The proposals in an image's class logits (the last is "no object") and mask logits, best first.
 
     The score is (1 − p("no object")) × the mean probability of the mask's pixels, on the model's own grid: the
     confidence of the MaskFormer paper (arXiv 2107.06278, section 3.4) without asking for a class. The label is the
-    likeliest class. Only what is returned is brought to the picture's size: probabilities, bilinearly, then the mask.
+    likeliest class. Only what is returned is brought to the image's size: probabilities, bilinearly, then the mask.
     """
     import torch
 
@@ -121,7 +160,7 @@ def read_queries(
 
 
 def _upsampled(soft_Nhw: torch.Tensor, *, size_px: tuple[int, int], threshold: float) -> torch.Tensor:
-    """Which pixels of the picture are above the threshold, bool [N, H, W]; only a few masks at a time are floats."""
+    """Which pixels of the image are above the threshold, bool [N, H, W]; only a few masks at a time are floats."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -152,15 +191,8 @@ PLAIN = Family(classes={"maskformer": FAMILY.classes["maskformer"]}, pickles=Fal
 """MaskFormer alone, and in safetensors: what an open-vocabulary one is made of."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """`predict` takes uint8 images [3, H, W] of one size to class logits [B, Q, K] and mask logits [B, Q, h, w]."""
-
-    predict: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
-    labels: tuple[str | None, ...]
-
-
-def _load(settings: MaskFormer, *, device: torch.device) -> _Model:
+def _load(settings: MaskFormer, *, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:
+    """The model, and the names of its classes."""
     import torch
 
     if is_open(settings.checkpoint):
@@ -171,18 +203,16 @@ def _load(settings: MaskFormer, *, device: torch.device) -> _Model:
     network, processor = loaded.network.to(device), loaded.processor
     # Mask2Former cannot answer without its layers' masks; for MaskFormer they are a waste that no one reads
     network.config.use_auxiliary_loss = loaded.model_type == "mask2former"
-    precision = {"cuda": "bfloat16"}.get(device.type, "float32") if settings.precision == "auto" else settings.precision
+    precision = resolve_precision(settings.precision, device, on_gpu=PROPOSALS_ON_GPU)
 
     def predict(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = getattr(torch, precision)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             pixels_B3HW = prepared_pixels(images, processor=processor, short_side_px=settings.short_side_px)
             outputs = network(pixel_values=pixels_B3HW)
-        if not bool(outputs.class_queries_logits.isfinite().all()):
-            raise InputError("proposals.precision: the model's answers are not finite; use bfloat16 or float32")
         return outputs.class_queries_logits, outputs.masks_queries_logits
 
-    return _Model(predict, labels_of(network))
+    return predict, labels_of(network)
 
 
 def labels_of(network: Any) -> tuple[str | None, ...]:
@@ -201,7 +231,7 @@ def prepared_pixels(images: Sequence[torch.Tensor], *, processor: Any, short_sid
     size = {}
     if short_px and long_px:  # else the checkpoint's input has one fixed size
         height_px, width_px = get_size_with_aspect_ratio(tuple(images[0].shape[1:]), short_px, long_px)
-        size = {"size": {"height": max(1, height_px), "width": max(1, width_px)}}  # 0 for a picture like a thread
+        size = {"size": {"height": max(1, height_px), "width": max(1, width_px)}}  # 0 for an image like a thread
     prepared: torch.Tensor = processor(
         images=list(images),
         return_tensors="pt",

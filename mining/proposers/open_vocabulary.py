@@ -6,22 +6,36 @@ h × w the grid of the masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mining.devices import open_device
-from mining.models.maskformer import PLAIN, labels_of, prepared_pixels, read_queries
-from mining.models.open_checkpoint import OpenRecord, body_folder, load_head, read_head, read_record
-from mining.models.pretrained import load_pretrained
-from mining.proposals import LoadedImage, Proposals, Proposer
-from mining.weights import weights_sha256
-from schemas.errors import InputError
-from schemas.models import ModelRecord
-from schemas.settings import Settings
+from maskmine.mining.models.devices import (
+    PROPOSALS_ON_GPU,
+    DeviceKind,
+    open_device,
+    resolve_precision,
+    settled_precision,
+)
+from maskmine.mining.models.pretrained import load_pretrained, pretrained_contents
+from maskmine.mining.proposers.maskformer import PLAIN, labels_of, prepared_pixels, propose_from_queries, read_queries
+from maskmine.mining.proposers.open_vocabulary_checkpoint import (
+    HEAD_FILE,
+    OpenRecord,
+    body_folder,
+    load_head,
+    read_head,
+    read_record,
+)
+from maskmine.mining.proposers.proposals import Proposer
+from maskmine.mining.storage.content_hash import file_sha256, weights_sha256
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.settings import AnyPath, RecordOnly, Settings, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,18 +51,22 @@ class TextSpace:
 
 
 class OpenMaskFormer(Settings):
-    """Which open-vocabulary MaskFormer, and how it runs.
-
-    `checkpoint`: a folder that `maskmine train-proposals` made. The other settings are those of `MaskFormer`.
-    """
+    """Which open-vocabulary MaskFormer, and how it runs."""
 
     kind: Literal["open_maskformer"]
-    checkpoint: str
+    """A MaskFormer that `maskmine train-proposals` made, whose classifier takes any names."""
+    checkpoint: AnyPath
+    """The folder that `maskmine train-proposals` wrote."""
     mask_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability above which a pixel belongs to a mask."""
     max_proposals: int = Field(default=100, ge=1)
+    """Masks of an image, the best ones, that are brought to its size."""
     short_side_px: int | None = Field(default=None, ge=32)
+    """Short side of the model's input in pixels, the long side at most 5/3 of it; null takes the checkpoint's."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    licence: str | None = None
+    """Number format of the model; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    licence: Annotated[str | None, RecordOnly()] = None
+    """Licence of the weights (SPDX) where it is not known."""
 
     def open(self, *, device: str) -> Proposer:
         """Load the model; returns a function from images of one size, on its device, to their proposals.
@@ -59,42 +77,30 @@ class OpenMaskFormer(Settings):
         """
         import torch
 
-        from mining.models.text_head import class_logits, last_answer
+        from maskmine.mining.proposers.text_head import class_logits, last_answer
 
         target, folder = open_device(device), Path(self.checkpoint)
         record = read_record(folder)
         loaded = load_pretrained(str(body_folder(folder, record)), revision=None, family=PLAIN)
         network = loaded.network.to(target)
         head = load_head(folder, record, network=network).to(target)
-        usual = {"cuda": "bfloat16"}.get(target.type, "float32")
-        dtype = getattr(torch, usual if self.precision == "auto" else self.precision)
+        dtype = getattr(torch, resolve_precision(self.precision, target, on_gpu=PROPOSALS_ON_GPU))
 
-        def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals]:
-            at_once = 1 if target.type == "cpu" else max(1, len(images))  # as for MaskFormer
-            for start in range(0, len(images), at_once):
-                pixels = [image.rgb_3HW for image in images[start : start + at_once]]
-                with torch.inference_mode(), torch.autocast(target.type, dtype, enabled=dtype != torch.float32):
-                    shown = prepared_pixels(pixels, processor=loaded.processor, short_side_px=self.short_side_px)
-                    queries_BQD, masks_BQhw, classes_BQK = last_answer(network, head, shown)
-                if record.body is None:  # then the class layer has no meaning
-                    classes_BQK = class_logits(
-                        queries_BQD, head.classes_KD, head.no_object_D, logit_scale=record.logit_scale
-                    )
-                if not bool(queries_BQD.isfinite().all()):
-                    raise InputError("proposals.precision: the model's answers are not finite; use bfloat16 or float32")
-                for queries_QD, masks_Qhw, classes_QK in zip(queries_BQD, masks_BQhw, classes_BQK, strict=True):
-                    yield read_queries(
-                        classes_QK,
-                        masks_Qhw,
-                        labels=record.classes if record.body is None else labels_of(network),
-                        size_px=(pixels[0].shape[1], pixels[0].shape[2]),
-                        mask_threshold=self.mask_threshold,
-                        max_proposals=self.max_proposals,
-                        min_score=min_score,
-                        queries_QD=queries_QD,
-                    )
+        def predict(images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            with torch.inference_mode(), torch.autocast(target.type, dtype, enabled=dtype != torch.float32):
+                pixels_B3HW = prepared_pixels(images, processor=loaded.processor, short_side_px=self.short_side_px)
+                queries_BQD, masks_BQhw, classes_BQK = last_answer(network, head, pixels_B3HW)
+            if record.body is None:  # then the class layer has no meaning
+                classes_BQK = class_logits(
+                    queries_BQD, head.classes_KD, head.no_object_D, logit_scale=record.logit_scale
+                )
+            return classes_BQK, masks_BQhw, queries_BQD
 
-        return propose
+        labels = record.classes if record.body is None else labels_of(network)
+        read = partial(
+            read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
+        )
+        return propose_from_queries(predict, read, device=target)
 
     def text_space(self) -> TextSpace:
         """What is needed to ask for other classes. Raises InputError when the checkpoint cannot be had."""
@@ -102,10 +108,37 @@ class OpenMaskFormer(Settings):
         tensors = read_head(Path(self.checkpoint))
         return TextSpace(record, tensors["classes_KD"], tensors["no_object_D"])
 
+    def contents(self) -> dict[str, Any]:
+        """The checkpoint by the hashes of its record, its head, and the MaskFormer below it, wherever that lies."""
+        folder = Path(self.checkpoint)
+        named: dict[str, Any] = {"name": folder.name, "sha256": None}
+        try:
+            record = read_record(folder)
+            body = pretrained_contents(str(body_folder(folder, record)), revision=None, pickles=PLAIN.pickles)
+            named["sha256"] = fingerprint(
+                [asdict(replace(record, body=None)), file_sha256(folder / HEAD_FILE), body["sha256"]]
+            )
+        except (InputError, OSError):  # said when it is opened
+            pass
+        return {"checkpoint": named}
+
+    def settled(self, kind: DeviceKind) -> OpenMaskFormer:
+        """The same model with the precision that it has on a kind of device."""
+        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
+        return self.model_copy(update={"precision": precision})
+
+    def fetch(self) -> None:
+        """There is nothing to fetch: the folder is here."""
+
     def record(self) -> ModelRecord:
         """The weights and their licence; the hash is that of the folder, whose JSON has that of a body elsewhere.
 
         Raises InputError for a folder that is none.
         """
         read_record(Path(self.checkpoint))
-        return ModelRecord("proposals", self.checkpoint, weights_sha256(self.checkpoint), self.licence or "unknown")
+        return ModelRecord(
+            role="proposals",
+            name=Path(self.checkpoint).name,
+            sha256=weights_sha256(self.checkpoint),
+            licence=self.licence or "unknown",
+        )

@@ -16,16 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mining.weights import weights_sha256
-from schemas.errors import InputError
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.mining.storage.files import write_whole
+from maskmine.schemas.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mining.models.text_head import TextHead
+    from maskmine.mining.proposers.text_head import TextHead
 
+# Files of a checkpoint: its record, the head, and the MaskFormer as transformers names it.
 RECORD_FILE, HEAD_FILE, BODY_FILE = "open_vocabulary.json", "head.safetensors", "model.safetensors"
-_FORMAT = 1
+_FORMAT = 1  # raised when the record changes its meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def read_head(folder: Path) -> dict[str, Tensor]:
 
 def new_head(classes_KD: Tensor, record: OpenRecord, *, network: Any) -> TextHead:
     """A head with random weights, of the record's sizes, for a MaskFormer of transformers."""
-    from mining.models.text_head import TextHead
+    from maskmine.mining.proposers.text_head import TextHead
 
     width = network.config.decoder_config.d_model
     seen = sum(network.model.pixel_level_module.encoder.channels) if record.pixels else 0
@@ -126,21 +128,14 @@ def save_head(folder: Path, head: TextHead, record: OpenRecord, *, half: bool, b
     """Write the head and its record; with `half` as float16. `body` is the MaskFormer's folder if it is another."""
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     stored = {name: value.half() if half else value for name, value in weights.items()}
-    _write(folder / HEAD_FILE, save(stored, metadata={"format": "pt"}))
+    write_whole(folder / HEAD_FILE, save(stored, metadata={"format": "pt"}))
     tree: dict[str, Any] = asdict(record)
     if body is not None:
         tree |= {"body": os.path.relpath(body, folder), "body_sha256": weights_sha256(body / BODY_FILE)}
-    _write(folder / RECORD_FILE, (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / RECORD_FILE, (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _damaged(path: Path, error: Exception) -> str:
     return f"{path}: cannot be loaded ({' '.join(str(error).split())[:200]}); copy the folder again"
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -1,6 +1,6 @@
 """Proposed regions of one image, and which of them to keep. Every function is pure and works where its tensors are.
 
-Shapes: N proposals of one image, R of them by rank; H, W height and width in pixels of the upright picture, h, w those
+Shapes: N proposals of one image, R of them by rank; H, W height and width in pixels of the upright image, h, w those
 of the proposer's own grid; K the proposer's own classes.
 """
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from schemas.rows import Rejection
-from schemas.settings import Settings
+from maskmine.schemas.mask import Mask, mask_iou
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -23,21 +24,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """An upright picture on the model's device: uint8 of shape [3, H, W]. `orientation` is that of `Picture`."""
+    """An upright image on the model's device: uint8 of shape [3, H, W]. The rest is as in `DecodedImage`."""
 
     image_id: str
     rgb_3HW: torch.Tensor
     orientation: int = 1
+    turned_by: str = "EXIF"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposals:
-    """Masks (bool, [N, H, W], the picture's size), their scores (float32, [N]) and names, None where there is none.
+    """Masks (bool, [N, H, W], the image's size), their scores (float32, [N]) and names, None where there is none.
 
     Where the proposer has them: `soft_Nhw` are the masks before a threshold, probabilities on the model's own grid
     (float32, [N, h, w]), and `classes_NK` what its classifier says (float32, [N, K]), of which `class_names` are the K
     columns; a rest to 1 is that of "no object". `queries_ND` are what an open-vocabulary proposer makes of them, unit
-    vectors in the space of its CLIP's texts (float32, [N, D]).
+    vectors in the space of its CLIP's texts (float32, [N, D]). `left_out` says of each annotated mask that could not be
+    read why.
     """
 
     masks_NHW: torch.Tensor
@@ -47,6 +50,7 @@ class Proposals:
     classes_NK: torch.Tensor | None = None
     class_names: tuple[str | None, ...] = ()
     queries_ND: torch.Tensor | None = None
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,21 +68,22 @@ class Proposer(Protocol):
 
 
 class Keep(Settings):
-    """Which proposals become regions. Every region costs a CLIP crop, so weak and repeated ones are dropped here.
-
-    `min_score`: most of MaskFormer's 100 queries say "no object"; 0 keeps all that have a pixel, as the paper does.
-    `min_area_px`: 16 × 16 pixels, one patch of CLIP; the larger of it and `min_area_ratio` of the picture counts.
-    `max_area_ratio`: a mask of nearly everything is the picture, not a region of it.
-    `max_iou`: of two masks that overlap more, the one with the lower score is a duplicate; 1 keeps duplicates.
-    `top`: at most so many, the best.
-    """
+    """Which proposals become regions. Every region costs a CLIP crop, so weak and repeated ones are dropped here."""
 
     min_score: float = Field(default=0.1, ge=0, le=1)
+    """Lowest score of the proposer; most of MaskFormer's 100 queries mean “no object”. 0 keeps every mask that has a
+    pixel, as the paper does."""
     min_area_px: int = Field(default=256, ge=1)
+    """Smallest mask in pixels; the default is 16 × 16, one patch of CLIP. The larger of this and `min_area_ratio`
+    counts."""
     min_area_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Smallest mask as a share of the image, 0–1."""
     max_area_ratio: float = Field(default=0.95, gt=0, le=1)
+    """Largest mask as a share of the image, 0–1; a mask of nearly everything is the image itself."""
     max_iou: float = Field(default=0.8, ge=0, le=1)
+    """Of two masks whose IoU is higher, the one of the lower score is dropped as a duplicate; 1 keeps duplicates."""
     top: int = Field(default=100, ge=1)
+    """Regions of an image at most, the best ones."""
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
@@ -137,13 +142,37 @@ def sort_by_score(proposals: Proposals, numbers: Sequence[int], *, areas_px: Seq
 
 
 def keep_distinct(proposals: Proposals, numbers: Sequence[int], *, max_iou: float) -> list[int]:
-    """Without every one whose IoU with a kept one before it is above `max_iou`; `numbers` are best first."""
+    """Without every one whose IoU with a kept one before it is above `max_iou`; `numbers` are best first.
+
+    On a CPU by run lengths, which costs as much as the outlines are long; on a GPU by the pixels. Both are exact.
+    """
+    if max_iou >= 1:
+        return list(numbers)
+    if proposals.masks_NHW.device.type == "cpu":
+        return _keep_distinct_runs(proposals.masks_NHW, numbers, max_iou=max_iou)
     iou_RR = pairwise_iou(proposals.masks_NHW, numbers).cpu().numpy()
     kept: list[int] = []
     for rank in range(len(numbers)):
         if not (iou_RR[rank, kept] > max_iou).any():
             kept.append(rank)
     return [numbers[rank] for rank in kept]
+
+
+def _keep_distinct_runs(masks_NHW: torch.Tensor, numbers: Sequence[int], *, max_iou: float) -> list[int]:
+    """`keep_distinct`, a few masks compared with all kept ones at a time."""
+    kept, kept_masks = list[int](), list[Mask]()
+    for start in range(0, len(numbers), _COMPARED_AT_ONCE):
+        block = list(numbers[start : start + _COMPARED_AT_ONCE])
+        masks = Mask.from_arrays(masks_NHW[block].numpy())
+        distinct = ~(mask_iou(masks, kept_masks) > max_iou).any(axis=1)
+        own_iou = mask_iou(masks, masks)
+        chosen: list[int] = []
+        for rank in np.flatnonzero(distinct):
+            if not (own_iou[rank, chosen] > max_iou).any():
+                chosen.append(int(rank))
+        kept += [block[rank] for rank in chosen]
+        kept_masks += [masks[rank] for rank in chosen]
+    return kept
 
 
 def take(proposals: Proposals, numbers: list[int]) -> Proposals:
@@ -158,6 +187,7 @@ def take(proposals: Proposals, numbers: list[int]) -> Proposals:
         None if proposals.classes_NK is None else proposals.classes_NK[numbers],
         proposals.class_names,
         None if proposals.queries_ND is None else proposals.queries_ND[numbers],
+        proposals.left_out,
     )
 
 
@@ -179,6 +209,7 @@ def pairwise_iou(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> torch.Tenso
     return shared_RR / union_RR.clamp(min=1)
 
 
+_COMPARED_AT_ONCE = 64  # masks copied and encoded together
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, and so never more pixels than float32 counts exactly
 
 

@@ -5,28 +5,42 @@ every point of the grid gives three masks, the whole, a part and a smaller part;
 little of are dropped, then those that change with the threshold, then the worse of two with nearly the same box.
 
 transformers' own `mask-generation` pipeline is not used. It brings all masks of a batch to 1024 × 1024 before it drops
-any, and for SAM 2, whose input is the picture stretched to a square, it lays the grid as if the picture were padded, so
-that a part of every picture that is not square has no points. For SAM the masks are the same (tests/test_sam.py).
+any, and for SAM 2, whose input is the image stretched to a square, it lays the grid as if the image were padded, so
+that a part of every image that is not square has no points. For SAM the masks are the same
+(tests/mining/test_sam.py).
 
 Shapes: P points of the grid, M masks of a batch of points, N proposals; h × w the grid of the model's masks (a quarter
-of its input), H × W the picture's height and width in pixels.
+of its input), H × W the image's height and width in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from mining.crops import tight_boxes
-from mining.devices import open_device
-from mining.models.pretrained import Family, load_pretrained, pretrained_record
-from mining.proposals import LoadedImage, Proposals, Proposer
-from schemas.errors import InputError
-from schemas.models import ModelRecord
-from schemas.settings import Settings
+from maskmine.mining.images.crops import tight_boxes
+from maskmine.mining.models.devices import (
+    PROPOSALS_ON_GPU,
+    DeviceKind,
+    open_device,
+    resolve_precision,
+    settled_precision,
+)
+from maskmine.mining.models.pretrained import (
+    Family,
+    commit_of,
+    fetch_pretrained,
+    load_pretrained,
+    pretrained_contents,
+    pretrained_record,
+)
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.settings import NameOrPath, RecordOnly, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -38,31 +52,34 @@ _CHUNK_VALUES = 1 << 24  # 64 MiB of float32: 16 masks at the size of SAM's inpu
 class Sam(Settings):
     """Which Segment Anything, and which of its masks are proposals. The defaults are those of its authors.
 
-    `checkpoint`: a folder saved by transformers, or a name on the Hugging Face hub such as `facebook/sam-vit-large` or
-    `facebook/sam2.1-hiera-large`, with weights as safetensors; `revision`: a branch, tag or commit there. The size of
-    the model's input, 1024 pixels on the long side, is a part of its weights.
-    `points_per_side`: the grid has the square of it; `points_per_batch`: so many are answered at once, for memory.
-    `min_predicted_iou`: how good the model must think that a mask is, at least.
-    `min_stability`: how alike a mask must be to itself with a lower and with a higher threshold, at least; it is
-    |logit > `stability_offset`| / |logit > −`stability_offset`| in pixels of the picture.
-    `max_box_iou`: of two masks whose boxes overlap more, the one with the lower predicted IoU is a duplicate.
-    `max_proposals`: so many masks of an image, the best, are proposed.
-    `precision` is that of the image encoder: `auto` is bfloat16 on a GPU and float32 on a CPU.
-    `licence` states what cannot be known: that of a folder.
+    The size of the model's input, 1024 pixels on the long side, is fixed by its weights.
     """
 
     kind: Literal["sam"]
-    checkpoint: str
-    revision: str | None = None
+    """Segment Anything 1 or 2 by transformers."""
+    checkpoint: NameOrPath
+    """A folder saved by transformers, or a name on the Hugging Face hub such as `facebook/sam-vit-large` or
+    `facebook/sam2.1-hiera-large`, with weights as safetensors."""
+    revision: Annotated[str | None, RecordOnly()] = None
+    """Branch, tag or commit on the hub; null is what is on this machine, else the newest."""
     points_per_side: int = Field(default=32, ge=1, le=256)
+    """Side of the grid of points that the model is prompted with; time grows with its square."""
     points_per_batch: int = Field(default=64, ge=1)
+    """Points that the model answers at once; fewer need less memory."""
     min_predicted_iou: float = Field(default=0.88, ge=0, le=1)
+    """Lowest IoU that the model predicts for a mask of its own."""
     min_stability: float = Field(default=0.95, ge=0, le=1)
+    """Lowest stability of a mask: the pixels above the raised threshold over those above the lowered one."""
     stability_offset: float = Field(default=1.0, gt=0)
+    """How far, in logits, the threshold is raised and lowered to measure stability."""
     max_box_iou: float = Field(default=0.7, ge=0, le=1)
+    """Of two masks whose boxes overlap more, the one of the lower predicted IoU is dropped as a duplicate."""
     max_proposals: int = Field(default=200, ge=1)
+    """Masks of an image, the best ones, that are proposed."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    licence: str | None = None
+    """Number format of the image encoder; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    licence: Annotated[str | None, RecordOnly()] = None
+    """Licence of the weights (SPDX) where it is not known, such as that of a folder."""
 
     def open(self, *, device: str) -> Proposer:
         """Load the model; returns a function from images of one size, on its device, to their proposals.
@@ -80,6 +97,20 @@ class Sam(Settings):
 
         return propose
 
+    def contents(self) -> dict[str, Any]:
+        """The checkpoint by the hash of what is loaded."""
+        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, pickles=False)}
+
+    def settled(self, kind: DeviceKind) -> Self:
+        """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
+        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
+        revision = commit_of(self.checkpoint, self.revision, pickles=False)
+        return self.model_copy(update={"precision": precision, "revision": revision})
+
+    def fetch(self) -> None:
+        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
+        fetch_pretrained(self.checkpoint, revision=self.revision, family=_FAMILY)
+
     def record(self) -> ModelRecord:
         """The weights and their licence, as in `pretrained_record`."""
         return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=False)
@@ -87,7 +118,7 @@ class Sam(Settings):
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """`input_px`: the side of its input. `precision` is that of the encoder: points lose their places in less."""
+    """`input_px`: the side of its input. `precision` is that of the encoder: points lose accuracy in less."""
 
     network: Any
     processor: Any
@@ -98,7 +129,7 @@ class _Model:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A picture as the model sees it: what the encoder made of it, its size in the model's input and its own."""
+    """An image as the model sees it: what the encoder made of it, its size in the model's input and its own."""
 
     embedding: Any
     input_size_px: tuple[int, int]
@@ -106,8 +137,8 @@ class _View:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Masks that are good enough: logits [M, h, w], predicted IoUs [M], boxes [M, 4] in pixels of the picture."""
+class _Candidates:
+    """Masks that are good enough: logits [M, h, w], predicted IoUs [M], boxes [M, 4] in pixels of the image."""
 
     logits_Mhw: Tensor
     iou_M: Tensor
@@ -125,7 +156,7 @@ def stability(logits_MHW: Tensor, *, offset: float) -> Tensor:
 
 
 def point_grid(points_per_side: int) -> Tensor:
-    """The middles of the cells of a square grid, row by row: x and y as shares of the picture, float32 [P, 2]."""
+    """The middles of the cells of a square grid, row by row: x and y as shares of the image, float32 [P, 2]."""
     import torch
 
     along = (torch.arange(points_per_side) + 0.5) / points_per_side
@@ -139,18 +170,18 @@ def _generate(rgb_3HW: Tensor, *, model: _Model, settings: Sam, min_score: float
 
     with torch.inference_mode():
         view = _look(rgb_3HW, model=model)
-        found = _join(list(_answers(view, model=model, settings=settings, min_score=min_score)))
-        best_N = nms(found.boxes_M4.float(), found.iou_M, settings.max_box_iou)[: settings.max_proposals]
+        candidates = _join(list(_answers(view, model=model, settings=settings, min_score=min_score)))
+        best_N = nms(candidates.boxes_M4.float(), candidates.iou_M, settings.max_box_iou)[: settings.max_proposals]
         masks_NHW = torch.empty(len(best_N), *view.size_px, dtype=torch.bool, device=rgb_3HW.device)
         done = 0
-        for logits_MHW in _upsampled(found.logits_Mhw[best_N], view=view, model=model):
+        for logits_MHW in _upsampled(candidates.logits_Mhw[best_N], view=view, model=model):
             torch.gt(logits_MHW, 0, out=masks_NHW[done : done + len(logits_MHW)])
             done += len(logits_MHW)
-        return Proposals(masks_NHW, found.iou_M[best_N].clamp(0, 1), (None,) * len(best_N))
+        return Proposals(masks_NHW, candidates.iou_M[best_N].clamp(0, 1), (None,) * len(best_N))
 
 
 def _look(rgb_3HW: Tensor, *, model: _Model) -> _View:
-    """Resize, normalise and encode a picture as the checkpoint says."""
+    """Resize, normalise and encode an image as the checkpoint says."""
     import torch
 
     size_px = (rgb_3HW.shape[1], rgb_3HW.shape[2])
@@ -167,11 +198,11 @@ def _look(rgb_3HW: Tensor, *, model: _Model) -> _View:
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
         encoded = model.network.get_image_embeddings(pixels_13HW)
     # SAM 2 has three maps of different sizes
-    embedding = [one.float() for one in encoded] if isinstance(encoded, list) else encoded.float()
+    embedding = [level.float() for level in encoded] if isinstance(encoded, list) else encoded.float()
     return _View(embedding, (height_px, width_px), size_px)
 
 
-def _answers(view: _View, *, model: _Model, settings: Sam, min_score: float) -> Iterator[_Found]:
+def _answers(view: _View, *, model: _Model, settings: Sam, min_score: float) -> Iterator[_Candidates]:
     """The good masks of the points, batch by batch. Raises InputError when the answers are no numbers."""
     import torch
 
@@ -182,30 +213,30 @@ def _answers(view: _View, *, model: _Model, settings: Sam, min_score: float) -> 
             image_embeddings=view.embedding, input_points=points_p2[None, :, None], multimask_output=True
         )
         logits_Mhw, iou_M = outputs.pred_masks[0].flatten(0, 1), outputs.iou_scores[0].flatten()
-        if not bool(iou_M.isfinite().all()):
+        if not bool(iou_M.isfinite().all()) or bool(logits_Mhw.isnan().any()):
             raise InputError("proposals.precision: the model's answers are not finite; use bfloat16 or float32")
         good_M = iou_M >= max(settings.min_predicted_iou, min_score)
-        yield _stable(_Found(logits_Mhw[good_M], iou_M[good_M], iou_M.new_empty(0, 4)), view, model, settings)
+        yield _stable(_Candidates(logits_Mhw[good_M], iou_M[good_M], iou_M.new_empty(0, 4)), view, model, settings)
 
 
-def _stable(found: _Found, view: _View, model: _Model, settings: Sam) -> _Found:
+def _stable(candidates: _Candidates, view: _View, model: _Model, settings: Sam) -> _Candidates:
     """Those that have a pixel and do not change much with the threshold, with their boxes."""
     import torch
 
-    stable, boxes = [found.iou_M.new_empty(0, dtype=torch.bool)], [found.boxes_M4.long()]
-    for logits_MHW in _upsampled(found.logits_Mhw, view=view, model=model):
+    stable, boxes = [candidates.iou_M.new_empty(0, dtype=torch.bool)], [candidates.boxes_M4.long()]
+    for logits_MHW in _upsampled(candidates.logits_Mhw, view=view, model=model):
         masks_MHW = logits_MHW > 0
         stable_M = stability(logits_MHW, offset=settings.stability_offset) >= settings.min_stability
         stable.append(stable_M & masks_MHW.flatten(1).any(dim=1))
         boxes.append(tight_boxes(masks_MHW))
     keep_M = torch.cat(stable)
-    return _Found(found.logits_Mhw[keep_M], found.iou_M[keep_M], torch.cat(boxes)[keep_M])
+    return _Candidates(candidates.logits_Mhw[keep_M], candidates.iou_M[keep_M], torch.cat(boxes)[keep_M])
 
 
-def _join(parts: Sequence[_Found]) -> _Found:
+def _join(parts: Sequence[_Candidates]) -> _Candidates:
     import torch
 
-    return _Found(
+    return _Candidates(
         torch.cat([part.logits_Mhw for part in parts]),
         torch.cat([part.iou_M for part in parts]),
         torch.cat([part.boxes_M4 for part in parts]),
@@ -213,7 +244,7 @@ def _join(parts: Sequence[_Found]) -> _Found:
 
 
 def _upsampled(logits_Mhw: Tensor, *, view: _View, model: _Model) -> Iterator[Tensor]:
-    """The logits at the picture's size, some masks at a time: without the padding, then bilinearly."""
+    """The logits at the image's size, some masks at a time: without the padding, then bilinearly."""
     at_once = max(1, _CHUNK_VALUES // max(model.input_px**2, view.size_px[0] * view.size_px[1]))
     for start in range(0, len(logits_Mhw), at_once):
         (logits_1MHW,) = model.processor.post_process_masks(
@@ -226,7 +257,7 @@ def _upsampled(logits_Mhw: Tensor, *, view: _View, model: _Model) -> Iterator[Te
 
 
 def _not_too_thin(rgb_3HW: Tensor, *, input_px: int) -> Tensor:
-    """The picture, or, where its short side would have no pixel in the model's input, its lines repeated."""
+    """The image, or, where its short side would have no pixel in the model's input, its lines repeated."""
     height_px, width_px = rgb_3HW.shape[1:]
     least_px = -(-max(height_px, width_px) // input_px)
     for dim, side_px in ((1, height_px), (2, width_px)):
@@ -243,7 +274,7 @@ def _load(settings: Sam, *, device: torch.device) -> _Model:
             f"proposals.checkpoint: the image processor of `{settings.checkpoint}` makes another size than the "
             f"{side_px} pixels that the model takes; save the processor again"
         )
-    precision = {"cuda": "bfloat16"}.get(device.type, "float32") if settings.precision == "auto" else settings.precision
+    precision = resolve_precision(settings.precision, device, on_gpu=PROPOSALS_ON_GPU)
     return _Model(loaded.network.to(device), loaded.processor, side_px, device, precision)
 
 

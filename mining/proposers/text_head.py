@@ -1,9 +1,9 @@
 """The head of an open-vocabulary MaskFormer: its queries as vectors in the space of CLIP's texts.
 
-What a query shows is told by its cosine with the texts of the classes that somebody asks for, and with a learned vector
+A query is classified by its cosine with the texts of the requested classes, and with a learned vector
 for "no object" (OVSeg, arXiv 2210.04150, section 3.1). Imports torch, so it is imported where a model is opened.
 
-Shapes: B pictures, Q queries of any number of pictures, E mask features, W width of the decoder, P channels of all the
+Shapes: B images, Q queries of any number of images, E mask features, W width of the decoder, P channels of all the
 backbone's maps together, D width of CLIP's embeddings, K classes; h × w the grid of the masks, c × y × x one of the
 backbone's maps.
 """
@@ -50,7 +50,7 @@ class TextHead(nn.Module):
 
 
 def layer_answers(network: Any, head: TextHead, pixels_B3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What every layer of the decoder says, the last one's answer last: unit vectors [B, Q, D] and masks [B, Q, h, w].
+    """The outputs of every layer of the decoder, the last one last: unit vectors [B, Q, D] and masks [B, Q, h, w].
 
     The outputs of inner layers go through the decoder's last norm, as in DETR; transformers leaves that out.
     """
@@ -61,7 +61,7 @@ def layer_answers(network: Any, head: TextHead, pixels_B3HW: Tensor) -> list[tup
 
 
 def last_answer(network: Any, head: TextHead, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The last of `layer_answers`, and what the network's own class layer says of the same queries [B, Q, its classes].
+    """The last of `layer_answers`, and the logits of the network's own class layer [B, Q, its classes].
 
     Its last class is "no object".
     """

@@ -1,7 +1,7 @@
 """What every caption source gives: entries, one for each caption and for each image that it lists.
 
 image_id    the image that is meant, in this source or in another one
-path        where its picture lies (`mining/places.py`); null when the entry only says something of the image
+path        where its image lies (`mining/storage/locations.py`); null when the entry only says something of the image
 part        the part that the image belongs to, counted from 0 in this source; null where the plan cuts the parts
 position    orders the captions of an image, and the images of a part
 caption     null when the entry only lists the image; empty when its caption is no text
@@ -11,15 +11,19 @@ additional  what is kept of the record beside them, as JSON
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from mining.places import no_place
-from schemas.rows import Rejection
-from schemas.settings import canonical_json
+from maskmine.mining.sources.values import id_text, texts_in
+from maskmine.mining.storage.json_repair import HALVED, UNREADABLE
+from maskmine.mining.storage.locations import rejected_location
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import canonical_json
 
 Entry = tuple[str, str | None, int | None, int, str | None, str]
 
@@ -33,9 +37,10 @@ ENTRIES = pa.schema(
         ("additional", pa.string()),
     ]
 )
-NOTHING_MORE = "{}"
-_BATCH_ROWS, _BATCH_CHARS = 10_000, 2_000_000
-_MOST_DETAIL_CHARS = 160
+_HALF = re.compile("[\ud800-\udfff]")  # how Python holds half of a character
+NOTHING_MORE = "{}"  # `additional` of a record of which nothing else is kept
+_BATCH_ROWS, _BATCH_CHARS = 10_000, 2_000_000  # a few megabytes of a table
+_MAX_DETAIL_CHARS = 160  # about a line of a terminal
 
 
 def as_tables(entries: Iterable[Entry]) -> Iterator[pa.Table]:
@@ -53,21 +58,38 @@ def as_tables(entries: Iterable[Entry]) -> Iterator[pa.Table]:
 
 def broken(image_id: str, position: int, detail: str, *, part: int | None = None) -> Entry:
     """The entry of a record that cannot be used: its image will have the rejection `broken_record`."""
-    place = no_place(Rejection("broken_record", clean_text(detail)[:_MOST_DETAIL_CHARS]))
-    return image_id, place, part, position, None, NOTHING_MORE
+    location = rejected_location(Rejection("broken_record", clean_text(detail)[:_MAX_DETAIL_CHARS]))
+    return image_id, location, part, position, None, NOTHING_MORE
 
 
-def captions_of(value: Any) -> list[str]:
-    """The captions in a field, one or a list of them; one that is missing or no text is empty."""
-    values = value if isinstance(value, list) else [value]
-    return [clean_text(one) if isinstance(one, str) else "" for one in values] or [""]
+def captions_of(value: Any, *, encoding: str = "utf-8") -> list[str]:
+    """The captions in a field (`mining/sources/values.py`); one that is missing or no text is empty.
+
+    Raises UnicodeDecodeError for bytes that are no text.
+    """
+    return [_caption(text) for text in texts_in(value, encoding=encoding)]
 
 
-def id_of(value: Any) -> str | None:
-    """An id as text: whole numbers and texts are ids, nothing else is."""
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        return None
-    return clean_text(str(value))
+def _caption(text: str) -> str:
+    """A caption; U+FFFD stands for half of a character, of an emoji that was cut in two."""
+    return whole_text(text) if text.startswith(UNREADABLE) else clean_text(text.removeprefix(HALVED))
+
+
+def id_of(value: Any, *, encoding: str = "utf-8") -> str | None:
+    """An id as text: whole numbers of any type, texts, UUIDs and bytes of them; None for anything else.
+
+    Raises UnicodeDecodeError for bytes that are no id.
+    """
+    text = id_text(value, encoding=encoding)
+    return None if text is None else whole_text(text)
+
+
+def whole_text(text: str) -> str:
+    """`text` as it is. Raises UnicodeDecodeError where it has half of a character, or what JSON could not tell."""
+    if not text.isascii() and (_HALF.search(text) or text.startswith((UNREADABLE, HALVED))):
+        raw = text.strip(UNREADABLE + HALVED).encode("utf-8", "surrogatepass")
+        raise UnicodeDecodeError("utf-8", raw, 0, len(raw), "half of a character")
+    return text
 
 
 def kept_columns(record: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -85,6 +107,10 @@ def clean_text(text: str) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, np.floating):
+        return _plain(float(value))
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return clean_text(value)
     return value if value is None or isinstance(value, int | float) else clean_text(str(value))

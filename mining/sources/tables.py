@@ -1,23 +1,17 @@
-"""Captions in tables: Parquet, JSON lines, CSV and TSV, with img2dataset's names for the columns."""
+"""Captions in tables: Parquet, JSON, CSV and TSV, with img2dataset's names for the columns."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from mining.caption_entries import Entry, as_tables, broken, captions_of, clean_text, id_of, kept_columns
-from mining.places import no_place
-from mining.source_files import (
+from maskmine.mining.sources.delimited import Asked, Quoting, delimited_records, dialect_of
+from maskmine.mining.sources.entries import Entry, broken, captions_of, id_of, kept_columns, whole_text
+from maskmine.mining.sources.files import (
+    FileSource,
     SourceFile,
     check_images,
     column_missing,
@@ -27,46 +21,71 @@ from mining.source_files import (
     open_source,
     source_root,
 )
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from schemas.settings import Settings
+from maskmine.mining.sources.json_records import LAYOUT_NAMES, json_layout, json_records
+from maskmine.mining.sources.text_files import COMPRESSED_SUFFIXES, Encoding
+from maskmine.mining.sources.values import parquet_values, shown, typeless, typeless_id
+from maskmine.mining.storage.locations import rejected_location
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import AnyPath
 
 Record = dict[str, Any] | str
 """A row of a table, or what is wrong with it."""
 
 TableKind = Literal["parquet", "jsonl", "csv", "tsv"]
 
-_SUFFIXES = {
+TABLE_SUFFIXES: Mapping[TableKind, tuple[str, ...]] = {
     "parquet": (".parquet",),
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
-    "csv": (".csv", ".csv.gz"),
-    "tsv": (".tsv", ".tsv.gz"),
+    "jsonl": tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".ndjson") for packed in COMPRESSED_SUFFIXES),
+    "csv": tuple(f".csv{packed}" for packed in COMPRESSED_SUFFIXES),
+    "tsv": tuple(f".tsv{packed}" for packed in COMPRESSED_SUFFIXES),
 }
-_MOST_LINE_BYTES = 16_000_000
+"""Files of a folder that are read as tables of a kind."""
+_TEXT_ONLY = ("delimiter", "quoting", "column_names")
+_TOLD_FILES = 8  # further ones are opened only when they are read
 # a file is read a buffer at a time; with `pre_buffer`, which is Arrow's default, all its row groups are read ahead
 _READ_ROWS, _BUFFER_BYTES = 2_000, 1 << 20
 
 
-class TableCaptions(Settings):
-    """One record a row: the image's file or URL, its caption or a list of them.
+class TableCaptions(FileSource):
+    """A table with one record a row: the image's path or URL, and its caption or a list of captions.
 
-    `files`: a file, a folder or a pattern; JSON lines, CSV and TSV also as `.gz`. `path_col` names the column of the
-    pictures' paths, which start from the folder `images`, or else from that of the table; `url_col` that of URLs. With
-    neither the table only says something of images that another source lists, and `id_col` is needed. Without
-    `id_col` the path or the URL is the image's id; rows of the same one are captions of one image. The first
-    `per_image` captions of an image are read. What is in `save_additional_columns` goes into the samples.
+    A table with neither `path_col` nor `url_col` adds captions to images that another source lists, by `id_col`.
     """
 
     kind: TableKind
+    """Format of the tables: `jsonl` has an object a line, or a list of objects; all but `parquet` may be compressed
+    (gzip, bzip2, xz, zstd)."""
     name: str | None = None
-    files: str
-    images: str | None = None
+    """Name of the source in samples and in `licences.captions`; its `kind` when null."""
+    files: AnyPath
+    """A table, a folder of tables, or a pattern."""
+    images: AnyPath | None = None
+    """Folder that the paths in `path_col` are relative to; the table's own folder when null."""
     id_col: str | None = None
+    """Column of image ids; null uses the path or URL. Rows of the same id are captions of one image. Whole numbers of
+    any type are the same id (1, 1.0, b"1")."""
     path_col: str | None = None
+    """Column of image paths; give either this or `url_col`."""
     url_col: str | None = None
+    """Column of image URLs, which are read only with `maskmine mine --fetch allow`."""
     caption_col: str = "caption"
+    """Column of captions, each a text, a record with one (`raw`, `caption`, `text`, …), or a list of these."""
     save_additional_columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns that are copied into the samples."""
     per_image: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """Captions read of each image, the first ones with text: a number, or `all`."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Character between the fields of `csv` and `tsv`; null finds it out among comma, semicolon, tab and bar, by the
+    names of the columns."""
+    quoting: Quoting | None = None
+    """Quotes in `csv` and `tsv`: `none` makes them ordinary characters; `doubled` and `backslash` let fields stand in
+    quotes, with `""` or `\\"` for a quote in them. Null finds it out by the first lines, and takes none in tsv unless
+    they show otherwise."""
+    column_names: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names of the columns of `csv` and `tsv` files without a header line, in their order, such as `[caption, url]`."""
+    encoding: Encoding | None = None
+    """Encoding of texts without a byte order mark, such as `cp1252`; null is UTF-8, or UTF-16 where that shows."""
 
     @model_validator(mode="after")
     def _names_the_images(self) -> TableCaptions:
@@ -74,44 +93,61 @@ class TableCaptions(Settings):
             raise ValueError("`path_col` and `url_col` are both given; leave one out")
         if not (self.path_col or self.url_col or self.id_col):
             raise ValueError("nothing names the images; give `path_col`, `url_col`, or `id_col` of another source's")
+        if self.kind not in ("csv", "tsv") and (given := [name for name in _TEXT_ONLY if getattr(self, name)]):
+            raise ValueError(f"`{given[0]}` is for `csv` and `tsv`; leave it out")
         return self
 
     @property
-    def place(self) -> str:
-        """What messages call the source."""
-        return self.files
-
-    @property
     def root(self) -> str:
-        """The folder that paths of pictures are told from."""
+        """The folder that relative paths of images start from."""
         return self.images or source_root(self.files)
 
     def list_files(self) -> list[SourceFile]:
         """The tables. Raises InputError when there is none."""
-        return list_files(self.files, suffixes=_SUFFIXES[self.kind])
+        return list_files(self.files, suffixes=TABLE_SUFFIXES[self.kind])
 
     def check(self) -> None:
-        """Raises InputError when the tables, or the folder of the images, are not there."""
-        self.list_files()
+        """Raises InputError when the files, or the folder of the images, are not there."""
+        super().check()
         check_images(self.images)
 
-    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
-        """The entries (`mining/caption_entries.py`). Raises InputError when a table cannot be read."""
-        return as_tables(self._entries())
+    def guesses(self) -> list[str]:
+        """How the first few text files are read, found out by their first lines: a line for each way.
 
-    def _entries(self) -> Iterator[Entry]:
+        Raises InputError when one cannot be read.
+        """
+        read_as: dict[str, list[str]] = {}
+        for file in self.list_files()[:_TOLD_FILES]:
+            if self.kind == "jsonl":
+                layout, encoding = json_layout(file.path, columns=self._columns(), encoding=self.encoding)
+                told = f"{LAYOUT_NAMES[layout]}, {encoding.removesuffix('-sig')}"
+                read_as.setdefault("" if (layout, encoding) == ("lines", "utf-8") else told, []).append(file.name)
+            elif self.kind != "parquet":
+                read_as.setdefault(dialect_of(file.path, self._asked()).told(), []).append(file.name)
+        lines = []
+        for told, names in read_as.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines += [f"{names[0]}{more}: read as {told} (seen from its first lines)"] if told else []
+        return lines
+
+    def _entries(self, images_per_part: int) -> Iterator[Entry]:
         position = usable = 0
+        first_fault = ""
         for file in self.list_files():
             for number, record in self._records(file.path):
                 for entry in self._of_record(record, f"{file.name}#{number}", file, position):
                     usable += entry[4] is not None
+                    first_fault = first_fault or (entry[1] or "" if entry[4] is None else "")
                     yield entry
                     position += 1
         if not position:
             raise InputError(f"{self.files}: no row in it; there is nothing to mine")
         if not usable:
             used = ", ".join(f"`{setting}: {column}`" for column, setting in self._columns().items())
-            raise InputError(f"{self.files}: no row can be used with {used}; check the names of the columns")
+            raise InputError(
+                f"{self.files}: no row can be used with {used} ({first_fault.split(':', 2)[-1]}); "
+                "check the names of the columns"
+            )
 
     def _columns(self) -> dict[str, str]:
         """The columns that are read, with the settings that name them."""
@@ -121,40 +157,76 @@ class TableCaptions(Settings):
                 named[column] = setting
         return named
 
+    def _asked(self) -> Asked:
+        return Asked(
+            kind="csv" if self.kind == "csv" else "tsv",
+            columns=self._columns(),
+            delimiter=self.delimiter,
+            quoting=self.quoting,
+            column_names=self.column_names,
+            encoding=self.encoding,
+        )
+
     def _records(self, path: str) -> Iterator[tuple[int, Record]]:
         """The rows of a table with their numbers, those of text files as lines."""
         if self.kind == "parquet":
             return _parquet_records(path, self._columns())
         if self.kind == "jsonl":
-            return _json_records(path)
-        return _csv_records(path, self._columns(), delimiter="\t" if self.kind == "tsv" else ",")
+            return json_records(path, columns=self._columns(), encoding=self.encoding)
+        return delimited_records(path, self._asked())
 
     def _of_record(self, record: Record, nameless: str, file: SourceFile, position: int) -> Iterator[Entry]:
         if isinstance(record, str):
             yield broken(nameless, position, record)
             return
-        image_id = id_of(record.get(self.id_col)) if self.id_col else None
-        path = self._path(record, file)
-        if self.id_col is None:
-            named = record.get(self.path_col or self.url_col or "")
-            image_id = clean_text(named) if isinstance(named, str) and named else nameless
+        column = ""
+        try:
+            column = self.id_col or self.path_col or self.url_col or ""
+            image_id = self._id(record, nameless)
+            column = self.path_col or self.url_col or ""
+            path = self._path(record, file)
+            column = self.caption_col
+            captions = captions_of(self._value(record, column), encoding=self.encoding or "utf-8")
+        except UnicodeDecodeError as error:
+            yield broken(nameless, position, f"`{column}` is no text in {error.encoding}: {shown(error.object)}")
+            return
         if image_id is None:
-            yield broken(nameless, position, f"no usable `{self.id_col}`")
+            value = shown(record.get(self.id_col or ""))
+            yield broken(nameless, position, f"no usable `{self.id_col}`: {value}")
             return
         more = kept_columns(record, self.save_additional_columns)
-        for n, caption in enumerate(captions_of(record.get(self.caption_col))):
+        for n, caption in enumerate(captions):
             yield image_id, path, None, position + n, caption, more
+
+    def _value(self, record: dict[str, Any], column: str) -> Any:
+        value = record.get(column)
+        return typeless(value) if self.kind in ("csv", "tsv") else value
+
+    def _id(self, record: dict[str, Any], nameless: str) -> str | None:
+        """The image's id; None where the column of ids has none."""
+        if self.id_col is None:
+            return self._named(record) or nameless
+        value = record.get(self.id_col)
+        return id_of(typeless_id(value) if self.kind in ("csv", "tsv") else value, encoding=self.encoding or "utf-8")
+
+    def _named(self, record: dict[str, Any]) -> str | None:
+        """The path or URL of a record."""
+        value = self._value(record, self.path_col or self.url_col or "")
+        if isinstance(value, Mapping):  # as Hugging Face has them
+            value = value.get("path")
+        if isinstance(value, bytes):
+            value = value.decode(self.encoding or "utf-8")
+        return whole_text(value.strip()) or None if isinstance(value, str) else None
 
     def _path(self, record: dict[str, Any], file: SourceFile) -> str | None:
         column = self.path_col or self.url_col
         if column is None:
             return None
-        value = record.get(column)
-        if not isinstance(value, str) or not value or "\0" in value:
-            return no_place(Rejection("missing_file", f"the record's `{column}` names no file"))
-        value = clean_text(value.strip())
+        value = self._named(record)
+        if value is None or "\0" in value:
+            return rejected_location(Rejection("missing_file", f"the record's `{column}` names no file"))
         if self.url_col:
-            return value if "://" in value else no_place(Rejection("missing_file", f"`{column}` is no URL"))
+            return value if "://" in value else rejected_location(Rejection("missing_file", f"`{column}` is no URL"))
         return joined(self.images or file.path.rpartition("/")[0], value)
 
 
@@ -163,73 +235,13 @@ def _parquet_records(path: str, columns: Mapping[str, str]) -> Iterator[tuple[in
         table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         known = table.schema_arrow.names
         for column, setting in columns.items():
+            if known.count(column) > 1:
+                raise InputError(f"{path}: two columns are called `{column}`; rename one")
             if column not in known:
                 raise column_missing(path, column, known, setting=setting)
         number = 0
         for batch in table.iter_batches(batch_size=_READ_ROWS, columns=list(columns), use_threads=False):
-            values = [_listed(batch.column(column)) for column in columns]
+            values = [parquet_values(batch.column(column)) for column in columns]
             for row in zip(*values, strict=True):
                 yield number, dict(zip(columns, row, strict=True))
                 number += 1
-
-
-def _json_records(path: str) -> Iterator[tuple[int, Record]]:
-    with open_source(path) as raw, _unzipped(raw, path) as file:
-        number = 0
-        while line := file.readline(_MOST_LINE_BYTES):
-            number += 1
-            if len(line) == _MOST_LINE_BYTES:
-                raise InputError(f"{path}: line {number} is longer than {_MOST_LINE_BYTES:,} bytes; is it JSON lines?")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield number, _json_record(line, number)
-
-
-def _json_record(line: bytes, number: int) -> Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return f"line {number} is no JSON"
-    return record if isinstance(record, dict) else f"line {number} is no JSON object"
-
-
-def _csv_records(path: str, columns: Mapping[str, str], *, delimiter: str) -> Iterator[tuple[int, Record]]:
-    with open_source(path) as raw, _unzipped(raw, path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
-        rows = csv.reader(text, delimiter=delimiter)
-        try:
-            header = next(rows, [])
-            for column, setting in columns.items():
-                if header.count(column) > 1:
-                    raise InputError(f"{path}: two columns are called `{column}`; rename one")
-                if column not in header:
-                    raise column_missing(path, column, header, setting=setting)
-            for row in rows:
-                if row and len(row) != len(header):
-                    yield rows.line_num, f"line {rows.line_num} has {len(row)} fields, the header has {len(header)}"
-                elif row:
-                    yield rows.line_num, dict(zip(header, row, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{path}, line {rows.line_num}: {error}; is a quote not closed before it?") from error
-
-
-@contextmanager
-def _unzipped(file: IO[bytes], path: str) -> Iterator[IO[bytes]]:
-    """The file, or what a `.gz` holds, as a stream."""
-    if not path.endswith(".gz"):
-        yield file
-        return
-    try:
-        with gzip.open(file) as unzipped:
-            yield unzipped  # type: ignore[misc]
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: not a whole gzip file ({str(error)[:80]}); get the file again") from error
-
-
-def _listed(column: pa.Array) -> list[Any]:
-    """The values; a text that is no UTF-8 has U+FFFD where it breaks."""
-    try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [value.decode("utf-8", "replace") if value else value for value in column.cast(pa.binary()).to_pylist()]

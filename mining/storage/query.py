@@ -4,44 +4,83 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
-from mining.stores import fault_line, fetch, plain_path, scheme_of
-from schemas.errors import IncompleteError
+from maskmine.mining.storage.stores import fault_line, fetch, plain_path, scheme_of
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.seal import check_sealed
 
-_FETCHED_AT_ONCE = 16
+QueryError = duckdb.Error
+"""What a query raises, such as for a cell that is no Parquet."""
+_FETCHED_AT_ONCE = 16  # cells are small: the wait is for the store, not for the network
 
 
 @contextmanager
-def query_cells(paths: Sequence[str], *, memory_limit: str = "1GB") -> Iterator[tuple[Any, list[str]]]:
+def query_cells(
+    paths: Sequence[str], *, memory_limit: str = "1GB", unchecked: Collection[str] = ()
+) -> Iterator[tuple[Any, list[str]]]:
     """A DuckDB connection, and the paths in the form that its `read_parquet` takes.
 
+    DuckDB believes what it reads, so every byte of the cells is checked first, but for those `unchecked`: the caller
+    checks of them what was used, by `check_cell`.
+
     Paths are files here, or on an object store (`s3://…`), from where they are copied into the temporary folder; `*`,
-    `?` and `[` in them are no wildcards. Raises IncompleteError when they cannot be fetched.
+    `?` and `[` in them are no wildcards, and folders called `name=value` make no columns. Raises IncompleteError when
+    they cannot be fetched, or are damaged.
     """
     with TemporaryDirectory(prefix="maskmine-") as scratch, duckdb.connect() as connection:
         connection.execute("SET memory_limit = ?", [memory_limit])
         connection.execute("SET temp_directory = ?", [scratch])
         connection.execute("SET preserve_insertion_order = false")
-        yield connection, [re.sub(r"([*?\[])", r"[\1]", path) for path in _local_paths(paths, scratch)]
+        yield connection, [re.sub(r"([*?\[])", r"[\1]", path) for path in _local_paths(paths, scratch, unchecked)]
 
 
-def _local_paths(paths: Sequence[str], folder: str) -> list[str]:
-    """Files here as they are, objects as copies: through fsspec, DuckDB makes nine requests for each that it reads."""
+def columns_of(connection: Any, cells: Sequence[str]) -> frozenset[str]:
+    """The columns of cells of one step, which an earlier format version may have fewer of."""
+    described = connection.execute("DESCRIBE SELECT * FROM read_parquet($cells)", {"cells": list(cells[:1])}).fetchall()
+    return frozenset(name for name, *_ in described)
+
+
+def check_cell(path: str) -> None:
+    """Check every byte of a cell in a file here. Raises IncompleteError when it is missing or damaged."""
+    _check(path, path)
+
+
+def _local_paths(paths: Sequence[str], folder: str, unchecked: Collection[str]) -> list[str]:
+    """Files here as they are or by a link, objects as copies: DuckDB makes nine requests for each that it reads."""
     copies = [os.path.join(folder, f"{number:08d}.parquet") for number in range(len(paths))]
     with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
-        return list(pool.map(_local_path, paths, copies))
+        local = list(pool.map(_local_path, paths, copies))
+        checked = [(path, file) for path, file in zip(paths, local, strict=True) if path not in unchecked]
+        list(pool.map(lambda one: _check(*one), checked))
+        return local
+
+
+def _check(path: str, file: str) -> None:
+    try:
+        with open(file, "rb") as opened:
+            check_sealed(opened)
+    except FileNotFoundError as error:
+        raise IncompleteError(f"{path}: missing; run the same command again") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IncompleteError(f"{path}: not a whole Parquet file; delete it and run the same command again") from error
 
 
 def _local_path(path: str, copy: str) -> str:
     if scheme_of(path) == "file":
-        return plain_path(path)
+        path = os.path.abspath(plain_path(path))
+        if "=" not in path:
+            return path
+        # DuckDB would take `noun=cat/` for a column `noun`, in place of the file's own
+        os.symlink(path, copy)
+        return copy
     try:
         content = fetch(path)
     except FileNotFoundError as error:

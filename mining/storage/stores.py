@@ -1,7 +1,7 @@
 """Where files lie: on a disk, or on an object store through fsspec.
 
-One place says which schemes there are, how an object store is opened and what its faults are called. What the library
-behind it raises becomes an OSError here, so whoever reads or writes files has one kind of fault to handle.
+The schemes, how an object store is opened and what its faults are called are defined here alone. What the library
+behind it raises becomes an OSError here, so callers handle one kind of fault.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import InputError
+from maskmine.schemas.errors import InputError
 
+# Schemes of fsspec that are read and written; `memory` is for tests.
 OBJECT_STORES = ("s3", "gs", "abfs", "hdfs", "memory")
 ANSWER_S = 20.0
-"""So long an object store may take to answer before work begins; later its library's own patience counts."""
+"""The timeout of an object store before work begins; later its library's own timeouts hold."""
 
+# Remedies in messages.
 _CHECK_NETWORK = "check the network, and the endpoint if you set one"
 _CREDENTIALS = "for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _INSTALL = {"s3": "maskmine[s3]", "gs": "gcsfs", "abfs": "adlfs", "hdfs": "pyarrow"}
-_LARGEST_PUT_BYTES = 2**30
+_LARGEST_PUT_BYTES = 2**30  # larger files go to S3 in pieces
 
 
 def scheme_of(path: str) -> str:
@@ -66,7 +68,7 @@ def open_store(path: str) -> tuple[Any, str]:
 
 
 def describe(path: str) -> dict[str, Any] | None:
-    """What fsspec knows of the file or folder at a path (`type`, `size`, …); None when nothing is there.
+    """fsspec's description of the file or folder at a path (`type`, `size`, …); None when nothing is there.
 
     For the time before work begins: raises InputError when a bucket is not there, when access is refused or when an
     object store does not answer within ANSWER_S.
@@ -88,26 +90,26 @@ def describe(path: str) -> dict[str, Any] | None:
 
 def _describe(fs: Any, inner: str, patience: dict[str, float]) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = fs.info(inner, **patience)
+        about: dict[str, Any] = fs.info(inner, **patience)
     except PermissionError:
         # Rights may begin below a folder (`folder/*`): then its name cannot be asked for, but it can be listed.
         if fs.ls(inner, detail=False, **patience) == [inner]:  # a file's name lists itself
             raise
-        found = {"name": inner, "type": "directory"}
-    return found
+        about = {"name": inner, "type": "directory"}
+    return about
 
 
-def fetch(path: str, *, start: int = 0, most_bytes: int | None = None) -> bytes:
-    """The content of a file, or `most_bytes` of it from `start` on, by one request: opening it would ask for its size.
+def fetch(path: str, *, start: int = 0, max_bytes: int | None = None) -> bytes:
+    """The content of a file, or `max_bytes` of it from `start` on, by one request: opening it would ask for its size.
 
     Raises OSError; FileNotFoundError only when the file is not there, not when the bucket is not.
     """
     fs, inner = open_store(path)
     try:
         with os_errors(path):
-            if most_bytes is None:
+            if max_bytes is None:
                 return bytes(fs.cat_file(inner))
-            return bytes(fs.cat_file(inner, start=start, end=start + most_bytes))
+            return bytes(fs.cat_file(inner, start=start, end=start + max_bytes))
     except OSError as error:
         if _s3_code(error) == "InvalidRange":  # so S3 answers for an empty object
             return b""
@@ -137,7 +139,7 @@ def open_input(path: str) -> Iterator[Any]:
 def refusal(path: str) -> PermissionError | None:
     """Why a file may not be read; None when it may, or when something else is wrong with it."""
     try:
-        fetch(path, most_bytes=1)
+        fetch(path, max_bytes=1)
     except PermissionError as error:
         return error
     except (OSError, InputError):

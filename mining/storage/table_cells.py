@@ -1,4 +1,4 @@
-"""Pictures inside Parquet files: a worker reads the row group that it needs once, and keeps the last few."""
+"""Images inside Parquet files: a worker reads the row group that it needs once, and keeps the last few."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mining.places import Cell
-from mining.stores import open_store, os_errors
-from schemas.rows import Rejection
+from maskmine.mining.storage.locations import Cell
+from maskmine.mining.storage.stores import open_store, os_errors
+from maskmine.schemas.rows import Rejection
 
-MOST_GROUP_BYTES = 1 << 28
-"""A row group may have so many bytes of pictures: they are read together, and as many again are kept."""
+MAX_GROUP_BYTES = 1 << 28
+"""The limit for the images of a row group: they are read together, and as many bytes again stay cached."""
 
+# The last row groups of this process, shared by its threads.
 _LOCK = threading.Lock()
 _KEPT: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+# The footers of the last files: one is as long as the file has row groups, so it is not parsed for each of them.
+_FOOTERS: OrderedDict[str, Any] = OrderedDict()
+_FOOTERS_KEPT = 4
 
 
 def read_cell(cell: Cell) -> bytes | Rejection:
@@ -37,7 +41,7 @@ def read_cell(cell: Cell) -> bytes | Rejection:
 
 
 def _column(cell: Cell) -> Any:
-    """All pictures of a row group. One thread reads, the others wait for it: they most likely want the same."""
+    """All images of a row group. One thread reads, the others wait for it: they most likely want the same."""
     key = (cell.file, cell.group, cell.column)
     with _LOCK:
         if key in _KEPT:
@@ -45,11 +49,17 @@ def _column(cell: Cell) -> Any:
             return _KEPT[key]
         fs, path = open_store(cell.file)
         with os_errors(cell.file), fs.open(path, "rb") as file:
-            table = pq.ParquetFile(file).read_row_group(cell.group, columns=[cell.column], use_threads=False)
+            about = _FOOTERS.pop(cell.file, None) or pq.read_metadata(file)
+            table = pq.ParquetFile(file, metadata=about).read_row_group(
+                cell.group, columns=[cell.column], use_threads=False
+            )
+        _FOOTERS[cell.file] = about
+        while len(_FOOTERS) > _FOOTERS_KEPT:
+            _FOOTERS.popitem(last=False)
         column = table.column(0)
         if pa.types.is_struct(column.type):
             column = pa.chunked_array([chunk.field(0) for chunk in column.chunks])
         _KEPT[key] = column
-        while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values()) > MOST_GROUP_BYTES:
+        while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values()) > MAX_GROUP_BYTES:
             _KEPT.popitem(last=False)
         return column

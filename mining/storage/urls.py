@@ -1,4 +1,4 @@
-"""Pictures from URLs, which strangers wrote: allowed only by the user, then with limits.
+"""Images from URLs, which strangers wrote: allowed only by the user, then with limits.
 
 aiohttp does it because it has the two seams that this needs: one deadline over the whole exchange, however slowly the
 bytes drip, and a say in each socket before it connects, so the address that is checked is the one that is connected
@@ -17,30 +17,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from schemas.settings import Settings
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
     import aiohttp
 
-URL_SCHEMES = ("http", "https")
+URL_SCHEMES = ("http", "https")  # read only where the user allows it
 
 
 class Fetch(Settings):
-    """Whether pictures are read from URLs, and with which limits. `maskmine mine --fetch allow` sets `allow`.
-
-    `timeout_s` is for a picture with all its redirects and second attempts. A host that answers 429 or 503 is asked
-    again, `attempts` times in all, after the pause that it names. A picture whose `X-Robots-Tag` header has one of the
-    words in `robots`, for everybody or for `maskmine`, is not read. Private addresses never are.
-    """
+    """Whether images are read from URLs, and with which limits. Private addresses are never read."""
 
     allow: bool = False
+    """Whether images are read from URLs at all; `maskmine mine --fetch allow` sets it."""
     timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """Seconds for an image, with all its redirects and attempts."""
     most_megabytes: float = Field(default=50.0, gt=0, le=1000)
+    """Largest file that is read, in units of 10⁶ bytes."""
     redirects: int = Field(default=5, ge=0, le=20)
+    """Redirects that are followed."""
     attempts: int = Field(default=2, ge=1, le=10)
+    """Attempts in all when a host answers 429 or 503, each after the pause that it names."""
     robots: Annotated[tuple[str, ...], Field(strict=False)] = ("noai", "noimageai", "noindex", "noimageindex")
+    """Words of an `X-Robots-Tag` header, addressed to everybody or to `maskmine`, that keep an image from being
+    read."""
 
 
 def is_public(address: str) -> bool:
@@ -77,10 +79,11 @@ def require_aiohttp() -> None:
         raise InputError("URLs are read by aiohttp, which is not installed; pip install 'maskmine[fetch]'") from error
 
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_AGENT = "maskmine"
-_READ_BYTES = 1 << 16
-_REDIRECTS, _BUSY = (301, 302, 303, 307, 308), (429, 503)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # carries an IPv4 address in its last 32 bits (RFC 6052)
+_AGENT = "maskmine"  # how this program names itself to hosts
+_READ_BYTES = 1 << 16  # of a piece, after which the size is checked
+_REDIRECTS, _BUSY = (301, 302, 303, 307, 308), (429, 503)  # HTTP status codes
+# Types of content that are certainly no image; others are decoded to see.
 _NO_PICTURE = ("text/", "application/json", "application/xml", "application/xhtml", "video/", "audio/")
 
 
@@ -96,9 +99,9 @@ class _Gate:
         if not self.is_allowed(str(to[0])):
             self.refused.append(str(to[0]))
             raise OSError("not a public address")
-        made = socket.socket(family, kind, protocol)
-        made.setblocking(False)
-        return made
+        created = socket.socket(family, kind, protocol)
+        created.setblocking(False)
+        return created
 
 
 async def _within_time(url: str, *, fetch: Fetch, is_allowed: Callable[[str], bool]) -> bytes | Rejection:
@@ -167,23 +170,25 @@ async def _read(response: aiohttp.ClientResponse, *, fetch: Fetch) -> bytes | Re
         return Rejection("fetch_failed", f"not a picture: {ascii(kind.partition(';')[0])[1:-1][:40]}")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         return Rejection("fetch_failed", "packed, though it was asked for as it is")
-    most_bytes = int(fetch.most_megabytes * 1e6)
+    max_bytes = int(fetch.most_megabytes * 1e6)
     data = bytearray()
-    if (response.content_length or 0) <= most_bytes:
+    if (response.content_length or 0) <= max_bytes:
         async for piece in response.content.iter_chunked(_READ_BYTES):
             data += piece
-            if len(data) > most_bytes:
+            if len(data) > max_bytes:
                 break
         else:
             return bytes(data)
-    return Rejection("fetch_failed", f"more than {most_bytes:,} bytes")
+    return Rejection("fetch_failed", f"more than {max_bytes:,} bytes")
 
 
 def forbids(tags: list[str], words: tuple[str, ...]) -> bool:
     """Whether `X-Robots-Tag` headers say one of the words, to all (`noai`) or to us (`maskmine: noai, nofollow`)."""
     for tag in tags:
-        agent, _, said = tag.rpartition(":")
-        if agent.strip().lower() in ("", "*", _AGENT) and {w.strip().lower() for w in said.split(",")} & set(words):
+        agent, _, directives = tag.rpartition(":")
+        if agent.strip().lower() in ("", "*", _AGENT) and {w.strip().lower() for w in directives.split(",")} & set(
+            words
+        ):
             return True
     return False
 

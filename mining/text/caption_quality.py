@@ -1,6 +1,6 @@
-"""How clean captions are: counts of what a person would not have written, and the texts that are said most often.
+"""Caption quality: counts of likely faults, and the most repeated captions.
 
-Nothing is left out because of them; they tell where to look before a large run.
+Nothing is left out because of them; they show what to check before a large run.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mining.query import query_cells
+from maskmine.mining.storage.query import query_cells
 
-FEW_WORDS, MANY_WORDS = 3, 50
-SHOWN_CHARS = 200
+FEW_WORDS, MANY_WORDS = 3, 50  # beyond these, a caption names little, or is no caption
+SHOWN_CHARS = 200  # of a caption in a report, about three lines
 
 _TESTS = {
     "empty": "text = ''",
@@ -29,10 +29,10 @@ _TESTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Hygiene:
+class CaptionQuality:
     """Counts of captions. `faults` has a count for each kind of fault, of which a caption may have several.
 
-    `repeated` captions are said of more than one image; `commonest` are the first of them with the number of their
+    `repeated` captions belong to more than one image; `commonest` are the first of them with the number of their
     images, cut after 200 characters, upper and lower case as one.
     """
 
@@ -42,15 +42,15 @@ class Hygiene:
     commonest: tuple[tuple[str, int], ...]
 
 
-def caption_hygiene(
+def caption_quality(
     captions: Sequence[str], images: Sequence[str], *, most: int = 10, memory_limit: str = "1GB"
-) -> Hygiene:
+) -> CaptionQuality:
     """Count over the cells of `captions` and `images` at these paths, in `memory_limit` and temporary files."""
     counts = ", ".join(f"count(*) FILTER ({test})" for test in _TESTS.values())
     with query_cells([*captions, *images], memory_limit=memory_limit) as (connection, cells):
         connection.execute(
             r"""
-            CREATE TEMP TABLE said AS
+            CREATE TEMP TABLE mention AS
             WITH image AS (
                 SELECT image_id, lower(regexp_extract(coalesce(path, ''), '([^/\\]*?)(\.[^./\\]*)?$', 1)) AS stem
                 FROM read_parquet($images)
@@ -63,8 +63,8 @@ def caption_hygiene(
             """,
             {"captions": cells[: len(captions)], "images": cells[len(captions) :]},
         )
-        total, *found = connection.execute(f"SELECT count(*), {counts} FROM said").fetchone()
-        grouped = "SELECT text, count(DISTINCT image_id) AS images FROM said WHERE text <> '' GROUP BY text"
+        total, *counted = connection.execute(f"SELECT count(*), {counts} FROM mention").fetchone()
+        grouped = "SELECT text, count(DISTINCT image_id) AS images FROM mention WHERE text <> '' GROUP BY text"
         (repeated,) = connection.execute(
             f"SELECT coalesce(sum(images), 0)::BIGINT FROM ({grouped}) WHERE images > 1"
         ).fetchone()
@@ -73,4 +73,4 @@ def caption_hygiene(
             {"most": most},
         ).fetchall()
     shown = tuple((text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…", count) for text, count in commonest)
-    return Hygiene(total, dict(zip(_TESTS, found, strict=True)), repeated, shown)
+    return CaptionQuality(total, dict(zip(_TESTS, counted, strict=True)), repeated, shown)

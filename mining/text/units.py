@@ -15,14 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from maskmine.schemas.rows import Noun
+
 Unit = Literal["noun", "adjectives", "chunk", "referring"]
 PARSED: tuple[Unit, ...] = ("chunk", "referring")
 """The units that need a parser."""
 
-# Between the words of a compound: white space, or a hyphen that touches both ("t-shirt").
-_JOINT = re.compile(r"\s*|-")
+# Between the words of a compound: spaces, or a hyphen that touches both ("t-shirt"). A tab or the end of a line parts
+# them: many captions are lists with a tag a line.
+_JOINT = re.compile(r" *|-")
+_LINE_ENDS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
+# What may stand between adjectives.
 _LINKS = frozenset({",", "-", "/"})
-_MOST_LINKS = 3  # "black-and-white"
+_MAX_LINKS = 3  # "black-and-white"
 # How the parsers of spaCy's pipelines attach a prepositional phrase: by the preposition, whose object is a child of it
 # (English, German), or by its noun, of which the preposition is a child (Universal Dependencies).
 _PREPOSITIONS = {"prep": "pobj", "mnr": "nk"}
@@ -30,7 +35,7 @@ _NOMINAL, _CASE = "nmod", "case"
 
 
 class Mention(NamedTuple):
-    """A noun as the tagger found it: characters `[start, end)` of its caption, and the lemma in lower case.
+    """A noun as the tagger found it: characters `[start, end)` of its text, and the lemma in lower case.
 
     Of a larger unit the lemma is that of its noun alone.
     """
@@ -42,7 +47,7 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Words:
-    """How a pipeline tells words apart; each function takes a token.
+    """How a pipeline classifies words; each function takes a token.
 
     `is_leading`: what a noun chunk may begin with and is no part of the unit, such as articles. `lemma_of` gives None
     for what is no word. `adjectives_follow`: they may stand behind their noun, too.
@@ -56,7 +61,7 @@ class Words:
 
 
 def find_mentions(doc: Any, *, unit: Unit, words: Words) -> list[Mention]:
-    """The mentions of a unit in a tagged (and, for `PARSED` units, parsed) document, by their place."""
+    """The mentions of a unit in a tagged (and, for `PARSED` units, parsed) document, in order."""
     nouns = [
         Mention(token.idx, token.idx + len(token), lemma)
         for token in doc
@@ -71,7 +76,7 @@ def find_mentions(doc: Any, *, unit: Unit, words: Words) -> list[Mention]:
 
 
 def join_compounds(mentions: Sequence[Mention], *, caption: str) -> list[Mention]:
-    """Every longest run of nouns with nothing but space, or one hyphen, between them as one mention.
+    """Every longest run of nouns of a line with nothing but spaces, or one hyphen, between them as one mention.
 
     The lemma is the run with its last word replaced by that word's lemma: "fire hydrants" has "fire hydrant".
     """
@@ -104,7 +109,7 @@ class _Compound:
 def _compounds(doc: Any, nouns: Sequence[Mention]) -> list[_Compound]:
     first = {token.idx: token.i for token in doc}
     end = {token.idx + len(token): token.i + 1 for token in doc}
-    return [_Compound(first[one.start], end[one.end], one.lemma) for one in join_compounds(nouns, caption=doc.text)]
+    return [_Compound(first[noun.start], end[noun.end], noun.lemma) for noun in join_compounds(nouns, caption=doc.text)]
 
 
 def _mention(doc: Any, first: int, end: int, lemma: str) -> Mention:
@@ -120,7 +125,7 @@ def _with_adjectives(doc: Any, compound: _Compound, *, words: Words) -> Mention:
             first -= 1
             continue
         linked = first - 1
-        while linked > 0 and first - linked <= _MOST_LINKS and _is_link(doc[linked]):
+        while linked > 0 and first - linked <= _MAX_LINKS and _is_link(doc[linked]):
             linked -= 1
         if first == compound.first or not words.is_adjective(doc[linked]):
             break
@@ -142,6 +147,12 @@ def _chunks(doc: Any, compounds: Sequence[_Compound], *, words: Words, referring
         if root not in lemmas:  # a pronoun, or what is no word
             continue
         first, end = chunk.start, _end_with_phrases(chunk, chunks) if referring else chunk.end
+        # A chunk of several lines is cut to that of its noun; the nouns on the others stand alone.
+        first = max([first, *(token + 1 for token in range(first, root) if _ends_line(doc[token]))])
+        end = min([end, *(token for token in range(root + 1, end) if _ends_line(doc[token]))])
+        for noun in compounds:
+            if (chunk.start <= noun.first and noun.end <= min(first, chunk.end)) or end <= noun.first < chunk.end:
+                yield _mention(doc, noun.first, noun.end, noun.lemma)
         while first < root and (words.is_leading(doc[first]) or not _has_letter(doc[first])):
             first += 1
         while end > root + 1 and not _has_letter(doc[end - 1]):
@@ -172,5 +183,17 @@ def _object(child: Any, chunks: Mapping[int, Any]) -> Any | None:
     return next((_object(inner, chunks) for inner in child.rights if inner.dep_ in _PREPOSITIONS), None)
 
 
+def _ends_line(token: Any) -> bool:
+    return not _LINE_ENDS.isdisjoint(token.text)
+
+
 def _has_letter(token: Any) -> bool:
     return any(character.isalnum() for character in token.text)
+
+
+def first_mentions(nouns: Sequence[Noun]) -> list[Noun]:
+    """The image's different nouns, each at its first mention; the text is in lower case already."""
+    first: dict[str, Noun] = {}
+    for noun in nouns:
+        first.setdefault(noun.text, noun)
+    return list(first.values())

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from maskmine.pipelines.dataset.render import render
+from maskmine.pipelines.settings.licences import strictest
+from maskmine.schemas.manifest import Manifest
 
-from mining.licences import strictest
-from schemas.manifest import Manifest
-
+# Hugging Face's `size_categories`, each with its upper limit.
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-# What Hugging Face calls the licences that it knows by other names than SPDX in small letters.
+# SPDX licences that Hugging Face knows, under its own names: SPDX in lower case.
 _HUB_LICENCES = {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", "apache-2.0"}
 
 
 def render_card(template: str, *, manifest: Manifest, **values: Any) -> str:
     """A card as Markdown. Raises jinja2's UndefinedError for a value that a template needs and does not get."""
-    environment = Environment(
-        loader=PackageLoader("pipelines", "data"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(
-        manifest=manifest, licence=hub_licence(manifest.licences), size=size_category(manifest.totals.samples), **values
-    )
+    licence, size = hub_licence(manifest.licences), size_category(manifest.totals.samples)
+    return render("maskmine.pipelines.dataset", template, manifest=manifest, licence=licence, size=size, **values)
+
+
+def filters_of(manifest: Manifest) -> dict[str, Any]:
+    """The settings that decided which of the rule's pairs were written, such as `pairs.min_evidence`, if they were set.
+
+    They all are called `min_…` or `max_…`, but for the verdicts of reviewers.
+    """
+    pairs = manifest.settings["pairs"]
+    named = {name: value for name, value in pairs.items() if name.startswith(("min_", "max_")) and value is not None}
+    if named.get("min_count") == 1:
+        del named["min_count"]
+    filters = {f"pairs.{name}": value for name, value in sorted(named.items())}
+    verdicts = manifest.settings["shards"].get("verdicts")
+    if isinstance(verdicts, Mapping) and verdicts.get("wrong"):
+        filters["shards.verdicts"] = f"{verdicts['wrong']:,} pairs that reviewers called wrong are left out"
+    return filters
 
 
 def hub_licence(licences: Sequence[str]) -> str:

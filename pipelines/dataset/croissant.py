@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mining.licences import strictest
-from schemas.manifest import Manifest
-from schemas.rows import SampleRow
-from schemas.tables import arrow_schema
+from maskmine.pipelines.dataset.cards import filters_of
+from maskmine.pipelines.settings.licences import strictest
+from maskmine.schemas.manifest import Manifest
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.tables import arrow_schema
 
+# The JSON-LD context of Croissant 1.1, which validators compare word for word.
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -31,12 +33,19 @@ _CONTEXT: dict[str, Any] = {
     "rai": "http://mlcommons.org/croissant/RAI/",
     "sc": "https://schema.org/",
 }
+# Column types that Croissant can describe; lists are left out.
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "double": "sc:Float"}
+# What the columns hold, where the name alone does not say it.
 _WORDS = {
     "key": "the key of the sample in its shard",
     "noun": "the noun that names the mask",
     "similarity": "cosine of the CLIP embeddings of noun and region",
     "margin": "similarity less that of the noun's best other region",
+    "lift": "similarity less what its noun gets in images that do not say it",
+    "evidence": "weighted sum of lift, separability of the noun and four more scores; its order counts",
+    "confidence": "calibrated probability that the pair is right; null without a calibration",
+    "score": "the score of the proposed mask",
+    "rank": "how many nouns of the image fit the region better",
     "source": "the caption source",
     "shard": "the tar that holds crop, mask, noun and record of the pair",
     "offset": "where the sample begins in the tar, in bytes",
@@ -58,15 +67,24 @@ def describe_run(manifest: Manifest) -> dict[str, Any]:
         "license": _licence_urls(manifest.licences),
         "version": f"1.0.0+{manifest.fingerprint[:12]}",
         "rai:dataCollection": "Captioned images; nouns by a parser, masks by a segmentation model, pairs by CLIP.",
+        "rai:dataPreprocessingProtocol": _selection(manifest),
         "rai:machineAnnotationTools": [f"{m.role}: {m.name} ({m.licence}, {m.sha256})" for m in manifest.models],
-        "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `margin` and `similarity`.",
+        "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `evidence` and `confidence`.",
         "distribution": [*_files(manifest), _file_set()],
         "recordSet": [_records()],
     }
 
 
+def _selection(manifest: Manifest) -> list[str]:
+    """How the pairs of the set were chosen: the rule, and the filters that were set."""
+    totals = manifest.totals
+    made = "" if totals.pairs is None else f"; {totals.samples} of its {totals.pairs} pairs are in the set"
+    settings = [f"{name}: {value}" for name, value in filters_of(manifest).items()]
+    return [f"rule: {manifest.settings['pairs']['rule']}{made}", *settings]
+
+
 def _licence_urls(licences: Iterable[str]) -> list[str]:
-    """Addresses of SPDX licences, one for each of the set; a set of parts that are unknown says so."""
+    """URLs of the SPDX licences of all parts; `unknown` where none is known."""
     known = sorted({licence for licence in licences if licence != "unknown"})
     urls = [f"https://spdx.org/licenses/{licence}" for licence in known]
     return urls if strictest(list(licences)) != "other" or urls else ["unknown"]
@@ -102,7 +120,6 @@ def _file_set() -> dict[str, Any]:
 
 
 def _records() -> dict[str, Any]:
-    scalars = [field for field in arrow_schema(SampleRow) if str(field.type) in _TYPES]
     fields = [
         {
             "@type": "cr:Field",
@@ -112,7 +129,8 @@ def _records() -> dict[str, Any]:
             "dataType": _TYPES[str(field.type)],
             "source": {"fileSet": {"@id": "indexes"}, "extract": {"column": field.name}},
         }
-        for field in scalars
+        for field in arrow_schema(SampleRow)
+        if str(field.type) in _TYPES
     ]
     return {
         "@type": "cr:RecordSet",

@@ -1,99 +1,119 @@
-"""The end of a run: accounts merged and checked, manifest, checksums and dataset card written, `_SUCCESS` last."""
+"""The end of a run: accounts merged and checked, manifest, checksums and dataset card written, `_SUCCESS` last.
+
+Which file vouches for which:
+
+    _SUCCESS ─┬▶ SHA256SUMS ─────▶ the set: shards, indexes, manifest, card
+              └▶ SHA256SUMS.run ─▶ all else of the folder: plan, cells, accounts, settings
+
+All four have the form of `sha256sum -c`. The set is the same wherever it is made; the other files know times and paths.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow.parquet as pq
+from maskmine.mining.storage.query import QueryError, query_cells
+from maskmine.pipelines.dataset.calibrations import calibration_of
+from maskmine.pipelines.dataset.cards import filters_of, render_card
+from maskmine.pipelines.dataset.croissant import describe_run
+from maskmine.pipelines.planning.plan import PLAN_FILE, Plan
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.settings.mining import Mining
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.identity import Identity
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.manifest import DerivedFrom, Manifest, ShardEntry, SourceEntry, Totals
+from maskmine.schemas.rows import RejectedImage
+from maskmine.schemas.sample import FORMAT_VERSION, cell_name
+from maskmine.schemas.settings import fingerprint
+from maskmine.schemas.tables import write_parquet_rows
 
-from mining.query import query_cells
-from pipelines.cards import render_card
-from pipelines.croissant import describe_run
-from pipelines.grid import Stage
-from pipelines.inputs import portable
-from pipelines.plan import Plan
-from pipelines.run_folder import RunFolder
-from pipelines.settings import Mining
-from schemas.errors import IncompleteError
-from schemas.manifest import DerivedFrom, Manifest, ModelEntry, ShardEntry, SourceEntry, Totals
-from schemas.rows import RejectedImage
-from schemas.sample import FORMAT_VERSION
-from schemas.settings import fingerprint
-from schemas.tables import arrow_schema, to_table
-
-SUCCESS_FILE = "_SUCCESS"
-DERIVED_FILE = "derived_from.json"
+_ACCOUNT_KEYS = {
+    *("part", "images", "with_pairs", "rejected", "rejections", "samples", "bytes", "sha256", "index_sha256"),
+    "fingerprint",
+}
+IDENTITY_FILE = "identity.json"  # the settings of a run, with the content of what they name
+DERIVED_FILE = "derived_from.json"  # names the run whose regions were reused
+# Libraries whose version can change the bytes of a set.
 _LIBRARIES = (
-    "maskmine",
-    "numpy",
-    "open_clip_torch",
-    "pillow",
-    "pyarrow",
-    "pycocotools",
-    "spacy",
-    "torch",
-    "transformers",
+    *("maskmine", "numpy", "open_clip_torch", "pillow", "pyarrow", "pycocotools", "spacy", "torch", "transformers"),
 )
+# Files that describe the set, which SHA256SUMS covers; and all that are there besides the cells.
 _DESCRIBING = ("README.md", "croissant.json", "errors.parquet", "manifest.json", "shards/sizes.json")
-_PUBLISHED = ("mining.yaml", "SHA256SUMS", *_DESCRIBING)
-_ROWS_AT_ONCE = 10_000
+SUMS_FILE, RUN_SUMS_FILE = "SHA256SUMS", "SHA256SUMS.run"
+_PUBLISHED = ("mining.yaml", IDENTITY_FILE, SUMS_FILE, RUN_SUMS_FILE, *_DESCRIBING)
+_PLAN_CELLS = ("images", "captions")
+_FETCHED_AT_ONCE = 16
+
+Sums = dict[str, str]
+"""SHA-256 by file, relative to the folder."""
 
 
-def published(run: RunFolder, stages: list[Stage], settings: Mining) -> bool:
-    """Whether the folder holds the finished set of just these settings and inputs."""
+class BrokenShardsError(IncompleteError):
+    """Files of shards were not whole. They were deleted, so the shards can be made again."""
+
+
+def published(run: RunFolder, steps: Sequence[Step], identity: Identity) -> bool:
+    """Whether the folder holds the finished set of exactly these settings and inputs, and its manifest says so."""
     manifest = run.read_json("manifest.json")
     return (
         run.exists(SUCCESS_FILE)
         and all(run.exists(*name.split("/")) for name in _PUBLISHED)
-        and all(stage.once or stage.is_current(run) for stage in stages)
+        and all(step.once or step.output.is_current() for step in steps)
         and isinstance(manifest, dict)
-        and manifest.get("fingerprint") == stages[-1].fingerprint
-        and manifest.get("settings", {}).get("licences") == portable(settings.licences)
+        and manifest.get("fingerprint") == steps[-1].fingerprint
+        and manifest.get("settings") == json.loads(json.dumps(identity.settings))  # also what is for the record alone
     )
 
 
-def publish(run: RunFolder, plan: Plan, settings: Mining, stages: list[Stage]) -> Manifest:
+def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, steps: Sequence[Step]) -> Manifest:
     """Write everything but `_SUCCESS`. Raises AssertionError when the accounting equation does not hold.
 
-    Raises IncompleteError when a shard is missing, or when a run of other settings writes here as well.
+    Raises IncompleteError when a shard is missing, or when a run of other settings writes here as well. A shard whose
+    account is not whole is deleted first, so that it is made again.
     """
-    _refuse_company(run, stages)
-    accounts = _read_accounts(run, plan, fingerprint=stages[-1].fingerprint)
+    _refuse_other_writer(run, steps)
+    accounts, sums = _read_accounts(run, plan, fingerprint=steps[-1].fingerprint)
     shards = tuple(_shard_entry(account) for account in accounts)
     totals, sources = _totals(run, plan, accounts)
+    models = (settings.nouns.record(), *settings.regions.records())
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        fingerprint=stages[-1].fingerprint,
+        fingerprint=steps[-1].fingerprint,
         plan_sha256=fingerprint([plan.images_sha256, plan.parts]),
-        settings=portable(settings),
-        models=_models(settings),
-        libraries=_versions(),
+        settings=dict(identity.settings),
+        models=models,
+        libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
         shards=shards,
         totals=totals,
         sources=_sources(settings, sources),
         derived_from=_derived_from(run),
+        calibration=calibration_of(settings, identity.settings, models),
     )
     run.write_json("shards", "sizes.json", value={shard.name: shard.samples for shard in shards})
     run.write_json("manifest.json", value=manifest.model_dump(mode="json"))
     run.write_json("croissant.json", value=describe_run(manifest))
-    last = f"{len(shards) - 1:05d}"
-    card = render_card("dataset_card.md", manifest=manifest, shards=f"{{00000..{last}}}")
+    last = shards[-1].name.removesuffix(".tar")
+    card = render_card("dataset_card.md", manifest=manifest, shards=f"{{00000..{last}}}", filters=filters_of(manifest))
     _write_text(run, "README.md", text=card)
-    _write_text(run, "SHA256SUMS", text=_checksums(run, shards))
+    _write_text(run, SUMS_FILE, text=_as_text(_sums_of_set(run, shards)))
+    _write_text(run, RUN_SUMS_FILE, text=_as_text(sums | _sums_of_rest(run, plan, steps)))
     return manifest
 
 
 def mark_success(run: RunFolder) -> None:
-    """Say that the set is complete; nothing is written after this."""
-    _write_text(run, SUCCESS_FILE, text="")
+    """Mark the set as complete; nothing is written after this. The mark vouches for the files of sums."""
+    _write_text(run, SUCCESS_FILE, text=_as_text(_hash_all(run, [SUMS_FILE, RUN_SUMS_FILE])))
 
 
-def _refuse_company(run: RunFolder, stages: list[Stage]) -> None:
-    foreign = [stage.name for stage in stages if not stage.once and not stage.is_current(run)]
+def _refuse_other_writer(run: RunFolder, steps: Sequence[Step]) -> None:
+    foreign = [step.name for step in steps if not step.once and not step.output.is_current()]
     if foreign:
         raise IncompleteError(
             f"{run.root}: another run, of other settings or inputs, writes here as well ({', '.join(foreign)}); "
@@ -101,37 +121,69 @@ def _refuse_company(run: RunFolder, stages: list[Stage]) -> None:
         )
 
 
-def _read_accounts(run: RunFolder, plan: Plan, *, fingerprint: str) -> list[dict[str, Any]]:
-    """The accounts of all parts without their rejections, which are written to `errors.parquet` on the way."""
-    accounts = []
-    rejected: list[RejectedImage] = []
-    schema = arrow_schema(RejectedImage)
-    with run.write("errors.parquet") as file, pq.ParquetWriter(file, schema, compression="zstd") as errors:
-        for part, stored in enumerate(run.read_jsons("shards", range(plan.parts))):
-            account = _account(run.cell_path("shards", part, "json"), stored, fingerprint=fingerprint)
-            rejected += [RejectedImage(part=part, **entry) for entry in account.pop("rejections")]
+def _read_accounts(run: RunFolder, plan: Plan, *, fingerprint: str) -> tuple[list[dict[str, Any]], Sums]:
+    """The accounts of all parts, with the sums of their own files and of the cells that they vouch for.
+
+    Their rejections are moved to `errors.parquet`. Raises BrokenShardsError.
+    """
+    accounts, sums, broken = [], Sums(), 0
+
+    def rejected() -> Iterator[RejectedImage]:
+        nonlocal broken
+        names = [cell_name(part, "json") for part in range(plan.parts)]
+        for part, content in enumerate(_read_all(run, [("shards", name) for name in names])):
+            account = _whole_account(content)
+            if account is None:
+                run.delete("shards", names[part])  # the shard then counts as not made
+                broken += 1
+                continue
+            _refuse_other(account, run.cell_path("shards", part, "json"), fingerprint=fingerprint)
+            sums[f"shards/{names[part]}"] = hashlib.sha256(content).hexdigest()
+            sums.update({f"{step}/{cell_name(part)}": digest for step, digest in account.get("cells", {}).items()})
+            yield from (RejectedImage(part=part, **entry) for entry in account.pop("rejections"))
             accounts.append(account)
-            if len(rejected) >= _ROWS_AT_ONCE:
-                errors.write_table(to_table(rejected, RejectedImage))
-                rejected.clear()
-        errors.write_table(to_table(rejected, RejectedImage))
-    return accounts
+
+    with run.write("errors.parquet") as file:
+        write_parquet_rows(rejected(), file, RejectedImage)
+    if broken:
+        raise BrokenShardsError(f"{run.root}: {broken} shards are not whole; run the same command again")
+    return accounts, sums
 
 
-def _account(path: str, account: Any, *, fingerprint: str) -> dict[str, Any]:
-    if not isinstance(account, dict):
-        raise IncompleteError(f"{path}: missing; run the same command again")
+def _read_all(run: RunFolder, files: Sequence[Sequence[str]]) -> Iterator[bytes]:
+    """The contents of small files in order, some read at a time; empty where one is missing."""
+
+    def read(names: Sequence[str]) -> bytes:
+        try:
+            return run.read_bytes(*names)
+        except FileNotFoundError:
+            return b""
+
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        for start in range(0, len(files), _FETCHED_AT_ONCE):
+            yield from pool.map(read, files[start : start + _FETCHED_AT_ONCE])
+
+
+def _whole_account(content: bytes) -> dict[str, Any] | None:
+    """An account, or None where it is missing or was cut off; of one that was, JSON may be left."""
+    try:
+        account = json.loads(content)
+    except ValueError:
+        return None
+    return account if isinstance(account, dict) and account.keys() >= _ACCOUNT_KEYS else None
+
+
+def _refuse_other(account: Mapping[str, Any], path: str, *, fingerprint: str) -> None:
     if account["fingerprint"] != fingerprint:
         raise IncompleteError(
             f"{path}: made from other settings or inputs, is another run writing here? "
             "Stop it, delete the file and run the same command again"
         )
-    return account
 
 
 def _shard_entry(account: Mapping[str, Any]) -> ShardEntry:
     return ShardEntry(
-        name=f"{account['part']:05d}.tar",
+        name=cell_name(account["part"], "tar"),
         images=account["images"],
         samples=account["samples"],
         size_bytes=account["bytes"],
@@ -145,12 +197,7 @@ def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> tuple
     rejected: Counter[str] = Counter()
     for account in accounts:
         rejected.update(account["rejected"])
-    with query_cells([run.cell_path("shards", part) for part in range(plan.parts)]) as (connection, cells):
-        nouns, sources = connection.execute(
-            "SELECT count(DISTINCT noun), list_sort(list(DISTINCT source) FILTER (source IS NOT NULL))"
-            " FROM read_parquet($cells)",
-            {"cells": cells},
-        ).fetchone()
+    nouns, sources = _nouns_and_sources(run, plan)
     totals = Totals(
         images=sum(account["images"] for account in accounts),
         with_pairs=sum(account["with_pairs"] for account in accounts),
@@ -158,6 +205,10 @@ def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> tuple
         samples=sum(account["samples"] for account in accounts),
         nouns=nouns,
         size_bytes=sum(account["bytes"] for account in accounts),
+        pairs=sum(account["pairs"] for account in accounts)
+        if all("pairs" in account for account in accounts)
+        else None,
+        masks_left_out=sum(len(account.get("masks_left_out", ())) for account in accounts),
     )
     if not plan.images == totals.images == totals.with_pairs + rejected.total():
         raise AssertionError(
@@ -167,10 +218,31 @@ def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> tuple
     return totals, sources or ["all"]
 
 
+def _nouns_and_sources(run: RunFolder, plan: Plan) -> tuple[int, list[str] | None]:
+    """How many nouns the indexes have, and the names of their sources. Raises BrokenShardsError."""
+    try:
+        with query_cells([run.cell_path("shards", part) for part in range(plan.parts)]) as (connection, cells):
+            found: tuple[int, list[str] | None] = connection.execute(
+                "SELECT count(DISTINCT noun), list_sort(list(DISTINCT source) FILTER (source IS NOT NULL))"
+                " FROM read_parquet($cells)",
+                {"cells": cells},
+            ).fetchone()
+        return found
+    except (QueryError, IncompleteError) as error:
+        broken = [part for part in range(plan.parts) if run.read_fingerprint("shards", cell_name(part)) is None]
+        if not broken:
+            raise
+        for part in broken:
+            run.delete("shards", cell_name(part))
+        raise BrokenShardsError(
+            f"{run.root}: {len(broken)} indexes are not whole; run the same command again"
+        ) from error
+
+
 def _sources(settings: Mining, captions: list[str]) -> tuple[SourceEntry, ...]:
     licences = settings.licences
-    said = [SourceEntry(role="captions", name=name, licence=licences.of_captions(name)) for name in captions]
-    return (*said, SourceEntry(role="images", name="all", licence=licences.pictures))
+    entries = [SourceEntry(role="captions", name=name, licence=licences.of_captions(name)) for name in captions]
+    return (*entries, SourceEntry(role="images", name="all", licence=licences.pictures))
 
 
 def _derived_from(run: RunFolder) -> DerivedFrom | None:
@@ -178,21 +250,30 @@ def _derived_from(run: RunFolder) -> DerivedFrom | None:
     return None if stored is None else DerivedFrom.model_validate(stored)
 
 
-def _models(settings: Mining) -> tuple[ModelEntry, ...]:
-    records = [settings.nouns.record(), *settings.regions.records()]
-    return tuple(ModelEntry(role=r.role, name=r.name, sha256=r.sha256, licence=r.licence) for r in records)
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
-
-
-def _checksums(run: RunFolder, shards: tuple[ShardEntry, ...]) -> str:
+def _sums_of_set(run: RunFolder, shards: tuple[ShardEntry, ...]) -> Sums:
     sums = {f"shards/{shard.name}": shard.sha256 for shard in shards}
     sums |= {f"shards/{shard.name.replace('.tar', '.parquet')}": shard.index_sha256 for shard in shards}
-    for name in _DESCRIBING:
+    return sums | _hash_all(run, _DESCRIBING)
+
+
+def _sums_of_rest(run: RunFolder, plan: Plan, steps: Sequence[Step]) -> Sums:
+    """The sums of what neither the set nor an account vouches for: the plan's cells, and single files."""
+    cells = [f"{step}/{cell_name(part)}" for step in _PLAN_CELLS for part in range(plan.parts)]
+    of_steps = [f"{step.name}.parquet" if step.once else f"{step.name}/{FINGERPRINT_FILE}" for step in steps]
+    derived = [DERIVED_FILE] if run.exists(DERIVED_FILE) else []
+    return _hash_all(run, [PLAN_FILE, IDENTITY_FILE, "mining.yaml", *derived, *of_steps, *cells])
+
+
+def _hash_all(run: RunFolder, names: Sequence[str]) -> Sums:
+    def digest(name: str) -> str:
         with run.open(*name.split("/")) as file:
-            sums[name] = hashlib.sha256(file.read()).hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _as_text(sums: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 

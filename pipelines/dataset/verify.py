@@ -1,7 +1,7 @@
 """Verification of a finished set: everything is hashed, counted and read again, as its readers would.
 
-A tar that was cut between two members reads as a shorter data set without any error; only counts and checksums that
-were taken when it was written find that.
+A tar that was cut between two members reads as a shorter data set without any error; only the counts and checksums
+from when it was written reveal that.
 """
 
 from __future__ import annotations
@@ -9,32 +9,38 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from pydantic import ValidationError
 
-from pipelines.plan import Plan
-from pipelines.publish import SUCCESS_FILE
-from pipelines.run_folder import FINGERPRINT_FILE, RunFolder
-from pipelines.status import require_plan
-from schemas.errors import IncompleteError, InputError
-from schemas.manifest import Manifest, ShardEntry
-from schemas.mask import Mask
-from schemas.rows import SampleRow
-from schemas.sample import FORMAT_VERSION, READABLE_VERSIONS, ImageFormat, member_names, record_keys
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.publish import IDENTITY_FILE, RUN_SUMS_FILE, SUMS_FILE
+from maskmine.pipelines.planning.plan import PLAN_FILE
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.manifest import Manifest, ShardEntry
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
 
-_REMEDY = "delete it and run `maskmine mine` again"
-_READ_BYTES = 1 << 20
+# What .json and index both have, and only a mistake in writing can make differ.
+_IN_BOTH = ("image_id", "similarity", "margin", "rank", "score", "lift", "evidence", "confidence")
+_AGAIN = "run `maskmine mine` again"
+_REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
+_SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
+_SUM = re.compile(r"([0-9a-f]{64})  ((?!/)[^\\]+)")
+_SIGNED_SINCE = 3  # the format version that brought SHA256SUMS.run
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in the set that is not as it must be."""
+    """A fault of the set."""
 
     file: str
     what: str
@@ -43,62 +49,91 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
-def read_manifest(run: RunFolder) -> Manifest:
-    """The manifest of a finished run. Raises IncompleteError when there is none yet, InputError when it is odd."""
-    stored = run.read_json("manifest.json")
-    if stored is None:
-        raise IncompleteError(f"{run.root}: not finished (no manifest.json); run `maskmine mine` again")
-    try:
-        manifest = Manifest.model_validate_json(json.dumps(stored))
-    except ValidationError as error:
-        raise InputError(f"{run.path('manifest.json')}: not a manifest of this version; {_REMEDY}") from error
-    if manifest.format_version not in READABLE_VERSIONS:
-        raise InputError(
-            f"{run.path('manifest.json')}: format version {manifest.format_version}, this maskmine reads"
-            f" {FORMAT_VERSION}; use the maskmine that wrote it"
-        )
-    return manifest
+def verify_run(run: RunFolder) -> Iterator[Problem]:
+    """Every problem of a finished run. Nothing is changed.
 
-
-def read_complete(run: RunFolder) -> tuple[Manifest, Plan]:
-    """The manifest and the plan of a run of which every cell is there. Raises as `read_manifest`.
-
-    A manifest can be that of an earlier run, which a run of other settings is about to replace.
+    Of format version 3 on every file of the folder is vouched for, see `publish.py`; of earlier ones the set alone.
     """
-    manifest, plan = read_manifest(run), require_plan(run)
-    missing = [step for step in ("captions", "nouns", "regions", "pairs", "shards") if len(run.done(step)) < plan.parts]
-    if missing or run.read_json("shards", FINGERPRINT_FILE) != {"fingerprint": manifest.fingerprint}:
-        why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
-        raise IncompleteError(f"{run.root}: not finished ({why}); run `maskmine mine` again")
-    return manifest, plan
-
-
-def verify_run(run: RunFolder, *, tick: Any = lambda _: None) -> Iterator[Problem]:
-    """Every problem of a finished run; `tick` is called with 1 for each shard. Nothing is changed."""
-    manifest = read_manifest(run)
+    manifest = FinishedRun.open(run).manifest
+    signed = manifest.format_version >= _SIGNED_SINCE
+    unsigned: list[Problem] = []
     if not run.exists(SUCCESS_FILE):
         yield Problem(SUCCESS_FILE, "missing: the set is not complete; run `maskmine mine` again")
-    yield from _check_sums(run)
+    elif signed:
+        unsigned = list(_check_listed(run, SUCCESS_FILE, _read_sums(run, SUCCESS_FILE), _SUMS_FILES))
+        yield from unsigned
+    shards = {f"shards/{name}": sha256 for shard in manifest.shards for name, sha256 in _files_of(shard)}
+    of_set = _read_sums(run, SUMS_FILE)
+    yield from _check_listed(run, SUMS_FILE, of_set, (*shards, "manifest.json"))
+    yield from (
+        Problem(name, f"its SHA-256 in {SUMS_FILE} is not the one in manifest.json; {_REMEDY}")
+        for name, sha256 in shards.items()
+        if of_set.sums.get(name, sha256) != sha256
+    )
+    of_rest = _read_sums(run, RUN_SUMS_FILE) if signed else _Sums({}, [])
+    if signed:
+        yield from _check_listed(run, RUN_SUMS_FILE, of_rest, (PLAN_FILE, IDENTITY_FILE, "mining.yaml"))
+    if all(run.exists(name) for name in (_SUMS_FILES if signed else (SUMS_FILE,))):  # else it is unknown what belongs
+        yield from _check_additions(run, {*of_set.sums, *of_rest.sums, *shards}, whole_folder=signed and not unsigned)
     yield from _check_counts(run, manifest)
     keys: set[str] = set()
     for shard in manifest.shards:
         yield from _check_shard(run, shard, manifest, keys)
-        tick(1)
 
 
-def _check_sums(run: RunFolder) -> Iterator[Problem]:
-    if not run.exists("SHA256SUMS"):
-        yield Problem("SHA256SUMS", f"missing; {_REMEDY}")
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What a file of sums says: SHA-256 by file, and its lines that say nothing."""
+
+    sums: dict[str, str]
+    broken: list[str]
+
+
+def _read_sums(run: RunFolder, name: str) -> _Sums:
+    found = _Sums({}, [])
+    if not run.exists(name):
+        return found
+    for line in run.read_bytes(name).decode("utf-8", "replace").splitlines():
+        match = _SUM.fullmatch(line)
+        if match is None or match[2] in found.sums:
+            found.broken.append(line)
+        else:
+            found.sums[match[2]] = match[1]
+    return found
+
+
+def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]) -> Iterator[Problem]:
+    """The files that a file of sums names, and whether it names those that it has to."""
+    if not run.exists(name):
+        yield Problem(name, f"missing; {_AGAIN}")
         return
-    with run.open("SHA256SUMS") as file:
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    for line in lines:
-        expected, _, name = line.partition("  ")
-        found = _sha256(run, name)
-        if found is None:
-            yield Problem(name, "missing; run `maskmine mine` again")
-        elif found != expected:
-            yield Problem(name, f"its SHA-256 is not the one in SHA256SUMS; {_REMEDY}")
+    yield from (
+        Problem(name, f"a line is no sum of a file of its own ({line[:80]!r}); {_REMEDY}") for line in found.broken
+    )
+    yield from (Problem(name, f"has no line for {file}; {_REMEDY}") for file in wanted if file not in found.sums)
+    for file, expected in found.sums.items():
+        try:
+            with run.open(*file.split("/")) as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != expected:  # type: ignore[arg-type]
+                    yield Problem(file, f"its SHA-256 is not the one in {name}; {_REMEDY}")
+        except (FileNotFoundError, NotADirectoryError):
+            if file not in _SUMS_FILES:  # which say so themselves
+                yield Problem(file, f"missing, though {name} names it; {_AGAIN}")
+
+
+def _check_additions(run: RunFolder, known: set[str], *, whole_folder: bool) -> Iterator[Problem]:
+    """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own."""
+    for name in run.walk():
+        folder = name.partition("/")[0]
+        if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
+            continue
+        is_account = name.endswith(".json")  # which earlier versions did not vouch for
+        if whole_folder or (folder == "shards" and not is_account):
+            yield Problem(name, "is no file of this run; move it away")
+
+
+def _files_of(shard: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (shard.name, shard.sha256), (shard.name.replace(".tar", ".parquet"), shard.index_sha256)
 
 
 def _check_counts(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
@@ -107,7 +142,7 @@ def _check_counts(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
         yield Problem("manifest.json", "images are not those with pairs plus those rejected")
     if totals.samples != sum(shard.samples for shard in manifest.shards):
         yield Problem("manifest.json", "the shards' samples do not add up to the total")
-    if [shard.name for shard in manifest.shards] != [f"{n:05d}.tar" for n in range(len(manifest.shards))]:
+    if [shard.name for shard in manifest.shards] != [cell_name(n, "tar") for n in range(len(manifest.shards))]:
         yield Problem("manifest.json", "the shards' numbers have a gap")
     if run.read_json("shards", "sizes.json") != {shard.name: shard.samples for shard in manifest.shards}:
         yield Problem("shards/sizes.json", f"not the samples of the manifest; {_REMEDY}")
@@ -125,7 +160,7 @@ def _check_shard(run: RunFolder, shard: ShardEntry, manifest: Manifest, keys: se
     yield from (Problem(name, f"key {row.key} is in the set twice") for row in index if row.key in keys)
     keys.update(row.key for row in index)
     if not run.exists("shards", shard.name):
-        return  # named by the checksums
+        return  # reported with the checksums
     image_format: ImageFormat = manifest.settings["shards"]["image_format"]
     with run.open("shards", shard.name) as file:
         try:
@@ -159,16 +194,16 @@ def _members(file: Any) -> Iterator[_Member]:
 def _check_sample(
     shard: str, row: SampleRow, members: Iterator[_Member], image_format: ImageFormat, keys: frozenset[str]
 ) -> Iterator[Problem]:
-    found = [member for _, member in zip(range(4), members, strict=False)]
-    names = tuple(member.name for member in found)
+    of_sample = list(islice(members, 4))
+    names = tuple(member.name for member in of_sample)
     if names != member_names(row.key, image_format):
         yield Problem(shard, f"sample {row.key}: its members are {', '.join(names) or 'missing'}; {_REMEDY}")
         return
-    if (found[0].start, found[-1].end) != (row.offset, row.offset + row.size_bytes):
+    if (of_sample[0].start, of_sample[-1].end) != (row.offset, row.offset + row.size_bytes):
         yield Problem(shard, f"sample {row.key}: does not lie where the index says; {_REMEDY}")
-    if not all(member.plain for member in found):
+    if not all(member.plain for member in of_sample):
         yield Problem(shard, f"sample {row.key}: a member is no plain file of fixed mode and time")
-    image, mask_png, noun, record = (member.content for member in found)
+    image, mask_png, noun, record = (member.content for member in of_sample)
     faults = _check_content(row, image, mask_png, noun, record, keys=keys)
     yield from (Problem(shard, f"sample {row.key}: {what}") for what in faults)
 
@@ -195,17 +230,5 @@ def _check_content(
         yield "the mask's box is not the recorded one"
     if not noun.decode("utf-8", "replace") == record["noun"] == row.noun:
         yield "the noun differs between .txt, .json and index"
-    if record["image_id"] != row.image_id or record["similarity"] != row.similarity:
+    if any(record[name] != getattr(row, name) for name in _IN_BOTH if name in keys):
         yield ".json and index differ"
-
-
-def _sha256(run: RunFolder, name: str) -> str | None:
-    """The SHA-256 of a file, None when it is not there."""
-    digest = hashlib.sha256()
-    try:
-        with run.open(*name.split("/")) as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-    except FileNotFoundError:
-        return None
-    return digest.hexdigest()

@@ -1,11 +1,11 @@
-"""The Beam engine: for each stage `Create(part numbers) | Reshuffle | Map(make the cell)`, all in one pipeline.
+"""The Beam engine: for each step `Create(part numbers) | Reshuffle | Map(make the cell)`, all in one pipeline.
 
-A stage takes the output of the stage before it as a side input. Nothing is in it; but on every runner a step waits
-until its side inputs are whole, so the stages follow each other. One pipeline costs the runner's start-up once.
+A step takes the output of the step before it as a side input. Nothing is in it; but on every runner a step waits
+until its side inputs are whole, so the steps follow each other. One pipeline costs the runner's start-up once.
 
-Only part numbers travel through Beam. What workers have to say (reports, a fault) they write as small letters into a
-folder of the run folder, which every worker can reach on every runner; the driver reads them while the pipeline goes
-on, and takes the folder away.
+Only part numbers travel through Beam. Reports and faults are small files, which workers write into a message folder
+inside the run folder: every worker can reach that on every runner. The driver reads them while the pipeline runs, and
+removes the folder at the end.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import fsspec
 from pydantic import Field
 
-from pipelines.cells import PartReport
-from pipelines.engine import Watch
-from pipelines.grid import Stage
-from pipelines.on_beam_worker import FAULT, OPEN, CellMaker, letter_name
-from pipelines.ownership import BEAM, owned_prefix
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError, InputError
-from schemas.settings import Settings
+from maskmine.pipelines.engines.beam_worker import FAULT, OPEN, CellMaker, message_name
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.ownership import BEAM, owned_prefix
+from maskmine.pipelines.steps.grid import Step, missing_cells
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -46,44 +46,48 @@ if TYPE_CHECKING:
 _FAULTS = {"InputError": InputError, "IncompleteError": IncompleteError}
 # FnApiRunner's names for the threads that wait for the end of a worker process, and that talk with it.
 _PROCESS_THREAD, _TALK_THREADS = "run_worker", ("beam_control_read", "read_grpc_client_inputs")
-_POLL_S = 1.0
-_JOIN_S = 5.0
-_NOTICE_S = 5.0
+_POLL_S = 1.0  # how often the driver reads messages
+_JOIN_S = 5.0  # a thread that does not end by then is left to itself
+_NOTICE_S = 5.0  # a closed channel is noticed at once, the death of its process a little later
 
 
 class BeamEngine(Settings):
-    """Where and how Beam runs the stages.
+    """Where and how Beam runs the steps.
 
-    `runner` is not Beam's default: that one looks for a binary to download. `workers` are processes of FnApiRunner on
-    this machine; other runners have options of their own, given in `pipeline_options` (`--project=…`,
-    `--setup_file=./setup.py`). `accelerator` and `min_ram` are Beam's resource hints, the first for the stages that
-    want a GPU. A worker process loads a model once for each of its threads: on GPU machines give Dataflow
+    A worker process loads a model once for each of its threads: on GPU machines give Dataflow
     `--experiments=no_use_multiple_sdk_containers` and `--number_of_worker_harness_threads=1`.
     """
 
-    runner: str = "FnApiRunner"
-    workers: Annotated[int, Field(ge=1)] = 1
-    accelerator: str | None = None
-    min_ram: str | None = None
-    pipeline_options: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    models_run_here: ClassVar[bool] = False
 
-    def __call__(self, run: RunFolder, stages: Sequence[Stage], watch: Watch) -> None:
-        """Make every missing cell, each stage after those that it reads.
+    runner: str = "FnApiRunner"
+    """Beam runner. Beam's own default is not used because it looks for a binary to download."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes of FnApiRunner on this machine; other runners have options of their own."""
+    accelerator: str | None = None
+    """Beam's resource hint `accelerator` for the steps that use a GPU."""
+    min_ram: str | None = None
+    """Beam's resource hint `min_ram`, such as `8GB`."""
+    pipeline_options: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Options of the runner, such as `--project=…` or `--setup_file=./setup.py`; on the command line after `--`."""
+
+    def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
+        """Make every missing cell, each step after those that it reads.
 
         Raises InputError and IncompleteError of the workers as they were raised there; InputError for faults of these
         settings; IncompleteError when a worker process dies, or when the pipeline ends well without all of its cells.
         """
         options = self._options()
-        todo = {stage.name: parts for stage in stages if (parts := stage.todo(run))}
+        todo = {step.name: parts for step in steps if (parts := step.todo())}
         if not todo:
             return
-        stages = [stage for stage in stages if stage.name in todo]
-        letters = f"{owned_prefix(BEAM)}{secrets.token_hex(4)}"
-        postman = _Postman(run, letters, list(stages), todo, watch)
+        steps = [step for step in steps if step.name in todo]
+        folder = f"{owned_prefix(BEAM)}{secrets.token_hex(4)}"
+        messages = _MessageFolder(run, folder, list(steps), todo, observer)
         with _quiet_beam():
-            pipeline = self._pipeline(run, letters, stages, todo, options)
-            with _deaths_of_workers() as deaths, postman.at_work():
-                _run(pipeline, postman, deaths)
+            pipeline = self._pipeline(run, folder, steps, todo, options)
+            with _worker_deaths() as deaths, messages.opened():
+                _run(pipeline, messages, deaths)
 
     def _options(self) -> PipelineOptions:
         try:
@@ -93,13 +97,13 @@ class BeamEngine(Settings):
             if (error.name or "").partition(".")[0] != "apache_beam":
                 raise
             raise InputError("engine beam: apache_beam is not installed; pip install 'maskmine[beam]'") from error
-        said = io.StringIO()
+        stderr = io.StringIO()
         try:
-            with redirect_stderr(said):
+            with redirect_stderr(stderr):
                 options = PipelineOptions([f"--runner={self.runner}", *self.pipeline_options])
                 options.get_all_options()
         except SystemExit as error:  # so argparse ends, after a page of usage and a line with the fault
-            raise InputError(f"engine beam: {said.getvalue().rpartition('error: ')[2].strip()}") from error
+            raise InputError(f"engine beam: {stderr.getvalue().rpartition('error: ')[2].strip()}") from error
         if self.workers > 1:
             options.view_as(DirectOptions).direct_num_workers = self.workers
         return options
@@ -107,8 +111,8 @@ class BeamEngine(Settings):
     def _pipeline(
         self,
         run: RunFolder,
-        letters: str,
-        stages: Sequence[Stage],
+        messages: str,
+        steps: Sequence[Step],
         todo: dict[str, list[int]],
         options: PipelineOptions,
     ) -> Pipeline:
@@ -116,18 +120,18 @@ class BeamEngine(Settings):
         from apache_beam.pvalue import AsIter
 
         try:
-            pipeline = beam.Pipeline(runner=self._open_runner(run, letters, options), options=options)
+            pipeline = beam.Pipeline(runner=self._open_runner(run, messages, options), options=options)
         except ValueError as error:  # so Beam's runners refuse their options
             raise InputError(f"engine beam: {_one_line(error)}") from error
         before: list[PCollection] = []
-        for stage in stages:
-            parts = pipeline | f"{stage.name} parts" >> beam.Create(todo[stage.name], reshuffle=False)
-            shuffled = parts | f"{stage.name} shuffle" >> beam.Reshuffle()
-            make = beam.Map(CellMaker(run, stage, letters), *map(AsIter, before)).with_output_types(type(None))
-            before = [shuffled | stage.name >> self._with_hints(make, stage)]
+        for step in steps:
+            parts = pipeline | f"{step.name} parts" >> beam.Create(todo[step.name], reshuffle=False)
+            shuffled = parts | f"{step.name} shuffle" >> beam.Reshuffle()
+            make = beam.Map(CellMaker(run, step, messages), *map(AsIter, before)).with_output_types(type(None))
+            before = [shuffled | step.name >> self._with_hints(make, step)]
         return pipeline
 
-    def _open_runner(self, run: RunFolder, letters: str, options: PipelineOptions) -> PipelineRunner:
+    def _open_runner(self, run: RunFolder, messages: str, options: PipelineOptions) -> PipelineRunner:
         from apache_beam.options.pipeline_options import StandardOptions
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
         from apache_beam.runners.runner import create_runner
@@ -143,43 +147,56 @@ class BeamEngine(Settings):
         if not isinstance(runner, FnApiRunner):
             raise InputError(f"engine beam: `workers` are processes of FnApiRunner; give {name} its own options")
         # FnApiRunner's mode `multi_processing`, but with our own worker program
-        words = [sys.executable, "-m", "pipelines.on_beam_worker", run.root, letters, str(os.getpid())]
+        words = [sys.executable, "-m", "maskmine.pipelines.engines.beam_worker", run.root, messages, str(os.getpid())]
         # Ctrl-C on a terminal reaches the workers too; it is for the driver, and they end with it
         return FnApiRunner(SubprocessSDKEnvironment.from_command_string(f"trap '' INT; exec {shlex.join(words)}"))
 
-    def _with_hints(self, make: PTransform, stage: Stage) -> PTransform:
-        hints = {"min_ram": self.min_ram, "accelerator": self.accelerator if stage.job.device is not None else None}
+    def _with_hints(self, make: PTransform, step: Step) -> PTransform:
+        hints = {"min_ram": self.min_ram, "accelerator": self.accelerator if step.uses_models else None}
         try:
             return make.with_resource_hints(**{name: value for name, value in hints.items() if value is not None})
         except ValueError as error:
             raise InputError(f"engine beam: {_one_line(error)}") from error
 
 
-def _run(pipeline: Pipeline, postman: _Postman, deaths: list[str]) -> None:
-    """Run the pipeline in a thread, and bring its letters from this one, as long as all is well."""
+def _runner_failed(runner: PipelineRunner, error: Exception) -> IncompleteError:
+    return IncompleteError(
+        f"engine beam: {type(runner).__name__} failed: {_one_line(error)}; what is finished stays: run the same "
+        "command again when it can be reached, or with another runner: --engine-opt runner=FnApiRunner"
+    )
+
+
+def _run(pipeline: Pipeline, messages: _MessageFolder, deaths: list[str]) -> None:
+    """Run the pipeline in a thread, and read its messages in this one until it ends or a worker dies."""
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
+    from grpc import FutureTimeoutError, RpcError
 
     running = shared_unbounded_instance().submit(lambda: pipeline.run().wait_until_finish())
     try:
         while not wait([running], timeout=_POLL_S).done:
-            postman.deliver()
+            messages.read()
             if deaths:
                 raise _death(deaths)
     finally:
-        postman.send_workers_home()
-        wait([running], timeout=_JOIN_S)  # so that nothing is written or said after the engine has returned
+        messages.stop_workers()
+        wait([running], timeout=_JOIN_S)  # so that nothing is written or printed after the engine has returned
     try:
         running.result()
     except ImportError as error:  # so a runner asks for what it needs, Dataflow for apache-beam[gcp]
         raise InputError(f"engine beam: {_one_line(error)}") from error
-    except RuntimeError as error:  # "Channel closed prematurely": the end of a worker is felt before it is known
-        if not _comes(deaths, within_s=_NOTICE_S):
+    except RuntimeError as error:  # "Channel closed prematurely" may come before the death that is its cause
+        if _any_death(deaths, within_s=_NOTICE_S):
+            raise _death(deaths) from error
+        if isinstance(pipeline.runner, FnApiRunner):
             raise
-        raise _death(deaths) from error
-    postman.close()
+        raise _runner_failed(pipeline.runner, error) from error
+    except (OSError, RpcError, FutureTimeoutError) as error:  # no connection to a runner elsewhere
+        raise _runner_failed(pipeline.runner, error) from error
+    messages.close()
 
 
-def _comes(deaths: list[str], *, within_s: float) -> bool:
+def _any_death(deaths: list[str], *, within_s: float) -> bool:
     end_s = time.monotonic() + within_s
     while not deaths and time.monotonic() < end_s:
         time.sleep(_POLL_S)
@@ -194,92 +211,97 @@ def _death(deaths: list[str]) -> IncompleteError:
 
 
 @dataclass
-class _Postman:
-    """Brings the workers' letters to the watch, stage after stage."""
+class _MessageFolder:
+    """The workers' messages, brought to the observer step after step.
+
+    `folder` is this driver's own: another driver may be at work in the run folder. `steps` are those that are not
+    finished, of which the observer knows the first; `todo` their parts without a report.
+    """
 
     run: RunFolder
-    letters: str  # the folder of this driver's letters; another driver may be at work in the run folder
-    stages: list[Stage]  # that are not finished; the first is the one that the watch was told of
+    folder: str
+    steps: list[Step]
     todo: dict[str, list[int]]
-    watch: Watch
-    _told: set[str] = field(default_factory=set)
+    observer: RunObserver
+    _started: set[str] = field(default_factory=set)
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Take letters while the block runs; workers stop when it is over."""
-        with self.run.write(self.letters, OPEN):
+    def opened(self) -> Iterator[None]:
+        """Take messages while the block runs; workers stop when it is over."""
+        with self.run.write(self.folder, OPEN):
             pass
         try:
             yield
         finally:
-            self._clear()
+            self._delete()
 
-    def send_workers_home(self) -> None:
-        """Tell the workers that nobody waits for cells any more."""
-        self.run.delete(self.letters, OPEN)
+    def stop_workers(self) -> None:
+        """Let the workers know that no more cells are wanted."""
+        self.run.delete(self.folder, OPEN)
 
-    def deliver(self) -> None:
-        """Hand over what has come. Letters of a later stage wait until the one before it is finished."""
+    def read(self) -> None:
+        """Report what has come. Messages of a later step wait until the one before it is finished."""
         fs, _ = fsspec.core.url_to_fs(self.run.root)
         fs.invalidate_cache()  # others write here, and fsspec remembers the listings of object stores
-        come = set(self.run.names(self.letters))
-        while self.stages:
-            stage = self.stages[0]
-            self._begin(stage)
-            for part in [part for part in self.todo[stage.name] if letter_name(stage, part) in come]:
-                report = PartReport(**self.run.read_json(self.letters, letter_name(stage, part)))
-                self.run.delete(self.letters, letter_name(stage, part))
-                self._hand_over(stage, report)
-            if self.todo[stage.name]:
+        names = set(self.run.names(self.folder))
+        while self.steps:
+            step = self.steps[0]
+            self._start(step)
+            for part in [part for part in self.todo[step.name] if message_name(step, part) in names]:
+                report = PartReport(**self.run.read_json(self.folder, message_name(step, part)))
+                self.run.delete(self.folder, message_name(step, part))
+                self._report(step, report)
+            if self.todo[step.name]:
                 return
-            self._end(stage)
+            self._finish(step)
 
     def close(self) -> None:
-        """Raise what went wrong; report the cells that came without a letter, of a worker that died after its work."""
-        self.deliver()
-        fault = self.run.read_json(self.letters, FAULT)
+        """Raise the workers' fault; report the cells without a message, of workers that died after their work."""
+        self.read()
+        fault = self.run.read_json(self.folder, FAULT)
         if fault is not None:
             raise _FAULTS[fault["fault"]](fault["line"])
-        missing = {stage.name: len(cells) for stage in self.stages if (cells := stage.todo(self.run))}
-        if missing:
+        if missing := missing_cells(self.steps):
             raise IncompleteError(
                 f"{self.run.root}: Beam ended, but cells are missing ({missing}); can its workers reach that folder? "
                 "Run the same command again"
             )
-        while self.stages:
-            stage = self.stages[0]
-            self._begin(stage)
-            for part in list(self.todo[stage.name]):
-                self._hand_over(stage, PartReport(stage.name, part, 0, 0, 0, 0.0))
-            self._end(stage)
+        while self.steps:
+            step = self.steps[0]
+            self._start(step)
+            for part in list(self.todo[step.name]):
+                self._report(step, PartReport(step=step.name, part=part, images=0, rejected=0, made=0, seconds=0.0))
+            self._finish(step)
 
-    def _begin(self, stage: Stage) -> None:
-        if stage.name not in self._told:
-            self._told.add(stage.name)
-            self.watch.stage_begins(stage, tuple(self.todo[stage.name]))
+    def _start(self, step: Step) -> None:
+        if step.name not in self._started:
+            self._started.add(step.name)
+            self.observer.on_step_start(step, tuple(self.todo[step.name]))
 
-    def _hand_over(self, stage: Stage, report: PartReport) -> None:
-        self.todo[stage.name].remove(report.part)
-        self.watch.tick(report.step, report.images)
-        self.watch.part_ends(report)
+    def _report(self, step: Step, report: PartReport) -> None:
+        self.todo[step.name].remove(report.part)
+        self.observer.on_records(report.step, report.images)
+        self.observer.on_part_done(report)
 
-    def _end(self, stage: Stage) -> None:
-        self.watch.stage_ends(stage)
-        self.stages.remove(stage)
+    def _finish(self, step: Step) -> None:
+        self.observer.on_step_done(step)
+        self.steps.remove(step)
 
-    def _clear(self) -> None:
-        self.send_workers_home()
-        fs, path = fsspec.core.url_to_fs(self.run.path(self.letters))
-        with suppress(OSError):  # a worker that is not through yet may write into it; the next run takes the rest away
+    def _delete(self) -> None:
+        self.stop_workers()
+        fs, path = fsspec.core.url_to_fs(self.run.path(self.folder))
+        with suppress(OSError):  # a worker that has not ended yet may write into it; the next run deletes the rest
             if fs.exists(path):
                 fs.rm(path, recursive=True)
 
 
 @contextmanager
-def _deaths_of_workers() -> Iterator[list[str]]:
-    """Learn that a worker process died: FnApiRunner would wait for it for ever, and its thread tells only stderr.
+def _worker_deaths() -> Iterator[list[str]]:
+    """The deaths of worker processes while the block runs.
 
-    At the end the processes have ended too, so that nothing is written after the engine has returned.
+    FnApiRunner waits for a dead worker indefinitely; that it died is an exception in one of its threads, which nothing
+    but the hook for such exceptions sees. The threads that talked with the worker fail as well, and are kept quiet.
+    When the block ends the processes have ended too, so that nothing is written after the engine has returned.
     """
     from grpc import RpcError
 
@@ -289,7 +311,7 @@ def _deaths_of_workers() -> Iterator[list[str]]:
     def hook(args: threading.ExceptHookArgs) -> None:
         if args.thread is not None and args.thread.name == _PROCESS_THREAD:
             deaths.append(str(args.exc_value))
-        elif not issubclass(args.exc_type, RpcError):  # the threads that talked with the process fail as well
+        elif not issubclass(args.exc_type, RpcError):
             before(args)
 
     threading.excepthook = hook
@@ -304,7 +326,7 @@ def _deaths_of_workers() -> Iterator[list[str]]:
 
 @contextmanager
 def _quiet_beam() -> Iterator[None]:
-    """Beam tells of its inner life on its own logger; unknown options alone are for the user, faults are raised."""
+    """Silence Beam's own log, but for warnings of unknown options; faults are raised."""
     levels = {"apache_beam": logging.CRITICAL, "apache_beam.options": logging.WARNING}
     before = {name: logging.getLogger(name).level for name in levels}
     for name, level in levels.items():

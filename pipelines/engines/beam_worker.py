@@ -1,4 +1,4 @@
-"""What runs on Beam's workers: it makes cells, and writes a letter about each for the driver (see `on_beam.py`)."""
+"""What runs on Beam's workers: it makes cells, and writes a message about each for the driver (see `beam.py`)."""
 
 from __future__ import annotations
 
@@ -10,82 +10,79 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.cells import MakeCell
-from pipelines.grid import Stage
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError, InputError
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import MakeCell, no_tick
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.sample import cell_name
 
-# In the folder of letters, which is a driver's own and lies in the run folder:
-OPEN = "open"  # the driver deletes it when nobody waits for letters any more
-FAULT = "fault.json"  # the letter that ends the run
-_WATCH_S = 0.5
+# In the message folder, which is a driver's own and lies in the run folder:
+OPEN = "open"  # the driver deletes it when it takes no more messages
+FAULT = "fault.json"  # the message that ends the run
+_WATCH_S = 0.5  # how soon a worker notices that its driver has gone
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class CellMaker:
-    """What travels to the workers: makes the cell of a part and writes a letter that says how it went.
+    """What travels to the workers: makes the cell of a part and writes a message with its report.
 
     Beam may give a part to a worker twice; a cell that is there is left alone. Without a driver, or after a fault
     that a person has to mend, no more cells are made by anyone: a retry would find the same fault.
     """
 
     run: RunFolder
-    stage: Stage
-    letters: str
+    step: Step
+    messages: str
     _make: MakeCell | None = field(default=None, init=False)
 
     def __call__(self, part: int, read: object = None) -> None:
         """Make the cell of a part. `read` is what Beam has to have finished before."""
-        if self.run.exists(self.letters, FAULT) or not self.run.exists(self.letters, OPEN) or self._is_made(part):
+        is_open = not self.run.exists(self.messages, FAULT) and self.run.exists(self.messages, OPEN)
+        if not is_open or self._is_made(part):
             return
         try:
             if self._make is None:
-                self._make = self.stage.job.open()
-            self._post(letter_name(self.stage, part), asdict(self._make(part, _no_tick)))
+                self._make = self.step.job.open()
+            self._send(message_name(self.step, part), asdict(self._make(part, no_tick)))
         except (InputError, IncompleteError) as error:
-            self._post(FAULT, {"fault": type(error).__name__, "line": str(error)})
+            self._send(FAULT, {"fault": type(error).__name__, "line": str(error)})
 
     def _is_made(self, part: int) -> bool:
-        if self.stage.once:
-            return not self.stage.todo(self.run)
-        return all(self.run.exists(self.stage.name, f"{part:05d}.{suffix}") for suffix in self.stage.suffixes)
+        output = self.step.output
+        return output.is_current() if output.once else output.exists(part)
 
-    def _post(self, name: str, letter: dict[str, Any]) -> None:
-        if not self.run.exists(self.letters, OPEN):
+    def _send(self, name: str, message: dict[str, Any]) -> None:
+        if not self.run.exists(self.messages, OPEN):
             return
         try:
-            self.run.write_json(self.letters, name, value=letter)
+            self.run.write_json(self.messages, name, value=message)
         except IncompleteError as error:  # a full disk, say: the driver sees from its listing what is missing
-            if self.run.exists(self.letters, OPEN):  # else it has gone meanwhile
-                log.error("%s: %s", error, letter)
+            if self.run.exists(self.messages, OPEN):  # else the driver has gone meanwhile
+                log.error("%s: %s", error, message)
 
 
-def letter_name(stage: Stage, part: int) -> str:
-    """The name of the letter that brings the report of a cell."""
-    return f"{stage.name}-{part:05d}.json"
+def message_name(step: Step, part: int) -> str:
+    """The name of the message with the report of a cell."""
+    return f"{step.name}-{cell_name(part, 'json')}"
 
 
 def main() -> None:
     """A worker process of FnApiRunner: Beam's own, without its chatter, and with an end when the driver goes."""
     from apache_beam.runners.worker import sdk_worker_main
 
-    root, letters, driver_pid = sys.argv[1:]
-    watch = threading.Thread(target=_end_with_driver, args=(RunFolder(root), letters, int(driver_pid)), daemon=True)
+    root, messages, driver_pid = sys.argv[1:]
+    watch = threading.Thread(target=_end_with_driver, args=(RunFolder(root), messages, int(driver_pid)), daemon=True)
     watch.start()
     sdk_worker_main.main(sys.argv[:1])
     os._exit(0)  # Python would take down its modules for seconds, and Beam waits for one worker after the other
 
 
-def _end_with_driver(run: RunFolder, letters: str, driver_pid: int) -> None:
-    while os.getppid() == driver_pid and run.exists(letters, OPEN):
+def _end_with_driver(run: RunFolder, messages: str, driver_pid: int) -> None:
+    while os.getppid() == driver_pid and run.exists(messages, OPEN):
         time.sleep(_WATCH_S)
     os._exit(0)
-
-
-def _no_tick(records: int) -> None:
-    """Workers do not report single images; the driver counts a cell's images when it is made."""
 
 
 if __name__ == "__main__":

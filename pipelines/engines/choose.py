@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import yaml
 from pydantic import ValidationError
 
-from pipelines.engine import Engine
-from pipelines.local import run_local
-from schemas.errors import InputError
-from schemas.settings import Settings
+from maskmine.pipelines.engines.engine import Engine
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import Settings
 
-# An engine with options is a settings object that can be called; it is imported only when it is chosen.
-_ENGINES = {"ray": ("pipelines.on_ray", "RayEngine"), "beam": ("pipelines.on_beam", "BeamEngine")}
+# An engine is a settings object with a method `run`; its module is imported only when it is chosen.
+_ENGINES = {
+    "local": ("maskmine.pipelines.engines.local", "LocalEngine"),
+    "ray": ("maskmine.pipelines.engines.ray", "RayEngine"),
+    "beam": ("maskmine.pipelines.engines.beam", "BeamEngine"),
+}
 
 
 def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: Sequence[str] = ()) -> Engine:
@@ -22,19 +25,17 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
 
     `pipeline_options` are Beam's own. Raises InputError for an unknown engine, option or value.
     """
-    if name != "local" and name not in _ENGINES:
-        raise InputError(f"--engine {name}: unknown; choose local, ray or beam")
+    if name not in _ENGINES:
+        raise InputError(f"--engine {name}: unknown; choose one of {', '.join(_ENGINES)}")
     if pipeline_options and name != "beam":
         raise InputError(f"unexpected `{pipeline_options[0]}`; only --engine beam takes options of its own, after `--`")
-    if name == "local":
-        if options:
-            raise InputError("--engine local: takes no options; remove --engine-opt, or choose --engine ray or beam")
-        return run_local
+    module, attribute = _ENGINES[name]
+    engine_type: type[Settings] = getattr(importlib.import_module(module), attribute)
+    if options and not engine_type.model_fields:
+        raise InputError(f"--engine {name}: takes no options; remove --engine-opt, or choose --engine ray or beam")
     values = dict(_option(option) for option in options)
     if pipeline_options:
         values["pipeline_options"] = tuple(pipeline_options)
-    module, attribute = _ENGINES[name]
-    engine_type: type[Settings] = getattr(importlib.import_module(module), attribute)
     try:
         engine: Engine = engine_type(**values)  # type: ignore[assignment]
     except ValidationError as error:

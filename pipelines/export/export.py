@@ -1,51 +1,53 @@
-"""Export: the pairs of a finished run, filtered and split, in the form that another program trains on.
+"""Export: the pairs of a finished run, filtered and split, in the format that another program trains on.
 
-    index of each shard ─▶ selection ─▶ split ─▶ pieces of so many samples ─▶ files, README, checksums, _SUCCESS
+    index of each shard ─▶ selection ─▶ split ─▶ shards of N samples ─▶ files, README, checksums, _SUCCESS
 
-A piece that is there is not made again, so an export that was interrupted goes on; the same run and the same settings
-give the same bytes.
+A finished shard is not made again, so an interrupted export can be continued; the same run and settings give the same
+bytes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from mining.exports import coco, hugging_face, mds, ovseg, tars
-from mining.exports.pictures import Pictures
-from mining.exports.pieces import Ending, Folder, Piece, Tick, Totals
-from mining.exports.selection import Selection
-from mining.licences import LicencePolicy, refuse_other_licences
-from pipelines.export_card import export_card
-from pipelines.export_folder import ExportFolder, claim_folder, complete, pieces_done, write_piece
-from pipelines.export_reader import RunReader, read_finished
-from pipelines.run_folder import RunFolder
-from schemas.errors import InputError
-from schemas.manifest import Manifest
-from schemas.settings import Settings, fingerprint
+from maskmine.mining.exports import coco, hugging_face, mds, ovseg, tars
+from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Folder, Tick, Totals
+from maskmine.mining.exports.filters import Selection
+from maskmine.mining.exports.images import Pictures
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.export.card import export_card
+from maskmine.pipelines.export.folder import ExportFolder, claim_folder, complete, shards_done, write_shard
+from maskmine.pipelines.export.reader import RunReader
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.licences import LicencePolicy, refuse_other_licences
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import Manifest, refuse_wider_crops
+from maskmine.schemas.sample import why_no_score
+from maskmine.schemas.settings import ExecutionOnly, Settings, fingerprint, plain_values
 
-# Raised when the code of an export changes what it writes; folders of the old code belong to another plan then.
-EXPORT_VERSION = 2
+# Raised when the code of an export changes what it writes; folders of older code then belong to another plan.
+EXPORT_VERSION = 4
+# Image ids that can stand as COCO's: whole numbers without leading zeros, below 2**53 as JSON readers need.
 _NUMBER = r"^(0|[1-9]\d{0,14})$"
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A form of export: `write` makes the files of a piece, `finish` those that speak of the whole.
+    """A format of export: `write` writes the files of a shard, `finish` those that describe the whole.
 
-    `whole`: a split is one piece. `lossless`: pictures are PNG, whatever is asked for. `check` is called before
-    anything is done.
+    `whole`: a split is one shard. `lossless`: images are always PNG. `check` is called first.
     """
 
-    write: Callable[[Folder, Piece], None]
-    finish: Callable[[Folder, Ending], None] | None = None
+    write: Callable[[Folder, ExportShard], None]
+    finish: Callable[[Folder, ExportSummary], None] | None = None
     whole: bool = False
     lossless: bool = False
     check: Callable[[], object] = lambda: None
@@ -66,24 +68,27 @@ FORMATS = {
 
 
 class Export(Settings):
-    """What an export is: a format, what goes into it, how pictures look, and how many samples a piece has.
-
-    `licences` are those that captions and images may have, None for any. `csv_prefix` is put before the paths in
-    OVSeg's table.
-    """
+    """What an export writes: its format, the pairs that go into it, and how images look."""
 
     format: str
+    """One of the formats of docs/exports.md, such as `webdataset`."""
     selection: Selection = Selection()
+    """Which pairs are exported, and into which splits."""
     pictures: Pictures = Pictures()
+    """How images are written."""
     samples_per_piece: Annotated[int, Field(ge=1)] = 10_000
+    """Samples of a shard."""
     licences: tuple[str, ...] | None = None
-    policy: LicencePolicy = "any"
+    """Licences that captions and images may have; null allows any."""
+    policy: Annotated[LicencePolicy, ExecutionOnly()] = "any"
+    """`commercial` refuses parts that are not known to allow commercial use; `any` refuses none."""
     csv_prefix: str = ""
+    """Text before the paths in OVSeg's table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote; `size_bytes` is None when it was complete already."""
+    """Counts of an export; `size_bytes` is None when it was complete already."""
 
     totals: Totals
     size_bytes: int | None
@@ -93,32 +98,43 @@ Begin = Callable[[int], Tick]
 
 
 def export_run(run: RunFolder, export: Export, *, out: str, begin: Begin = lambda _: lambda _: None) -> Exported:
-    """Export a finished run to a folder, or what is left of it.
+    """Export a finished run to a folder, or continue an export that was interrupted.
 
-    `begin` is told the number of samples and gives what is called as they are done. Raises InputError for settings that
-    do not fit the run, IncompleteError when the run is not finished or a shard is broken, OtherPlanError when another
-    export lies in the folder.
+    `begin` receives the number of samples and returns the function that is called as they are written. Raises
+    InputError for settings that do not fit the run, IncompleteError when the run is not finished or a shard is broken,
+    OtherPlanError when the folder holds another export.
     """
     form = _format(export)
-    manifest = read_finished(run)
+    finished = FinishedRun.open_published(run)
+    manifest = finished.manifest
     selection = _allowed(export, manifest)
+    refuse_wider_crops(manifest, export.pictures.expand_ratio, name="--expand", folder=run.root)
     form.check()
-    with RunReader(run, manifest) as reader:
+    with RunReader(finished) as reader:
+        # Count what passes the filters, and claim the folder for it.
         totals = _count(reader, selection)
         if not sum(totals.samples.values()):
-            raise InputError(f"{run.root}: the filters leave none of {manifest.totals.samples:,} pairs; widen them")
+            raise InputError(_nothing_left(run.root, reader, selection, manifest))
         folder = claim_folder(out, _plan(export, manifest, totals))
         if folder is None:
             return Exported(totals, None)
-        pieces = {split: _sizes(count, export, whole=form.whole) for split, count in totals.samples.items()}
-        _write_pieces(folder, form, export, selection, reader, totals, pieces, tick=begin(sum(totals.samples.values())))
+        # Write the shards, then the files that describe them.
+        shards = {split: _sizes(count, export, whole=form.whole) for split, count in totals.samples.items()}
+        tick = begin(sum(totals.samples.values()))
+        done = shards_done(folder)
+        for shard in _shards(reader, selection, export, totals, shards, tick):
+            name = f"{shard.split}-{shard.name}"
+            if name in done:
+                tick(sum(map(len, shard.tables)))
+            else:
+                write_shard(folder, name, shard, form.write)
         others = ExportFolder(folder)
         if form.finish:
             image_format = _image_format(export, form, manifest)
-            tables = partial(_tables_of_split, reader, selection)
-            form.finish(others, Ending(pieces, image_format, tables, export.csv_prefix))
+            summary = ExportSummary(shards, image_format, partial(reader.tables, selection), export.csv_prefix)
+            form.finish(others, summary)
         with others.write("README.md") as file:
-            file.write(export_card(export.format, manifest, totals, pieces, selection).encode())
+            file.write(export_card(export.format, manifest, totals, shards, selection).encode())
         return Exported(totals, complete(folder, others))
 
 
@@ -133,25 +149,28 @@ def _format(export: Export) -> Format:
 
 def _allowed(export: Export, manifest: Manifest) -> Selection:
     """The selection without the caption sources whose licence is not among those asked for; checks the policy."""
-    used = [source for source in manifest.sources if _is_listed(source.licence, export)]
+    used = [s for s in manifest.sources if export.licences is None or s.licence in export.licences]
     sources = [source for source in manifest.sources if source.role == "captions"]
-    kept = tuple(source.name for source in used if source.role == "captions")
+    names = tuple(source.name for source in used if source.role == "captions")
     refused = [source for source in manifest.sources if source.role == "images" and source not in used]
-    if refused or (sources and not kept):
-        said = ", ".join(f"{source.role} {source.name}: {source.licence}" for source in refused or sources)
-        raise InputError(f"--licences {','.join(export.licences or ())}: leaves nothing of this run ({said})")
+    if refused or (sources and not names):
+        listed = ", ".join(f"{source.role} {source.name}: {source.licence}" for source in refused or sources)
+        raise InputError(f"--licences {','.join(export.licences or ())}: leaves nothing of this run ({listed})")
     parts = [(f"model ({model.role})", model.name, model.licence) for model in manifest.models]
     parts += [(source.role, source.name, source.licence) for source in used]
     if not manifest.sources:  # a run of a version that did not record them
         parts += [("captions and images", "of this run", "unknown")]
     refuse_other_licences(parts, policy=export.policy)
-    if len(kept) == len(sources):
-        return export.selection
-    return export.selection.model_copy(update={"sources": kept})
+    return export.selection.model_copy(update={"sources": names} if len(names) < len(sources) else None)
 
 
-def _is_listed(licence: str, export: Export) -> bool:
-    return export.licences is None or licence in export.licences
+def _nothing_left(root: str, reader: RunReader, selection: Selection, manifest: Manifest) -> str:
+    """Why no pair passes the filters: none has one of the scores, or the filters are too narrow."""
+    for score, least in selection.thresholds.items():
+        if not reader.has_score(score):
+            why = why_no_score(score, manifest.format_version)
+            return f"--min-{score} {least:g}: the pairs of {root} have no {score}, {why}"
+    return f"{root}: the filters leave none of {manifest.totals.samples:,} pairs; widen them"
 
 
 def _count(reader: RunReader, selection: Selection) -> Totals:
@@ -170,10 +189,11 @@ def _count(reader: RunReader, selection: Selection) -> Totals:
 
 
 def _plan(export: Export, manifest: Manifest, totals: Totals) -> dict[str, Any]:
-    """What the folder belongs to; says how the work is done in nothing."""
-    settings = export.model_dump(mode="json", exclude={"format": True, "policy": True, "pictures": {"threads"}})
+    """The identity of the export, which the folder belongs to, and its counts."""
+    settings = {name: value for name, value in plain_values(export).items() if name != "format"}
     licences = [entry.model_dump() for entry in (*manifest.models, *manifest.sources)]
-    run = {"fingerprint": manifest.fingerprint, "licences": licences}
+    version = manifest.format_version  # of the samples, which some formats copy as they are
+    run = {"fingerprint": manifest.fingerprint, "format_version": version, "licences": licences}
     return {
         "fingerprint": fingerprint([EXPORT_VERSION, export.format, settings, run]),
         "format": export.format,
@@ -185,59 +205,37 @@ def _plan(export: Export, manifest: Manifest, totals: Totals) -> dict[str, Any]:
 
 
 def _sizes(samples: int, export: Export, *, whole: bool) -> list[int]:
-    """The samples of each piece of a split; an empty split is an empty piece, so that its readers find a file."""
+    """The samples of each shard of a split; an empty split is an empty shard, so that readers find a file."""
     if whole or not samples:
         return [samples]
     full, rest = divmod(samples, export.samples_per_piece)
     return [export.samples_per_piece] * full + ([rest] if rest else [])
 
 
-def _write_pieces(
-    folder: RunFolder,
-    form: Format,
-    export: Export,
-    selection: Selection,
+def _shards(
     reader: RunReader,
+    selection: Selection,
+    export: Export,
     totals: Totals,
-    pieces: dict[str, list[int]],
-    *,
+    shards: dict[str, list[int]],
     tick: Tick,
-) -> None:
-    done = pieces_done(folder)
-    for split, sizes in pieces.items():
-        rows = _Rows(_tables_of_split(reader, selection, split))
+) -> Iterator[ExportShard]:
+    """The shards of all splits, in order; the tables of each must be read to their end before the next."""
+    for split, sizes in shards.items():
+        remaining = deque[pa.Table]()
+        tables = reader.tables(selection, split)
         for number, samples in enumerate(sizes):
-            name = f"{split}-{number:05d}"
-            tables = rows.take(samples)
-            if name in done:
-                tick(sum(map(len, tables)))
-                continue
-            piece = Piece(split, number, len(sizes), tables, reader, export.pictures, totals, tick)
-            write_piece(folder, name, partial(_write, form, piece))
+            rows = _take(tables, remaining, samples)
+            yield ExportShard(split, number, len(sizes), rows, reader, export.pictures, totals, tick)
 
 
-def _write(form: Format, piece: Piece, folder: ExportFolder) -> None:
-    form.write(folder, piece)
-
-
-def _tables_of_split(reader: RunReader, selection: Selection, split: str) -> Iterator[pa.Table]:
-    return reader.tables(selection, split=split)
-
-
-class _Rows:
-    """The rows of tables that come one by one, taken some at a time."""
-
-    def __init__(self, tables: Iterator[pa.Table]) -> None:
-        self._tables = tables
-
-    def take(self, rows: int) -> Iterator[pa.Table]:
-        """The next rows; the tables before must have been read to their end."""
-        while rows > 0 and (table := next(self._tables, None)) is not None:
-            taken, rest = table[:rows], table[rows:]
-            if len(rest):
-                self._tables = chain([rest], self._tables)
-            rows -= len(taken)
-            yield taken
+def _take(tables: Iterator[pa.Table], remaining: deque[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The next N rows; what is left of the last table stays in `remaining`, where the next call begins."""
+    while rows > 0 and (table := remaining.pop() if remaining else next(tables, None)) is not None:
+        if len(table) > rows:
+            remaining.append(table[rows:])
+        yield table[:rows]
+        rows -= len(table)
 
 
 def _image_format(export: Export, form: Format, manifest: Manifest) -> Any:

@@ -1,4 +1,4 @@
-"""The folder of an export: it belongs to one plan, grows piece by piece, and is whole when `_SUCCESS` is there."""
+"""The folder of an export: it belongs to one plan, grows shard by shard, and is complete with `_SUCCESS`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any, cast
 
-from mining.shards import HashingFile
-from mining.stores import describe, plain_path, scheme_of
-from pipelines.run_folder import RunFolder, sweep
-from schemas.errors import InputError, OtherPlanError
+from maskmine.mining.exports.export_shards import ExportShard, Folder
+from maskmine.mining.storage.files import HashingFile
+from maskmine.mining.storage.stores import describe, scheme_of
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, folder_at, sweep
+from maskmine.schemas.errors import InputError, OtherPlanError
 
-SUCCESS_FILE = "_SUCCESS"
+# Files beside the data: the identity of the export, and the checksums.
 PLAN_FILE = "export.json"
 SUMS_FILE = "SHA256SUMS"
-_PIECES = ".pieces"
+# Accounts of finished shards, until the export is complete; named as in earlier versions, whose exports can continue.
+_ACCOUNTS = ".pieces"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,14 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class ExportFolder:
-    """Writes below one folder, from any thread; knows size and hash of what it has written without reading it."""
+    """Writes below one folder, from any thread, and hashes what it writes."""
 
     root: RunFolder
     written: list[WrittenFile] = field(default_factory=list)
 
     @contextmanager
     def write(self, *names: str) -> Iterator[IO[bytes]]:
-        """See `mining.exports.pieces.Folder`."""
+        """See `maskmine.mining.exports.export_shards.Folder`."""
         with self.root.write(*names) as file:
             hashing = HashingFile(file)
             yield cast("IO[bytes]", hashing)
@@ -49,18 +51,17 @@ def claim_folder(out: str, plan: dict[str, Any]) -> RunFolder | None:
 
     Raises InputError when something else lies there, OtherPlanError when another export does.
     """
-    is_local = scheme_of(out) == "file"
-    folder = RunFolder(os.path.abspath(os.path.expanduser(plain_path(out))) if is_local else out)
-    found = describe(folder.root)
-    if found is not None and found["type"] != "directory":
+    folder = folder_at(out)
+    about = describe(folder.root)
+    if about is not None and about["type"] != "directory":
         raise InputError(f"{out}: a file; give a folder that is empty or not there yet")
     stored = folder.read_json(PLAN_FILE)
     if stored is None and (names := folder.names()):
         raise InputError(f"{out}: not empty ({names[0]} lies there), and no export; give another --out")
     if stored is not None and stored.get("fingerprint") != plan["fingerprint"]:
         raise OtherPlanError(f"{out}: belongs to another export ({_differences(stored, plan)}); give another --out")
-    for name in ("", *plan["splits"]):  # what killed exports left in the making
-        if folder.names(name) and is_local:
+    for name in ("", *plan["splits"]):  # unfinished files of killed exports
+        if folder.names(name) and scheme_of(folder.root) == "file":
             sweep(RunFolder(folder.path(name)))
     if folder.exists(SUCCESS_FILE):
         _drop_accounts(folder)
@@ -69,23 +70,23 @@ def claim_folder(out: str, plan: dict[str, Any]) -> RunFolder | None:
     return folder
 
 
-def write_piece(folder: RunFolder, name: str, write: Callable[[ExportFolder], None]) -> None:
-    """Make the files of a piece; its account, written last, says that they are there."""
-    piece = ExportFolder(folder)
-    write(piece)
-    files = sorted(piece.written, key=lambda file: file.name)  # threads may have written them
-    folder.write_json(_PIECES, f"{name}.json", value=[asdict(file) for file in files])
+def write_shard(folder: RunFolder, name: str, shard: ExportShard, write: Callable[[Folder, ExportShard], None]) -> None:
+    """Write the files of a shard; its account, written last, says that they are complete."""
+    target = ExportFolder(folder)
+    write(target, shard)
+    files = sorted(target.written, key=lambda file: file.name)  # threads may have written them
+    folder.write_json(_ACCOUNTS, f"{name}.json", value=[asdict(file) for file in files])
 
 
-def pieces_done(folder: RunFolder) -> set[str]:
-    """The names of the pieces that are there."""
-    return {name.removesuffix(".json") for name in folder.names(_PIECES)}
+def shards_done(folder: RunFolder) -> set[str]:
+    """The names of the complete shards."""
+    return {name.removesuffix(".json") for name in folder.names(_ACCOUNTS)}
 
 
-def files_of_pieces(folder: RunFolder) -> Iterator[WrittenFile]:
-    """The files of all pieces, in the order of their names."""
-    for name in sorted(pieces_done(folder)):
-        for entry in folder.read_json(_PIECES, f"{name}.json"):
+def files_of_shards(folder: RunFolder) -> Iterator[WrittenFile]:
+    """The files of all shards, in the order of their names."""
+    for name in sorted(shards_done(folder)):
+        for entry in folder.read_json(_ACCOUNTS, f"{name}.json"):
             yield WrittenFile(**entry)
 
 
@@ -98,7 +99,7 @@ def complete(folder: RunFolder, others: ExportFolder) -> int:
         file.write(plan)
     own = sorted(others.written, key=lambda file: file.name)
     with folder.write(SUMS_FILE) as sums:
-        for entries in (own, files_of_pieces(folder)):
+        for entries in (own, files_of_shards(folder)):
             for entry in entries:
                 sums.write(f"{entry.sha256}  {entry.name}\n".encode())
                 size_bytes += entry.size_bytes
@@ -109,22 +110,22 @@ def complete(folder: RunFolder, others: ExportFolder) -> int:
 
 
 def _drop_accounts(folder: RunFolder) -> None:
-    for name in folder.names(_PIECES):
-        folder.delete(_PIECES, name)
-    if scheme_of(folder.root) == "file" and os.path.isdir(folder.path(_PIECES)):
-        os.rmdir(folder.path(_PIECES))
+    for name in folder.names(_ACCOUNTS):
+        folder.delete(_ACCOUNTS, name)
+    if scheme_of(folder.root) == "file" and os.path.isdir(folder.path(_ACCOUNTS)):
+        os.rmdir(folder.path(_ACCOUNTS))
 
 
 def _differences(stored: dict[str, Any], plan: dict[str, Any]) -> str:
     """The first settings that differ, `there` and `here`."""
     there, here = (_flat({key: tree.get(key) for key in ("format", "run", "settings")}) for tree in (stored, plan))
     changed = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    said = [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in changed[:3]]
-    return "; ".join(said) or "another version of maskmine made it"
+    listed = [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in changed[:3]]
+    return "; ".join(listed) or "another version of maskmine made it"
 
 
-def _flat(tree: Any, place: str = "") -> dict[str, Any]:
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
-        return {place: tree}
-    inner = [_flat(value, f"{place}.{key}" if place else key) for key, value in tree.items()]
+        return {path: tree}
+    inner = [_flat(value, f"{path}.{key}" if path else key) for key, value in tree.items()]
     return {key: value for flat in inner for key, value in flat.items()}

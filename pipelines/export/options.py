@@ -1,4 +1,4 @@
-"""The options of `maskmine export` as settings; every fault is answered with the option and what was expected."""
+"""The options of `maskmine export` as settings; every fault names the option and what was expected."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.export import Export
-from schemas.errors import InputError
+from maskmine.pipelines.export.export import Export
+from maskmine.schemas.errors import InputError
 
-# What a setting is called on the command line, where it is not just `_` for `-`.
+# Settings whose options have another name.
 _OPTIONS = {
     "seed": "split-seed",
     "splits": "split",
@@ -72,13 +72,11 @@ def _nouns(name: str, value: str) -> tuple[str, ...]:
 def _splits(value: str) -> tuple[dict[str, Any], ...]:
     splits = []
     for word in _words(value):
-        name, equals, share = word.partition("=")
+        name, _, share = word.partition("=")
         try:
             splits.append({"name": name, "share": float(share)})
-        except ValueError as error:
+        except ValueError as error:  # also without `=`
             raise InputError(f"--split {value}: expected shares such as train=0.9,val=0.1") from error
-        if not equals:
-            raise InputError(f"--split {value}: expected shares such as train=0.9,val=0.1")
     return tuple(splits)
 
 

@@ -1,10 +1,9 @@
-"""The run as an export reads it: finished, one shard at a time, each checked against its checksum before it is used."""
+"""A finished run for an export: one shard is read at a time, after it was verified against its checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,37 +12,29 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from mining.exports.selection import Selection, select_rows
-from mining.exports.stored import StoredSample, parse_sample
-from mining.stores import scheme_of
-from pipelines.publish import SUCCESS_FILE
-from pipelines.run_folder import RunFolder
-from pipelines.verify import read_manifest
-from schemas.errors import IncompleteError
-from schemas.manifest import Manifest, ShardEntry
-from schemas.rows import ImageRow, SampleRow
-from schemas.tables import arrow_schema, read_parquet
+from maskmine.mining.exports.filters import Selection, select_rows
+from maskmine.mining.storage.stores import scheme_of
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.export.file_names import FileNames
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.manifest import ShardEntry
+from maskmine.schemas.rows import ImageRow, SampleRow
+from maskmine.schemas.sample import StoredSample, parse_sample
+from maskmine.schemas.tables import read_parquet, with_later_columns
 
-_BLOCK_BYTES = 1 << 20
-
-
-def read_finished(run: RunFolder) -> Manifest:
-    """The manifest of a finished run. Raises IncompleteError when it is not finished."""
-    manifest = read_manifest(run)
-    if not run.exists(SUCCESS_FILE):
-        raise IncompleteError(f"{run.root}: not finished (no {SUCCESS_FILE}); run `maskmine mine` again")
-    return manifest
+_BLOCK_BYTES = 1 << 20  # of a copy from an object store
 
 
 class RunReader:
-    """Rows and samples of a run. A shard is open at a time; `close` it, or use it as a context."""
+    """Rows and samples of a run; a context, which closes the shard that is open."""
 
-    def __init__(self, run: RunFolder, manifest: Manifest) -> None:
-        self._run = run
-        self._shards = {shard.name: shard for shard in manifest.shards}
+    def __init__(self, finished: FinishedRun) -> None:
+        self._run = finished.folder
+        self._shards = {shard.name: shard for shard in finished.manifest.shards}
         self._checked: set[str] = set()
         self._open: tuple[str, IO[bytes]] | None = None
         self._closing = ExitStack()
+        self._file_names = FileNames(finished)
         self._names: tuple[str, dict[str, str]] | None = None
 
     def __enter__(self) -> RunReader:
@@ -52,22 +43,26 @@ class RunReader:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def tables(self, selection: Selection, *, split: str | None = None) -> Iterator[pa.Table]:
+    def tables(self, selection: Selection, split: str | None = None) -> Iterator[pa.Table]:
         """The selected rows of each shard, in order, with a column `split`; of one split, or of all."""
         for shard in self._shards.values():
-            kept = select_rows(self._index(shard), selection)
+            rows = select_rows(self._index(shard), selection)
             if split is not None:
-                kept = kept.filter(pa.compute.equal(kept["split"], split))
-            if len(kept):
-                yield kept
+                rows = rows.filter(pa.compute.equal(rows["split"], split))
+            if len(rows):
+                yield rows
+
+    def has_score(self, score: str) -> bool:
+        """Whether any pair of the run has a score."""
+        return any(table[score].null_count < len(table) for table in map(self._index, self._shards.values()))
 
     def read(self, row: SampleRow) -> StoredSample:
-        """See `mining.exports.pieces.Run`."""
+        """See `maskmine.mining.exports.export_shards.Run`."""
         span = self.read_bytes(row.shard, row.offset, row.size_bytes)
-        return parse_sample(span, row, place=self._run.path("shards", row.shard))
+        return parse_sample(span, row, path=self._run.path("shards", row.shard))
 
     def read_bytes(self, shard: str, offset: int, size_bytes: int) -> bytes:
-        """See `mining.exports.pieces.Run`."""
+        """See `maskmine.mining.exports.export_shards.Run`."""
         file = self._tar(shard)
         file.seek(offset)
         content = file.read(size_bytes)
@@ -76,10 +71,11 @@ class RunReader:
         return content
 
     def file_name(self, row: SampleRow) -> str:
-        """See `mining.exports.pieces.Run`."""
+        """See `maskmine.mining.exports.export_shards.Run`."""
         if self._names is None or self._names[0] != row.shard:
             images = self._run.read_rows("images", _index_name(row.shard), row_type=ImageRow)
-            self._names = row.shard, {image.image_id: posixpath.basename(image.path or "") for image in images}
+            name = self._file_names.name
+            self._names = row.shard, {image.image_id: name(image.image_id, image.path) for image in images}
         return self._names[1].get(row.image_id) or row.image_id
 
     def _index(self, shard: ShardEntry) -> pa.Table:
@@ -90,10 +86,7 @@ class RunReader:
             raise IncompleteError(f"{self._run.path('shards', name)}: missing; run `maskmine mine` again") from error
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
             raise self._broken(name)
-        table = read_parquet(io.BytesIO(content)).replace_schema_metadata(None)
-        for field in list(arrow_schema(SampleRow))[table.num_columns :]:  # columns that format version 1 did not have
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-        return table
+        return with_later_columns(read_parquet(io.BytesIO(content)), SampleRow).replace_schema_metadata(None)
 
     def _tar(self, name: str) -> IO[bytes]:
         if self._open is None or self._open[0] != name:
@@ -101,12 +94,13 @@ class RunReader:
             try:
                 self._open = name, self._open_checked(name)
             except FileNotFoundError as error:
-                place = self._run.path("shards", name)
-                raise IncompleteError(f"{place}: missing; run `maskmine mine` again") from error
+                raise IncompleteError(
+                    f"{self._run.path('shards', name)}: missing; run `maskmine mine` again"
+                ) from error
         return self._open[1]
 
     def _open_checked(self, name: str) -> IO[bytes]:
-        """The tar, checked once; one that is far away is fetched once and read here."""
+        """The tar, verified once; one on an object store is downloaded first."""
         file: Any = self._closing.enter_context(self._run.open("shards", name))
         if scheme_of(self._run.root) != "file":
             copy = self._closing.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
@@ -122,7 +116,7 @@ class RunReader:
     def _broken(self, name: str) -> IncompleteError:
         return IncompleteError(
             f"{self._run.path('shards', name)}: its SHA-256 is not the one in manifest.json; delete it and run "
-            "`maskmine mine` again, which makes it anew, then export again"
+            "`maskmine mine` again, which writes it again, then export again"
         )
 
 

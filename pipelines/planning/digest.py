@@ -1,4 +1,4 @@
-"""What is planned as JSON texts, for its SHA-256: those of `canonical_json`, made of whole columns at once."""
+"""The plan as JSON, for its SHA-256: the text that `canonical_json` gives, made from whole columns at once."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from json.encoder import encode_basestring
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mining.places import moved_place
+from maskmine.mining.storage.locations import relative_location
 
-_NO_FILE_OF_ITS_OWN = "^(bytes|cell|fault):"
+_NO_FILE_OF_ITS_OWN = "^(bytes|cell|fault|escaped):"
 _ESCAPED = r'["\\\x00-\x1f]'
-_AT_ONCE_ROWS = 5_000
+_AT_ONCE_ROWS = 5_000  # some megabytes of text
 
 
-def image_lines(images: pa.Table, *, roots: Sequence[str]) -> Iterator[pa.Buffer]:
-    """A line `[id, place as told from the root of its source]` for each image."""
-    for some in images.to_batches(_AT_ONCE_ROWS):
-        places = _quoted(_moved(some["path"], some["listed_by"], roots)).fill_null("null")
-        yield _joined(pc.binary_join_element_wise("[", _quoted(some["image_id"]), ",", places, "]\n", ""), "")
+def image_lines(images: pa.Table, *, roots: Sequence[Sequence[str]]) -> Iterator[pa.Buffer]:
+    """A line `[id, path from the root of its source]` for each image; of a source with several roots, of the one that
+    it lies below."""
+    for batch in images.to_batches(_AT_ONCE_ROWS):
+        paths = _quoted(_moved(batch["path"], batch["listed_by"], roots)).fill_null("null")
+        yield _joined(pc.binary_join_element_wise("[", _quoted(batch["image_id"]), ",", paths, "]\n", ""), "")
 
 
 def rows_json(rows: pa.Table) -> Iterator[pa.Buffer | bytes]:
     """`[[id, [text, …]], …]` of a column of ids and one of lists of texts; without ids `[[text, …], …]`."""
     yield b"["
-    for number, some in enumerate(rows.to_batches(_AT_ONCE_ROWS)):
+    for number, batch in enumerate(rows.to_batches(_AT_ONCE_ROWS)):
         yield b"," if number else b""
-        *ids, lists = some.columns
+        *ids, lists = batch.columns
         texts = _listed(lists)
         if ids:
             texts = pc.binary_join_element_wise("[", _quoted(ids[0]), ",", texts, "]", "")
@@ -57,12 +58,14 @@ def _quoted(texts: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise('"', texts, '"', "")
 
 
-def _moved(places: pa.Array, listed_by: pa.Array, roots: Sequence[str]) -> pa.Array:
-    """`moved_place` of each."""
-    if pc.any(pc.match_substring_regex(places, _NO_FILE_OF_ITS_OWN)).as_py():
-        pairs = zip(places.to_pylist(), listed_by.to_pylist(), strict=True)
-        return pa.array([None if one is None else moved_place(one, roots[by]) for one, by in pairs], pa.string())
-    for source, root in enumerate(roots):
-        is_below = pc.and_(pc.equal(listed_by, source), pc.starts_with(places, root))
-        places = pc.if_else(is_below, pc.utf8_slice_codeunits(places, len(root)), places)
-    return pc.utf8_ltrim(places, "/")
+def _moved(paths: pa.Array, listed_by: pa.Array, roots: Sequence[Sequence[str]]) -> pa.Array:
+    """`relative_location` of each."""
+    if pc.any(pc.match_substring_regex(paths, _NO_FILE_OF_ITS_OWN)).as_py() or any(len(of) > 1 for of in roots):
+        pairs = zip(paths.to_pylist(), listed_by.to_pylist(), strict=True)
+        return pa.array(
+            [None if path is None else relative_location(path, *roots[by]) for path, by in pairs], pa.string()
+        )
+    for source, (root,) in enumerate(roots):
+        is_below = pc.and_(pc.equal(listed_by, source), pc.starts_with(paths, root))
+        paths = pc.if_else(is_below, pc.utf8_slice_codeunits(paths, len(root)), paths)
+    return pc.utf8_ltrim(paths, "/")

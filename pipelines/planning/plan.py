@@ -6,47 +6,44 @@ a run of row groups, a part of an earlier run) these come first, in the source's
 
 Nothing here grows with the number of images but files in a temporary folder:
 
-    sources ─▶ entries ─▶ sorted (`plan_sort.py`) ─▶ one row an image, in the plan's order ─▶ images/, captions/
+    sources ─▶ entries (`listing.py`) ─▶ sorted (`order.py`) ─▶ a row for each image (`images.py`) ─▶ images/, captions/
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mining.caption_entries import ENTRIES
-from mining.captions import CocoCaptions, most_captions, source_name
-from mining.fetch import URL_SCHEMES, require_aiohttp
-from mining.stores import describe, scheme_of
-from pipelines.inputs import caption_inputs
-from pipelines.ownership import SCRATCH, owned_prefix
-from pipelines.plan_digest import image_lines, rows_json
-from pipelines.plan_images import PLANNED_IMAGES, Listed, images_of
-from pipelines.plan_sort import read_spilled, sorted_tables, spill, spilling
-from pipelines.run_folder import RunFolder
-from pipelines.settings import Mining
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from schemas.rows import CaptionsRow, ImageRow
+from maskmine.mining.sources.coco import CocoCaptions
+from maskmine.mining.storage.stores import describe, scheme_of
+from maskmine.pipelines.planning.digest import rows_json
+from maskmine.pipelines.planning.external_sort import read_spilled
+from maskmine.pipelines.planning.images import PLANNED_IMAGES
+from maskmine.pipelines.planning.listing import refuse_urls
+from maskmine.pipelines.planning.moved import refuse_other_pictures
+from maskmine.pipelines.planning.order import order_images
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.ownership import SCRATCH, owned_prefix
+from maskmine.pipelines.settings.fingerprints import caption_inputs
+from maskmine.pipelines.settings.mining import Mining
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.schemas.rows import CaptionsRow, ImageRow
+from maskmine.schemas.sample import cell_name
 
 PLAN_FILE = "plan.json"
-PLANNED = "plan"
+PLANNED = "plan"  # the fingerprint of the cells that the plan writes
 PLAN_VERSION = 2
 """Version 2 brought `sources` and `additional` to the captions; an older plan is cut again, to the same images."""
 
 _PLANNED = ("images", "captions")
-_TRIED_FILE = ".writable"
-_POSITION_BITS = 40
-_HINTS = {"img2dataset": ", or set `ids: tar_and_key`", "hf": ", or leave `id_col` out"}
+_RUN_SUMS_FILE = "SHA256SUMS.run"  # vouches for the plan's cells, see `publish.py`
+_TRIED_FILE = ".writable"  # written and deleted to see whether an object store can be written to
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,9 @@ class Plan:
     """How many images and parts there are, and the SHA-256 of what was planned (ids and files; captions; sources).
 
     `source` holds the settings that decide which images there are, `inputs` what the source's files held. `given` are
-    the sizes of the first parts, which the source cut; the other images are cut evenly. `urls`: some are fetched.
+    the sizes of the first parts, which the source cut or, of a sample, that hold images of such parts in their order;
+    the other images are ordered by hash and cut evenly. `urls`: some are fetched.
+    `roots` are the folders that the paths in the cells start from, of each source: where they lie now.
     """
 
     images: int
@@ -67,6 +66,7 @@ class Plan:
     given: tuple[int, ...] = ()
     urls: bool = False
     version: int = 1
+    roots: tuple[tuple[str, ...], ...] = ()
 
     def part_size(self, part: int) -> int:
         """The number of images of a part; those that the plan cut differ by one image at most."""
@@ -84,14 +84,18 @@ def part_size(part: int, *, images: int, parts: int) -> int:
 def read_plan(run: RunFolder) -> Plan | None:
     """The plan of a run folder; None when it has none yet."""
     stored = run.read_json(PLAN_FILE)
-    return Plan(**{**stored, "given": tuple(stored.get("given", ()))}) if stored else None
+    if not stored:
+        return None
+    roots = tuple(tuple(of_source) for of_source in stored.get("roots", ()))
+    return Plan(**{**stored, "given": tuple(stored.get("given", ())), "roots": roots})
 
 
 def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> Plan:
-    """The plan of this run: the stored one where nothing changed, else cut anew from the caption sources.
+    """The plan of this run: the stored one where nothing changed, else cut again from the caption sources.
 
-    New captions of the same images replace the old ones. Raises OtherPlanError, with what differs, when the folder
-    belongs to other images or another cut; InputError when a source is faulty or an object store cannot be used.
+    New captions of the same images replace the old ones, and where the images were moved, their new paths. Raises
+    OtherPlanError, with what differs, when the folder belongs to other images or another cut; InputError when a source
+    is faulty or an object store cannot be used.
     """
     describe(run.root)
     source = _source(settings, limit)
@@ -99,33 +103,31 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
     stored = read_plan(run)
     if stored:
         _refuse_other_source(run, stored, source)
-        unchanged = stored.inputs == inputs and stored.version == PLAN_VERSION
+        unchanged = stored.inputs == inputs and stored.version == PLAN_VERSION and stored.roots == roots_of(settings)
         if unchanged and all(run.done(name) == set(range(stored.parts)) for name in _PLANNED):
             if stored.urls:
                 refuse_urls(settings, "the plan")
             return stored
+        if stored.roots != roots_of(settings):  # before paths to nowhere replace those that the plan has
+            for one in settings.sources:
+                one.check()
     _refuse_unwritable_store(run)
     plan = _cut(run, settings, limit=limit, source=source, inputs=inputs, stored=stored)
     run.write_json(PLAN_FILE, value=asdict(plan))
     return plan
 
 
-def refuse_urls(settings: Mining, place: str) -> None:
-    """Raises InputError when pictures are at URLs, and the user did not allow that, or the library is not there."""
-    if not settings.regions.decoding.fetch.allow:
-        raise InputError(
-            f"{place}: has URLs, and nothing is fetched unless you say so; add --fetch allow for a few thousand "
-            "pictures, and for more let img2dataset fetch them first"
-        )
-    require_aiohttp()
-
-
 def _source(settings: Mining, limit: int | None) -> dict[str, Any]:
-    """What decides which images there are and how they are cut, as far as settings tell; their hash tells the rest."""
+    """The settings that decide which images there are and how they are cut; the hash of the images covers the rest."""
     source = {"shards.images_per_part": settings.shards.images_per_part, "limit": limit}
     if isinstance(settings.captions, CocoCaptions):
-        return {"captions.kind": settings.captions.kind, "captions.images": settings.captions.images, **source}
+        return {"captions.kind": settings.captions.kind, **source}
     return source
+
+
+def roots_of(settings: Mining) -> tuple[tuple[str, ...], ...]:
+    """The folders that paths of images start from, for each source."""
+    return tuple(tuple(source.roots) for source in settings.sources)
 
 
 def _refuse_other_source(run: RunFolder, stored: Plan, source: dict[str, Any]) -> None:
@@ -141,7 +143,7 @@ def _refuse_other_source(run: RunFolder, stored: Plan, source: dict[str, Any]) -
 
 
 def _refuse_unwritable_store(run: RunFolder) -> None:
-    """Try an object store before a large source is read: the right to list does not tell of the right to write."""
+    """Try to write to an object store before a large source is read: the right to list does not imply that to write."""
     if scheme_of(run.root) == "file":
         return
     try:
@@ -155,12 +157,15 @@ def _cut(
     run: RunFolder, settings: Mining, *, limit: int | None, source: dict[str, Any], inputs: Any, stored: Plan | None
 ) -> Plan:
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
-        ordered = _order(settings, scratch, limit=limit)
+        ordered = order_images(settings, scratch, limit=limit)
         if stored and ordered.images_sha256 != stored.images_sha256:
             raise OtherPlanError(
-                f"{run.root}: belongs to another plan ({settings.sources[0].place} has other images than the file "
+                f"{run.root}: belongs to another plan ({settings.sources[0].location} has other images than the file "
                 "that the plan was cut from); choose another `out`, or delete the folder"
             )
+        if stored and stored.roots != roots_of(settings):
+            refuse_other_pictures(run, ordered.paths, where=settings.sources[0].root)
+        run.delete(_RUN_SUMS_FILE)  # so that a finished run whose plan is cut again is published again
         if stored:  # from here on until the new plan is written, the captions in the folder belong to no plan
             run.write_json(PLAN_FILE, value=asdict(replace(stored, inputs=None)))
         rest = ordered.images - sum(ordered.given)
@@ -175,142 +180,10 @@ def _cut(
             given=ordered.given,
             urls=ordered.urls,
             version=PLAN_VERSION,
+            roots=roots_of(settings),
         )
         captions_sha256, sources_sha256 = _write_parts(run, plan, ordered.paths)
     return replace(plan, captions_sha256=captions_sha256, sources_sha256=sources_sha256)
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """What is known when all entries have been read: whether a source lists images, and whether some are at URLs."""
-
-    listed: bool = False
-    urls: bool = False
-
-
-_LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffled", pa.uint64())])
-
-
-def _load(settings: Mining, found: _Loaded) -> Iterator[pa.Table]:
-    """Read each source once; memory does not grow with the data set."""
-    for number, source in enumerate(settings.sources):
-        for table in source.read(images_per_part=settings.shards.images_per_part):
-            found.listed = found.listed or table["path"].null_count < len(table)
-            if not found.urls and _has_url(table["path"]):
-                refuse_urls(settings, source.place)
-                found.urls = True
-            columns = [pa.array(np.full(len(table), number)), _shuffled(table["image_id"])]
-            yield pa.table([*table.columns, *columns], schema=_LOADED)
-    if not found.listed:
-        raise InputError(
-            f"{settings.sources[0].place}: says nothing of where the pictures are; give `path_col`, or list the source "
-            "of the images (such as `kind: run`) beside it"
-        )
-
-
-def _shuffled(image_ids: pa.ChunkedArray) -> pa.Array:
-    """The first 64 bits of the SHA-256 of each id; images that share them are ordered by their ids."""
-    digests = b"".join([hashlib.sha256(image_id.encode()).digest()[:8] for image_id in image_ids.to_pylist()])
-    return pa.array(np.frombuffer(digests, ">u8").astype(np.uint64))
-
-
-def _has_url(places: pa.ChunkedArray) -> bool:
-    perhaps = places.filter(pc.starts_with(places, "http")).to_pylist()
-    return any(scheme_of(place) in URL_SCHEMES for place in perhaps)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ordered:
-    """Files with a row for each image of the plan, in its order; `given` are the sizes of the sources' own parts."""
-
-    paths: tuple[str, ...]
-    images: int
-    given: tuple[int, ...]
-    images_sha256: str
-    urls: bool
-
-
-def _order(settings: Mining, scratch: str, *, limit: int | None) -> _Ordered:
-    """Lay the entries of each image together, and the images in their order: first those of given parts."""
-    brought, given, rest = (f"{scratch}/{name}.arrow" for name in ("brought", "given", "rest"))
-    loaded, given_sizes = _Loaded(), Counter[int]()
-    with spilling(rest, schema=PLANNED_IMAGES) as file:
-        spill(
-            _divert(_gather(settings, loaded, scratch, given_sizes), file, most=limit), brought, schema=PLANNED_IMAGES
-        )
-    spill(_by_part(brought, f"{scratch}/keyed.arrow", given_sizes), given, schema=PLANNED_IMAGES)
-    digest, images, sizes = hashlib.sha256(), 0, Counter[int]()
-    roots = [source.root for source in settings.sources]
-    for table in chain(read_spilled(given), read_spilled(rest)):
-        table = table if limit is None else table.slice(0, max(0, limit - images))
-        images += len(table)
-        _count(sizes, table["given"])
-        for lines in image_lines(table, roots=roots):
-            digest.update(lines)
-    in_order = tuple(sizes[part] for part in sorted(sizes))
-    return _Ordered((given, rest), images, in_order, digest.hexdigest(), loaded.urls)
-
-
-def _gather(settings: Mining, loaded: _Loaded, scratch: str, given: Counter[int]) -> Iterator[pa.Table]:
-    """A row for each image, in the order of the hashes; counts the images of the parts that sources gave."""
-    names = [source_name(source) for source in settings.sources]
-    most = [most_captions(source) for source in settings.sources]
-    then = ("image_id", "source", "position", "caption")
-    for entries in sorted_tables(_load(settings, loaded), f"{scratch}/entries.arrow", key="shuffled", then=then):
-        images = images_of(entries, names=names, most=most, one_place=partial(_one_place, settings))
-        _count(given, images["given"])
-        yield images
-
-
-def _count(counts: Counter[int], values: pa.ChunkedArray) -> None:
-    for found in values.drop_null().value_counts().to_pylist():
-        counts[found["values"]] += found["counts"]
-
-
-def _divert(tables: Iterator[pa.Table], rest: Any, *, most: int | None) -> Iterator[pa.Table]:
-    """Pass on the images of given parts; write the others, up to `most`."""
-    left = most
-    for table in tables:
-        is_given = pc.is_valid(table["given"])
-        others = table.filter(pc.invert(is_given))
-        others = others if left is None else others.slice(0, left)
-        left = None if left is None else left - len(others)
-        if len(others):
-            rest.write_table(others)
-        if len(others) < len(table):
-            yield table.filter(is_given)
-
-
-def _by_part(brought: str, path: str, given: Counter[int]) -> Iterator[pa.Table]:
-    """The images of given parts, part after part, in each by their first entry."""
-    ranks = {part: rank for rank, part in enumerate(sorted(given))}
-    # keys fill their 64 bits, so that the first of them tell parts apart
-    shift = 64 - _POSITION_BITS - max(1, len(ranks).bit_length())
-
-    def keyed() -> Iterator[pa.Table]:
-        for table in read_spilled(brought):
-            pairs = zip(table["given"].to_pylist(), table["first"].to_pylist(), strict=True)
-            keys = [(ranks[part] << _POSITION_BITS | first) << shift for part, first in pairs]
-            yield table.append_column("order", pa.array(keys, pa.uint64()))
-
-    for table in sorted_tables(keyed(), path, key="order", then=("image_id",)):
-        yield table.drop_columns(["order"])
-
-
-def _one_place(settings: Mining, image_id: str, places: Listed) -> int:
-    """Which of the places of an image holds: one that can be read before one that cannot.
-
-    Raises InputError when the image lies in two places.
-    """
-    real = {place: number for number, (_, place) in reversed([*enumerate(places)]) if not place.startswith("fault:")}
-    if len(real) > 1:
-        first, second, *_ = sorted(real)
-        source = settings.sources[places[real[first]][0]]
-        raise InputError(
-            f"{source.place}: lists image id {image_id} more than once ({first}, {second}); make the ids unique"
-            f"{_HINTS.get(source.kind, '')}"
-        )
-    return next(iter(real.values()), 0)
 
 
 def _write_parts(run: RunFolder, plan: Plan, paths: Sequence[str]) -> tuple[str, str]:
@@ -323,13 +196,13 @@ def _write_parts(run: RunFolder, plan: Plan, paths: Sequence[str]) -> tuple[str,
         while len(ahead) < size:
             ahead = pa.concat_tables([ahead, next(tables)])
         planned, ahead = ahead.slice(0, size).combine_chunks(), ahead.slice(size)
-        name = f"{part:05d}.parquet"
+        name = cell_name(part)
         images = planned.select(["image_id", "path"])
         captions = planned.select(["image_id", "captions", "sources", "additional"])
         captions_sha256.update(_sha256(rows_json(captions.select(["image_id", "captions"]))))
         sources_sha256.update(_sha256(_sources_json(captions)))
-        run.write_table("images", name, table=images, row_type=ImageRow, fingerprint=PLANNED)
-        run.write_table("captions", name, table=captions, row_type=CaptionsRow, fingerprint=PLANNED)
+        run.write_rows("images", name, rows=images, row_type=ImageRow, fingerprint=PLANNED)
+        run.write_rows("captions", name, rows=captions, row_type=CaptionsRow, fingerprint=PLANNED)
     return captions_sha256.hexdigest(), sources_sha256.hexdigest()
 
 
@@ -339,8 +212,16 @@ def _sources_json(captions: pa.Table) -> Iterator[pa.Buffer | bytes]:
 
 
 def _sha256(pieces: Iterable[pa.Buffer | bytes]) -> bytes:
-    """The hex digits of what the pieces are together."""
+    """The hex digits of the SHA-256 of all pieces together."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest().encode()
+
+
+def require_plan(run: RunFolder) -> Plan:
+    """The plan of a run folder. Raises InputError when there is none."""
+    plan = read_plan(run)
+    if plan is None:
+        raise InputError(f"{run.root}: not a run folder (no plan.json); give the `out` of a `maskmine mine` run")
+    return plan

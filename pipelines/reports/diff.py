@@ -1,4 +1,4 @@
-"""What changed from one finished run to another: pairs kept, gained and lost, nouns new and gone, scores moved.
+"""The difference of two finished runs: pairs kept, gained and lost, nouns new and gone, scores changed.
 
 A pair is the same in both when image, noun and mask are: the mask by its box and its area, as keys differ when an image
 has other nouns. Memory is bounded, whatever the number of pairs.
@@ -6,35 +6,34 @@ has other nouns. Memory is bounded, whatever the number of pairs.
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mining.query import query_cells
-from pipelines.charts import Histogram, histogram_svg
-from pipelines.evaluation_report import claim_folder
-from pipelines.report import render_page
-from pipelines.report_pictures import make_cards, sample_row
-from pipelines.run_folder import RunFolder
-from pipelines.verify import read_complete
-from schemas.errors import InputError
-from schemas.manifest import Manifest
-from schemas.rows import SampleRow
+from maskmine.mining.storage.query import columns_of, query_cells
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.reports.charts import Histogram, histogram_svg
+from maskmine.pipelines.reports.figures import count_bins
+from maskmine.pipelines.reports.report import render_page
+from maskmine.pipelines.reports.sample_cards import make_cards, read_samples
+from maskmine.pipelines.run_folder.claim import claim_folder, write_page
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.rows import SampleRow
+from maskmine.tuning.tables import number_table
 
-_NAMED, _CARDS, _CARD_BYTES = 20, 12, 1_500_000
-_BINS = 40
-_SHOWN_NOUNS = 8
+_SCORES = ("similarity", "margin", "lift", "evidence", "confidence")  # that are compared in kept pairs
+_NAMED = 20  # nouns listed in JSON and on the page
+_CARDS, _CARD_BYTES = 12, 1_500_000  # pairs shown on the page of either kind, and what their images may take
+_SHOWN_NOUNS = 8  # nouns listed on the terminal, about a line
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two runs: its folder's name, what it holds."""
+    """One of the two runs: the name of its folder and its counts."""
 
     name: str
     fingerprint: str
@@ -88,13 +87,10 @@ class Diff:
 
 def compare_runs(old: RunFolder, new: RunFolder, *, memory_limit: str = "1GB") -> Diff:
     """Compare two finished runs by their indexes. Raises IncompleteError when one is not finished."""
-    sides: list[Side] = []
-    indexes: list[list[str]] = []
-    for run in (old, new):
-        manifest, plan = read_complete(run)
-        sides.append(_side(run, manifest))
-        indexes.append([run.cell_path("shards", part) for part in range(plan.parts)])
+    runs = [FinishedRun.open_complete(run) for run in (old, new)]
+    indexes = [finished.paths(SampleRow) for finished in runs]
     with query_cells([*indexes[0], *indexes[1]], memory_limit=memory_limit) as (db, cells):
+        # Join the pairs of both runs, then count by state.
         _join(db, cells[: len(indexes[0])], cells[len(indexes[0]) :])
         kept, gained, lost = db.execute(
             "SELECT count(*) FILTER (state = 'kept'), count(*) FILTER (state = 'gained'), count(*) FILTER"
@@ -108,8 +104,8 @@ def compare_runs(old: RunFolder, new: RunFolder, *, memory_limit: str = "1GB") -
         nouns_new, new_nouns = _nouns(db, "gained")
         nouns_gone, gone_nouns = _nouns(db, "lost")
         return Diff(
-            old=sides[0],
-            new=sides[1],
+            old=_side(runs[0]),
+            new=_side(runs[1]),
             kept=kept,
             gained=gained,
             lost=lost,
@@ -121,7 +117,7 @@ def compare_runs(old: RunFolder, new: RunFolder, *, memory_limit: str = "1GB") -
             new_nouns=new_nouns,
             gone_nouns=gone_nouns,
             medians=_medians(db),
-            shifts=tuple(shift for score in ("similarity", "margin") if (shift := _shift(db, score))),
+            shifts=tuple(shift for score in _SCORES if (shift := _shift(db, score))),
             shift_histogram=_histogram(db),
             gained_samples=_samples(db, "new", "gained"),
             lost_samples=_samples(db, "old", "lost"),
@@ -130,16 +126,12 @@ def compare_runs(old: RunFolder, new: RunFolder, *, memory_limit: str = "1GB") -
 
 def render_diff(diff: Diff) -> RenderableType:
     """The difference as tables for a terminal."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("", diff.old.name, diff.new.name, "change"):
-        table.add_column(name, justify="right" if name else "left")
+    table = number_table("", diff.old.name, diff.new.name, "change")
     for what in ("pairs", "nouns", "images"):
         old, new = getattr(diff.old, what), getattr(diff.new, what)
         named = "images with pairs" if what == "images" else what
         table.add_row(named, f"{old:,}", f"{new:,}", f"{new - old:+,}")
-    pairs = Table(box=None, pad_edge=False)
-    for name in ("pairs", "count", "median similarity"):
-        pairs.add_column(name, justify="left" if name == "pairs" else "right")
+    pairs = number_table("pairs", "count", "median similarity")
     for state, count in (("kept", diff.kept), ("gained", diff.gained), ("lost", diff.lost)):
         median = diff.medians[state]
         pairs.add_row(state, f"{count:,}", "–" if median is None else f"{median:.3f}")
@@ -164,13 +156,10 @@ def write_diff(diff: Diff, old: RunFolder, new: RunFolder, *, to: Path) -> None:
         diff=diff,
         shift_words=shift_words,
         shift=Markup(histogram_svg(histogram, of="similarity, new minus old")) if histogram else None,
-        gained=make_cards(new, diff.gained_samples, most_bytes=_CARD_BYTES),
-        lost=make_cards(old, diff.lost_samples, most_bytes=_CARD_BYTES),
+        gained=make_cards(FinishedRun.open(new), diff.gained_samples, most_bytes=_CARD_BYTES),
+        lost=make_cards(FinishedRun.open(old), diff.lost_samples, most_bytes=_CARD_BYTES),
     )
-    try:
-        to.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--to {to}: cannot be written ({error.strerror}); give another path") from error
+    write_page(to, page)
 
 
 def shift_words(shift: Shift, kept: int) -> str:
@@ -183,10 +172,9 @@ def shift_words(shift: Shift, kept: int) -> str:
     )
 
 
-def _side(run: RunFolder, manifest: Manifest) -> Side:
-    totals = manifest.totals
-    name = posixpath.basename(run.root.rstrip("/"))
-    return Side(name, manifest.fingerprint, totals.samples, totals.nouns, totals.with_pairs)
+def _side(finished: FinishedRun) -> Side:
+    manifest, totals = finished.manifest, finished.manifest.totals
+    return Side(finished.name, manifest.fingerprint, totals.samples, totals.nouns, totals.with_pairs)
 
 
 def _join(db: Any, old: list[str], new: list[str]) -> None:
@@ -195,16 +183,17 @@ def _join(db: Any, old: list[str], new: list[str]) -> None:
         quoted = ", ".join("'" + cell.replace("'", "''") + "'" for cell in cells)
         db.execute(f"CREATE TEMP VIEW {name}_index AS SELECT * FROM read_parquet([{quoted}])")
         # a noun may have several masks with one box and area, which are then told apart by their order
+        there = columns_of(db, cells)
+        scores = ", ".join(score if score in there else f"NULL::DOUBLE AS {score}" for score in _SCORES)
         db.execute(
-            f"CREATE TEMP VIEW {name}_pair AS SELECT key, image_id, noun, box_xyxy, area_px, similarity, margin,"
+            f"CREATE TEMP VIEW {name}_pair AS SELECT key, image_id, noun, box_xyxy, area_px, {scores},"
             " row_number() OVER (PARTITION BY image_id, noun, box_xyxy, area_px ORDER BY key) AS turn"
             f" FROM {name}_index"
         )
     db.execute(
         "CREATE TEMP TABLE pair AS SELECT image_id, noun, o.key AS old_key, n.key AS new_key,"
-        " o.similarity AS old_similarity, n.similarity AS new_similarity, o.margin AS old_margin,"
-        " n.margin AS new_margin,"
-        " CASE WHEN o.key IS NULL THEN 'gained' WHEN n.key IS NULL THEN 'lost' ELSE 'kept' END AS state"
+        + "".join(f" o.{score} AS old_{score}, n.{score} AS new_{score}," for score in _SCORES)
+        + " CASE WHEN o.key IS NULL THEN 'gained' WHEN n.key IS NULL THEN 'lost' ELSE 'kept' END AS state"
         " FROM old_pair o FULL JOIN new_pair n USING (image_id, noun, box_xyxy, area_px, turn)"
     )
 
@@ -220,17 +209,15 @@ def _images(db: Any) -> tuple[int, int]:
 def _nouns(db: Any, state: str) -> tuple[int, tuple[tuple[str, int], ...]]:
     """How many nouns one run alone has, and the first of them by pairs."""
     here, there = ("new_key", "old_key") if state == "gained" else ("old_key", "new_key")
-    of_one = f"SELECT noun, count({here}) AS pairs FROM pair GROUP BY noun HAVING count({there}) = 0"
-    (count,) = db.execute(f"SELECT count(*) FROM ({of_one})").fetchone()
-    named = db.execute(f"{of_one} ORDER BY pairs DESC, encode(noun) LIMIT {_NAMED}").fetchall()
+    of_side = f"SELECT noun, count({here}) AS pairs FROM pair GROUP BY noun HAVING count({there}) = 0"
+    (count,) = db.execute(f"SELECT count(*) FROM ({of_side})").fetchone()
+    named = db.execute(f"{of_side} ORDER BY pairs DESC, encode(noun) LIMIT {_NAMED}").fetchall()
     return count, tuple(named)
 
 
 def _medians(db: Any) -> dict[str, float | None]:
-    found = db.execute(
-        "SELECT state, quantile_disc(coalesce(new_similarity, old_similarity), 0.5) FROM pair GROUP BY state"
-    ).fetchall()
-    medians = dict(found)
+    query = "SELECT state, quantile_disc(coalesce(new_similarity, old_similarity), 0.5) FROM pair GROUP BY state"
+    medians = dict(db.execute(query).fetchall())
     return {state: medians.get(state) for state in ("kept", "gained", "lost")}
 
 
@@ -244,30 +231,19 @@ def _shift(db: Any, score: str) -> Shift | None:
 
 
 def _histogram(db: Any) -> Histogram | None:
-    """Of the similarity's shift, where there is one."""
-    moved = "round(new_similarity - old_similarity, 6)"
-    (most,) = db.execute(f"SELECT max(abs({moved})) FROM pair").fetchone()
-    if not most:
-        return None
-    edges = tuple(round(-most + 2 * most * number / _BINS, 6) for number in range(_BINS + 1))
-    counts = dict(
-        db.execute(
-            f"SELECT least({_BINS - 1}, floor(({moved} + $most) / (2 * $most) * {_BINS})::BIGINT) AS bin, count(*)"
-            f" FROM pair WHERE {moved} IS NOT NULL GROUP BY bin",
-            {"most": most},
-        ).fetchall()
-    )
-    return Histogram(edges, tuple(counts.get(number, 0) for number in range(_BINS)))
+    """The shifts of the similarity; None where there is none."""
+    shift = "round(new_similarity - old_similarity, 6)"
+    (largest,) = db.execute(f"SELECT max(abs({shift})) FROM pair").fetchone()
+    return count_bins(db, shift, f"pair WHERE {shift} IS NOT NULL", low=-largest, high=largest) if largest else None
 
 
 def _samples(db: Any, side: str, state: str) -> tuple[SampleRow, ...]:
     """A random choice by the keys' hash, the same every time."""
-    found = db.execute(
+    return read_samples(
+        db,
         f"SELECT i.* FROM {side}_index i JOIN (SELECT {side}_key AS key FROM pair WHERE state = '{state}'"
-        f" ORDER BY sha256({side}_key) LIMIT {_CARDS}) USING (key) ORDER BY sha256(key)"
+        f" ORDER BY sha256({side}_key) LIMIT {_CARDS}) USING (key) ORDER BY sha256(key)",
     )
-    names = [column[0] for column in found.description]
-    return tuple(sample_row(dict(zip(names, values, strict=True))) for values in found.fetchall())
 
 
 def _noun_line(word: str, count: int, named: tuple[tuple[str, int], ...]) -> list[Text]:

@@ -1,4 +1,4 @@
-"""The figures of a report: what a finished run holds, from its cells and indexes, in memory that does not grow with it.
+"""The counts of a report: what a finished run holds, from its cells and indexes, in bounded memory.
 
 Shapes: N samples of a part, Y and X rows and columns of the grid that positions are counted on.
 """
@@ -12,26 +12,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from mining.query import query_cells
-from pipelines.charts import Histogram
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError
+from maskmine.mining.storage.query import query_cells
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.reports.charts import Histogram
+from maskmine.schemas.rows import NounsRow, PairsRow, RegionsRow, SampleRow
 
-GRID = 24
-_BINS = 40
+GRID = 24  # cells along each side of the heat map, as many as its drawing can show
+_BINS = 40  # bars of a histogram in a chart of 5 inches
+# Mask sizes are compared by order of magnitude: six bins for each power of ten of the image's share.
 _SIZE_EDGES = tuple(float(edge) for edge in np.round(np.logspace(-4, 0, 25), 8))
+# Nouns in the page: the lists that are shown, those that can be looked up, and points of the rank curve.
 _COMMON, _RARE, _KNOWN, _RANKS = 12, 24, 2_000, 120
 _EPSILON = 2e-6  # scores have six digits
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Counts over all parts of a run: images that came so far, what was found in them, where the masks are.
+    """Counts over all parts of a run: images left after each step, nouns, regions and pairs, sizes of masks.
 
-    Each image in a count is in the one before it. `heat_YX` says, for each place of a picture, how many of the written
-    masks' boxes cover it; `sizes` are shares of the picture that masks cover.
+    Each image in a count is in the one before it. `heat_YX` counts, for each cell of a grid over the image, the written
+    masks whose boxes cover it; `sizes` are the shares of the image that the masks cover.
     """
 
     images: int
@@ -47,9 +48,9 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class NounCounts:
-    """How many pairs nouns have: the commonest, some of the rarest (by hash), and ranks as points of a curve.
+    """How many pairs nouns have: the most frequent, some of the rarest (by hash), and points of the rank curve.
 
-    `known` are the first nouns by pairs, for a person to look up; `single` counts the nouns with one pair.
+    `known` are the most frequent nouns, which can be looked up; `single` counts the nouns with one pair.
     """
 
     nouns: int
@@ -62,8 +63,10 @@ class NounCounts:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Similarities and margins of the written pairs. `alone` pairs took the only region of their image: they have no
-    margin to speak of, and are not in it. Medians are None where there is no value."""
+    """Similarities and margins of the written pairs.
+
+    `alone` pairs took the only region of their image; their margins mean nothing and are left out.
+    """
 
     similarity: Histogram
     margin: Histogram | None
@@ -72,36 +75,26 @@ class Scores:
     alone: int
 
 
-def count_grid(run: RunFolder, *, parts: int) -> Grid:
+def count_grid(finished: FinishedRun) -> Grid:
     """Read the few columns of each part that the counts need."""
     sums = np.zeros(7, np.int64)
     sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
     heat_YX = np.zeros((GRID, GRID), np.int64)
-    for part in range(parts):
-        name = f"{part:05d}.parquet"
-        nouns = _lengths(_columns(run, "nouns", name, ["nouns.list.element.start"])["nouns"])
-        seen = _columns(run, "regions", name, ["image_id", "height_px", "width_px", "regions.list.element.area_px"])
+    for part in finished.parts:
+        nouns = _lengths(finished.columns(part, NounsRow, ["nouns.list.element.start"])["nouns"])
+        columns = ["image_id", "height_px", "width_px", "regions.list.element.area_px"]
+        seen = finished.columns(part, RegionsRow, columns)
         regions = _lengths(seen["regions"])
-        pairs = _lengths(_columns(run, "pairs", name, ["pairs.list.element.region"])["pairs"])
+        pairs = _lengths(finished.columns(part, PairsRow, ["pairs.list.element.region"])["pairs"])
         steps = (nouns > 0, (nouns > 0) & (regions > 0), (nouns > 0) & (regions > 0) & (pairs > 0))
         sums += [len(nouns), *(int(step.sum()) for step in steps), nouns.sum(), regions.sum(), pairs.sum()]
-        more, boxes_YX = _masks(_columns(run, "shards", name, ["image_id", "box_xyxy", "area_px"]), seen)
+        more, boxes_YX = _masks(finished.columns(part, SampleRow, ["image_id", "box_xyxy", "area_px"]), seen)
         sizes += more
         heat_YX += boxes_YX
-    counts = tuple(int(count) for count in sizes)
-    heat = tuple(tuple(int(cell) for cell in row) for row in heat_YX)
-    images, with_nouns, with_regions, with_pairs, mentions, found, paired = (int(count) for count in sums)
-    return Grid(
-        images,
-        with_nouns,
-        with_regions,
-        with_pairs,
-        mentions=mentions,
-        regions=found,
-        pairs=paired,
-        sizes=Histogram(_SIZE_EDGES, counts),
-        heat_YX=heat,
-    )
+    histogram = Histogram(_SIZE_EDGES, tuple(sizes.tolist()))
+    names = ("images", "with_nouns", "with_regions", "with_pairs", "mentions", "regions", "pairs")
+    counts: dict[str, Any] = dict(zip(names, sums.tolist(), strict=True))
+    return Grid(**counts, sizes=histogram, heat_YX=tuple(map(tuple, heat_YX.tolist())))
 
 
 def count_nouns(indexes: Sequence[str], *, memory_limit: str) -> NounCounts:
@@ -150,18 +143,24 @@ def _histogram(db: Any, column: str, where: str) -> tuple[Histogram | None, floa
     if low is None:
         return None, None
     low, high = (low, high) if high > low else (low - 0.01, high + 0.01)
+    return count_bins(db, column, f"score WHERE {where}", low=low, high=high), float(median)
+
+
+def count_bins(db: Any, value: str, source: str, *, low: float, high: float) -> Histogram:
+    """The histogram of an SQL expression over the rows of `source`, in equal bins from `low` to `high`."""
+    counts = dict(
+        db.execute(
+            f"SELECT least({_BINS - 1}, floor(({value} - $low) / ($high - $low) * {_BINS})::BIGINT) AS bin, count(*)"
+            f" FROM {source} GROUP BY bin",
+            {"low": low, "high": high},
+        ).fetchall()
+    )
     edges = tuple(round(float(edge), 6) for edge in np.linspace(low, high, _BINS + 1))
-    counted = db.execute(
-        f"SELECT least({_BINS - 1}, floor(({column} - $low) / ($high - $low) * {_BINS})::BIGINT) AS bin, count(*)"
-        f" FROM score WHERE {where} GROUP BY bin",
-        {"low": low, "high": high},
-    ).fetchall()
-    counts = dict(counted)
-    return Histogram(edges, tuple(counts.get(number, 0) for number in range(_BINS))), float(median)
+    return Histogram(edges, tuple(counts.get(number, 0) for number in range(_BINS)))
 
 
 def _masks(index: pa.Table, seen: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The sizes of a part's samples as counts between the edges, and how many boxes cover each place of the grid."""
+    """The sizes of a part's samples as counts between the edges, and how many boxes cover each cell of the grid."""
     rows = pc.index_in(index["image_id"], seen["image_id"].combine_chunks()).to_numpy()
     height_N, width_N = (seen[name].to_numpy()[rows] for name in ("height_px", "width_px"))
     boxes_N4 = np.stack(index["box_xyxy"].to_pylist()) if len(index) else np.zeros((0, 4))
@@ -177,11 +176,3 @@ def _masks(index: pa.Table, seen: pa.Table) -> tuple[np.ndarray[Any, Any], np.nd
 def _lengths(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
     lengths: np.ndarray[Any, np.dtype[np.int64]] = pc.list_value_length(column).to_numpy().astype(np.int64)
     return lengths
-
-
-def _columns(run: RunFolder, step: str, name: str, columns: list[str]) -> pa.Table:
-    try:
-        with run.open(step, name) as file:
-            return pq.ParquetFile(file).read(columns=columns)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise IncompleteError(f"{run.path(step, name)}: missing or not whole; run `maskmine mine` again") from error

@@ -1,6 +1,6 @@
-"""The pictures of a report: pairs as small cards, read out of the shards; rejected photographs.
+"""The images of a report: pairs as small cards, read from the shards, and rejected images.
 
-Pictures are `data:` URIs, so that the page needs no other file.
+Images are `data:` URIs, so the page needs no other file.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from typing import Any
 
 from PIL import Image
 
-from mining.decoder import Decoding
-from mining.exports.stored import StoredSample, parse_sample
-from mining.query import query_cells
-from mining.stores import fault_line, fetch, scheme_of
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError
-from schemas.rows import CaptionsRow, ImageRow, RejectedImage, Rejection, SampleRow
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.storage.query import query_cells
+from maskmine.mining.storage.stores import scheme_of
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.schemas.rows import NOTHING_FOUND, CaptionsRow, ImageRow, RejectedImage, Rejection, SampleRow
 
-_SIDE_PX, _PHOTO_PX = 168, 200
+_SIDE_PX, _PHOTO_PX = 168, 200  # of a crop and of a rejected image, as wide as their cards
 _VEIL_RGB, _VEIL_SHARE = (123, 117, 104), 0.75  # CLIP's mean colour lies over what is outside the mask
-_QUALITY = 78
-_AT_ONCE = 8
-_MOST_PIXELS = 50_000_000
-_CAPTION_CHARS = 160
-_CARD_BYTES = 400
-# Reasons of rejections whose photographs can be shown, unless they turn out to be unreadable.
-_READABLE = ("no_caption", "no_nouns", "no_masks", "no_match", "filtered", "image_changed")
-_REMOTE = ("http", "https")
+_QUALITY = 78  # JPEG: small, and without visible blocks at this size
+_THREADS = 8  # reading and JPEG release Python's lock
+_MAX_PIXELS = 50_000_000  # as `regions.max_image_pixels` by default
+_CAPTION_CHARS = 160  # about three lines of a card
+_CARD_BYTES = 400  # HTML of a card beside its image and caption
+# Reasons of rejections whose images can be shown, unless they turn out to be unreadable.
+_READABLE = (*NOTHING_FOUND, "image_changed")
+_REMOTE = ("http", "https")  # a report fetches nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +45,21 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A pair with its picture: what is outside the mask is veiled. The caption is cut around the noun."""
+    """A pair with its image, veiled outside the mask; `before`, `noun_text` and `after` are parts of the caption."""
 
     picture: str
     noun: str
     similarity: str
     margin: str
     before: str
-    said: str
+    noun_text: str
     after: str
     image_id: str
 
     @property
     def size_bytes(self) -> int:
-        """About so much of a page does it take."""
-        return len(self.picture) + 2 * len(self.before + self.said + self.after) + _CARD_BYTES
+        """Roughly what the card takes of a page."""
+        return len(self.picture) + 2 * len(self.before + self.noun_text + self.after) + _CARD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +80,7 @@ def choose_samples(
     For looking up: one of each noun, the commonest nouns first, then a second of each, as far as `search` goes.
     """
     with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
-
-        def rows(query: str) -> tuple[SampleRow, ...]:
-            found = db.execute(query, {"cells": cells})
-            names = [column[0] for column in found.description]
-            return tuple(sample_row(dict(zip(names, values, strict=True))) for values in found.fetchall())
-
+        rows = partial(read_samples, db, cells=cells)
         ends = (
             "SELECT * FROM read_parquet($cells) WHERE similarity IS NOT NULL QUALIFY row_number() OVER"
             " (PARTITION BY noun ORDER BY similarity {0}, key) = 1 ORDER BY similarity {0}, key LIMIT {1}"
@@ -106,15 +99,15 @@ def choose_samples(
         )
 
 
-def make_cards(run: RunFolder, rows: Iterable[SampleRow], *, most_bytes: int) -> list[Card]:
-    """Cards of as many of the samples, in their order, as fit into so many bytes of a page.
+def make_cards(finished: FinishedRun, rows: Iterable[SampleRow], *, most_bytes: int) -> list[Card]:
+    """Cards of the samples in their order, as many as fit into `most_bytes` of a page.
 
     Raises IncompleteError when a shard does not hold a sample where its index has it.
     """
     cards: list[Card] = []
     taken = 0
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for card in pool.map(partial(_card, run), rows):
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for card in pool.map(partial(_card, finished), rows):
             taken += card.size_bytes
             if taken > most_bytes:
                 break
@@ -122,47 +115,36 @@ def make_cards(run: RunFolder, rows: Iterable[SampleRow], *, most_bytes: int) ->
     return cards
 
 
-def make_rejected_cards(run: RunFolder, images: Sequence[RejectedImage]) -> list[RejectedCard]:
-    """Rejected images with their captions, and their photographs where these can be read."""
+def make_rejected_cards(finished: FinishedRun, images: Sequence[RejectedImage]) -> list[RejectedCard]:
+    """Rejected images with their captions, shown where they can be read."""
     cards = []
     for image in images:
-        name = f"{image.part:05d}.parquet"
-        said = next(r for r in run.read_rows("captions", name, row_type=CaptionsRow) if r.image_id == image.image_id)
-        picture = ""
-        if image.reason in _READABLE:
-            rows = run.read_rows("images", name, row_type=ImageRow)
-            picture = _photo(next(row.path for row in rows if row.image_id == image.image_id))
-        caption = said.captions[0] if said.captions else ""
+        rows = zip(finished.rows(image.part, CaptionsRow), finished.rows(image.part, ImageRow), strict=True)
+        captions, planned = next(row for row in rows if row[0].image_id == image.image_id)
+        caption = captions.captions[0] if captions.captions else ""
+        picture = _photo(planned.path) if image.reason in _READABLE else ""
         cards.append(RejectedCard(image.image_id, image.detail, caption[:_CAPTION_CHARS], picture))
     return cards
 
 
-def read_sample(run: RunFolder, row: SampleRow) -> StoredSample:
-    """A sample out of its shard. Raises IncompleteError when it is not where the index has it, or cannot be read."""
-    place = run.path("shards", row.shard)
-    try:
-        span = fetch(place, start=row.offset, most_bytes=row.size_bytes)
-    except FileNotFoundError as error:
-        raise IncompleteError(f"{place}: missing; run `maskmine mine` again") from error
-    except OSError as error:
-        raise IncompleteError(fault_line(error, place)) from error
-    return parse_sample(span, row, place=place)
-
-
 def data_uri(image: Image.Image) -> str:
-    """A picture for `src`, as JPEG."""
+    """An image for `src`, as JPEG."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def sample_row(values: dict[str, Any]) -> SampleRow:
-    """A row of the index as DuckDB gives it."""
-    return SampleRow(**{**values, **{name: tuple(values[name]) for name in ("box_xyxy", "crop_xyxy")}})
+def read_samples(db: Any, query: str, **parameters: Any) -> tuple[SampleRow, ...]:
+    """The rows of the index that a query of DuckDB returns."""
+    result = db.execute(query, parameters)
+    names = [column[0] for column in result.description]
+    rows = (dict(zip(names, values, strict=True)) for values in result.fetchall())
+    boxes = ("box_xyxy", "crop_xyxy")
+    return tuple(SampleRow(**{**row, **{name: tuple(row[name]) for name in boxes}}) for row in rows)
 
 
-def _card(run: RunFolder, row: SampleRow) -> Card:
-    sample = read_sample(run, row)
+def _card(finished: FinishedRun, row: SampleRow) -> Card:
+    sample = finished.sample(row)
     with Image.open(io.BytesIO(sample.image)) as crop, Image.open(io.BytesIO(sample.mask_png)) as mask:
         scale = min(1.0, _SIDE_PX / max(crop.size)) if max(crop.size) > _SIDE_PX // 2 else 2.0
         size = (max(1, round(crop.width * scale)), max(1, round(crop.height * scale)))
@@ -190,10 +172,10 @@ def _window(row: SampleRow) -> tuple[int, int]:
 
 
 def _photo(path: str | None) -> str:
-    """A photograph, or nothing when it cannot be read. It is decoded in another process, and never fetched."""
+    """The image at a path as a URI, empty when it cannot be read; decoded in a child process, never fetched."""
     if path is None or scheme_of(path) in _REMOTE:
         return ""
-    picture = Decoding().read(path, max_pixels=_MOST_PIXELS)
+    picture = Decoding().read(path, max_pixels=_MAX_PIXELS)
     if isinstance(picture, Rejection):
         return ""
     image = Image.fromarray(picture.rgb_HW3)

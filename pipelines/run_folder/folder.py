@@ -7,10 +7,11 @@ import json
 import os
 import posixpath
 import re
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,16 +19,37 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mining.stores import describe, fault_line, fetch, open_store, os_errors, plain_path, scheme_of, upload
-from pipelines.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
-from schemas.errors import IncompleteError, InputError
-from schemas.tables import arrow_schema, from_table, read_parquet, to_table, write_parquet
+from maskmine.mining.storage.files import replace_file
+from maskmine.mining.storage.stores import (
+    describe,
+    fault_line,
+    fetch,
+    open_store,
+    os_errors,
+    plain_path,
+    scheme_of,
+    upload,
+)
+from maskmine.pipelines.run_folder.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.sample import cell_name
+from maskmine.schemas.seal import CheckedFile, DamagedFileError, check_sealed, identity_of, read_footer
+from maskmine.schemas.tables import (
+    arrow_schema,
+    from_table,
+    read_parquet,
+    read_parquet_blocks,
+    write_parquet,
+    write_parquet_pieces,
+    write_parquet_rows,
+)
 
 Row = TypeVar("Row")
 
 FINGERPRINT_FILE = "_fingerprint.json"
+SUCCESS_FILE = "_SUCCESS"  # written last, so a set or an export with this file is complete
+VERDICTS_FOLDER = "verdicts"  # of reviewers, who come after the run
 _READ_AT_ONCE, _READ_AHEAD = 16, 256
 _COPIED_AT_ONCE_BYTES = 1 << 20
 _DAY_S = 24 * 60 * 60.0
@@ -47,7 +69,7 @@ class RunFolder:
 
     def cell_path(self, step: str, part: int, suffix: str = "parquet") -> str:
         """The path of a cell."""
-        return self.path(step, f"{part:05d}.{suffix}")
+        return self.path(step, cell_name(part, suffix))
 
     def done(self, step: str, *, suffixes: Sequence[str] = ("parquet",)) -> set[int]:
         """The parts whose cells exist, by one listing of the step's folder; every suffix must be there."""
@@ -97,29 +119,23 @@ class RunFolder:
         Raises IncompleteError when the disk is full or the folder cannot be written.
         """
         fs, path = self._fs(*names)
-        local = _is_local(fs)
         try:
-            if local:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-            folder = os.path.dirname(path) if local else None
-            handle, temporary = tempfile.mkstemp(prefix=owned_prefix(WRITING), dir=folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
+            if _is_local(fs):
+                folder = os.path.dirname(path)
+                os.makedirs(folder, exist_ok=True)
+                temporary = os.path.join(folder, f"{owned_prefix(WRITING)}{secrets.token_hex(4)}")
+                with replace_file(path, temporary=temporary) as file:
+                    os.fchmod(file.fileno(), 0o644)
                     yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                if local:
-                    os.chmod(temporary, 0o644)
-                    os.replace(temporary, path)
-                else:
-                    upload(temporary, self.path(*names))
-            finally:
-                if os.path.exists(temporary):
-                    os.unlink(temporary)
+            else:
+                with tempfile.NamedTemporaryFile(prefix=owned_prefix(WRITING)) as finished:
+                    yield finished.file
+                    finished.flush()
+                    upload(finished.name, self.path(*names))
         except OSError as error:
             raise _write_fault(error, self.path(*names)) from error
 
-    def take(self, other: RunFolder, *names: str) -> None:
+    def link_or_copy(self, other: RunFolder, *names: str) -> None:
         """Have the same file as another run: as a hard link on one disk, else as a copy, whole or not at all.
 
         No file of a run is ever changed, only replaced, so a link does neither run harm. Raises IncompleteError.
@@ -147,7 +163,7 @@ class RunFolder:
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             for start in range(0, len(parts), _READ_AHEAD):
                 ahead = parts[start : start + _READ_AHEAD]
-                yield from pool.map(lambda part: self.read_json(step, f"{part:05d}.json"), ahead)
+                yield from pool.map(lambda part: self.read_json(step, cell_name(part, "json")), ahead)
 
     def write_json(self, *names: str, value: Any) -> None:
         """Write a JSON file for people and programs: sorted keys, indented."""
@@ -157,44 +173,59 @@ class RunFolder:
     def write_rows(
         self,
         *names: str,
-        rows: Sequence[Any],
+        rows: Iterable[Any] | pa.Table,
         row_type: type,
         fingerprint: str,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write rows as Parquet that carries the fingerprint of what made it, and further metadata, in its footer."""
-        table = to_table(rows, row_type)
-        self.write_table(*names, table=table, row_type=row_type, fingerprint=fingerprint, metadata=metadata)
+        """Write rows as they come, or a table with their columns, as sealed Parquet.
 
-    def write_table(
-        self,
-        *names: str,
-        table: pa.Table,
-        row_type: type,
-        fingerprint: str,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """`write_rows` for a table that has the columns of the rows already."""
+        The footer has the fingerprint of what made them, and further metadata. Of rows, those of one row group are in
+        memory at a time.
+        """
+        metadata = {**(metadata or {}), _FINGERPRINT_KEY: fingerprint}
         with self.write(*names) as file:
-            table = table.cast(arrow_schema(row_type))
-            write_parquet(table, file, metadata={**(metadata or {}), _FINGERPRINT_KEY: fingerprint})
+            if isinstance(rows, pa.Table):
+                write_parquet(rows.cast(arrow_schema(row_type)), file, metadata=metadata)
+            else:
+                write_parquet_rows(rows, file, row_type, metadata=metadata)
+
+    def write_pieces(self, *names: str, pieces: Iterable[pa.Table], row_type: type, fingerprint: str) -> None:
+        """`write_rows` of tables of a few rows as they come, see `rows_in_order`."""
+        with self.write(*names) as file:
+            write_parquet_pieces(pieces, file, row_type, metadata={_FINGERPRINT_KEY: fingerprint})
+
+    def check_table(self, *names: str, fingerprint: str | None = None) -> CheckedFile:
+        """Check every byte of a Parquet file without keeping it; faults as in `read_table`."""
+        with self._parquet_faults(*names), self._open_whole(*names) as file:
+            checked = check_sealed(file)
+        self._refuse_foreign(*names, found=checked.metadata.get(_FINGERPRINT_KEY, ""), wanted=fingerprint)
+        return checked
+
+    def read_blocks(self, *names: str, row_type: type[Row], fingerprint: str | None = None) -> Iterator[list[Row]]:
+        """The rows of a Parquet file, one row group in memory at a time; faults as in `read_groups`."""
+        return (from_table(table, row_type) for table in self.read_groups(*names, fingerprint=fingerprint))
+
+    def read_groups(self, *names: str, fingerprint: str | None = None) -> Iterator[pa.Table]:
+        """The row groups of a Parquet file as tables, one in memory at a time; faults as in `read_table`.
+
+        The file is checked before the first one comes. From an object store it comes whole.
+        """
+        with self._parquet_faults(*names), self._open_whole(*names) as file:
+            found = check_sealed(file).metadata.get(_FINGERPRINT_KEY, "")
+            self._refuse_foreign(*names, found=found, wanted=fingerprint)
+            yield from read_parquet_blocks(file)
 
     def read_table(self, *names: str, fingerprint: str | None = None) -> pa.Table:
-        """Read a Parquet file. With a fingerprint, a file that was made from anything else is an IncompleteError."""
-        try:
+        """Read a Parquet file, of which every byte is checked.
+
+        Raises IncompleteError for a missing or damaged file and, with a fingerprint, for one that was made from
+        anything else.
+        """
+        with self._parquet_faults(*names):
             table = read_parquet(pa.BufferReader(self.read_bytes(*names)))
-        except FileNotFoundError as error:
-            raise IncompleteError(f"{self.path(*names)}: missing; run the same command again") from error
-        except (pa.ArrowInvalid, OSError) as error:  # so Arrow answers to bytes that are no Parquet
-            raise IncompleteError(
-                f"{self.path(*names)}: not a whole Parquet file; delete it and run the same command again"
-            ) from error
         found = (table.schema.metadata or {}).get(_FINGERPRINT_KEY.encode(), b"").decode()
-        if fingerprint is not None and found != fingerprint:
-            raise IncompleteError(
-                f"{self.path(*names)}: made from other settings or inputs, is another run writing here? "
-                "Stop it, delete the file and run the same command again"
-            )
+        self._refuse_foreign(*names, found=found, wanted=fingerprint)
         return table
 
     def read_rows(self, *names: str, row_type: type[Row], fingerprint: str | None = None) -> list[Row]:
@@ -206,41 +237,92 @@ class RunFolder:
         return self.read_metadata(*names).get(_FINGERPRINT_KEY)
 
     def read_metadata(self, *names: str) -> dict[str, str]:
-        """The metadata in a Parquet file's footer; empty when the file is missing or not whole."""
+        """The metadata in a Parquet file's footer; empty when the file is missing, or its footer damaged."""
         try:
             with self.open(*names) as file:
-                metadata = _read_footer(file)
-        except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
+                return read_footer(file)
+        except (FileNotFoundError, NotADirectoryError, DamagedFileError):
             return {}
-        return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+
+    def identity(self, *names: str) -> str | None:
+        """What stands for the content of a Parquet file, from its footer alone; None when it is missing or damaged.
+
+        A file of an earlier version has no seal, and is read.
+        """
+        return self.identity_in(self.read_metadata(*names), *names)
+
+    def identity_in(self, metadata: Mapping[str, str], *names: str) -> str | None:
+        """As `identity`, of a file whose footer has been read."""
+        if not metadata:
+            return None
+        return identity_of(metadata) or self.check_table(*names).identity
+
+    def walk(self) -> list[str]:
+        """The paths of all files below the folder, relative to it, sorted; without those of processes at work."""
+        fs, root = self._fs()
+        with _one_line_faults(self.root):
+            found = sorted(posixpath.relpath(str(path), root) for path in fs.find(root))
+        return [path for path in found if not any(map(owner_state, path.split("/")))]
+
+    @contextmanager
+    def _open_whole(self, *names: str) -> Iterator[Any]:
+        """A file that is read to its end: on a disk piece by piece, from an object store by one request."""
+        if scheme_of(self.root) != "file":
+            yield pa.BufferReader(self.read_bytes(*names))
+            return
+        with self.open(*names) as file:
+            yield file
+
+    @contextmanager
+    def _parquet_faults(self, *names: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise IncompleteError(f"{self.path(*names)}: missing; run the same command again") from error
+        except (pa.ArrowInvalid, OSError) as error:  # so Arrow answers to bytes that are no Parquet, or other pages
+            raise IncompleteError(
+                f"{self.path(*names)}: not a whole Parquet file; delete it and run the same command again"
+            ) from error
+
+    def _refuse_foreign(self, *names: str, found: str, wanted: str | None) -> None:
+        if wanted is not None and found != wanted:
+            raise IncompleteError(
+                f"{self.path(*names)}: made from other settings or inputs, is another run writing here? "
+                "Stop it, delete the file and run the same command again"
+            )
 
     def _fs(self, *names: str) -> tuple[Any, str]:
         return open_store(self.path(*names))
 
 
+def folder_at(path: str) -> RunFolder:
+    """A folder at a path as a user gives it: absolute, with `~` expanded, or on an object store."""
+    is_local = scheme_of(path) == "file"
+    return RunFolder(os.path.abspath(os.path.expanduser(plain_path(path))) if is_local else path)
+
+
 def read_folder(root: str) -> RunFolder:
     """An existing run folder. Raises InputError when there is none, or when its object store cannot be used."""
-    is_local = scheme_of(root) == "file"
-    run = RunFolder(os.path.abspath(os.path.expanduser(plain_path(root))) if is_local else root)
-    open_store(run.root)  # what is wrong with the path is said of the path that was given
+    run = folder_at(root)
+    open_store(run.root)  # faults name the path as it was given
     if describe(run.path("plan.json")) is None:
         raise InputError(f"{root}: not a run folder (it has no plan.json); give the `out` of a `maskmine mine` run")
     return run
 
 
 def sweep(run: RunFolder) -> None:
-    """Remove what killed processes left: files that never became whole, what engines had there for their workers.
+    """Delete what killed processes left: files that never became whole, and files of engines for their workers.
 
-    Among the system's temporary files, too: there lie folders of the planner, and files on their way to object stores.
+    Also among the system's temporary files, where the planner has folders, and files wait for upload to object stores.
 
-    What belongs to a living process stays. Another machine's processes cannot be asked: their files are abandoned when
-    they were not written to for a day, and what their engines have there (a few bytes) after a month.
+    Files of living processes stay. Processes of another machine cannot be seen: their files count as abandoned when
+    they were not written to for a day, and those of their engines (a few bytes) after a month.
     """
     fs, root = open_store(run.root)
-    places = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
+    folders = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
     if _is_local(fs):
-        places += [(fs, path) for path in _listing(fs, root) if os.path.isdir(path) and not os.path.islink(path)]
-    for fs, folder in places:
+        folders += [(fs, path) for path in _listing(fs, root) if os.path.isdir(path) and not os.path.islink(path)]
+    for fs, folder in folders:
         for path in _listing(fs, folder):
             name = posixpath.basename(path)
             state = owner_state(name)
@@ -248,16 +330,6 @@ def sweep(run: RunFolder) -> None:
             if state == "dead" or (state == "elsewhere" and _untouched_s(fs, path) > patience_s):
                 with suppress(OSError):  # another user's, or another driver sweeps too; it does no harm where it lies
                     fs.rm(path, recursive=True)
-
-
-def _read_footer(file: IO[bytes]) -> dict[bytes, bytes]:
-    try:
-        return pq.read_metadata(file).metadata or {}
-    except OSError as error:
-        # Arrow's word for bytes that are no footer; a disk's fault has a number, a store's is of another class
-        if type(error) is OSError and error.errno is None and error.__cause__ is None:
-            return {}
-        raise
 
 
 def _listing(fs: Any, folder: str) -> list[str]:

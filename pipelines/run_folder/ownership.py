@@ -1,8 +1,8 @@
-"""Names that say which process a file belongs to, so that a later run knows what nobody needs any more.
+"""File names that say which process a file belongs to, so that a later run knows which files are abandoned.
 
     .writing-{host}-{space}-{process}-{start}-{random}
 
-A process number alone would not do: containers count their own, under one host name, and numbers come again.
+A process id alone would not do: containers have their own under one host name, and ids are used again.
 """
 
 from __future__ import annotations

@@ -12,9 +12,11 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.run_folder import RunFolder
-from schemas.rows import RegionsRow
-from schemas.tables import arrow_schema
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.rows import RegionsRow
+from maskmine.schemas.sample import cell_name
+from maskmine.schemas.tables import arrow_schema
 
 RowsOf = Callable[[Sequence[str]], pa.Table]
 
@@ -23,7 +25,7 @@ _CELLS_KEPT = 2
 
 
 @dataclass(frozen=True)
-class Earlier:
+class ReusedRun:
     """A run whose regions were made by the same settings. `fingerprint` is that of its cells of `regions`.
 
     The first `given` of its `parts` were cut by a source, the others by the hash of the image ids. `manifest_sha256`
@@ -36,17 +38,22 @@ class Earlier:
     given: int
     manifest_sha256: str
 
+    @property
+    def regions(self) -> Cells[RegionsRow]:
+        """The cells whose rows are used again."""
+        return Cells(self.run, "regions", RegionsRow, self.fingerprint)
+
     def open(self) -> RowsOf:
         """A function from image ids to the rows that this run has of them, as a table of `RegionsRow`, in any order.
 
         A cell or two are in memory at a time, and the ids of the images in parts that a source cut. Raises
-        IncompleteError when a cell is gone, or is made anew meanwhile.
+        IncompleteError when a cell is gone, or is made again meanwhile.
         """
         part_of = self._open_parts()
 
         @lru_cache(maxsize=_CELLS_KEPT)
         def cell(part: int) -> pa.Table:
-            return self.run.read_table("regions", f"{part:05d}.parquet", fingerprint=self.fingerprint)
+            return self.regions.read_table(part)
 
         def rows_of(image_ids: Sequence[str]) -> pa.Table:
             wanted = pa.array(image_ids, pa.string())
@@ -68,21 +75,21 @@ class Earlier:
                 if part < self.given:
                     listed.update(dict.fromkeys(image_ids.to_pylist(), part))
                 elif len(image_ids):
-                    first.append(_place(image_ids[0].as_py()))
+                    first.append(_sort_key(image_ids[0].as_py()))
 
         def part_of(image_id: str) -> int | None:
             if image_id in listed:
                 return listed[image_id]
-            after = bisect_right(first, _place(image_id))
+            after = bisect_right(first, _sort_key(image_id))
             return self.given + after - 1 if after else None
 
         return part_of
 
     def _image_ids(self, part: int) -> pa.ChunkedArray:
-        return self.run.read_table("images", f"{part:05d}.parquet")["image_id"]
+        return self.run.read_table("images", cell_name(part))["image_id"]
 
 
-def _place(image_id: str) -> tuple[str, bytes]:
-    """What the plan sorts images by."""
+def _sort_key(image_id: str) -> tuple[str, bytes]:
+    """The key that the plan sorts images by."""
     encoded = image_id.encode("utf-8", "surrogatepass")
     return hashlib.sha256(encoded).hexdigest()[:16], encoded

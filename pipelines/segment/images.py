@@ -1,48 +1,66 @@
-"""Which pictures and classes a person means: files, folders and patterns, on a disk or on an object store; names."""
+"""The images and class names that a user gives: files, folders and patterns on a disk or an object store; decoding."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mining.stores import describe, fault_line, open_input, open_store, os_errors, scheme_of
-from schemas.errors import InputError
+from maskmine.mining.images import batches
+from maskmine.mining.images.decode import DecodedImage
+from maskmine.mining.storage.names import PICTURE_SUFFIXES, is_leftover, is_picture
+from maskmine.mining.storage.stores import describe, fault_line, open_input, open_store, os_errors, scheme_of
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.tuning.segmentation.segmenter import Segmenter
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = tuple(f".{suffix}" for suffix in PICTURE_SUFFIXES)
 OURS = (".labels.png", ".overlay.png")
-"""The ends of what `segment` writes, which is not taken for a picture where a folder is listed."""
+"""Suffixes of files that `segment` writes: they are no input when a folder is listed."""
 
 
-def find_pictures(names: Sequence[str]) -> list[str]:
-    """The paths of pictures, each once, sorted: files as they are named, the pictures of a folder, those of a pattern.
+def find_images(names: Sequence[str]) -> list[str]:
+    """The paths of images, each once, sorted: files as they are named, the images of a folder, those of a pattern.
 
-    A folder's own folders are passed over; `**` in a pattern goes into them. Files that are named need not be there:
-    what is wrong with one is found when it is read. Raises InputError when nothing is there, or a store fails.
+    Subfolders are skipped; `**` in a pattern includes them. Named files need not exist: their faults show when they
+    are read. Raises InputError when no path exists, or a store fails.
     """
-    found = [path for name in names for path in _find(name)]
-    if not found:
+    paths = [path for name in names for path in _find(name)]
+    if not paths:
         known = " ".join(SUFFIXES)
         raise InputError(f"{', '.join(names)[:200]}: no pictures found ({known}); give files, folders or patterns")
-    if not any(describe(path) for path in found):
-        raise InputError(f"{found[0]}: no such file or folder; check the path")
-    return sorted(set(found))
+    if not any(describe(path) for path in paths):
+        raise InputError(f"{paths[0]}: no such file or folder; check the path")
+    return sorted(set(paths))
+
+
+def decode_batches(
+    paths: Sequence[str], *, settings: Segmenter
+) -> Iterator[tuple[list[int], list[DecodedImage | Rejection]]]:
+    """Batches of images as a segmenter takes them; see `maskmine.mining.images.batches`."""
+    return batches.decode_batches(
+        paths,
+        decoding=settings.decoding,
+        max_pixels=settings.max_image_pixels,
+        threads=settings.decode_threads,
+        batch_size=settings.batch_size,
+    )
 
 
 def read_classes(names: str, file: str | None) -> tuple[str, ...]:
-    """Names with commas between them, and those in the lines of a text file; empty ones are passed over.
+    """Names separated by commas, and those in the lines of a text file; empty ones are skipped.
 
-    In a file a name may have commas. Raises InputError when the file cannot be read.
+    In a file a name may contain commas. Raises InputError when the file cannot be read.
     """
-    found = [name.strip() for name in names.split(",")]
+    classes = [name.strip() for name in names.split(",")]
     if file is not None:
-        found += read_names(file, option="--classes-from")
-    return tuple(name for name in found if name)
+        classes += read_names(file, option="--classes-from")
+    return tuple(filter(None, classes))
 
 
 def read_names(file: str, *, option: str) -> list[str]:
-    """The lines of a text file without the space around them. Raises InputError when it cannot be read."""
+    """The lines of a text file without surrounding space. Raises InputError when it cannot be read."""
     try:
         with open_input(file) as lines:
             return [line.strip() for line in lines.read().decode("utf-8-sig").splitlines()]
@@ -52,8 +70,8 @@ def read_names(file: str, *, option: str) -> list[str]:
         ) from error
 
 
-def picture_id(path: str) -> str:
-    """What annotations in COCO's form call a picture: its name without ending, and a number without zeros before it."""
+def image_id_of(path: str) -> str:
+    """The id of an image in COCO annotations: its file name without suffix, a number without leading zeros."""
     stem = posixpath.splitext(posixpath.basename(path))[0]
     return str(int(stem)) if stem.isdecimal() and stem.isascii() else stem
 
@@ -62,21 +80,26 @@ def _find(name: str) -> list[str]:
     fs, inner = open_store(name)
     about = describe(name)
     if about is not None and about["type"] == "directory":
-        return _pictures(name, fs, inner.rstrip("/") + "/*")
+        return _images(name, fs, _literally(inner.rstrip("/")) + "/*")
     if about is None and re.search(r"[*?\[]", name):
-        return _pictures(name, fs, inner)
+        return _images(name, fs, inner)
     return [_full(name, fs, inner)]
 
 
-def _pictures(name: str, fs: Any, pattern: str) -> list[str]:
+def _images(name: str, fs: Any, pattern: str) -> list[str]:
     try:
         with os_errors(name):
-            found = fs.glob(pattern, detail=True).items()  # which calls a link to a file "other"
-            listed = [str(path) for path, about in found if about["type"] == "file" or about.get("islink")]
+            entries = fs.glob(pattern, detail=True).items()  # the type of a link to a file is "other"
+            paths = [str(path) for path, about in entries if about["type"] == "file" or about.get("islink")]
     except OSError as error:
         raise InputError(fault_line(error, name)) from error
-    named = ((path, posixpath.basename(path).lower()) for path in listed)
-    return [_full(name, fs, path) for path, low in named if low.endswith(SUFFIXES) and not low.endswith(OURS)]
+    pictures = [path for path in paths if is_picture(path) and not is_leftover(posixpath.basename(path))]
+    return [_full(name, fs, path) for path in pictures if not path.lower().endswith(OURS)]
+
+
+def _literally(path: str) -> str:
+    """A path as a pattern that stands for it alone, whatever brackets, stars and question marks are in it."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def _full(name: str, fs: Any, inner: str) -> str:

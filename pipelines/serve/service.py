@@ -1,81 +1,94 @@
-"""What the page of `maskmine serve` offers, and how one picture is answered; nothing here knows of the web.
+"""The models behind the page of `maskmine serve`, and the segmentation of one image; independent of the web.
 
 settings ─▶ open: every model once ─▶ offers ─┐
-a picture's bytes, a choice ──────────────────┴▶ answer: the files of `maskmine segment`, and what the page shows
+the bytes of an image, a choice ──────────────┴▶ answer: the files of `maskmine segment`, and those of the page
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
 
-from mining.decoder import Decoding
-from mining.devices import fix_threads, open_device
-from mining.proposals import LoadedImage, Proposer
-from pipelines.segment import describe, render_files
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from schemas.settings import Settings, canonical_json, fingerprint
-from tuning.own_classifier import open_own
-from tuning.segmentation_overlay import draw_map, draw_photo
-from tuning.segmenter import Look, Models, Segmentation, Segmenter, open_look
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.models.devices import fix_threads, open_device
+from maskmine.mining.proposers.proposals import LoadedImage, Proposer
+from maskmine.mining.regions import AnyProposals
+from maskmine.pipelines.segment.segment import as_png, describe, render_files
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import AnyPath, Settings, fingerprint
+from maskmine.tuning.segmentation.overlay import draw_map, draw_photo
+from maskmine.tuning.segmentation.proposal_classifier import open_proposal_classifier
+from maskmine.tuning.segmentation.segmenter import (
+    Models,
+    Segmentation,
+    Segmenter,
+    class_numbers,
+    open_region_classifier,
+)
 
 Rule = Literal["clip", "proposals", "ensemble"]
 Paint = Literal["sum", "best_per_class"]
 Tower = Literal["plain", "tuned"]
 
 SHOWN_FILES = ("map.png", "photo.jpg")
-"""What the page shows beside the files of `maskmine segment`: the tinted picture, and the picture as it came."""
+"""The files of the page beside those of `maskmine segment`: the tinted image and the original one."""
 
-_JPEG_QUALITY = 90
-_MOST_NAME = 80
+_JPEG_QUALITY = 90  # no visible loss on a screen
+_MAX_NAME = 80  # letters in the names of files, within the limits of any file system
 _PROBE_PX = 64
 
 
 class Example(Settings):
-    """A picture to begin with, and names of classes that go with it."""
+    """An image to begin with, and classes that go with it."""
 
-    picture: str
+    picture: AnyPath
+    """The image file."""
     classes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    """Names of classes that are filled in with it."""
 
     def read(self, decoding: Decoding, *, max_pixels: int) -> ReadyExample:
-        """The picture, as it is and as it is shown. Raises InputError when it is none."""
+        """The image as a file and as it is shown. Raises InputError when it cannot be decoded."""
         try:
             with open(self.picture, "rb") as file:
                 data = file.read()
         except OSError as error:
             raise InputError(f"examples: {self.picture}: cannot be read ({error.strerror}); check the path") from error
-        picture = decoding.decode(data, max_pixels=max_pixels)
-        if isinstance(picture, Rejection):
-            raise InputError(f"examples: {self.picture}: {picture.reason} ({picture.detail}); give another picture")
-        return ReadyExample(os.path.basename(self.picture), data, self.classes, _jpeg(draw_photo(picture.rgb_HW3)))
+        image = decoding.decode(data, max_pixels=max_pixels)
+        if isinstance(image, Rejection):
+            raise InputError(f"examples: {self.picture}: {image.reason} ({image.detail}); give another picture")
+        return ReadyExample(os.path.basename(self.picture), data, self.classes, _jpeg(draw_photo(image.rgb_HW3)))
 
 
 class Serving(Settings):
-    """What the page offers. A segmenter is what `maskmine segment` takes as its configuration, under a name for people.
-
-    Where one has `tuned`, the page lets choose between the plain CLIP and the tuned one; with `tuned_if_there` it does
-    so only if the files are there. What segmenters have in common is loaded once. A picture may have `max_upload_mb`
-    (10⁶ bytes) and `max_image_pixels`; `max_classes` may be named at once; `max_waiting` may wait for their turn.
-    """
+    """What the page of `maskmine serve` offers. Models that segmenters have in common are loaded once."""
 
     segmenters: Annotated[dict[Annotated[str, Field(min_length=1, max_length=60)], Segmenter], Field(min_length=1)]
+    """The segmenters by the names that the page shows, each as `maskmine segment --config` takes it. Where one has
+    `tuned`, the page offers both the plain and the tuned CLIP."""
     tuned_if_there: bool = False
+    """Whether a tuned CLIP whose files are absent is left out, in place of an error."""
     examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
+    """Images that the page offers to begin with."""
     max_upload_mb: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    """Largest upload, in units of 10⁶ bytes."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 16_000_000
+    """Largest image in pixels."""
     max_classes: Annotated[int, Field(ge=1, le=65_535)] = 1000
+    """Classes of a request at most."""
     max_waiting: Annotated[int, Field(ge=0)] = 16
+    """Requests that may wait; further ones are refused."""
 
     @model_validator(mode="after")
     def _proposals_of_any_picture(self) -> Serving:
@@ -84,19 +97,15 @@ class Serving(Settings):
                 raise ValueError(f"`{name}`: annotations know their own pictures only; give a model that proposes")
         return self
 
-    def open(self) -> Served:
-        """Load the models and read the examples. Raises InputError when one of them cannot be had."""
+    def open(self) -> Service:
+        """Load the models and read the examples. Raises InputError when one of them cannot be loaded or read."""
         decoding = next(iter(self.segmenters.values())).decoding
         examples = tuple(example.read(decoding, max_pixels=self.max_image_pixels) for example in self.examples)
-        proposers: dict[str, Proposer] = {}
-        looks: dict[str, Look] = {}
-        offers = {
-            name: _open_offer(self._there(segmenter), proposers=proposers, looks=looks)
-            for name, segmenter in self.segmenters.items()
-        }
-        return Served(self, offers, examples)
+        load = _shared_loader()
+        offers = {name: _open_offer(self._existing(segmenter), load) for name, segmenter in self.segmenters.items()}
+        return Service(self, offers, examples)
 
-    def _there(self, segmenter: Segmenter) -> Segmenter:
+    def _existing(self, segmenter: Segmenter) -> Segmenter:
         tuned = segmenter.tuned
         if tuned is None or not self.tuned_if_there:
             return segmenter
@@ -106,9 +115,9 @@ class Serving(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A segmenter as the page offers it: with a plain or a tuned CLIP, and by which rules."""
+    """A segmenter of the page: its variants with a plain or a tuned CLIP, and its rules."""
 
-    towers: dict[Tower, _Tower]
+    towers: dict[Tower, _Variant]
     rules: tuple[Rule, ...]
 
     @property
@@ -119,7 +128,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a person chose, within what is offered."""
+    """A valid request, within the offers."""
 
     segmenter: str
     tower: Tower
@@ -132,13 +141,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A map, its files by their names, which are those of `maskmine segment` and `SHOWN_FILES`, and the time it took.
+    """A map, its files by name (those of `maskmine segment` and `SHOWN_FILES`), and the time that it took.
 
-    `key` is the same for the same picture, name and choice, and cannot be guessed by who has not the picture.
+    `key` is a hash of the image, its name and the choice, so it cannot be guessed without the image.
     """
 
     key: str
-    found: Segmentation
+    segmentation: Segmentation
     files: dict[str, bytes]
     size_px: tuple[int, int]
     took_s: float
@@ -146,7 +155,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadyExample:
-    """An example that was read: its file, and the picture as the page shows it, a JPEG."""
+    """An example: its file, and the image as the page shows it, a JPEG."""
 
     name: str
     data: bytes
@@ -155,107 +164,107 @@ class ReadyExample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Served:
-    """The models and the examples. One picture at a time: a caller sees to it."""
+class Service:
+    """The models and the examples. Callers segment one image at a time."""
 
     settings: Serving
     offers: dict[str, Offer]
     examples: tuple[ReadyExample, ...]
 
     def answer(self, data: bytes, *, name: str, choice: Choice) -> Answer | Rejection:
-        """The map of the picture in the bytes of a file; `name` is that of the file, as its owner calls it.
+        """The map of the image in the bytes of a file, which its owner calls `name`.
 
-        Raises InputError for what only the models know: a class that the proposals' own classifier does not have.
+        Raises InputError for classes that the classifier of the proposals does not know.
         """
-        tower = self.offers[choice.segmenter].towers[choice.tower]
-        picture = tower.settings.decoding.decode(data, max_pixels=self.settings.max_image_pixels)
-        if isinstance(picture, Rejection):
-            return picture
-        changes = {
-            "rule": choice.rule,
-            "clip_weight": choice.clip_weight,
-            "paint": choice.paint,
-            "granularity": choice.granularity,
-        }
+        variant = self.offers[choice.segmenter].towers[choice.tower]
+        image = variant.settings.decoding.decode(data, max_pixels=self.settings.max_image_pixels)
+        if isinstance(image, Rejection):
+            return image
+
+        # The map, by the loaded models with the chosen settings.
         start = time.monotonic()
-        segment = tower.settings.model_copy(update=changes).open(models=tower.models)
-        (found,) = segment([picture.rgb_HW3], classes=choice.classes)
-        if isinstance(found, Rejection):
-            return found
+        changes = {field: getattr(choice, field) for field in ("rule", "clip_weight", "paint", "granularity")}
+        segment = variant.settings.model_copy(update=changes).open(models=variant.models)
+        (segmentation,) = segment([image.rgb_HW3], classes=choice.classes)
+        if isinstance(segmentation, Rejection):
+            return segmentation
         took_s = time.monotonic() - start
-        described = tower.described[choice.rule]
+
+        # The files of `maskmine segment`, and those that the page shows.
+        described = variant.described[choice.rule]
         made_with = {**described, "settings": {**described["settings"], **changes}}
-        tinted = draw_map(picture.rgb_HW3, found)
-        _, contents = render_files(name, picture, found, name=stem_of(name), made_with=made_with, tinted=tinted)
-        shown = (_quick_png(tinted), _jpeg(draw_photo(picture.rgb_HW3)))
-        files = {**contents, **dict(zip(SHOWN_FILES, shown, strict=True))}
-        return Answer(key_of(data, name=name, choice=choice), found, files, picture.rgb_HW3.shape[:2], took_s)
+        tinted = draw_map(image.rgb_HW3, segmentation)
+        numbers = class_numbers(choice.classes)
+        _, files = render_files(
+            name, image, segmentation, name=stem_of(name), made_with=made_with, numbers=numbers, tinted=tinted
+        )
+        files = dict(sorted(files.items(), key=lambda file: file[0].endswith(".json")))  # pictures first
+        shown = (as_png(tinted, compress_level=1), _jpeg(draw_photo(image.rgb_HW3)))  # a quarter of the time
+        files |= dict(zip(SHOWN_FILES, shown, strict=True))
+        return Answer(key_of(data, name=name, choice=choice), segmentation, files, image.rgb_HW3.shape[:2], took_s)
 
 
 def stem_of(name: str) -> str:
-    """What the files of a picture begin with: letters, digits and `-_.` of its name, or `picture`."""
+    """The stem of the files of an image: letters, digits and `-_.` of its name, or `picture`."""
     stem = os.path.splitext(name)[0]
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:_MOST_NAME] or "picture"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:_MAX_NAME] or "picture"
 
 
 def key_of(data: bytes, *, name: str, choice: Choice) -> str:
-    """32 hex digits that follow from the picture, its name and the choice."""
-    chosen = [getattr(choice, field) for field in Choice.__slots__]
-    return fingerprint([hashlib.sha256(data).hexdigest(), name, *chosen[:-1], list(choice.classes)])[:32]
+    """32 hex digits from the image, its name and the choice."""
+    return fingerprint([hashlib.sha256(data).hexdigest(), name, asdict(choice)])[:32]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tower:
-    """A segmenter with one of its CLIPs; `described` is what the JSON says of it, by rule.
-
-    It is found out once, for that hashes the weights.
-    """
+class _Variant:
+    """A segmenter with one of its CLIPs; `described` is its provenance by rule, computed once as it hashes weights."""
 
     settings: Segmenter
     models: Models
     described: dict[Rule, dict[str, Any]]
 
 
-def _open_offer(segmenter: Segmenter, *, proposers: dict[str, Proposer], looks: dict[str, Look]) -> Offer:
-    variants: dict[Tower, Segmenter] = {"plain": segmenter.model_copy(update={"tuned": None})}
+def _open_offer(segmenter: Segmenter, load: Callable[[Segmenter], Models]) -> Offer:
+    by_tower: dict[Tower, Segmenter] = {"plain": segmenter.model_copy(update={"tuned": None})}
     if segmenter.tuned:
-        variants["tuned"] = segmenter
-    models = {name: _load(settings, proposers=proposers, looks=looks) for name, settings in variants.items()}
-    own: tuple[Rule, ...] = ("proposals", "ensemble") if _names_classes(segmenter, models["plain"]) else ()
-    if segmenter.rule not in ("clip", *own):
+        by_tower["tuned"] = segmenter
+    models = {tower: load(settings) for tower, settings in by_tower.items()}
+    with_classifier = _has_classifier(segmenter, models["plain"])
+    rules: tuple[Rule, ...] = ("clip", "proposals", "ensemble") if with_classifier else ("clip",)
+    if segmenter.rule not in rules:
         raise InputError(f"segmenters: `rule: {segmenter.rule}` needs proposals with a classifier; use `rule: clip`")
-    towers = {
-        name: _Tower(settings, models[name], {rule: _described(settings, rule) for rule in ("clip", *own)})
-        for name, settings in variants.items()
+    described = {
+        tower: {rule: describe(settings.model_copy(update={"rule": rule})) for rule in rules}
+        for tower, settings in by_tower.items()
     }
-    return Offer(towers, ("clip", *own))
+    towers = {tower: _Variant(settings, models[tower], described[tower]) for tower, settings in by_tower.items()}
+    return Offer(towers, rules)
 
 
-def _described(settings: Segmenter, rule: Rule) -> dict[str, Any]:
-    return describe(settings.model_copy(update={"rule": rule}))
+def _shared_loader() -> Callable[[Segmenter], Models]:
+    """Like `Segmenter.load` with CLIP for any rule, but models with equal settings are loaded once."""
+
+    @functools.cache
+    def open_proposer(proposals: AnyProposals, device: str) -> Proposer:
+        return proposals.open(device=device)
+
+    open_clip = functools.cache(open_region_classifier)
+
+    def load(settings: Segmenter) -> Models:
+        device = open_device(settings.device)
+        fix_threads(settings.device, cpu_threads=settings.cpu_threads)
+        clip = open_clip(settings.clip, settings.tuned, crop=settings.crop, templates=settings.templates, device=device)
+        classifier = open_proposal_classifier(
+            settings.proposals, clip=settings.clip, device=settings.device, at_once=False
+        )
+        return Models(device, open_proposer(settings.proposals, settings.device), clip, classifier)
+
+    return load
 
 
-def _load(settings: Segmenter, *, proposers: dict[str, Proposer], looks: dict[str, Look]) -> Models:
-    """As `Segmenter.load`, but what was loaded for other settings already is not loaded again."""
-    device = open_device(settings.device)
-    fix_threads(settings.device, cpu_threads=settings.cpu_threads)
-    proposer_key = _key(settings, "proposals", "device")
-    look_key = _key(settings, "clip", "tuned", "crop", "templates", "device")
-    if proposer_key not in proposers:
-        proposers[proposer_key] = settings.proposals.open(device=settings.device)
-    if look_key not in looks:
-        looks[look_key] = open_look(settings, device=device)
-    own = open_own(settings.proposals, clip=settings.clip, device=settings.device, at_once=False)
-    return Models(device, proposers[proposer_key], looks[look_key], own)
-
-
-def _key(settings: Segmenter, *fields: str) -> str:
-    return canonical_json(settings.model_dump(mode="json", include=set(fields)))
-
-
-def _names_classes(settings: Segmenter, models: Models) -> bool:
-    """Whether the proposals come with a classifier of their own, found out with a blank picture."""
-    if settings.proposals.kind == "sam":  # whose grid of points takes a while
+def _has_classifier(settings: Segmenter, models: Models) -> bool:
+    """Whether the proposals come with a classifier, found by proposing on a blank image."""
+    if settings.proposals.kind == "sam":  # has none, and is slow
         return False
     blank_3HW = torch.zeros(3, _PROBE_PX, _PROBE_PX, dtype=torch.uint8, device=models.device)
     with torch.inference_mode():
@@ -265,26 +274,7 @@ def _names_classes(settings: Segmenter, models: Models) -> bool:
     return answer.queries_ND is not None or any(name is not None for name in answer.class_names)
 
 
-def _quick_png(image: Image.Image) -> bytes:
-    """Somewhat larger than need be, in a quarter of the time."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
 def _jpeg(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
-
-
-def named_once(classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The classes without repetitions (case and spaces apart), and those that were repeated, each once."""
-    first: dict[str, str] = {}
-    repeated: dict[str, str] = {}
-    for class_ in (" ".join(class_.split()) for class_ in classes):
-        if class_.casefold() in first:
-            repeated[class_.casefold()] = first[class_.casefold()]
-        else:
-            first[class_.casefold()] = class_
-    return tuple(first.values()), tuple(repeated.values())

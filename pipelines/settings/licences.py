@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from schemas.errors import InputError
-from schemas.settings import Settings
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import Settings
 
 UNKNOWN = "unknown"
 LicencePolicy = Literal["any", "commercial"]
@@ -19,13 +19,12 @@ _COMMERCIAL = (
 
 
 class Licences(Settings):
-    """The licences of what the user brings, SPDX identifiers where there is one.
-
-    `captions`: one for all, or one for each caption source by its name. `pictures`: that of the photographs.
-    """
+    """The licences of what the user brings: SPDX identifiers where there is one."""
 
     captions: str | dict[str, str] = UNKNOWN
+    """Licence of the captions: one for all, or one for each caption source by its `name`."""
     pictures: str = UNKNOWN
+    """Licence of the images."""
 
     def of_captions(self, source: str) -> str:
         """The licence of the captions of a source."""
@@ -45,11 +44,6 @@ def refuse_other_licences(parts: Iterable[tuple[str, str, str]], *, policy: Lice
             f"--licence-policy commercial refuses {'; '.join(refused)}. Make the set with others, state what is "
             "unknown in the settings (`licences`, or a model's `licence`) and mine again, or export for research alone"
         )
-
-
-def allows_commerce(licence: str) -> bool:
-    """Whether a licence is known to allow commercial use and changes."""
-    return _not_commercial(licence) is None
 
 
 def _not_commercial(licence: str) -> str | None:

@@ -1,40 +1,56 @@
-"""The settings of a run: one YAML file, one typed tree, and an answer with its place for every fault in it."""
+"""The settings of a mining run: one YAML file, one typed tree, and a message with its path for every fault."""
 
 from __future__ import annotations
 
-import difflib
-import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mining.captions import AnySource, SomeSources, source_name
-from mining.licences import Licences
-from mining.nouns import Nouns
-from mining.pairs import ClipPairs, LabelPairs
-from mining.regions import Regions
-from mining.shards import Shards
-from mining.stores import plain_path, scheme_of
-from mining.vocabulary import Vocabulary
-from schemas.errors import InputError
-from schemas.settings import Settings
+from maskmine.mining.captions import AnySource, SomeSources, source_name
+from maskmine.mining.levels import Levels
+from maskmine.mining.nouns import Nouns
+from maskmine.mining.pairs import ClipPairs, LabelPairs
+from maskmine.mining.regions import Regions
+from maskmine.mining.shards import Shards
+from maskmine.mining.vocabulary import Vocabulary
+from maskmine.pipelines.settings.faults import OVERRIDDEN, settings_error
+from maskmine.pipelines.settings.licences import Licences
+from maskmine.pipelines.settings.presets import AnySettings, find_config, with_absolute_paths
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
 
 
 class Mining(Settings):
-    """The whole of a mining run. `max_rejected` is the share of images that may be rejected (0–1; filters apart)."""
+    """The whole of a mining run."""
 
     captions: SomeSources
+    """Where captions and images come from: one source, or a list of several. `kind` chooses the format."""
     nouns: Nouns = Nouns()
+    """How nouns are found in captions."""
     regions: Regions
+    """Which regions of an image can be named."""
     vocabulary: Vocabulary = Vocabulary()
+    """How nouns are embedded by CLIP."""
+    levels: Levels = Levels()
+    """How it is measured what a noun's similarities mean; without CLIP it is not."""
     pairs: Annotated[ClipPairs | LabelPairs, Field(discriminator="rule")] = ClipPairs()
+    """How nouns and regions are matched, and which pairs are written; `rule` chooses how."""
     shards: Shards = Shards()
+    """How samples are written."""
     licences: Licences = Licences()
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.25
-    out: str
+    """Licences of captions and images, for the record and for exports."""
+    max_rejected: Annotated[float, ExecutionOnly(), Field(ge=0, le=1)] = 0.25
+    """Share of images, 0–1, that may be rejected for a fault (a file missing, broken or refused, a worker lost) before
+    the run ends with exit code 3. Images in which nothing was found are counted by `max_empty`."""
+    max_empty: Annotated[float | None, ExecutionOnly(), Field(ge=0, le=1)] = None
+    """Share of images, 0–1, that may come to nothing (no caption, noun, mask or match, or no pair after the filters)
+    before the run ends with exit code 3; null for no limit."""
+    out: Annotated[AnyPath, ExecutionOnly()]
+    """Folder of the run, on a disk or an object store. Run the same command again to continue it."""
 
     @property
     def sources(self) -> tuple[AnySource, ...]:
@@ -56,30 +72,24 @@ class Mining(Settings):
         return self
 
 
-AnySettings = TypeVar("AnySettings", bound=Settings)
-
-# These name files or folders of the user, whatever they look like.
-_PATH_KEYS = {"annotations", "images", "segments", "out", "folder", "files", "weights"}
-
-
 def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
     """Read a configuration file and apply `a.b=c` overrides (the value is YAML).
 
-    Local paths become absolute, so that the run folder can be used from anywhere. Raises InputError with the place
-    of the first fault and what was expected there.
+    `config` is a file or the name of a packaged preset. Local paths become absolute, so that the run folder can be used
+    from anywhere. Raises SettingsError, an InputError, with the place of each fault and what was expected there.
     """
-    tree, lines = _read_tree(config, overrides)
+    tree, lines, package = _read_tree(config, overrides)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
     if isinstance(tree.get("captions"), dict):
         tree["captions"].setdefault("kind", "coco")
-    return parse_mining(tree, place=config, lines=lines)
+    return with_absolute_paths(parse_mining(tree, place=config, lines=lines), package=package)
 
 
 def load_settings(of: type[AnySettings], config: str | None, *, overrides: Sequence[str] = ()) -> AnySettings:
     """`load_mining` for settings of another kind, such as those of a tuning; without a file, their defaults."""
-    tree, lines = _read_tree(config, overrides)
-    return _parse(of, tree, place=config or "settings", lines=lines)
+    tree, lines, package = _read_tree(config, overrides)
+    return with_absolute_paths(_parse(of, tree, place=config or "settings", lines=lines), package=package)
 
 
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:
@@ -87,34 +97,52 @@ def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int
     return _parse(Mining, tree, place=place, lines=lines or {})
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-1` is a number, as it is in YAML 1.2 and in JSON."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: the text "1e-1" in quotes."""
+
+
+# Numbers with an exponent and without a point: https://yaml.org/spec/1.2.2/#1032-tag-resolution
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+    )
+
+
 def _parse(of: type[AnySettings], tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int]) -> AnySettings:
     try:
         return of.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_first_fault(error, place, lines, of=of)) from error
+        raise settings_error(error, place=place, lines=lines, of=of) from error
 
 
 def dump_yaml(settings: Settings) -> str:
     """The resolved settings as YAML, every default written out."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _read_tree(config: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
-    tree, lines = ({}, {}) if config is None else _read_yaml(config)
+def _read_tree(config: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, int], Path | None]:
+    """The tree of plain values with the overrides, the line of each setting, and the package for a packaged preset."""
+    file, package = find_config(config) if config is not None else (None, None)
+    tree, lines = _read_yaml(file, str(config)) if file else ({}, {})
     for override in overrides:
-        _apply(tree, override)
-    return _absolute_paths(tree), lines
+        name = _apply(tree, override)
+        lines = {inner: line for inner, line in lines.items() if not f"{inner}.".startswith(f"{name}.")}
+        lines[name] = OVERRIDDEN
+    return tree, lines, package
 
 
-def _read_yaml(config: str) -> tuple[dict[str, Any], dict[str, int]]:
+def _read_yaml(file: Path, config: str) -> tuple[dict[str, Any], dict[str, int]]:
     try:
-        text = Path(config).read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{config}: no such file; give the path of a configuration, such as configs/coco.yaml"
-        ) from error
+        text = file.read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)
+        lines = dict(_lines(node))
+    except RecursionError as error:
+        raise InputError(f"{config}: an alias that holds itself, or settings too deep; write them out") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{config}: cannot be read as a text file; give the path of a configuration in YAML"
@@ -123,14 +151,19 @@ def _read_yaml(config: str) -> tuple[dict[str, Any], dict[str, int]]:
         raise InputError(f"{config}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{config}: a configuration is a mapping, such as those in configs/")
-    return tree, dict(_lines(node))
+    return tree, lines
 
 
 def _lines(node: Any, place: str = "") -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise yaml.YAMLError(f"line {line}: `{key.value}` is set in line {first[key.value]} too; remove one")
+            first[key.value] = line
             inner = f"{place}.{key.value}" if place else str(key.value)
-            yield inner, key.start_mark.line + 1
+            yield inner, line
             yield from _lines(value, inner)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
@@ -138,12 +171,13 @@ def _lines(node: Any, place: str = "") -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{place}.{number}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, Any], override: str) -> str:
+    """Change a setting in the tree; returns its name."""
     place, equals, text = override.partition("=")
     if not equals or not all(place.split(".")):
         raise InputError(f"--set {override}: expected key=value, such as --set pairs.min_similarity=0.2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override}: the value is not valid YAML") from error
     *parents, last = place.split(".")
@@ -155,83 +189,4 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override}: `{name}` is a value, and has no settings of its own")
         tree = inner
     tree[last] = value
-
-
-def _absolute_paths(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {name: _absolute_paths(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, list) and key == "captions":
-        return [_absolute_paths(inner) for inner in value]
-    if isinstance(value, str) and value and scheme_of(value) == "file":
-        expanded = os.path.expanduser(plain_path(value))
-        if key in _PATH_KEYS or ("/" in value and os.path.exists(expanded)):
-            return os.path.abspath(expanded)
-    return value
-
-
-def _first_fault(error: ValidationError, place: str, lines: Mapping[str, int], *, of: type[Settings]) -> str:
-    faults = error.errors(include_url=False)
-    # A misspelt key is the cause of the missing one beside it, so it is named first.
-    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
-    path = [str(part) for part in fault["loc"] if not _is_tag(part, fault["loc"])]
-    name = ".".join(path)
-    line = lines.get(name) or lines.get(".".join(path[:-1]))
-    where = f"{place}, line {line}: {name}" if line else f"{place}: {name}"
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown setting{_did_you_mean(path, of)}"
-    if fault["type"] == "missing":
-        return f"{where}: missing; add it"
-    if fault["type"] == "union_tag_invalid":
-        context = fault["ctx"]
-        known = context["expected_tags"].replace("'", "")
-        return (
-            f"{where}: {context['discriminator'].strip(chr(39))} `{context['tag']}` is unknown; choose one of {known}"
-        )
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":  # our own words, which name what was given
-        return f"{where}: {message}" if name else f"{place}: {message}"
-    return f"{where}: {message[0].lower()}{message[1:]}, not {_shown(fault.get('input'))}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-# The names of union members that pydantic puts into a fault's location.
-_TAGS = {
-    *("best_region_per_noun", "mutual_best", "one_to_one", "labels"),
-    *("maskformer", "open_maskformer", "sam", "detectron2", "ground_truth"),
-    *("instances", "crops", "semantic"),
-    *("one source", "sources", "coco", "img2dataset", "parquet", "jsonl", "csv", "tsv", "hf", "folder", "run"),
-    *("int", "float"),
-}
-
-
-def _is_tag(part: Any, location: tuple[Any, ...]) -> bool:
-    return location.index(part) > 0 and (
-        part in _TAGS or str(part).startswith(("constrained-", "literal[", "function-"))
-    )
-
-
-def _did_you_mean(path: Sequence[str], of: type[Settings]) -> str:
-    """The known settings beside the misspelt one, the nearest first."""
-    known = sorted(_known_settings(of, path[:-1]))
-    near = difflib.get_close_matches(path[-1], known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}"
-
-
-def _known_settings(model: Any, path: Sequence[str]) -> set[str]:
-    if not path:
-        return set(model.model_fields)
-    if path[0].isdecimal():  # one of a list, whose members are of this model
-        return _known_settings(model, path[1:])
-    field = model.model_fields.get(path[0])
-    members = _settings_in(field.annotation) if field else []
-    return set().union(*[_known_settings(member, path[1:]) for member in members]) if members else set()
-
-
-def _settings_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    return [model for inner in getattr(annotation, "__args__", ()) for model in _settings_in(inner)]
+    return place

@@ -1,4 +1,4 @@
-"""How busy a GPU is while a part is made, as NVIDIA's NVML says. Known only where there is a GPU and `nvidia-ml-py`."""
+"""The use of a GPU while a part is made, from NVIDIA's NVML; known only where there is a GPU and `nvidia-ml-py`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-EVERY_S = 0.5
+EVERY_S = 0.5  # NVML itself averages over a sixth of a second to a second
 
 Sample = Callable[[], tuple[int, int]]  # the use of a GPU in percent, and the bytes taken on it
 
 
 @dataclass
 class GpuUse:
-    """Mean use of the GPU (0–100) and the most memory taken on it, by whomever; None where nothing is known."""
+    """Mean use of the GPU (0–100) and peak memory taken on it by all processes; None where it cannot be read."""
 
     percent: float | None = None
     peak_bytes: int | None = None
@@ -43,7 +43,7 @@ def watch_gpu(device: str, *, every_s: float = EVERY_S) -> Iterator[GpuUse]:
 
 
 def _open_sample(device: str) -> Sample | None:
-    """The function that asks NVML for one GPU; None where it cannot be asked."""
+    """A function that reads one GPU through NVML; None where that is not possible."""
     if device == "cpu":
         return None
     try:
@@ -67,10 +67,10 @@ def _open_sample(device: str) -> Sample | None:
 
 
 def _gpu_uuid(device: str) -> str | None:
-    """PyTorch's GPU by the name that NVML knows; the two number the GPUs of a machine differently."""
+    """The NVML id of a GPU of PyTorch; the two number the GPUs of a machine differently."""
     import torch
 
-    from mining.devices import open_device
+    from maskmine.mining.models.devices import open_device
 
     opened = open_device(device)
     if opened.type != "cuda":
@@ -79,12 +79,12 @@ def _gpu_uuid(device: str) -> str | None:
 
 
 def _collect(sample: Sample, samples: list[tuple[int, int]], over: threading.Event, every_s: float) -> None:
-    """A sample looks back over the last moments, so the first comes after a pause, and the last when all is over."""
+    """Sample until `over`. A sample covers the time before it: the first comes after a pause, the last at the end."""
     import pynvml
 
     try:
         while not over.wait(every_s):
             samples.append(sample())
         samples.append(sample())
-    except pynvml.NVMLError:  # the driver has gone; the work itself will tell
+    except pynvml.NVMLError:  # the driver is gone; the work itself will fail
         return

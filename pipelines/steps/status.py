@@ -1,20 +1,19 @@
-"""How far a run is: the grid of steps × parts, from one listing a folder; and what was rejected, with its reasons."""
+"""The state of a run: the grid of steps × parts, from one listing of each folder, and the rejected images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.grid import SHARD_SUFFIXES
-from pipelines.plan import Plan, read_plan
-from pipelines.publish import SUCCESS_FILE
-from pipelines.run_folder import RunFolder
-from schemas.errors import InputError
-from schemas.rows import RejectedImage
-
-_STEPS = ("nouns", "vocabulary", "regions", "pairs", "shards")
+from maskmine.pipelines.planning.plan import require_plan
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
+from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.schemas.rows import NOTHING_FOUND, RejectedImage
+from maskmine.tuning.console import TextTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,11 @@ class RunStatus:
 def run_status(run: RunFolder) -> RunStatus:
     """The grid of a run folder, current or not: cells made from older settings count until `mine` replaces them."""
     plan = require_plan(run)
-    with ThreadPoolExecutor(len(_STEPS)) as pool:  # a store gives 1,000 names at a time, so the folders do not wait
-        steps = tuple(pool.map(lambda step: _step_status(run, step, plan.parts), _STEPS))
+    cells = run_cells(run)
+    levels = [cells.levels] if cells.levels.exists(0) else []  # runs without CLIP have none
+    shown: list[Cells[Any]] = [cells.nouns, cells.vocabulary, cells.regions, *levels, cells.pairs, cells.shards]
+    with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
+        steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts), shown))
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)
 
 
@@ -54,34 +56,65 @@ def rejected_images(run: RunFolder) -> Iterator[RejectedImage]:
     parts = sorted(run.done("shards", suffixes=("json",)))
     for part, account in zip(parts, run.read_jsons("shards", parts), strict=True):
         for entry in (account or {}).get("rejections", ()):
-            yield RejectedImage(entry["image_id"], part, entry["step"], entry["reason"], entry["detail"])
+            yield RejectedImage(part=part, **entry)
 
 
-def require_plan(run: RunFolder) -> Plan:
-    """The plan of a run folder. Raises InputError when there is none."""
-    plan = read_plan(run)
-    if plan is None:
-        raise InputError(f"{run.root}: not a run folder (no plan.json); give the `out` of a `maskmine mine` run")
-    return plan
+def masks_left_out(run: RunFolder, *, most: int) -> Iterator[str]:
+    """How many annotated masks could not be read, of images that have others, and the first `most` of them."""
+    count, first = 0, list[str]()
+    for account in run.read_jsons("shards", sorted(run.done("shards", suffixes=("json",)))):
+        for image_id, detail in (account or {}).get("masks_left_out", ()):
+            count += 1
+            if len(first) < most:
+                first.append(f"  {image_id}: {detail}")
+    if count:
+        yield f"{count:,} annotated masks cannot be read, and the others of their images are used:"
+        yield from first
 
 
-def ranges(parts: tuple[int, ...], *, most: int = 6) -> str:
-    """Part numbers as `0-4, 7, 9-11`; after `most` runs the rest is counted."""
+def render_status(status: RunStatus) -> TextTable:
+    """A line for each step: a bar, and which parts are missing."""
+    table = TextTable(box=None, pad_edge=False)
+    for name in ("step", "done", "", "missing parts"):
+        table.add_column(name)
+    for step in status.steps:
+        bar = "█" * (20 * step.done // step.cells)
+        table.add_row(step.step, f"{step.done}/{step.cells}", f"{bar:░<20}", ranges(step.missing))
+    return table
+
+
+def render_rejected(images: Iterable[RejectedImage], *, examples: int) -> TextTable:
+    """A line for each step and reason, the most frequent first: the limit that counts it, and its first images."""
+    counts: Counter[tuple[str, str]] = Counter()
+    shown: dict[tuple[str, str], list[str]] = {}
+    for image in images:
+        key = (image.step, image.reason)
+        counts[key] += 1
+        if counts[key] <= examples:
+            shown.setdefault(key, []).append(f"{image.image_id}: {image.detail}" if image.detail else image.image_id)
+    table = TextTable(box=None, pad_edge=False)
+    for name in ("step", "reason", "limited by", "images", "examples"):
+        table.add_column(name, justify="right" if name == "images" else "left", overflow="fold")
+    for key, count in counts.most_common():
+        limit = "max_empty" if key[1] in NOTHING_FOUND else "max_rejected"
+        table.add_row(*key, limit, f"{count:,}", "\n".join(shown.get(key, [])))
+    return table
+
+
+def ranges(parts: tuple[int, ...], *, max_runs: int = 6) -> str:
+    """Part numbers as `0-4, 7, 9-11`; after `max_runs` runs the rest is counted."""
     runs: list[list[int]] = []
     for part in parts:
         if runs and part == runs[-1][1] + 1:
             runs[-1][1] = part
         else:
             runs.append([part, part])
-    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:most]]
-    rest = sum(last - first + 1 for first, last in runs[most:])
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:max_runs]]
+    rest = sum(last - first + 1 for first, last in runs[max_runs:])
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
-def _step_status(run: RunFolder, step: str, parts: int) -> StepStatus:
-    if step == "vocabulary":
-        done = int(run.exists("vocabulary.parquet"))
-        return StepStatus(step, done, 1, () if done else (0,))
-    present = run.done(step, suffixes=SHARD_SUFFIXES if step == "shards" else ("parquet",))
-    missing = tuple(sorted(set(range(parts)) - present))
-    return StepStatus(step, parts - len(missing), parts, missing)
+def _step_status(cells: Cells[Any], parts: int) -> StepStatus:
+    count = 1 if cells.once else parts
+    missing = tuple(cells.missing(count))
+    return StepStatus(cells.step, count - len(missing), count, missing)

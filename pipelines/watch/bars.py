@@ -8,33 +8,26 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from pipelines.cells import PartReport
-from pipelines.grid import Stage
-from pipelines.tally import StepFigures, Tally
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.watch.progress import RunProgress, StepFigures
+from maskmine.schemas.sample import part_name
+from maskmine.tuning.console import TextTable
 
 ONE_LINE_FROM_COLUMNS = 140
-_MADE = {
-    "nouns": "nouns",
-    "regions": "regions",
-    "pairs": "pairs",
-    "shards": "samples",
-    "maps": "maps",
-    "bottleneck": "maps",
-}
-_COUNTED_ONCE = "nouns"  # what the steps that are made once go through, and make
-_NAME_COLUMNS = 10
+_COUNTED_ONCE = "nouns"  # what the steps that run once go through, and make
+_NAME_COLUMNS = 10  # the longest name of a step
 _SUMMARY_COLUMNS = 120  # enough for any run; a figure is never cut, whatever the width of the terminal
-_DETAIL = "bright_black"
+_DETAIL = "bright_black"  # grey on most terminals
 
 
-class ProgressBars:
-    """A bar a step that has begun, for all workers together, drawn anew four times a second."""
+class ProgressBars(RunObserver):
+    """A bar for each step that has begun, for all workers together, redrawn four times a second."""
 
-    def __init__(self, console: Console, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, console: Console, progress: RunProgress) -> None:
+        self._progress = progress
         self._console = console
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
@@ -45,48 +38,21 @@ class ProgressBars:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        """See `engine.Watch`; the tally has it."""
-
-    def tick(self, step: str, records: int) -> None:
-        """See `engine.Watch`; the tally has it."""
-
-    def part_ends(self, report: PartReport) -> None:
-        """See `engine.Watch`; the tally has it."""
-
-    def stage_ends(self, stage: Stage) -> None:
-        """See `engine.Watch`; the tally has it."""
-
     def _render(self) -> RenderableType:
-        return render_bars(self._tally.figures(), columns=self._console.width)
+        return render_bars(self._progress.figures(), columns=self._console.width)
 
 
-class PartLines:
+class PartLines(RunObserver):
     """One line a part, for logs and pipes."""
 
-    def __init__(self, console: Console, tally: Tally) -> None:
+    def __init__(self, console: Console, progress: RunProgress) -> None:
         self._console = console
-        self._tally = tally
+        self._progress = progress
 
-    def __enter__(self) -> PartLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        """Nothing is said; the first part's line will say it."""
-
-    def tick(self, step: str, records: int) -> None:
-        """Nothing is said of single images."""
-
-    def part_ends(self, report: PartReport) -> None:
-        """Say what the part gave, and how fast all workers are together."""
-        step = next(figures for figures in self._tally.figures() if figures.step == report.step)
-        self._console.print(part_line(report, step), soft_wrap=True, highlight=False)
-
-    def stage_ends(self, stage: Stage) -> None:
-        """Nothing is said; the last part's line has said it."""
+    def on_part_done(self, report: PartReport) -> None:
+        """Print what the part gave, and how fast all workers are together."""
+        step = next(figures for figures in self._progress.figures() if figures.step == report.step)
+        self._console.print(part_line(report, step), soft_wrap=True, highlight=False, markup=False)
 
 
 def render_bars(steps: Sequence[StepFigures], *, columns: int) -> RenderableType:
@@ -98,7 +64,7 @@ def render_bars(steps: Sequence[StepFigures], *, columns: int) -> RenderableType
     )
     lines: list[RenderableType] = []
     for step, detail in zip(steps, details, strict=True):
-        grid = Table.grid(padding=(0, 1), expand=True)
+        grid = TextTable.grid(padding=(0, 1), expand=True)
         grid.add_column(width=_NAME_COLUMNS, no_wrap=True)
         grid.add_column(ratio=1)
         grid.add_column(width=counts, justify="right", no_wrap=True)
@@ -114,13 +80,12 @@ def render_bars(steps: Sequence[StepFigures], *, columns: int) -> RenderableType
 
 def part_line(report: PartReport, step: StepFigures) -> str:
     """`regions 00017: 1,000 → 9,812 regions, 31.4 s, 32/s; all workers: 241/s, 18 of 119 parts, 0:07:00 left`."""
-    made = f"{report.made:,} {_made_word(report.step)}"
+    made = f"{report.made:,} {step.label}"
     rejected = f", {report.rejected:,} rejected" if report.rejected else ""
     gpu = f", GPU {report.gpu_percent:.0f}%" if report.gpu_percent is not None else ""
     rate = report.images / report.seconds if report.seconds else 0
-    line = (
-        f"{report.step} {report.part:05d}: {report.images:,} → {made}{rejected}, {report.seconds:.1f} s, {rate:,.0f}/s"
-    )
+    name = f"{report.step} {part_name(report.part)}"
+    line = f"{name}: {report.images:,} → {made}{rejected}, {report.seconds:.1f} s, {rate:,.0f}/s"
     if step.once:
         return line + gpu
     together = [f"{_rate(step.images_per_s)}/s"] if step.images_per_s else []
@@ -128,11 +93,11 @@ def part_line(report: PartReport, step: StepFigures) -> str:
     return f"{line}{gpu}; all workers: {', '.join([*together, f'{step.parts_done:,} of {step.parts:,} parts', *left])}"
 
 
-def print_summary(console: Console, tally: Tally) -> None:
+def print_summary(console: Console, progress: RunProgress) -> None:
     """Where the time of the run went; nothing is printed when it made nothing."""
-    steps = [step for step in tally.figures() if step.parts_made]
+    steps = [step for step in progress.figures() if step.parts_made]
     if steps:
-        table = render_summary(steps, elapsed_s=tally.elapsed_s, busy_s=tally.busy_s)
+        table = render_summary(steps, elapsed_s=progress.elapsed_s, busy_s=progress.busy_s)
         console.print()
         console.print(table, soft_wrap=False, crop=False, width=_SUMMARY_COLUMNS)
 
@@ -140,7 +105,7 @@ def print_summary(console: Console, tally: Tally) -> None:
 def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: float) -> RenderableType:
     """A line a step: what this run made, how long, how fast, and in which share of its time."""
     with_gpu = any(step.gpu_percent is not None for step in steps)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table = TextTable(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("step", "parts", "images", "rejected", "made", "time", "work", "images/s", "share"):
         table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     if with_gpu:
@@ -190,17 +155,13 @@ def _details(step: StepFigures) -> Iterator[str]:
     if step.images_per_s is not None:
         yield f"{_rate(step.images_per_s)} {_COUNTED_ONCE if step.once else 'images'}/s"
     if step.made_per_s is not None and not step.once:
-        yield f"{_rate(step.made_per_s)} {_made_word(step.step)}/s"
+        yield f"{_rate(step.made_per_s)} {step.label}/s"
     if step.gpu_percent is not None:
         yield f"GPU {step.gpu_percent:.0f}%"
     if step.rejected:
         yield f"{step.rejected:,} rejected"
     if step.images_before:
         yield f"{step.images_before:,} before"
-
-
-def _made_word(step: str) -> str:
-    return _MADE.get(step, _COUNTED_ONCE)
 
 
 def _rate(per_s: float) -> str:

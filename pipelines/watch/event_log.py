@@ -10,19 +10,19 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from pipelines.cells import PartReport
-from pipelines.exits import Exit
-from pipelines.grid import Stage
-from pipelines.plan import Plan
-from pipelines.tally import Tally
-from schemas.errors import InputError
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.watch.progress import RunProgress, StepFigures
+from maskmine.schemas.errors import Exit, InputError
 
 
-class EventLog:
-    """A watch that appends to a file, one whole line at a time and at once, so that others can follow it.
+class EventLog(RunObserver):
+    """Appends to a file, one whole line at a time and at once, so that others can follow it.
 
     Every line has `time` (UTC), `event` and `run`, the run folder. When the file cannot be written any more, `say`
-    gets one line and the run goes on. Raises InputError when it cannot be opened.
+    prints one line and the run goes on. Raises InputError when it cannot be opened.
     """
 
     def __init__(self, path: str, *, run: str, engine: str, say: Callable[[str], None]) -> None:
@@ -36,47 +36,38 @@ class EventLog:
             raise InputError(f"--log-json {path}: cannot be written ({error.strerror}); give another file") from error
         self._write("run_begins", engine=engine)
 
-    def plan_is_made(self, plan: Plan) -> None:
-        """How much there is to do, earlier runs' work included."""
+    def on_plan(self, plan: Plan) -> None:
         self._write("planned", images=plan.images, parts=plan.parts)
 
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        """See `engine.Watch`."""
-        self._write("stage_begins", step=stage.name, parts=stage.cells, todo=len(todo))
+    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+        self._write("stage_begins", step=step.name, parts=step.parts, todo=len(todo))
 
-    def tick(self, step: str, records: int) -> None:
-        """Single images are no events."""
-
-    def part_ends(self, report: PartReport) -> None:
-        """See `engine.Watch`."""
+    def on_part_done(self, report: PartReport) -> None:
         self._write("part", **_rounded(asdict(report)))
 
-    def stage_ends(self, stage: Stage) -> None:
-        """See `engine.Watch`."""
-        self._write("stage_ends", step=stage.name)
+    def on_step_done(self, step: Step) -> None:
+        self._write("stage_ends", step=step.name)
 
     def stalled(self, line: str) -> None:
-        """Nothing has moved for a while."""
+        """Log that nothing has been finished for a while."""
         self._write("stalled", line=line)
 
-    def run_ends(self, how: Exit, *, error: BaseException | None, tally: Tally) -> None:
-        """Why the run is over, and what it did in all."""
+    def run_ends(self, how: Exit, *, error: BaseException | None, progress: RunProgress) -> None:
+        """Log why the run is over, and what it did in total."""
         self._write(
             "run_ends",
             reason=how.word,
             exit_code=int(how),
             error=None if error is None else " ".join(str(error).split()) or type(error).__name__,
-            seconds=round(tally.elapsed_s, 3),
-            busy_seconds=round(tally.busy_s, 3),
-            steps=[_rounded(asdict(step)) for step in tally.figures()],
+            seconds=round(progress.elapsed_s, 3),
+            busy_seconds=round(progress.busy_s, 3),
+            steps=[_step_fields(step) for step in progress.figures()],
         )
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Close the file; nothing is written after this."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._drop()
 
     def _write(self, event: str, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -98,6 +89,13 @@ class EventLog:
         if file is not None:
             with suppress(OSError):  # what could not be written cannot be flushed either
                 file.close()
+
+
+def _step_fields(step: StepFigures) -> dict[str, Any]:
+    """A step without its label, which is for people."""
+    fields = _rounded(asdict(step))
+    del fields["label"]
+    return fields
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.cells import PartReport
-from pipelines.exits import Exit
-from pipelines.grid import Stage
-from pipelines.tally import StepFigures, Tally
-from schemas.errors import InputError
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.watch.progress import RunProgress, StepFigures
+from maskmine.schemas.errors import Exit, InputError
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -32,21 +32,21 @@ _GAUGES: dict[str, tuple[str, Callable[[StepFigures], float | None]]] = {
 }
 
 
-class Metrics:
-    """A watch that shows the tally's figures to Prometheus. `say` gets what a person should know.
+class Metrics(RunObserver):
+    """Exports the figures of a run to Prometheus. `say` prints what a person should know.
 
     `where` is a port of this machine alone (`9400`), an address (`0.0.0.0:9400`), or a file that ends in .prom and is
     replaced as a whole after each part. Raises InputError when the place is none of these or cannot be used.
     """
 
-    def __init__(self, where: str, tally: Tally, *, run: str, say: Callable[[str], None]) -> None:
+    def __init__(self, where: str, progress: RunProgress, *, run: str, say: Callable[[str], None]) -> None:
         try:
             from prometheus_client import CollectorRegistry
         except ImportError as error:
             raise InputError("--metrics: needs prometheus_client; pip install 'maskmine[metrics]'") from error
         self._registry = CollectorRegistry(auto_describe=False)
-        self._figures = _Figures(tally, run)
-        self._registry.register(self._figures)
+        self._collector = _Collector(progress, run)
+        self._registry.register(self._collector)
         self._say = say
         self._path: str | None = None
         self._stop: Callable[[], None] | None = None
@@ -55,32 +55,31 @@ class Metrics:
             self._stop = self._serve(where, address["host"] or "127.0.0.1", int(address["port"]))
         elif where.endswith(".prom"):
             self._path = where
-            self._write_first()
+            try:
+                self._replace_file(where)
+            except OSError as error:
+                raise InputError(
+                    f"--metrics {where}: cannot be written ({error.strerror}); give another file"
+                ) from error
         else:
             raise InputError(f"--metrics {where}: give a port, HOST:PORT, or a file that ends in .prom")
 
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        """See `engine.Watch`."""
+    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         self._write()
 
-    def tick(self, step: str, records: int) -> None:
-        """Single images do not count; their part will."""
-
-    def part_ends(self, report: PartReport) -> None:
-        """See `engine.Watch`."""
+    def on_part_done(self, report: PartReport) -> None:
         self._write()
 
-    def stage_ends(self, stage: Stage) -> None:
-        """See `engine.Watch`."""
+    def on_step_done(self, step: Step) -> None:
         self._write()
 
     def run_ends(self, how: Exit) -> None:
-        """The last word in a file."""
-        self._figures.ended = how
+        """Record how the run ended."""
+        self._collector.ended = how
         self._write()
 
     def close(self) -> None:
-        """The port is free again."""
+        """Free the port."""
         if self._stop is not None:
             self._stop()
 
@@ -101,37 +100,28 @@ class Metrics:
 
         return stop
 
-    def _write_first(self) -> None:
-        try:
-            self._replace_file()
-        except OSError as error:
-            raise InputError(
-                f"--metrics {self._path}: cannot be written ({error.strerror}); give another file"
-            ) from error
-
     def _write(self) -> None:
         if self._path is None:
             return
         try:
-            self._replace_file()
+            self._replace_file(self._path)
         except OSError as error:
             self._say(
                 f"--metrics {self._path}: cannot be written any more ({error.strerror}); the run goes on without it"
             )
             self._path = None
 
-    def _replace_file(self) -> None:
+    def _replace_file(self, path: str) -> None:
         from prometheus_client import write_to_textfile
 
-        assert self._path is not None
-        write_to_textfile(self._path, self._registry)
+        write_to_textfile(path, self._registry)
 
 
-class _Figures:
-    """What prometheus_client calls a collector: reads the tally whenever somebody asks."""
+class _Collector:
+    """A collector of prometheus_client, which reads the progress at each scrape."""
 
-    def __init__(self, tally: Tally, run: str) -> None:
-        self._tally = tally
+    def __init__(self, progress: RunProgress, run: str) -> None:
+        self._progress = progress
         self._run = run
         self.ended: Exit | None = None
 
@@ -139,7 +129,7 @@ class _Figures:
         """All metrics as they are now."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-        steps = self._tally.figures()
+        steps = self._progress.figures()
         for name, (help_text, count) in _COUNTERS.items():
             counter = CounterMetricFamily(f"maskmine_{name}", help_text, labels=["run", "step"])
             for step in steps:
@@ -152,7 +142,7 @@ class _Figures:
                     gauge.add_metric([self._run, step.step], value)
             if gauge.samples:
                 yield gauge
-        moved = time.time() - self._tally.still_s
+        moved = time.time() - self._progress.still_s
         yield self._of_run("last_progress_timestamp_seconds", "When anything was finished last, in Unix time.", moved)
         if self.ended is not None:
             yield self._of_run("exit_code", "How the run ended; 0 is complete.", self.ended)

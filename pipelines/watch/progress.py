@@ -1,4 +1,4 @@
-"""What a run has done so far, added up from what its watch is told: bars, lines, metrics and the summary show this.
+"""What a run has done so far, added up from its events: bars, lines, metrics and the summary show this.
 
 Work counts from the driver's side: a part fills the seconds before its report came. So rates are those of all workers
 together, whatever their number, and what an earlier run did is counted apart.
@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from pipelines.cells import PartReport
-from pipelines.grid import Stage
-from pipelines.plan import Plan
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import PartReport
 
 LAST_WHILE_S = 60.0
 _PARTS_IN_A_WHILE = 3
@@ -24,15 +25,16 @@ _POINTS_IN_A_WHILE = 120
 
 @dataclass(frozen=True, slots=True)
 class StepFigures:
-    """A step of the grid at one moment.
+    """A step of the grid at one moment; `label` is the word for what it makes.
 
-    Images are nouns in the steps that are made `once`; there `images` is None, nobody knows it before the end.
+    Images are nouns in the steps that run `once`; there `images` is None, as it is not known before the end.
     `…_before` is what earlier runs did, `…_done` counts it too, all else is this run's alone. `busy_s` is the time
     during which at least one worker made a part, `worker_s` the sum of all their times. Rates are those of all workers
     over the last while, and over all of `busy_s` when the step has ended; None as long as nothing is known.
     """
 
     step: str
+    label: str
     once: bool
     ended: bool
     parts: int
@@ -53,8 +55,8 @@ class StepFigures:
     gpu_peak_bytes: int | None
 
 
-class Tally:
-    """A watch that adds up. Other threads may read it at any time. `clock` is in seconds, and never goes back."""
+class RunProgress(RunObserver):
+    """Adds up what a run has done. Other threads may read it at any time. `clock` is monotonic, in seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -64,37 +66,38 @@ class Tally:
         self._busy = Spans()
         self._begun_s = self._moved_s = clock()
 
-    def plan_is_made(self, plan: Plan) -> None:
-        """From now on it is known how many images and parts there are; comes before any stage."""
+    def on_plan(self, plan: Plan) -> None:
         with self._lock:
             self._plan = plan
             self._moved_s = self._clock()
 
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        """See `engine.Watch`."""
+    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         with self._lock:
             self._moved_s = self._clock()
-            self._steps[stage.name] = _begin(stage, todo, self._plan)
+            images, images_before = None, 0
+            if self._plan is not None and not step.once:
+                images = self._plan.images
+                images_before = images - sum(map(self._plan.part_size, todo))
+            self._steps[step.name] = _Step(
+                step.name, step.label, step.once, step.parts, images, images_before, set(todo)
+            )
 
-    def tick(self, step: str, records: int) -> None:
-        """See `engine.Watch`."""
+    def on_records(self, step: str, records: int) -> None:
         with self._lock:
             self._moved_s = self._clock()
             self._steps[step].tick(self._moved_s, records)
 
-    def part_ends(self, report: PartReport) -> None:
-        """See `engine.Watch`."""
+    def on_part_done(self, report: PartReport) -> None:
         with self._lock:
             self._moved_s = self._clock()
             begun_s = max(self._begun_s, self._moved_s - report.seconds)
             self._busy.add(begun_s, self._moved_s)
-            self._steps[report.step].part_ends(report, begun_s, self._moved_s)
+            self._steps[report.step].on_part_done(report, begun_s, self._moved_s)
 
-    def stage_ends(self, stage: Stage) -> None:
-        """See `engine.Watch`."""
+    def on_step_done(self, step: Step) -> None:
         with self._lock:
             self._moved_s = self._clock()
-            self._steps[stage.name].ended = True
+            self._steps[step.name].ended = True
 
     def figures(self) -> list[StepFigures]:
         """The steps that this run has begun, in that order, as they are now."""
@@ -125,7 +128,7 @@ class Tally:
 
 
 class Spans:
-    """How much time some spans cover together; they come in the order of their ends."""
+    """The time that some spans cover together; they come in the order of their ends."""
 
     def __init__(self) -> None:
         self.total_s = 0.0
@@ -155,7 +158,7 @@ class Rate:
         self._whole = True  # whether the points go back to the beginning
 
     def add(self, now_s: float, records: int) -> None:
-        """So many records came."""
+        """`records` more came."""
         self._total += records
         points = self._points
         if len(points) > 1 and now_s - points[-2][0] < self._window_s / _POINTS_IN_A_WHILE:
@@ -174,7 +177,7 @@ class Rate:
         self._points.appendleft((begun_s, 0))
 
     def look_back(self, window_s: float) -> None:
-        """Let the last while be so long, at least."""
+        """Look back over `window_s`, at least."""
         self._window_s = max(self._window_s, window_s)
 
     def per_second(self, now_s: float) -> float | None:
@@ -193,6 +196,7 @@ class _Step:
     """The sums of a step."""
 
     name: str
+    label: str
     once: bool
     parts: int
     images: int | None
@@ -216,7 +220,7 @@ class _Step:
         self.largest_tick = max(self.largest_tick, records)
         self.rate.add(now_s, records)
 
-    def part_ends(self, report: PartReport, begun_s: float, now_s: float) -> None:
+    def on_part_done(self, report: PartReport, begun_s: float, now_s: float) -> None:
         self.left.discard(report.part)
         self.parts_made += 1
         self.images_made += report.images
@@ -240,6 +244,7 @@ class _Step:
         left = None if self.images is None or self.ended else max(0, self.images - done)
         return StepFigures(
             step=self.name,
+            label=self.label,
             once=self.once,
             ended=self.ended,
             parts=self.parts,
@@ -264,10 +269,3 @@ class _Step:
         """The mean over the last parts, by their seconds."""
         seconds = sum(part_s for _, part_s in self.gpu)
         return sum(percent * part_s for percent, part_s in self.gpu) / seconds if seconds else None
-
-
-def _begin(stage: Stage, todo: Sequence[int], plan: Plan | None) -> _Step:
-    if plan is None or stage.once:
-        return _Step(stage.name, stage.once, stage.cells, None, 0, set(todo))
-    before = plan.images - sum(plan.part_size(part) for part in todo)
-    return _Step(stage.name, stage.once, stage.cells, plan.images, before, set(todo))

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from pipelines.status import ranges
-from pipelines.tally import Tally
+from maskmine.pipelines.steps.status import ranges
+from maskmine.pipelines.watch.progress import RunProgress
 
-_LONGEST_WAIT_S = 3600.0  # threads cannot wait for ever
+_LONGEST_WAIT_S = 3600.0  # threads cannot wait indefinitely
+# What to look at when a run stalls, by engine.
 _LOOK_AT = {
     "local": "see whether this process computes or waits (top, nvidia-smi), and whether disk and network answer",
     "ray": "see `ray status` and `ray list actors`, and on the workers' machines memory, GPUs and the shared folder",
@@ -18,14 +19,14 @@ _LOOK_AT = {
 
 
 class Watchdog:
-    """A thread that looks at the tally and does nothing else; `say` gets the line.
+    """A thread that reads the progress and does nothing else; `say` prints the line.
 
     The line comes when nothing has moved for `after_s`, and again each `after_s` until something does. Leaving the
-    block ends the thread; after that nothing is said.
+    block ends the thread; after that nothing is printed.
     """
 
-    def __init__(self, tally: Tally, *, after_s: float, engine: str, say: Callable[[str], None]) -> None:
-        self._tally = tally
+    def __init__(self, progress: RunProgress, *, after_s: float, engine: str, say: Callable[[str], None]) -> None:
+        self._progress = progress
         self._after_s = after_s
         self._look_at = _LOOK_AT.get(engine, _LOOK_AT["local"])
         self._say = say
@@ -43,13 +44,13 @@ class Watchdog:
 
     def look(self) -> float:
         """Say the line if it is due; returns after how many seconds to look again."""
-        still_s = self._tally.still_s
+        still_s = self._progress.still_s
         if still_s < self._said_s:
             self._said_s = 0.0
         if still_s < self._said_s + self._after_s:
             return self._said_s + self._after_s - still_s
         self._said_s = still_s
-        self._say(stall_line(self._tally.in_hand(), still_s=still_s, look_at=self._look_at))
+        self._say(stall_line(self._progress.in_hand(), still_s=still_s, look_at=self._look_at))
         return self._after_s
 
     def _watch(self) -> None:

@@ -1,43 +1,46 @@
-"""`maskmine serve`: a local web page on which people name classes and see the map of a picture."""
+"""The server of a page: one port on this machine, bound before anything is loaded, until an interrupt."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pipelines.serving import Serving
-from schemas.errors import InputError
+from maskmine.schemas.errors import InputError
+
+OpenApp = Callable[[tuple[str, ...] | None, Callable[[], bool]], Any]
+"""From the allowed host names (None: any) and whether the server is stopping to the ASGI application."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_HIGHEST_PORT = 65_535
-_BACKLOG = 64
-_MOST_CONNECTIONS = 100
-_LAST_ANSWERS_S = 5
+_MAX_PORT = 65_535
+_MAX_CONNECTIONS = 100  # several times what a queue of `max_waiting` users needs
+_SHUTDOWN_S = 5  # for answers under way when the server is stopped
 
 
-def serve(settings: Serving, *, host: str, port: int, say: Callable[[str], None]) -> NoReturn:
-    """Load the models and answer until an interrupt, which is raised as KeyboardInterrupt.
+def run_server(open_app: OpenApp, *, host: str, port: int, say: Callable[[str], None], command: str) -> NoReturn:
+    """Open the application and serve it until an interrupt, which is raised as KeyboardInterrupt.
 
-    The port is taken before the models are loaded; 0 takes a free one. Raises InputError when it cannot be had, when
-    the libraries for it are not installed, or as `Serving.open`.
+    The port is bound before the application is opened; 0 binds a free one. Raises InputError when it cannot be bound,
+    when the libraries of `maskmine {command}` are not installed, or as `open_app`.
     """
     try:
         import uvicorn
 
-        from pipelines.serve_app import make_app
+        import maskmine.pipelines.web.site  # noqa: F401
     except ImportError as error:
-        raise InputError(f"serve: needs {error.name}; pip install 'maskmine[serve]'") from error
+        raise InputError(f"{command}: needs {error.name}; pip install 'maskmine[serve]'") from error
     with _listen(host, port) as listener:
-        say("loading the models …")
-        served = settings.open()
-        if not _is_loopback(listener):
+        address, bound_port, *_ = listener.getsockname()
+        is_loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        app = open_app(_LOOPBACK if is_loopback else None, lambda: server.should_exit)
+        if not is_loopback:
             say(f"open to whoever can reach this machine, without a password (--host {host})")
-        say(f"{_address(listener)}  (Ctrl-C stops it)")
+        say(f"http://{f'[{address}]' if ':' in address else address}:{bound_port}  (Ctrl-C stops it)")
         config = uvicorn.Config(
-            make_app(served, hosts=_LOOPBACK if _is_loopback(listener) else None, stopping=lambda: server.should_exit),
+            app,
             loop="asyncio",
             http="h11",
             ws="none",
@@ -46,49 +49,32 @@ def serve(settings: Serving, *, host: str, port: int, say: Callable[[str], None]
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_MOST_CONNECTIONS,
-            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
         )
         server = uvicorn.Server(config)
         server.run(sockets=[listener])
-    raise KeyboardInterrupt  # a signal ended it, also where this process was started with signals ignored
+    raise KeyboardInterrupt  # uvicorn returns on a signal, also where the process was started with signals ignored
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket at which others knock already, though nobody answers yet."""
+    """A listening socket, so that connections queue before the server answers."""
     given = f"--host {host} --port {port}"
-    if not 0 <= port <= _HIGHEST_PORT:
-        raise InputError(f"--port {port}: ports go from 1 to {_HIGHEST_PORT}; give another one")
+    if not 0 <= port <= _MAX_PORT:
+        raise InputError(f"--port {port}: ports go from 1 to {_MAX_PORT}; give another one")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((host, port), family=family)
+    except (socket.gaierror, UnicodeError) as error:
         raise InputError(f"{given}: this machine has no such address; use 127.0.0.1, or 0.0.0.0 for all") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
     except OSError as error:
-        listener.close()
-        raise InputError(f"{given}: {_why(error, port)}") from error
-    return listener
+        raise InputError(f"{given}: {_reason(error, port)}") from error
 
 
-def _why(error: OSError, port: int) -> str:
+def _reason(error: OSError, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        other = port + 1 if port < _HIGHEST_PORT else port - 1
+        other = port + 1 if port < _MAX_PORT else port - 1
         return f"the port is in use; stop what uses it, or give another one, such as --port {other}"
     if error.errno == errno.EACCES:
         return "only root may take this port; give one above 1023"
-    return f"cannot be served ({error.strerror}); give another address"
-
-
-def _is_loopback(listener: socket.socket) -> bool:
-    return ipaddress.ip_address(str(listener.getsockname()[0]).partition("%")[0]).is_loopback
-
-
-def _address(listener: socket.socket) -> str:
-    host, port, *_ = listener.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"cannot be served ({os.strerror(error.errno or 0)}); give another address"

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mining.crops import Crop, cut_regions, grow_boxes, tight_boxes
-from mining.models.clip import ImageTower, TextTower
-from mining.templates import fill_template, load_templates
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import Scene
+from maskmine.mining.images.crops import Crop, cut_regions, grow_boxes, tight_boxes
+from maskmine.mining.models.clip import ImageTower, TextTower
+from maskmine.mining.models.prompt_templates import fill_template, load_templates
+from maskmine.scripts.demo_world.nouns import demo_nouns
+from maskmine.scripts.demo_world.scene import Scene
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ TIGHT = Crop(fill="none", expand_ratio=1.0)
 MASKED = Crop(fill="mean", expand_ratio=1.0)
 
 CROWD = 4
-"""A scene with so many objects is crowded."""
+"""From this number of objects on, a scene is crowded."""
 
 _ALONE_SHARE = 0.05  # of a crop: with more of other objects in it, it is not one of a single object
 _SCENES_AT_ONCE = 100
@@ -32,7 +32,7 @@ _SCENES_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of so many crops, the shares that have their noun first, and among the first five; 0 where there is no crop."""
+    """The number of crops, and the shares with their noun first and among the first five; 0 where there is no crop."""
 
     crops: int
     top1: float
@@ -61,9 +61,9 @@ def measure_clip(image: ImageTower, text: TextTower, scenes: Iterable[Scene]) ->
     scenes = iter(scenes)
     while some := list(itertools.islice(scenes, _SCENES_AT_ONCE)):
         crowded = [scene for scene in some if len(scene.nouns) >= CROWD]
-        ranks[0].append(_ranks(image, nouns_KD, some, SURROUNDINGS, alone=True))
-        ranks[1].append(_ranks(image, nouns_KD, crowded, TIGHT))
-        ranks[2].append(_ranks(image, nouns_KD, crowded, MASKED))
+        ranks[0].append(ranks_of_crops(image, nouns_KD, some, SURROUNDINGS, alone=True))
+        ranks[1].append(ranks_of_crops(image, nouns_KD, crowded, TIGHT))
+        ranks[2].append(ranks_of_crops(image, nouns_KD, crowded, MASKED))
     return ClipAccuracy(*map(_accuracy, ranks))
 
 
@@ -90,9 +90,13 @@ def alone_in_crop(masks_NHW: Tensor, *, crop: Crop) -> Tensor:
     return torch.tensor(alone, dtype=torch.bool)
 
 
-def _ranks(image: ImageTower, nouns_KD: Tensor, scenes: Sequence[Scene], crop: Crop, *, alone: bool = False) -> Tensor:
-    """How many nouns are nearer to each crop than its own, int64 [R]."""
+def ranks_of_crops(
+    image: ImageTower, nouns_KD: Tensor, scenes: Sequence[Scene], crop: Crop, *, alone: bool = False
+) -> Tensor:
+    """How many nouns come before each crop's own by their nearness, int64 [R]."""
     import torch
+
+    from maskmine.tuning.evaluation.region_accuracy import ranks_of
 
     numbers = {noun: number for number, noun in enumerate(demo_nouns())}
     pictures, masks, truths = [], [], [torch.empty(0, dtype=torch.long)]
@@ -104,8 +108,7 @@ def _ranks(image: ImageTower, nouns_KD: Tensor, scenes: Sequence[Scene], crop: C
         truths.append(truth_N[keep_N])
     crops_R3SS = cut_regions(pictures, masks, size_px=image.size_px, mean=image.mean, std=image.std, crop=crop)
     similarity_RK = image.embed(crops_R3SS).cpu() @ nouns_KD.cpu().T
-    own_R1 = similarity_RK.gather(1, torch.cat(truths)[:, None])
-    return (similarity_RK > own_R1).sum(1)
+    return ranks_of(similarity_RK, torch.cat(truths))
 
 
 def _accuracy(ranks: Sequence[Tensor]) -> Accuracy:

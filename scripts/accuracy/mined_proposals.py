@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mining.proposals import LoadedImage, Proposals, Proposer
-from pipelines.run_folder import RunFolder
-from pipelines.status import require_plan
-from schemas.rows import RegionsRow
-from scripts.proposal_recall import ProposalRecall, measure_proposals
-from scripts.story_world import read_scenes
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.rows import RegionsRow
+from maskmine.scripts.accuracy.proposals import ProposalRecall, measure_proposals
+from maskmine.scripts.demo_world.on_disk import read_scenes
 
 MOST_PROPOSALS = 30
 
@@ -30,12 +30,7 @@ def mined_recall(run: RunFolder, *, world: Path) -> ProposalRecall:
 
 def regions_by_image(run: RunFolder) -> dict[str, RegionsRow]:
     """The regions of all images of a run, by image id."""
-    return {row.image_id: row for row in _rows(run)}
-
-
-def _rows(run: RunFolder) -> Iterator[RegionsRow]:
-    for part in range(require_plan(run).parts):
-        yield from run.read_rows("regions", f"{part:05d}.parquet", row_type=RegionsRow)
+    return {row.image_id: row for row in FinishedRun.open(run).all_rows(RegionsRow)}
 
 
 def _replay(rows: Sequence[RegionsRow]) -> Proposer:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from mining.models.clip import Clip, ImageTower, TextTower
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.plan import make_plan
-from pipelines.progress import ProgressBars
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
-from pipelines.tally import Tally
-from schemas.errors import InputError
-from scripts.story_world import truth_of
+from maskmine.mining.models.clip import Clip, ImageTower, TextTower
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.pipelines.watch.bars import ProgressBars
+from maskmine.pipelines.watch.progress import RunProgress
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.demo_world.nouns import OPENMOJI_LICENCE
+from maskmine.scripts.demo_world.on_disk import truth_of
 
 Masks = Literal["maskformer", "ground_truth"]
+PAPER: Mapping[str, Any] = {"proposal_weight": 0.0, "min_evidence": None}
+"""What of the configuration makes the clean set, undone: every pair of the paper's rule is written."""
+CLEAN: Mapping[str, Any] = {}
+"""The configuration's own filters."""
 
-_MODELS = Path(__file__).parent / "models"
-_CONFIG = Path(__file__).parents[1] / "configs" / "demo-models.yaml"
-_LICENCE = "CC-BY-SA-4.0"  # that of OpenMoji, with which the scenes of their training were drawn
+_MODELS = Path(__file__).parents[1] / "models"
+_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo-models.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class DemoModels:
 
     def clip_settings(self) -> Clip:
         """How mining sees the CLIP."""
-        return Clip(model=str(self.clip), licence=_LICENCE)
+        return Clip(model=str(self.clip), licence=OPENMOJI_LICENCE)
 
 
 def find_models(*, clip: Path | None, maskformer: Path | None) -> DemoModels:
@@ -71,12 +75,22 @@ def open_towers(clip: Clip, *, device: str = "auto") -> tuple[ImageTower, TextTo
 
 
 def mine_world(
-    world: Path, *, out: Path, models: DemoModels, masks: Masks, per_image: int | str, console: Console
+    world: Path,
+    *,
+    out: Path,
+    models: DemoModels,
+    masks: Masks,
+    per_image: int | str,
+    console: Console,
+    pairs: Mapping[str, Any] = PAPER,
 ) -> RunFolder:
-    """Mine a world as `configs/demo-models.yaml` says, or what is left of it; bars are drawn on a terminal."""
+    """Mine a world with the models of `configs/demo-models.yaml`, or what is left of it; bars are drawn on a terminal.
+
+    `pairs` is the rule and its filters: the paper's, which writes every pair, or `CLEAN`, those of the configuration.
+    """
     proposals: dict[str, Any] = {"regions.proposals.checkpoint": str(models.maskformer)}
     if masks == "ground_truth":
-        truth = {"kind": masks, "annotations": truth_of(world), "licence": _LICENCE}
+        truth = {"kind": masks, "annotations": truth_of(world), "licence": OPENMOJI_LICENCE}
         proposals = {"regions.proposals": truth}
     settings = load_mining(
         str(_CONFIG),
@@ -88,16 +102,29 @@ def mine_world(
                 "captions.per_image": per_image,
                 **proposals,
                 "regions.clip": models.clip_settings().model_dump(mode="json"),
-                "max_rejected": 1.0,
+                **{f"pairs.{name}": value for name, value in pairs.items()},
                 "out": str(out),
             }.items()
         ],
     )
-    tally = Tally()
-    tally.plan_is_made(make_plan(RunFolder(settings.out), settings))
+    tally = RunProgress()
     if console.is_terminal:
         with ProgressBars(console, tally):
-            mine(settings, engine=run_local, watch=tally)
+            mine(settings, engine=LocalEngine(), observer=tally)
     else:
-        mine(settings, engine=run_local, watch=tally)
+        mine(settings, engine=LocalEngine(), observer=tally)
+    return RunFolder(settings.out)
+
+
+def mine_truth(world: Path, *, out: Path) -> RunFolder:
+    """Mine a world by its true masks and their labels, as `configs/demo.yaml` says."""
+    places = {
+        "captions.annotations": str(world / "captions.json"),
+        "captions.images": str(world / "images"),
+        "regions.proposals.annotations": truth_of(world),
+        "out": str(out),
+    }
+    overrides = [f"{place}={json.dumps(value)}" for place, value in places.items()]
+    settings = load_mining(str(_CONFIG.with_name("demo.yaml")), overrides=overrides)
+    mine(settings, engine=LocalEngine(), observer=RunProgress())
     return RunFolder(settings.out)

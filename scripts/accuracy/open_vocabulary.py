@@ -10,25 +10,20 @@ Shapes: N proposals of a scene, M objects that have a proposal, C nouns; H, W he
 from __future__ import annotations
 
 import functools
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from mining.models.clip import Clip
-from mining.models.open_maskformer import OpenMaskFormer
-from mining.proposals import Keep, LoadedImage, Proposals, keep_proposals
-from schemas.rows import Rejection
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import Scene
-from scripts.demo_world import jpeg
-from scripts.train_open_maskformer_scenes import is_taught
-from tuning.segmenter import Models, Segmenter
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
+from maskmine.mining.proposers.proposals import Keep, Proposals
+from maskmine.scripts.accuracy.proposals import iou_of, propose_scene
+from maskmine.scripts.demo_world.nouns import OPENMOJI_LICENCE, demo_nouns
+from maskmine.scripts.demo_world.scene import Scene
+from maskmine.scripts.training.open_vocabulary.scenes import is_taught
+from maskmine.tuning.segmentation.segmenter import Models, Segmenter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +34,11 @@ CLIP_WEIGHTS = (0.3, 0.5, 0.7)
 
 OWN, CLIP = "MaskFormer's own", "CLIP"
 TAUGHT, OTHER = "taught", "other"
-_LICENCE = "CC-BY-SA-4.0"
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAccuracy:
-    """Of so many objects, how many have a proposal, and of these the share that each way names right (0–1).
+    """The number of objects, how many have a proposal, and the share of these that each way names right (0–1).
 
     `top1` is among all nouns, `top1_of_kind` among those that were taught, or among those that were not.
     """
@@ -56,11 +50,11 @@ class OpenAccuracy:
 
 
 def demo_segmenter(maskformer: Path, *, clip: Path) -> Segmenter:
-    """The settings with which the demo world is looked at."""
+    """The settings for segmenting the demo world."""
     return Segmenter(
-        proposals=OpenMaskFormer(kind="open_maskformer", checkpoint=str(maskformer), licence=_LICENCE),
+        proposals=OpenMaskFormer(kind="open_maskformer", checkpoint=str(maskformer), licence=OPENMOJI_LICENCE),
         keep=Keep(min_score=0.05, min_area_px=60, top=30),
-        clip=Clip(model=str(clip), licence=_LICENCE),
+        clip=Clip(model=str(clip), licence=OPENMOJI_LICENCE),
         rule="ensemble",
         device="cpu",
         cpu_threads=1,
@@ -123,25 +117,21 @@ def _best(votes_C: Tensor, *, kind: str | None) -> str:
 
 def _votes(settings: Segmenter, models: Models, scene: Scene) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The number of each object that has a proposal, and each way's votes for all nouns [C]."""
-    import torch
+    from maskmine.tuning.segmentation.semantic_inference import clip_probabilities, ensemble
 
-    from tuning.segmentation_rules import clip_probabilities, ensemble
-
-    picture = np.array(Image.open(io.BytesIO(jpeg(Image.fromarray(scene.picture_HW3)))))
-    rgb_3HW = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-    (answer,) = models.propose([LoadedImage("scene", rgb_3HW)], min_score=settings.keep.min_score)
-    assert not isinstance(answer, Rejection)  # a drawn scene can always be looked at
-    kept = keep_proposals(answer, keep=settings.keep)
+    rgb_3HW, kept = propose_scene(models.propose, scene, settings.keep)
     pairs = list(_fitting(kept, scene))
     if not pairs:
         return
-    assert models.look is not None  # both are there for the ensemble
-    assert models.own is not None
+    assert models.region_classifier is not None  # both are there for the ensemble
+    assert models.proposal_classifier is not None
     objects, numbers = zip(*pairs, strict=True)
     chosen = _taken(kept, numbers)
-    own_MC = models.own(chosen, _names())
-    (regions_MD,) = models.look.regions([rgb_3HW], [chosen.masks_NHW])
-    clip_MC = clip_probabilities(regions_MD, models.look.classes(_names()), logit_scale=settings.logit_scale)
+    own_MC = models.proposal_classifier(chosen, _names())
+    (regions_MD,) = models.region_classifier.embed_regions([rgb_3HW], [chosen.masks_NHW])
+    clip_MC = clip_probabilities(
+        regions_MD, models.region_classifier.embed_classes(_names()), logit_scale=settings.logit_scale
+    )
     both = [ensemble(own_MC, clip_MC, clip_weight=weight) for weight in CLIP_WEIGHTS]
     for row, number in enumerate(objects):
         yield number, {way: votes_MC[row] for way, votes_MC in zip(ways(), (own_MC, clip_MC, *both), strict=True)}
@@ -151,10 +141,7 @@ def _fitting(kept: Proposals, scene: Scene) -> Iterator[tuple[int, int]]:
     """Each object's number with that of the proposal that fits it best, where it fits."""
     if not len(kept):
         return
-    masks_NP = kept.masks_NHW.flatten(1).numpy().astype(np.float32)
-    truth_MP = scene.masks_NHW.reshape(len(scene.nouns), -1).astype(np.float32)
-    shared_MN = truth_MP @ masks_NP.T
-    iou_MN = shared_MN / (truth_MP.sum(1)[:, None] + masks_NP.sum(1)[None] - shared_MN)
+    iou_MN = iou_of(kept.masks_NHW.numpy(), scene.masks_NHW)
     for number, iou_N in enumerate(iou_MN):
         if iou_N.max() >= LEAST_IOU:
             yield number, int(iou_N.argmax())

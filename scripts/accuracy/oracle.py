@@ -10,26 +10,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pipelines.bottleneck_report import draw_bars, render_bars
-from pipelines.exits import exit_of
-from schemas.errors import IncompleteError, InputError
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import Scene
-from scripts.demo_seeds import check_held_out
-from scripts.demo_segmentation import demo_classes, demo_segmenter, mapped_scenes
-from scripts.story_models import DemoModels, find_models
-from scripts.story_world import find_world, read_scenes
-from tuning.bottleneck import Bar, find_bottleneck, verdict
+from maskmine.pipelines.segment.oracle_report import draw_cases, render_cases
+from maskmine.schemas.rows import Rejection
+from maskmine.scripts.accuracy.models import DemoModels, find_models
+from maskmine.scripts.accuracy.segmentation import demo_classes, demo_segmenter, mapped_scenes
+from maskmine.scripts.command import run_command
+from maskmine.scripts.demo_world.nouns import demo_nouns
+from maskmine.scripts.demo_world.on_disk import find_world, read_scenes
+from maskmine.scripts.demo_world.scene import Scene
+from maskmine.scripts.demo_world.splits import check_held_out
+from maskmine.tuning.console import plain_console
+from maskmine.tuning.segmentation.confusion import Confusion, Labels
+from maskmine.tuning.segmentation.oracle import CaseScores, open_cases, scores_by_case, verdict
+from maskmine.tuning.segmentation.segmenter import Rgb, Segmenter
 
 CHART_FILE = "bottleneck.png"
+_BATCH = 32  # scenes that are segmented together: their maps in all cases are in memory
 TEMPLATES = "vild"
-CONSOLE = Console(width=max(110, Console().width))
+CONSOLE = plain_console(width=max(110, plain_console().width))
 
 
 def main(
@@ -51,26 +55,37 @@ def main(
     if as_json:
         sys.stdout.write(json.dumps([bar.as_json() for bar in bars], indent=2) + "\n")
         return
-    CONSOLE.print(render_bars(bars))
+    CONSOLE.print(render_cases(bars))
     CONSOLE.print(f"\n{verdict(bars)}\n{folder / CHART_FILE}", highlight=False, soft_wrap=True)
 
 
-def demo_bottleneck(world: Path, scenes: Iterable[tuple[str, Scene]], *, models: DemoModels) -> list[Bar]:
+def demo_bottleneck(world: Path, scenes: Iterable[tuple[str, Scene]], *, models: DemoModels) -> list[CaseScores]:
     """Every case on scenes of a world; without a MaskFormer, those with true masks."""
     settings = demo_segmenter(models, true_masks=None if models.maskformer else world, templates=TEMPLATES)
     classes = demo_classes(world)
-    return find_bottleneck(mapped_scenes(scenes, classes=classes), settings=settings, classes=classes)
+    return evaluate_cases(mapped_scenes(scenes, classes=classes), settings=settings, classes=classes)
 
 
-def write_chart(bars: Sequence[Bar], path: Path) -> None:
+def evaluate_cases(
+    images: Iterable[tuple[str, Rgb, Labels]], *, settings: Segmenter, classes: Sequence[str]
+) -> list[CaseScores]:
+    """Every case over images with their ids and annotations; rejected ones are left out."""
+    segment_cases = open_cases(settings, classes=classes)
+    sums: dict[str, Confusion] = {}
+    remaining = iter(images)
+    while batch := list(islice(remaining, _BATCH)):
+        image_ids, rgb, annotations = zip(*batch, strict=True)
+        for gt_HW, maps in zip(annotations, segment_cases(rgb, annotations, image_ids=image_ids), strict=True):
+            for case, labels_HW in {} if isinstance(maps, Rejection) else maps.items():
+                sums.setdefault(case, Confusion.of_classes(len(classes))).add(labels_HW, gt_HW=gt_HW)
+    return scores_by_case(sums)
+
+
+def write_chart(bars: Sequence[CaseScores], path: Path) -> None:
     """The mIoU of every case as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(draw_bars(bars, title=f"What limits segmentation: mIoU among {len(demo_nouns())} nouns"))
+    path.write_bytes(draw_cases(bars, title=f"What limits segmentation: mIoU among {len(demo_nouns())} nouns"))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (InputError, IncompleteError) as error:
-        typer.echo(f"bottleneck: {error}", err=True)
-        sys.exit(exit_of(error))
+    run_command(main, name="bottleneck")

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mining.proposals import Keep, LoadedImage, Proposer, keep_proposals
-from schemas.rows import Rejection
-from scripts.demo_scene import Scene
-from scripts.demo_seen import is_seen
-from scripts.demo_world import jpeg
+from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
+from maskmine.schemas.rows import Rejection
+from maskmine.scripts.demo_world.draw import jpeg
+from maskmine.scripts.demo_world.scene import Scene
+from maskmine.scripts.demo_world.splits import is_seen
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ SIZE_NAMES = ("tiny", "small", "medium", "large")
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Of so many objects, the shares with a proposal of IoU at least 0.5 and 0.75; 0 where there is no object."""
+    """The number of objects, and the shares with a proposal of IoU at least 0.5 and 0.75; 0 where there is none."""
 
     objects: int
     at_50: float
@@ -62,7 +62,7 @@ class _Found:
 def measure_proposals(
     proposer: Proposer, scenes: Iterable[Scene], *, most: int = 30, min_score: float = 0.05, min_area_px: int = 60
 ) -> ProposalRecall:
-    """What a proposer finds with at most so many proposals a scene, the best that are left after mining's choice.
+    """Recall with at most a number of proposals a scene, the best of those that mining keeps.
 
     `min_area_px` is that of the smallest objects of the demo world. Scenes may be drawn as they are needed.
     """
@@ -70,7 +70,7 @@ def measure_proposals(
     found: list[_Found] = []
     counts: list[int] = []
     for scene in scenes:
-        masks_NHW = _proposed(proposer, scene, keep)
+        masks_NHW = propose_scene(proposer, scene, keep)[1].masks_NHW.numpy()
         counts.append(len(masks_NHW))
         for noun, truth_HW, iou in zip(scene.nouns, scene.masks_NHW, best_iou(masks_NHW, scene.masks_NHW), strict=True):
             found.append(_Found(iou, is_seen(noun.noun), float(np.count_nonzero(truth_HW)) ** 0.5))
@@ -90,22 +90,29 @@ def measure_proposals(
 
 def best_iou(masks_NHW: np.ndarray[Any, Any], truth_MHW: np.ndarray[Any, Any]) -> list[float]:
     """For every object the intersection over union of the proposal that fits it best; 0 where there is none."""
+    best: list[float] = iou_of(masks_NHW, truth_MHW).max(1, initial=0.0).tolist()
+    return best
+
+
+def iou_of(masks_NHW: np.ndarray[Any, Any], truth_MHW: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The intersection over union of every object with every proposal [M, N]."""
     pixels = truth_MHW.shape[1] * truth_MHW.shape[2]
     masks_NP, truth_MP = (masks.reshape(-1, pixels).astype(np.float32) for masks in (masks_NHW, truth_MHW))
     shared_MN = truth_MP @ masks_NP.T
     union_MN = truth_MP.sum(1)[:, None] + masks_NP.sum(1)[None] - shared_MN
-    best: list[float] = (shared_MN / np.maximum(union_MN, 1)).max(1, initial=0.0).tolist()
-    return best
+    iou_MN: np.ndarray[Any, Any] = shared_MN / np.maximum(union_MN, 1)
+    return iou_MN
 
 
-def _proposed(proposer: Proposer, scene: Scene, keep: Keep) -> np.ndarray[Any, Any]:
+def propose_scene(proposer: Proposer, scene: Scene, keep: Keep) -> tuple[torch.Tensor, Proposals]:
+    """The pixels of a scene as mining reads them, uint8 [3, H, W], and the proposals that mining would keep."""
     import torch
 
     picture = Image.open(io.BytesIO(jpeg(Image.fromarray(scene.picture_HW3))))
-    rgb_3HW: torch.Tensor = torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
+    rgb_3HW = torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
     (answer,) = proposer([LoadedImage("scene", rgb_3HW)], min_score=keep.min_score)
-    assert not isinstance(answer, Rejection)  # a drawn scene can always be looked at
-    return keep_proposals(answer, keep=keep).masks_NHW.numpy()
+    assert not isinstance(answer, Rejection)  # a drawn scene can always be read
+    return rgb_3HW, keep_proposals(answer, keep=keep)
 
 
 def _recall(found: list[_Found]) -> Recall:

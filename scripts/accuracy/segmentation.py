@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from mining.segmentation_scores import NOTHING, Labels
-from mining.truth import read_truth
-from pipelines.settings import load_settings
-from scripts.demo_scene import Scene
-from scripts.demo_seen import seen_nouns
-from scripts.instance_maps import find_instance_set
-from scripts.story_models import DemoModels
-from scripts.story_world import truth_of
-from tuning.segmenter import Rgb, Segmenter
-from tuning.semantic_sets import SemanticSet
+from maskmine.mining.evaluation.annotations import read_annotations
+from maskmine.pipelines.settings.mining import load_settings
+from maskmine.scripts.accuracy.instance_maps import find_instance_set
+from maskmine.scripts.accuracy.models import DemoModels
+from maskmine.scripts.demo_world.nouns import OPENMOJI_LICENCE
+from maskmine.scripts.demo_world.on_disk import truth_of
+from maskmine.scripts.demo_world.scene import Scene
+from maskmine.scripts.demo_world.splits import seen_nouns
+from maskmine.tuning.benchmarks.sets import SemanticSet
+from maskmine.tuning.segmentation.confusion import IGNORE, Labels
+from maskmine.tuning.segmentation.segmenter import Rgb, Segmenter
 
-_CONFIG = Path(__file__).parents[1] / "configs" / "segment-demo.yaml"
-_LICENCE = "CC-BY-SA-4.0"
+_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "segment-demo.yaml"
 
 
 def demo_segmenter(models: DemoModels, *, true_masks: Path | None = None, **changes: Any) -> Segmenter:
@@ -37,11 +37,15 @@ def demo_segmenter(models: DemoModels, *, true_masks: Path | None = None, **chan
     """
     places: dict[str, Any] = {"clip": models.clip_settings().model_dump(mode="json"), "paint": "sum"}
     if true_masks is not None:
-        places["proposals"] = {"kind": "ground_truth", "annotations": truth_of(true_masks), "licence": _LICENCE}
+        places["proposals"] = {"kind": "ground_truth", "annotations": truth_of(true_masks), "licence": OPENMOJI_LICENCE}
         places["keep"] = {"min_score": 0.0, "min_area_px": 1, "max_area_ratio": 1.0, "max_iou": 1.0}
     elif models.maskformer is not None:
         kind = "open_maskformer" if is_open(models.maskformer) else "maskformer"
-        places["proposals"] = {"kind": kind, "checkpoint": str(models.maskformer.absolute()), "licence": _LICENCE}
+        places["proposals"] = {
+            "kind": kind,
+            "checkpoint": str(models.maskformer.absolute()),
+            "licence": OPENMOJI_LICENCE,
+        }
     overrides = [f"{place}={json.dumps(value)}" for place, value in (places | changes).items()]
     return load_settings(Segmenter, str(_CONFIG), overrides=overrides)
 
@@ -60,7 +64,7 @@ def demo_set(world: Path, *, to: Path) -> SemanticSet:
 @functools.cache
 def demo_classes(world: Path) -> tuple[str, ...]:
     """The nouns that scenes are counted among: all of the demo world, in the order of their labels."""
-    return read_truth(truth_of(world)).categories
+    return read_annotations(truth_of(world)).categories
 
 
 def mapped_scenes(
@@ -68,7 +72,7 @@ def mapped_scenes(
 ) -> Iterator[tuple[str, Rgb, Labels]]:
     """Scenes with their ids as pictures and their true maps."""
     for image_id, scene in scenes:
-        labels_HW = np.full(scene.picture_HW3.shape[:2], NOTHING, np.int32)
+        labels_HW = np.full(scene.picture_HW3.shape[:2], IGNORE, np.int32)
         for noun, mask_HW in zip(scene.nouns, scene.masks_NHW, strict=True):
             labels_HW[mask_HW] = classes.index(noun.noun)
         yield image_id, scene.picture_HW3, labels_HW

@@ -1,6 +1,6 @@
 """How fast exports are written: against copying the same bytes, against a plain loop, and what bounds them.
 
-A form that copies pictures is bound by the disk and by SHA-256; one that makes new pictures by their codecs, which take
+A form that copies images is bound by the disk and by SHA-256; one that makes new images by their codecs, which take
 many times as long as a copy. So each form says how much of its time that work alone takes, in as many threads.
 """
 
@@ -25,26 +25,29 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mining.decoder import Decoding
-from mining.exports.pictures import CLIP_MEAN_PX, Pictures, decode, decode_mask, map_in_order
-from mining.exports.selection import Selection
-from mining.exports.stored import StoredSample
-from mining.exports.tars import KEY_COLOUR
-from mining.shards import ImageToWrite, Shards, write_shard
-from pipelines.export import Export, export_run
-from pipelines.export_reader import RunReader, read_finished
-from pipelines.plan import PLANNED
-from pipelines.publish import SUCCESS_FILE
-from pipelines.run_folder import RunFolder
-from schemas.manifest import Manifest, ShardEntry, Totals
-from schemas.mask import Mask
-from schemas.rows import ImageRow, SampleRow
-from schemas.sample import FORMAT_VERSION, ImageFormat
-from schemas.tables import from_table
-from scripts.measures import Measure, in_turns
+from maskmine.mining.exports.filters import Selection
+from maskmine.mining.exports.images import CLIP_MEAN_PX, Pictures, decode, decode_mask
+from maskmine.mining.exports.tars import KEY_COLOUR
+from maskmine.mining.storage.prefetch import map_in_order
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.export.export import Export, export_run
+from maskmine.pipelines.export.reader import RunReader
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import parse_mining
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import ImageFormat, StoredSample
+from maskmine.schemas.tables import from_table
+from maskmine.scripts.benches.fixtures import drawn_photos
+from maskmine.scripts.benches.shards import ellipse_masks
+from maskmine.scripts.measures import Measure, in_turns
 
 _PICTURES = Pictures(threads=os.cpu_count() or 2)
 _SHARDS = 4
+_NOUNS = ("dog", "cat", "horse", "bird", "tree", "car")
 _REPEATS = 8
 """How often the shards stand in the run for the forms that copy, so that not their first and last steps are timed."""
 
@@ -64,15 +67,16 @@ class _Case:
     repeats: int = 1
 
 
-def bench_export(items: Sequence[ImageToWrite]) -> Iterator[Measure]:
-    """MB/s of each export of a run made of these images, as a share of a plain copy of what it wrote, and its bounds.
+def bench_exports(photos: Sequence[Path]) -> Iterator[Measure]:
+    """MB/s of each export of about a thousand pairs, as a share of a plain copy of what it wrote, and its bounds.
 
     Export and copy sync every file to the disk; plain loops are one process that syncs nothing. MosaicML's writer is
     measured where it is installed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        small = _write_run(Path(scratch) / "run", items)
-        runs = {1: small, _REPEATS: _repeat(small, Path(scratch) / "large", times=_REPEATS)}
+        paths = list(photos) or drawn_photos(Path(scratch))
+        print("  mining", flush=True)
+        runs = {times: _mine(paths, Path(scratch) / f"run-{times}", images=160 * times) for times in (1, _REPEATS)}
         for name, case in _cases().items():
             if name != "mds" or _has_mds():
                 yield from _measure(name, case, runs[case.repeats], Path(scratch))
@@ -91,11 +95,11 @@ def _measure(name: str, case: _Case, run: RunFolder, scratch: Path) -> Iterator[
     export_s, copy_s, bound_s, *plain_s = in_turns(*works)
     size_mb = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     share = copy_s / export_s
-    yield Measure(f"{name}: {size_mb:,.3g} MB written", size_mb / export_s, "MB/s", "", None)
+    yield Measure(f"{name}: {size_mb:,.3g} MB written", size_mb / export_s, "MB/s")
     yield Measure(f"{name}: of the speed of a copy", 100 * share, "%", "≥ 50", share >= 0.5)
-    yield Measure(f"{name}: {case.bound_by}, of its time", 100 * bound_s / export_s, "%", "", None)
+    yield Measure(f"{name}: {case.bound_by}, of its time", 100 * bound_s / export_s, "%")
     for seconds in plain_s:
-        yield Measure(f"{name}: against a plain loop", seconds / export_s, "×", "", None)
+        yield Measure(f"{name}: against a plain loop", seconds / export_s, "×")
 
 
 def _cases() -> dict[str, _Case]:
@@ -168,7 +172,7 @@ def _parquet(run: RunFolder, _: Path, copy: Path) -> Callable[[], object]:
 
 
 def _samples(run: RunFolder) -> list[StoredSample]:
-    with RunReader(run, read_finished(run)) as reader:
+    with RunReader(FinishedRun.open_published(run)) as reader:
         tables = (table.drop_columns(["split"]) for table in reader.tables(Selection()))
         return [reader.read(row) for table in tables for row in from_table(table, SampleRow)]
 
@@ -281,87 +285,56 @@ def _copy(source: Path, target: Path) -> None:
     """Copy a folder, each file synced."""
     shutil.rmtree(target, ignore_errors=True)
     for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
+        copied = target / path.relative_to(source)
         if path.is_dir():
-            place.mkdir(parents=True)
+            copied.mkdir(parents=True)
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as read, place.open("wb") as written:
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as read, copied.open("wb") as written:
             shutil.copyfileobj(read, written, 1 << 20)
             written.flush()
             os.fsync(written.fileno())
 
 
-def _write_run(folder: Path, items: Sequence[ImageToWrite]) -> RunFolder:
-    """A finished run without the steps before its shards."""
-    run, read = RunFolder(str(folder)), partial(Decoding().read, max_pixels=10**8)
-    entries = []
-    for number in range(_SHARDS):
-        part = items[number * len(items) // _SHARDS : (number + 1) * len(items) // _SHARDS]
-        name = f"{number:05d}"
-        with run.write("shards", f"{name}.tar") as file:
-            index, account = write_shard(
-                file, part, shards=Shards(), keep=lambda *_: True, shard=f"{name}.tar", read=read
+def _mine(paths: Sequence[Path], folder: Path, *, images: int) -> RunFolder:
+    """A finished run of photographs, listed again until there are `images`, with a noun for each of some ellipses."""
+    folder.mkdir()
+    listed, captions, objects = list[Pair](), list[Pair](), list[Pair]()
+    for image_id in range(images):
+        for number, mask in enumerate(ellipse_masks(paths[image_id % len(paths)], seed=image_id, count=len(_NOUNS))):
+            size_hw, (x0, y0, x1, y1) = [mask.height_px, mask.width_px], mask.box_xyxy
+            objects.append(
+                {
+                    "id": len(objects),
+                    "image_id": image_id,
+                    "category_id": number,
+                    "segmentation": {"size": size_hw, "counts": mask.counts.decode()},
+                    "area": mask.area_px,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "iscrowd": 0,
+                }
             )
-        run.write_rows("shards", f"{name}.parquet", rows=index, row_type=SampleRow, fingerprint="")
-        run.write_rows(
-            "images", f"{name}.parquet", rows=[item.image for item in part], row_type=ImageRow, fingerprint=PLANNED
+        captions.append({"id": image_id, "image_id": image_id, "caption": ", ".join(f"a {noun}" for noun in _NOUNS)})
+        listed.append(
+            {"id": image_id, "file_name": paths[image_id % len(paths)].name, "height": size_hw[0], "width": size_hw[1]}
         )
-        index_sha256 = hashlib.sha256(run.read_bytes("shards", f"{name}.parquet")).hexdigest()
-        entries.append(
-            ShardEntry(
-                name=f"{name}.tar",
-                images=len(part),
-                samples=len(index),
-                size_bytes=account.size_bytes,
-                sha256=account.sha256,
-                index_sha256=index_sha256,
-            )
-        )
-    _finish(run, entries, images=len(items))
-    return run
-
-
-def _repeat(run: RunFolder, folder: Path, *, times: int) -> RunFolder:
-    """A run whose shards are those of another, each some times."""
-    large, entries = RunFolder(str(folder)), []
-    (folder / "shards").mkdir(parents=True)
-    for number, entry in enumerate(read_finished(run).shards * times):
-        name = f"{number:05d}"
-        os.link(run.path("shards", entry.name), folder / "shards" / f"{name}.tar")
-        table = run.read_table("shards", entry.name.replace(".tar", ".parquet"))
-        column = table.column_names.index("shard")
-        table = table.set_column(column, "shard", pa.array([f"{name}.tar"] * len(table)))
-        large.write_table("shards", f"{name}.parquet", table=table, row_type=SampleRow, fingerprint="")
-        sha256 = hashlib.sha256(large.read_bytes("shards", f"{name}.parquet")).hexdigest()
-        entries.append(entry.model_copy(update={"name": f"{name}.tar", "index_sha256": sha256}))
-    _finish(large, entries, images=sum(entry.images for entry in entries))
-    return large
-
-
-def _finish(run: RunFolder, entries: Sequence[ShardEntry], *, images: int) -> None:
-    totals = Totals(
-        images=images,
-        with_pairs=images,
-        rejected={},
-        samples=sum(entry.samples for entry in entries),
-        nouns=1,
-        size_bytes=sum(entry.size_bytes for entry in entries),
-    )
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        fingerprint="0" * 64,
-        plan_sha256="0" * 64,
-        settings={},
-        models=(),
-        libraries={},
-        shards=tuple(entries),
-        totals=totals,
-    )
-    run.write_json("manifest.json", value=manifest.model_dump(mode="json"))
-    run.write_json("plan.json", value={})
-    with run.write(SUCCESS_FILE):
-        pass
+    categories = [{"id": number, "name": noun} for number, noun in enumerate(_NOUNS)]
+    head = {"images": listed, "categories": categories}
+    for name, of_images in (("captions", captions), ("instances", objects)):
+        (folder / f"{name}.json").write_text(json.dumps({**head, "annotations": of_images}))
+    tree = {
+        "captions": {"kind": "coco", "annotations": str(folder / "captions.json"), "images": str(paths[0].parent)},
+        "regions": {
+            "proposals": {"kind": "ground_truth", "annotations": str(folder / "instances.json")},
+            "keep": {"min_score": 0.0, "min_area_px": 1, "max_area_ratio": 1.0, "max_iou": 1.0},
+            "clip": None,
+        },
+        "pairs": {"rule": "labels"},
+        "shards": {"images_per_part": -(-images // _SHARDS)},
+        "out": str(folder / "mined"),
+    }
+    mine(parse_mining(tree, place="bench"), engine=LocalEngine(), observer=RunObserver())
+    return RunFolder(str(folder / "mined"))
 
 
 def _has_mds() -> bool:

@@ -1,8 +1,8 @@
-"""What a picture costs with each proposer at its real size, together with CLIP and COCO's 80 names: time and memory.
+"""What an image costs with each proposer at its real size, together with CLIP and COCO's 80 names: time and memory.
 
 Weights are random and made here from the libraries' own configurations, so nothing is downloaded. Random weights think
 the same of every mask: thresholds are set so that about as many go on as with trained ones, which is half of Segment
-Anything's masks through its filters, and 30 regions of each picture to CLIP.
+Anything's masks through its filters, and 30 regions of each image to CLIP.
 
 Every proposer is measured in a process of its own, and its weights are written by another one before.
 """
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from schemas.errors import InputError
-from scripts.bench_mining import save_random_clip, save_random_maskformer
-from scripts.measures import Measure, peak_bytes
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.benches.fixtures import SWIN_B, save_random_clip, save_random_maskformer, save_random_sam
+from maskmine.scripts.measures import Measure, peak_bytes
 
 if TYPE_CHECKING:
-    from transformers import Sam2Config, SamConfig
+    from transformers import Sam2Config
 
 _INSTANCES = "annotations/instances_train2017.json"
 _KEPT = 30
@@ -38,7 +38,7 @@ _MASK_R_CNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
 
 def bench_proposers(coco_mini: Path, *, images: int = 2, clip: str = "ViT-B-16") -> Iterator[Measure]:
-    """Seconds and megabytes for each proposer, on the first pictures of COCO that have annotations."""
+    """Seconds and megabytes for each proposer, on the first images of COCO that have annotations."""
     shown, names = read_coco(coco_mini, images=images)
     context = multiprocessing.get_context("spawn")
     for title, save in _PROPOSERS.items():
@@ -50,15 +50,15 @@ def bench_proposers(coco_mini: Path, *, images: int = 2, clip: str = "ViT-B-16")
                 tree = pool.apply(_save_models, (save, str(coco_mini), scratch, clip))
             with context.Pool(1) as pool:
                 cost = pool.apply(_segment, (tree, shown, names))
-        yield Measure(f"{title}: an image", cost.seconds, "s", "", None)
-        yield Measure(f"{title}: of this the proposals", cost.proposing_seconds, "s", "", None)
-        yield Measure(f"{title}: time of processors", cost.cpu_seconds, "s", "", None)
-        yield Measure(f"{title}: peak memory", cost.peak_mb, "MB", "", None)
-        yield Measure(f"{title}: proposed, named", cost.proposed, f"masks, {cost.regions:.3g} regions", "", None)
+        yield Measure(f"{title}: an image", cost.seconds, "s")
+        yield Measure(f"{title}: of this the proposals", cost.proposing_seconds, "s")
+        yield Measure(f"{title}: time of processors", cost.cpu_seconds, "s")
+        yield Measure(f"{title}: peak memory", cost.peak_mb, "MB")
+        yield Measure(f"{title}: proposed, named", cost.proposed, f"masks, {cost.regions:.3g} regions")
 
 
 def read_coco(coco_mini: Path, *, images: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Ids and paths of the first pictures with annotations, and the names of the categories."""
+    """Ids and paths of the first images with annotations, and the names of the categories."""
     path = coco_mini / _INSTANCES
     if not path.is_file():
         raise InputError(f"bench: {path} is not there; give the folder of COCO with --coco-mini")
@@ -67,17 +67,6 @@ def read_coco(coco_mini: Path, *, images: int) -> tuple[list[tuple[str, str]], l
     chosen = [one for one in content["images"] if one["id"] in annotated][:images]
     shown = [(str(one["id"]), str(coco_mini / "train2017" / one["file_name"])) for one in chosen]
     return shown, [category["name"] for category in content["categories"]]
-
-
-def sam_config(*, large: bool) -> SamConfig:
-    """The sizes of facebook/sam-vit-large, or those of facebook/sam-vit-base."""
-    from transformers import SamConfig
-
-    vision: dict[str, Any] = {"initializer_range": 0.02}
-    if large:
-        vision |= {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-        vision |= {"global_attn_indexes": [5, 11, 17, 23]}
-    return SamConfig(vision_config=vision)
 
 
 def sam2_config() -> Sam2Config:
@@ -120,7 +109,7 @@ def _save_models(save: Save, coco_mini: str, scratch: str, clip: str) -> dict[st
         "proposals": save(folder, Path(coco_mini)),
         "clip": {"model": clip, "pretrained": str(weights)},
         "keep": {"min_score": 0.0, "min_area_px": 1, "max_area_ratio": 1.0, "max_iou": 1.0, "top": _KEPT},
-        "templates": "raw",  # names are embedded once for all pictures
+        "templates": "raw",  # names are embedded once for all images
         "device": "cpu",
     }
 
@@ -128,7 +117,7 @@ def _save_models(save: Save, coco_mini: str, scratch: str, clip: str) -> dict[st
 def _segment(tree: dict[str, Any], shown: list[tuple[str, str]], names: list[str]) -> _Cost:
     from dataclasses import replace
 
-    from tuning.segmenter import Segmentation, Segmenter
+    from maskmine.tuning.segmentation.segmenter import Segmentation, Segmenter
 
     settings = Segmenter.model_validate(tree)
     models = settings.load()
@@ -141,13 +130,13 @@ def _segment(tree: dict[str, Any], shown: list[tuple[str, str]], names: list[str
         return iter(answers)
 
     segment = settings.open(models=replace(models, propose=propose))
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for _, path in shown]
-    assert models.look is not None
-    models.look.classes(tuple(names))  # remembered, so not a part of what a picture costs
+    images = [np.asarray(Image.open(path).convert("RGB")) for _, path in shown]
+    assert models.region_classifier is not None
+    models.region_classifier.embed_classes(tuple(names))  # remembered, so not a part of what an image costs
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     found = [
         segment([rgb_HW3], classes=names, image_ids=[image_id])[0]
-        for (image_id, _), rgb_HW3 in zip(shown, pictures, strict=True)
+        for (image_id, _), rgb_HW3 in zip(shown, images, strict=True)
     ]
     taken_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     maps = [one for one in found if isinstance(one, Segmentation)]
@@ -162,10 +151,7 @@ def _segment(tree: dict[str, Any], shown: list[tuple[str, str]], names: list[str
 
 
 def _save_maskformer(folder: Path, coco_mini: Path) -> dict[str, Any]:
-    saved = save_random_maskformer(
-        folder / "maskformer", embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12
-    )
-    return {"kind": "maskformer", "checkpoint": str(saved)}
+    return {"kind": "maskformer", "checkpoint": str(save_random_maskformer(folder / "maskformer", **SWIN_B))}
 
 
 def _save_sam_base(folder: Path, coco_mini: Path) -> dict[str, Any]:
@@ -177,13 +163,7 @@ def _save_sam_large(folder: Path, coco_mini: Path) -> dict[str, Any]:
 
 
 def _save_sam(folder: Path, *, large: bool) -> dict[str, Any]:
-    import torch
-    from transformers import SamImageProcessor, SamModel
-
-    torch.manual_seed(0)
-    SamModel(sam_config(large=large)).save_pretrained(folder / "sam")
-    SamImageProcessor().save_pretrained(folder / "sam")
-    return {"kind": "sam", "checkpoint": str(folder / "sam"), **_HALF_OF_SAM}
+    return {"kind": "sam", "checkpoint": str(save_random_sam(folder / "sam", large=large)), **_HALF_OF_SAM}
 
 
 def _save_sam2(folder: Path, coco_mini: Path) -> dict[str, Any]:

@@ -11,24 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.cells import PartReport
-from pipelines.grid import Stage
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.regenerate import open_earlier
-from pipelines.run_folder import RunFolder
-from pipelines.settings import Mining, load_mining
-from scripts.measures import Measure
-from scripts.story_world import find_world
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import Mining, load_mining
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.scripts.demo_world.on_disk import find_world
+from maskmine.scripts.measures import Measure
 
-_CONFIG = Path(__file__).parents[1] / "configs" / "demo-models.yaml"
+_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo-models.yaml"
 _SCENES, _ROUNDS, _GOAL = 200, 3, 0.02
 _STEPS = ("nouns", "vocabulary", "pairs", "shards")
 
 
 @dataclass
-class Watched:
-    """A watch that tells loading models from work: seconds of each step, of start-up, and of the whole run."""
+class Watched(RunObserver):
+    """Separates loading models from work: seconds of each step, of start-up, and of the whole run."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     start_up_s: float = 0.0
@@ -45,27 +45,21 @@ class Watched:
         """Seconds of no step: the plan, what becomes of the earlier run, accounts and checksums at the end."""
         return self.work_s - sum(self.seconds.values())
 
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         self._begun = time.monotonic()
 
-    def tick(self, step: str, records: int) -> None:
-        pass
-
-    def part_ends(self, report: PartReport) -> None:
-        if self._begun is not None:  # the first part of its stage
+    def on_part_done(self, report: PartReport) -> None:
+        if self._begun is not None:  # the first part of its step
             self.start_up_s += time.monotonic() - self._begun - report.seconds
             self._begun = None
         self.seconds[report.step] = self.seconds.get(report.step, 0.0) + report.seconds
-
-    def stage_ends(self, stage: Stage) -> None:
-        pass
 
 
 def bench_regenerate(*, scenes: int = _SCENES) -> list[Measure]:
     """Scenes of the demo world: a run with a caption each, then with other captions and its regions, three times.
 
     Each step of the second run is held against the whole of the first. Beside the sum stands what every image costs: a
-    set this small has not said all its nouns yet, and each new one is embedded once.
+    set this small does not have all its nouns yet, and each new one is embedded once.
     """
     with tempfile.TemporaryDirectory() as scratch:
         world = find_world(Path(scratch, "world"), scenes=scenes, seed=7)
@@ -80,15 +74,15 @@ def bench_regenerate(*, scenes: int = _SCENES) -> list[Measure]:
     shares["rest"] = statistics.median(one.rest_s for one in again) / full.work_s
     share = sum(shares.values())
     return [
-        Measure("scenes", scenes, "images", "", None),
-        Measure("full run, without start-up", full.work_s, "s", "", None),
-        *[Measure(f"  {step}", seconds, "s", "", None) for step, seconds in full.seconds.items()],
-        Measure("start-up of the full run", full.start_up_s, "s", "", None),
-        Measure("start-up with new captions", statistics.median(one.start_up_s for one in again), "s", "", None),
-        Measure("nouns of the full run", len(old), "nouns", "", None),
-        Measure("nouns that only the new captions say", len(new - old), "nouns", "", None),
-        *[Measure(f"  new captions: {step}", 100 * part, "% of full", "", None) for step, part in shares.items()],
-        Measure("new captions, without new nouns", 100 * (share - shares["vocabulary"]), "% of full", "", None),
+        Measure("scenes", scenes, "images"),
+        Measure("full run, without start-up", full.work_s, "s"),
+        *[Measure(f"  {step}", seconds, "s") for step, seconds in full.seconds.items()],
+        Measure("start-up of the full run", full.start_up_s, "s"),
+        Measure("start-up with new captions", statistics.median(one.start_up_s for one in again), "s"),
+        Measure("nouns of the full run", len(old), "nouns"),
+        Measure("nouns that only the new captions say", len(new - old), "nouns"),
+        *[Measure(f"  new captions: {step}", 100 * part, "% of full") for step, part in shares.items()],
+        Measure("new captions, without new nouns", 100 * (share - shares["vocabulary"]), "% of full"),
         Measure("new captions", 100 * share, "% of full", f"≤ {_GOAL:.0%}", share <= _GOAL),
     ]
 
@@ -104,7 +98,7 @@ def _other_captions(captions: Path, to: Path) -> Path:
     by_image: dict[int, list[dict[str, Any]]] = {}
     for one in sorted(content["annotations"], key=lambda one: one["id"]):
         by_image.setdefault(one["image_id"], []).append(one)
-    content["annotations"] = [said[1] for said in by_image.values()]
+    content["annotations"] = [captions[1] for captions in by_image.values()]
     to.write_text(json.dumps(content), encoding="utf-8")
     return to
 
@@ -113,7 +107,6 @@ def _settings(world: Path, captions: Path, *, out: str) -> Mining:
     overrides = [
         f"captions.annotations={captions}",
         f"captions.images={world / 'images'}",
-        "max_rejected=1.0",
         f"out={out}",
     ]
     return load_mining(str(_CONFIG), overrides=overrides)
@@ -121,7 +114,6 @@ def _settings(world: Path, captions: Path, *, out: str) -> Mining:
 
 def _mine(settings: Mining, *, regions: str | None = None) -> Watched:
     watch, start = Watched(), time.monotonic()
-    earlier = open_earlier(regions, settings) if regions else None
-    mine(settings, engine=run_local, watch=watch, earlier=earlier)
+    mine(settings, engine=LocalEngine(), observer=watch, regions_from=regions)
     watch.total_s = time.monotonic() - start
     return watch

@@ -24,24 +24,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mining.caption_entries import ENTRIES, NOTHING_MORE
-from mining.captions import AnySource, CocoCaptions
-from mining.source_files import SourceFile
-from mining.source_pictures import Folder, HuggingFace
-from mining.source_tables import TableCaptions
-from mining.source_tars import Img2dataset
-from pipelines.grid import plan_stages
-from pipelines.plan import make_plan
-from pipelines.run_folder import RunFolder
-from pipelines.settings import Mining, parse_mining
-from schemas.settings import Settings
-from scripts.measures import Measure, peak_bytes
+from maskmine.mining.captions import AnySource
+from maskmine.mining.sources.coco import CocoCaptions
+from maskmine.mining.sources.entries import ENTRIES, NOTHING_MORE
+from maskmine.mining.sources.files import SourceFile
+from maskmine.mining.sources.hugging_face import HuggingFace
+from maskmine.mining.sources.image_folder import Folder
+from maskmine.mining.sources.tables import TableCaptions
+from maskmine.mining.sources.webdataset import Img2dataset
+from maskmine.pipelines.planning.plan import make_plan
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import Mining, parse_mining
+from maskmine.pipelines.steps.grid import plan_steps
+from maskmine.pipelines.steps.identity import identify
+from maskmine.schemas.settings import Settings
+from maskmine.scripts.measures import Measure, peak_bytes
 
 ROWS, MANY_ROWS = 200_000, 2_000_000
-PICTURES = 10_000
+IMAGES = 10_000
 PLANNED = 2_000_000
 _KINDS = ("jsonl", "csv", "parquet", "coco")
 _AT_ONCE_ROWS = 10_000
+_MEMORY_GOAL = "< 1000"  # MB: the process, and the 512 MB that DuckDB sorts in
 _SOUNDS = (
     ("b", "c", "d", "f", "g", "l", "m", "n", "r", "t"),
     ("a", "ai", "e", "ea", "ee", "i", "o", "oa", "ou", "u"),
@@ -57,52 +61,55 @@ def bench_sources() -> Iterator[Measure]:
         for name, source in _sources(Path(folder)):
             begin = time.process_time()
             rows = sum(len(table) for table in source.read(images_per_part=1000))
-            yield Measure(f"{name}: read", rows / (time.process_time() - begin), "rows/CPU s", "", None)
+            yield Measure(f"{name}: read", rows / (time.process_time() - begin), "rows/CPU s")
     with tempfile.TemporaryDirectory(prefix="maskmine-bench-") as folder:
         for kind in _KINDS:
-            peaks = []
             for rows in (ROWS, MANY_ROWS):
                 file = _write_captions(Path(folder), kind, rows)
                 measured = _in_own_process("file", kind, str(file), f"{folder}/run-{kind}-{rows}")
-                peaks.append(measured["peak_bytes"])
-                yield Measure(f"{kind}: plan of {rows:,} rows", rows / measured["cpu_s"], "rows/CPU s", "", None)
-                yield Measure(f"{kind}: peak memory, {rows:,} rows", measured["peak_bytes"] / 1e6, "MB", "", None)
+                peak_bytes = measured["peak_bytes"]
+                yield Measure(f"{kind}: plan of {rows:,} rows", rows / measured["cpu_s"], "rows/CPU s")
+                yield Measure(
+                    f"{kind}: peak memory, {rows:,} rows", peak_bytes / 1e6, "MB", _MEMORY_GOAL, peak_bytes < 1e9
+                )
                 file.unlink()
-            ratio = peaks[1] / peaks[0]
-            yield Measure(f"{kind}: memory of ten times the rows", ratio, "×", "≤ 1.15", ratio <= 1.15)
 
 
 def bench_planning(images: int = PLANNED) -> Iterator[Measure]:
     """Generated images with a caption each, cut into parts of 10,000, planned again from what is there, and listed."""
     with tempfile.TemporaryDirectory(prefix="maskmine-bench-") as folder:
         measured = _in_own_process("generated", str(images), f"{folder}/run")
-    yield Measure(f"{images:,} images", measured["parts"], "parts", "", None)
-    yield Measure("plan", measured["cpu_s"], "CPU s", "", None)
-    yield Measure("plan", images / measured["cpu_s"], "images/CPU s", "", None)
-    yield Measure("plan", measured["plan_s"], "s", "", None)
-    yield Measure("a second run finds the plan", measured["resume_s"], "s", "", None)
-    yield Measure("it lists the cells that are not made", measured["list_s"], "s", "", None)
-    yield Measure("plan on the disk", measured["size_bytes"] / images, "bytes/image", "", None)
+    yield Measure(f"{images:,} images", measured["parts"], "parts")
+    yield Measure("plan", measured["cpu_s"], "CPU s")
+    yield Measure("plan", images / measured["cpu_s"], "images/CPU s")
+    yield Measure("plan", measured["plan_s"], "s")
+    yield Measure("a second run finds the plan", measured["resume_s"], "s")
+    yield Measure("it lists the cells that are not made", measured["list_s"], "s")
+    yield Measure("plan on the disk", measured["size_bytes"] / images, "bytes/image")
     peak_bytes = measured["peak_bytes"]
-    yield Measure("peak memory", peak_bytes / 1e6, "MB", "< 1000", peak_bytes < 1e9)
+    yield Measure("peak memory", peak_bytes / 1e6, "MB", _MEMORY_GOAL, peak_bytes < 1e9)
 
 
 class Generated(Settings):
-    """`files` captioned images that are in no file: ids, paths and captions as long as those of web data."""
+    """Captioned images that are in no file: ids, paths and captions as long as those of web data."""
 
     kind: Literal["generated"] = "generated"
+    """A source made by the bench."""
     name: str | None = None
+    """Name of the source."""
     files: str
+    """How many images are generated, as digits."""
     per_image: int = 1
+    """Captions of each image."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """What messages call the source."""
         return f"{self.files} generated images"
 
     @property
     def root(self) -> str:
-        """The folder that paths are told from."""
+        """The folder that paths are relative to."""
         return "/web"
 
     def list_files(self) -> list[SourceFile]:
@@ -136,8 +143,8 @@ def _generated(count: int) -> Iterator[pa.Table]:
         numbers = np.arange(start, min(start + _AT_ONCE_ROWS, count))
         lengths = 9 + numbers % 4
         ends = np.cumsum(lengths)
-        places = np.arange(ends[-1]).astype(np.uint64) + np.uint64(12 * start)
-        mixed = places * np.uint64(0x9E3779B97F4A7C15)
+        positions = np.arange(ends[-1]).astype(np.uint64) + np.uint64(12 * start)
+        mixed = positions * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ mixed >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
         chosen = words.take(pa.array(mixed % np.uint64(len(words))))
         sentences = pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), chosen)
@@ -156,22 +163,22 @@ def _rows(count: int) -> Iterator[_ENTRY]:
 def _sources(folder: Path) -> Iterator[tuple[str, AnySource]]:
     for kind in ("jsonl", "csv", "tsv", "parquet", "coco"):
         yield kind, _source_of(kind, str(_write_captions(folder, kind, ROWS)))
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(picture, "JPEG")
-    jpeg = picture.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
     (folder / "tars").mkdir()
     _write_tar(folder / "tars" / "00000.tar", jpeg)
     yield "img2dataset", Img2dataset(kind="img2dataset", files=str(folder / "tars"))
-    rows = list(_rows(PICTURES))
+    rows = list(_rows(IMAGES))
     images = pa.array([{"bytes": jpeg, "path": path} for _, path, _ in rows])
     table = pa.table({"image": images, "caption": [caption for *_, caption in rows]})
     pq.write_table(table, folder / "hf.parquet", row_group_size=100)
     yield "hf", HuggingFace(kind="hf", files=str(folder / "hf.parquet"))
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for image_id, _, caption in rows:
-        (folder / "pictures" / f"{image_id}.jpg").write_bytes(jpeg)
-        (folder / "pictures" / f"{image_id}.txt").write_text(caption)
-    yield "folder", Folder(kind="folder", files=str(folder / "pictures"))
+        (folder / "images" / f"{image_id}.jpg").write_bytes(jpeg)
+        (folder / "images" / f"{image_id}.txt").write_text(caption)
+    yield "folder", Folder(kind="folder", files=str(folder / "images"))
 
 
 def _source_of(kind: str, file: str) -> CocoCaptions | TableCaptions:
@@ -212,7 +219,7 @@ def _coco_lines(count: int) -> Iterator[str]:
 
 def _write_tar(path: Path, jpeg: bytes) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for image_id, _, caption in _rows(PICTURES):
+        for image_id, _, caption in _rows(IMAGES):
             for suffix, content in (("jpg", jpeg), ("txt", caption.encode()), ("json", b"{}")):
                 info = tarfile.TarInfo(f"{image_id}.{suffix}")
                 info.size = len(content)
@@ -221,7 +228,7 @@ def _write_tar(path: Path, jpeg: bytes) -> None:
 
 def _in_own_process(*arguments: str) -> dict[str, float]:
     """What a new process measures of itself."""
-    command = [sys.executable, "-m", "scripts.bench_sources", *arguments]
+    command = [sys.executable, "-m", "maskmine.scripts.benches.sources", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -251,7 +258,7 @@ def _measure(source: Any, out: str, *, images_per_part: int) -> dict[str, float]
     if plan != made:
         raise AssertionError("the second run has another plan")
     begin = time.perf_counter()
-    left = sum(len(stage.todo(run)) for stage in plan_stages(run, plan, settings))
+    left = sum(len(step.todo()) for step in plan_steps(run, plan, settings, identify(settings)))
     list_s = time.perf_counter() - begin
     if left != 4 * plan.parts + 1:
         raise AssertionError(f"{left} cells to make, of {plan.parts} parts")

@@ -4,13 +4,9 @@ Pairs are mined from the demo world by its true masks, CLIP is the one that is s
 ViT-B/16 with random weights. Prompts are tuned with the paper's settings in batches of 64, with the two reading workers
 that are there where nothing is said; on a GPU in batches of 256, with a worker for each core but one.
 
-- *from shards / from memory*: the speed of steps that are fed by `read_batches` beside that of the same steps on the
-  same batches, which lie in memory. The two take turns; a step counts once the workers are ahead. Goal: 0.9, where
-  cores are left to read with: the step runs on one thread, or on a GPU.
-- *… every core in the step*: as much with as many threads as there are cores. What reads then takes the time of a core
-  from the step, so the ratio can at best be 1 / (1 + R / C), where R is the time that one core reads a batch for, in
-  units of the step, and C the number of cores; with cores to spare, at best the lesser of 1 and C' / R for C' workers.
-  That is printed as *at most*. A larger CLIP makes R smaller: the shipped one is the smallest that there is.
+- *from shards / from memory*: the speed of steps that are fed by `load_batches` beside that of the same steps on the
+  same batches, which lie in memory. The two take turns; a step counts once the workers are ahead. The step runs on one
+  thread, or on a GPU, so that cores are left to read with. Goal where there are any: 0.9.
 - *samples/s a core*: reading, decoding and cutting out alone, on one thread, from files that the system has in memory.
 - *two processes / one*: images a second of `maskmine tune`, by itself and under torchrun, one thread a process, for the
   same batches. Goal: 1.7, where there are two cores.
@@ -37,28 +33,26 @@ import psutil
 import torch
 from torch.nn.functional import normalize
 
-from mining.models.clip import Clip
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.settings import load_mining
-from pipelines.tally import Tally
-from schemas.errors import InputError
-from scripts.bench_mining import save_random_clip
-from scripts.demo_world import draw_world
-from scripts.measures import Measure
-from scripts.story_world import truth_of
-from tuning.data import Batch, Pairs, arrange, open_sets, read_batches
-from tuning.processes import Processes, join_processes
-from tuning.prompts import PromptedTower, embedding_width_of, new_prompts
-from tuning.samples import View
-from tuning.settings import Data, Precision, Tuning
-from tuning.steps import Learner, learn, new_optimizer, open_precision
+from maskmine.mining.models.clip import Clip
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.accuracy.models import mine_truth
+from maskmine.scripts.benches.fixtures import save_random_clip
+from maskmine.scripts.demo_world.draw import draw_world
+from maskmine.scripts.measures import Measure, at_least
+from maskmine.tuning.clip.data import Batch, Pairs, arrange, open_sets
+from maskmine.tuning.clip.mask_prompts import PromptedTower, embedding_width_of, new_prompts
+from maskmine.tuning.clip.settings import Data, Tuning
+from maskmine.tuning.clip.step import ClipLearner, new_optimizer
+from maskmine.tuning.clip.transforms import View
+from maskmine.tuning.training.batches import load_batches
+from maskmine.tuning.training.optim import Trainable, open_precision
+from maskmine.tuning.training.processes import Processes, join_processes
+from maskmine.tuning.training.settings import Precision
 
 Mode = Literal["prompts", "finetune"]
 
 SEED, SCENES = 31, 160
-_CLIP = Path(__file__).parent / "models" / "clip"
-_DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+_CLIP = Path(__file__).parents[1] / "models" / "clip"
 _NOUNS = 1000
 _WARM_STEPS = 3
 _POLL_S = 0.1
@@ -66,7 +60,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Which steps are timed: `batch_size` pairs each, `steps` of them in a turn, so many turns each way."""
+    """Which steps are timed: `batch_size` pairs each, `steps` of them in a turn, the same number of turns each way."""
 
     clip: Clip
     device: str
@@ -89,16 +83,7 @@ def bench_tuning(*, scenes: int = SCENES, process_steps: int = 24) -> Iterator[M
 def mine_shards(folder: Path, *, scenes: int) -> Path:
     """Draw a demo world in a folder and mine it by its truth; the folder of the run."""
     draw_world(folder / "world", scenes=scenes, seed=SEED)
-    places = {
-        "captions.annotations": str(folder / "world" / "captions.json"),
-        "captions.images": str(folder / "world" / "images"),
-        "regions.proposals.annotations": truth_of(folder / "world"),
-        "out": str(folder / "mined"),
-        "max_rejected": 1.0,
-    }
-    overrides = [f"{place}={json.dumps(value)}" for place, value in places.items()]
-    mine(load_mining(str(_DEMO_CONFIG), overrides=overrides), engine=run_local, watch=Tally())
-    return folder / "mined"
+    return Path(mine_truth(folder / "world", out=folder / "mined").root)
 
 
 def measure_feeding(shards: Path, load: Load) -> Iterator[Measure]:
@@ -109,50 +94,36 @@ def measure_feeding(shards: Path, load: Load) -> Iterator[Measure]:
         data = Data.model_validate({"sources": [{"folder": str(shards)}], "workers": load.workers})
         view = View(clip.size_px, clip.mean, clip.std, data.crop, data.jitter)
         pairs = arrange(open_sets(data), data=data, view=view, batch_size=load.batch_size, seed=0)
-        on_gpu, cores = processes.device.type == "cuda", usable_cores()
+        on_gpu = processes.device.type == "cuda"
         read_s = seconds_to_read(pairs, batches=max(1, 320 // load.batch_size))
-        yield Measure("reading alone, one core", load.batch_size / read_s, "samples/s a core", "", None)
-        for threads in [torch.get_num_threads()] if on_gpu else sorted({1, cores}):
-            spare = on_gpu or threads < cores
-            name = "cores left to read" if spare else "every core in the step"
-            print(f"  steps from shards and from memory, {name}", flush=True)
-            with _threads(threads):
-                timed = time_feeding(pairs, learner, load)
-            yield from _feeding_measures(name, timed, read_s=read_s, load=load, spare=spare, cores=cores)
+        yield Measure("reading alone, one core", load.batch_size / read_s, "samples/s a core")
+        print("  steps from shards and from memory", flush=True)
+        with _threads(torch.get_num_threads() if on_gpu else 1):
+            step_s, ratio = time_feeding(pairs, learner, load)
+        yield Measure("from memory", load.batch_size / step_s, "images/s")
+        yield Measure("reading alone / step", read_s / step_s, "")
+        name = "from shards / from memory"
+        yield at_least(name, ratio, "×", 0.9) if on_gpu or usable_cores() > 1 else Measure(name, ratio, "×")
         if on_gpu:
             peak_bytes = torch.cuda.max_memory_allocated(processes.device)
-            yield Measure(f"peak memory on the GPU, batches of {load.batch_size}", peak_bytes / 1e6, "MB", "", None)
+            yield Measure(f"peak memory on the GPU, batches of {load.batch_size}", peak_bytes / 1e6, "MB")
 
 
-@dataclass(frozen=True, slots=True)
-class FeedingTimes:
-    """Seconds a step on ready tensors and from shards, a turn each; the share of the latter spent waiting for it."""
+def time_feeding(pairs: Pairs, learner: ClipLearner, load: Load) -> tuple[float, float]:
+    """Take the same steps from memory and from shards, in turns.
 
-    ready_s: tuple[float, ...]
-    fed_s: tuple[float, ...]
-    waiting_share: float
-
-    @property
-    def ratio(self) -> float:
-        """Speed from shards, in units of the speed from memory; the median of the turns."""
-        return statistics.median(ready / fed for ready, fed in zip(self.ready_s, self.fed_s, strict=True))
-
-
-def time_feeding(pairs: Pairs, learner: Learner, load: Load) -> FeedingTimes:
-    """Take the same steps from memory and from shards, in turns."""
-    pin_memory = learner.processes.device.type == "cuda"
+    Returns the median seconds of a step from memory, and the speed from shards in units of that from memory.
+    """
+    pin_memory = learner.trainable.device.type == "cuda"
     taken = _WARM_STEPS + load.steps
     ahead = 2 * load.workers + 1  # workers go on reading to the last step that counts, as they do in a long run
-    first = read_batches(pairs, start=0, stop=taken, workers=load.workers, pin_memory=pin_memory)
-    ready = list(first)
-    ready_s, fed_s, waited_s = [], [], 0.0
+    ready = list(load_batches(pairs, start=0, stop=taken, workers=load.workers, pin_memory=pin_memory))
+    ready_s, ratios = [], []
     for _ in range(load.rounds):
-        ready_s.append(_seconds_a_step(iter(ready), learner, load)[0])
-        fed = read_batches(pairs, start=0, stop=taken + ahead, workers=load.workers, pin_memory=pin_memory)
-        step_s, wait_s = _seconds_a_step(fed, learner, load)
-        fed_s.append(step_s)
-        waited_s += wait_s
-    return FeedingTimes(tuple(ready_s), tuple(fed_s), waited_s / sum(fed_s))
+        ready_s.append(_seconds_a_step(iter(ready), learner, load))
+        fed = load_batches(pairs, start=0, stop=taken + ahead, workers=load.workers, pin_memory=pin_memory)
+        ratios.append(ready_s[-1] / _seconds_a_step(fed, learner, load))
+    return statistics.median(ready_s), statistics.median(ratios)
 
 
 def seconds_to_read(pairs: Pairs, *, batches: int) -> float:
@@ -166,19 +137,9 @@ def seconds_to_read(pairs: Pairs, *, batches: int) -> float:
     return (time.process_time() - start_s) / batches
 
 
-def at_most(read_share: float, *, cores: int, workers: int, spare: bool) -> float:
-    """The best ratio that there can be when one core reads a batch for `read_share` steps.
-
-    With cores to spare, workers read while the step runs; without, reading adds to what the cores have to do.
-    """
-    if spare:
-        return min(1.0, max(1, min(workers, cores - 1)) / read_share)
-    return 1 / (1 + read_share / cores)
-
-
 def new_learner(
     model: Any, mode: Mode, *, processes: Processes, precision: Precision = "auto", nouns: int = _NOUNS
-) -> Learner:
+) -> ClipLearner:
     """What `maskmine tune` trains with where nothing is set, for a CLIP on its device; the nouns are random vectors."""
     tree = {"clip": {"model": ""}, "data": {"sources": [{"folder": ""}]}, "out": ""}
     settings = Tuning.model_validate(tree)
@@ -190,21 +151,25 @@ def new_learner(
     else:
         others = {f"visual.{name}": value for name, value in visual.requires_grad_(True).named_parameters()}
     nouns_VD = torch.randn(nouns, embedding_width_of(visual), generator=torch.Generator().manual_seed(0))
-    return Learner(
-        embed=tower or (lambda pixels_M3SS, _: visual(pixels_M3SS)),
-        trained={"prompts": tower.prompts_PND} if tower else others,
-        logit_scale=model.logit_scale,
-        nouns_VD=normalize(nouns_VD, dim=-1).to(processes.device),
-        positives=settings.objective.positives,
+    trainable = Trainable(
+        tensors={"prompts": tower.prompts_PND} if tower else others,
         optimizer=new_optimizer(
             prompts=tower.prompts_PND if tower else None,
             others=others,
-            prompt_stage=settings.prompts,
-            other_stage=settings.finetune,
+            prompt_phase=settings.prompts,
+            other_phase=settings.finetune,
             adam=settings.adam,
         ),
-        processes=processes,
+        device=processes.device,
         dtype=open_precision(precision, processes.device),
+    )
+    return ClipLearner(
+        embed=tower or (lambda pixels_M3SS, _: visual(pixels_M3SS)),
+        logit_scale=model.logit_scale,
+        nouns_VD=normalize(nouns_VD, dim=-1).to(processes.device),
+        positives=settings.objective.positives,
+        trainable=trainable,
+        processes=processes,
     )
 
 
@@ -220,13 +185,11 @@ def measure_processes(shards: Path, folder: Path, *, clip: Path, steps: int, rou
             peaks.append(run_tuning(config, processes=processes))
             rates[processes].append(images_per_s(out / "log.jsonl"))
     for processes, found in rates.items():
-        yield Measure(f"maskmine tune, {processes} process(es)", statistics.median(found), "images/s", "", None)
+        yield Measure(f"maskmine tune, {processes} process(es)", statistics.median(found), "images/s")
     ratio = statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True))
-    if usable_cores() < 2:
-        yield Measure("two processes / one, on a single core", ratio, "×", "", None)
-    else:
-        yield Measure("two processes / one", ratio, "×", "≥ 1.7", ratio >= 1.7)
-    yield Measure("peak memory of a tuning process", max(peaks) / 1e6, "MB", "", None)
+    name = "two processes / one"
+    yield at_least(name, ratio, "×", 1.7) if usable_cores() > 1 else Measure(f"{name}, on a single core", ratio, "×")
+    yield Measure("peak memory of a tuning process", max(peaks) / 1e6, "MB")
 
 
 def write_config(path: Path, *, shards: Path, clip: Path, out: Path, steps: int, batch_size: int = 64) -> Path:
@@ -246,7 +209,14 @@ def write_config(path: Path, *, shards: Path, clip: Path, out: Path, steps: int,
 def tuning_command(config: Path, *, processes: int) -> list[str]:
     """`maskmine tune`, by itself or under torchrun; both as modules, because a PATH may know neither."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(torchrun if processes > 1 else []), "-m", "pipelines.cli", "tune", str(config)]
+    return [
+        sys.executable,
+        *(torchrun if processes > 1 else []),
+        "-m",
+        "maskmine.pipelines.cli.main",
+        "tune",
+        str(config),
+    ]
 
 
 def run_tuning(config: Path, *, processes: int) -> int:
@@ -256,10 +226,10 @@ def run_tuning(config: Path, *, processes: int) -> int:
     """
     with tempfile.TemporaryFile() as told:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        started = subprocess.Popen(
+        started = psutil.Popen(
             tuning_command(config, processes=processes),
             env=environment,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).resolve().parents[2],
             stdout=told,
             stderr=subprocess.STDOUT,
         )
@@ -292,53 +262,26 @@ def _usual_load(folder: Path) -> Load:
     return Load(clip, "cuda", batch_size=256, workers=max(2, usable_cores() - 1))
 
 
-def _feeding_measures(
-    name: str, timed: FeedingTimes, *, read_s: float, load: Load, spare: bool, cores: int
-) -> Iterator[Measure]:
-    step_s = statistics.median(timed.ready_s)
-    limit = at_most(read_s / step_s, cores=cores, workers=load.workers, spare=spare)
-    goal = spare and cores > 1
-    yield Measure(f"{name}: from memory", load.batch_size / step_s, "images/s", "", None)
-    yield Measure(f"{name}: reading alone / step", read_s / step_s, "", "", None)
-    yield Measure(f"{name}: waiting for a batch / step", timed.waiting_share, "", "", None)
-    yield Measure(f"{name}: from shards / from memory, at most", limit, "×", "", None)
-    reached = timed.ratio >= 0.9 if goal else None
-    yield Measure(f"{name}: from shards / from memory", timed.ratio, "×", "≥ 0.9" if goal else "", reached)
-
-
-def _seconds_a_step(batches: Iterator[Batch], learner: Learner, load: Load) -> tuple[float, float]:
-    """Seconds of a step, and how many of them it waited for its batch."""
+def _seconds_a_step(batches: Iterator[Batch], learner: ClipLearner, load: Load) -> float:
     for batch in islice(batches, _WARM_STEPS):
-        learn(learner, batch, rate_share=0.0)
-    waited_s, start_s = 0.0, time.perf_counter()
-    for _ in range(load.steps):
-        asked_s = time.perf_counter()
-        batch = next(batches)
-        waited_s += time.perf_counter() - asked_s
-        learn(learner, batch, rate_share=0.0)  # it waits for the device, because it returns the loss
-    if learner.processes.device.type == "cuda":
-        torch.cuda.synchronize(learner.processes.device)
-    return (time.perf_counter() - start_s) / load.steps, waited_s / load.steps
+        learner.step(batch, rate_share=0.0)
+    start_s = time.perf_counter()
+    for batch in islice(batches, load.steps):
+        learner.step(batch, rate_share=0.0)  # it waits for the device, because it returns the loss
+    if learner.trainable.device.type == "cuda":
+        torch.cuda.synchronize(learner.trainable.device)
+    return (time.perf_counter() - start_s) / load.steps
 
 
-def _watch_memory(started: subprocess.Popen[bytes]) -> int:
-    """Wait for a process; the most resident bytes of it or one of its children, looked at ten times a second."""
+def _watch_memory(started: psutil.Popen) -> int:
+    """Wait for a process; the most resident bytes of it or one of its children, sampled ten times a second."""
     peak_bytes = 0
-    while True:
+    while started.poll() is None:
         with suppress(psutil.NoSuchProcess):
-            own = psutil.Process(started.pid)
-            peak_bytes = max([peak_bytes, *map(_resident_bytes, [own, *own.children(recursive=True)])])
-        try:
-            started.wait(_POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
-        return peak_bytes
-
-
-def _resident_bytes(process: psutil.Process) -> int:
-    with suppress(psutil.NoSuchProcess):
-        return int(process.memory_info().rss)
-    return 0
+            own = [started, *started.children(recursive=True)]
+            peak_bytes = max(peak_bytes, *(process.memory_info().rss for process in own))
+        time.sleep(_POLL_S)
+    return peak_bytes
 
 
 @contextmanager

@@ -13,45 +13,48 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
 
-from mining.judging import judge_image
-from mining.labels import load_synonyms
-from mining.models.ground_truth import GroundTruth
-from mining.pairs import ClipPairs
-from mining.precision import CurvePoint, ScoreName, Share, Tally, at_least
-from mining.truth import Truth, open_naming, read_truth
-from pipelines.exits import exit_of
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.run_folder import RunFolder, read_folder
-from pipelines.settings import load_mining
-from pipelines.status import require_plan
-from pipelines.verify import read_manifest
-from schemas.errors import IncompleteError, InputError
-from schemas.rows import NounsRow, RegionsRow, Rejection, VocabularyRow
-from scripts.bench_mining import Seconds
-from scripts.demo_seeds import check_held_out
-from scripts.demo_world import draw_world
+from maskmine.mining.evaluation.annotations import Annotations, read_annotations
+from maskmine.mining.evaluation.pair_matching import match_image
+from maskmine.mining.evaluation.pair_metrics import SCORES, CurvePoint, PairMetrics, ScoreName, at_least
+from maskmine.mining.levels import Levels
+from maskmine.mining.pairs import ClipPairs, TextSide
+from maskmine.mining.proposers.ground_truth import GroundTruth
+from maskmine.mining.scores.features import Scorer
+from maskmine.mining.scores.scale import LevelScale
+from maskmine.mining.text.labels import load_synonyms, open_naming
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.evaluate.pairs_report import interval
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import NounsRow, RegionsRow, Rejection
+from maskmine.scripts.command import run_command
+from maskmine.scripts.demo_world.draw import draw_world
+from maskmine.scripts.demo_world.splits import check_held_out
+from maskmine.scripts.measures import Seconds
+from maskmine.tuning.console import TextTable, plain_console
+from maskmine.tuning.tables import percent
 
 PAPER = ClipPairs()
 RULES = (PAPER, ClipPairs(score="softmax"), ClipPairs(rule="mutual_best"), ClipPairs(rule="one_to_one"))
 COVERAGES = (0.75, 0.5)
-SCORES: tuple[ScoreName, ...] = ("similarity", "margin")
-CONSOLE = Console(width=max(120, Console().width))
+CONSOLE = plain_console(width=max(120, plain_console().width))
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A rule with so many captions an image (`per_image` as in the settings), and what it came to.
+    """A rule with a number of captions an image (`per_image` as in the settings), and its results.
 
     `possible` is the number of known pairs that the paper's rule makes of the same captions, which is that of all nouns
     in images with regions: coverage is measured in these, so that a rule that makes fewer pairs gains nothing by it.
@@ -60,15 +63,15 @@ class Compared:
     per_image: int | str
     rule: ClipPairs
     possible: int
-    tally: Tally = field(repr=False)
+    metrics: PairMetrics = field(repr=False)
 
     def at(self, score: ScoreName, coverage: float) -> CurvePoint | None:
         """What is left at the highest threshold on a score that keeps this coverage; None where the rule has less."""
-        return at_least(self.tally.scores[score].curve(), kept=math.ceil(coverage * self.possible))
+        return at_least(self.metrics.scores[score].curve(), kept=math.ceil(coverage * self.possible))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; a threshold is one for the rule's own pairs."""
-        precision, recall = self.tally.share("right"), self.tally.recall
+        precision, recall = self.metrics.precision, self.metrics.recall
         points = {(score, coverage): self.at(score, coverage) for score in SCORES for coverage in COVERAGES}
         return {
             "per_image": self.per_image,
@@ -99,7 +102,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Their world: one that no training saw.")] = 11,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
     truth: Annotated[str | None, typer.Option(help="Instances JSON; the one beside the captions without it.")] = None,
-    synonyms: Annotated[str, typer.Option(help="coco, a YAML file, or none, as for evaluate-pairs.")] = "coco",
+    synonyms: Annotated[str, typer.Option(help="auto, coco, a YAML file, or none, as for evaluate-pairs.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with thresholds, not the table.")] = False,
 ) -> None:
     """Print precision and recall of every rule, at full and at equal coverage."""
@@ -133,7 +136,6 @@ def mine_scenes(config: str, folder: Path, *, scenes: int, seed: int, workers: i
         f"captions.images={world}/images",
         "captions.per_image=all",
         f"out={folder}/run",
-        "max_rejected=1.0",
     ]
     settings = load_mining(config, overrides=overrides)
     if not isinstance(settings.pairs, ClipPairs):
@@ -142,44 +144,44 @@ def mine_scenes(config: str, folder: Path, *, scenes: int, seed: int, workers: i
         overrides.append(f"regions.proposals.annotations={world}/instances.json")
     draw_world(world, scenes=scenes, seed=seed, workers=workers)
     settings = load_mining(config, overrides=overrides)
-    mine(settings, engine=run_local, watch=Seconds())
+    mine(settings, engine=LocalEngine(), observer=Seconds())
     return RunFolder(settings.out)
 
 
-def compare_rules(run: RunFolder, *, truth: str, synonyms: str = "coco") -> list[Compared]:
+def compare_rules(run: RunFolder, *, truth: str, synonyms: str = "auto") -> list[Compared]:
     """Every rule on the nouns and regions of a finished run; one caption first, then as many as the run has.
 
     Raises IncompleteError when the run is not finished, InputError when it has no embeddings or the truth no object
     that its nouns name.
     """
-    per_image = read_manifest(run).settings["captions"]["per_image"]
+    finished = FinishedRun.open(run)
+    per_image = finished.manifest.settings["captions"]["per_image"]
     choices: list[int | str] = [1] if per_image == 1 else [1, per_image]
-    known = read_truth(truth)
+    known = read_annotations(truth)
     naming = open_naming(known.categories, load_synonyms(None if synonyms == "none" else synonyms))
-    vocabulary = run.read_rows("vocabulary.parquet", row_type=VocabularyRow)
-    text = {row.noun: row.embedding for row in vocabulary if row.embedding is not None}
-    if not text:
-        raise InputError(f"{run.root}: holds no embeddings, as no CLIP took part; give a run with `regions.clip`")
+    text_of = open_text_side(finished)
     rules = [(rule, rule.open()) for rule in RULES]
-    tallies = {(choice, rule): Tally() for choice in choices for rule in RULES}
+    metrics = {(choice, rule): PairMetrics() for choice in choices for rule in RULES}
 
-    for nouns, regions in _parts(run, known):
+    for part in finished.parts:
+        nouns, regions = _covered(finished, part, known)
+        text = text_of(part)
         objects = [known.objects(row.image_id) for row in regions]
         for choice in choices:
             said = [_first_captions(row, most=choice) for row in nouns] if choice == 1 else nouns
             for rule, match in rules:
                 for row, seen, paired, there in zip(said, regions, match(said, regions, text), objects, strict=True):
-                    judged = judge_image(row, seen, paired.pairs, objects=there, naming=naming)
-                    tallies[choice, rule].add(judged)
+                    judged = match_image(row, seen, paired.pairs, objects=there, naming=naming)
+                    metrics[choice, rule].add(judged)
 
-    if not any(tally.mentions for tally in tallies.values()):
+    if not any(found.mentions for found in metrics.values()):
         raise InputError(f"{truth}: has no object that a noun of {run.root} names; give the truth of these images")
-    return [Compared(choice, rule, tallies[choice, PAPER].known, tally) for (choice, rule), tally in tallies.items()]
+    return [Compared(choice, rule, metrics[choice, PAPER].labelled, found) for (choice, rule), found in metrics.items()]
 
 
-def render(compared: Sequence[Compared]) -> Table:
+def render(compared: Sequence[Compared]) -> TextTable:
     """The table: a row for each rule and number of captions."""
-    table = Table(box=None, pad_edge=False)
+    table = TextTable(box=None, pad_edge=False)
     for name in ("rule", "captions"):
         table.add_column(name)
     for name in ("pairs", "precision", "95% interval", "recall"):
@@ -188,33 +190,46 @@ def render(compared: Sequence[Compared]) -> Table:
         for score in SCORES:
             table.add_column(f"{coverage:.0%} by\n{score}", justify="right")
     for one in compared:
-        precision, recall = one.tally.share("right"), one.tally.recall
-        low, high = precision.interval
+        precision, recall = one.metrics.precision, one.metrics.recall
         name = one.rule.rule if one.rule.score == "cosine" else f"{one.rule.rule}, {one.rule.score}"
-        cells = [f"{precision.of:,}", _percent(precision), f"{low:.1%} – {high:.1%}", _percent(recall)]
+        cells = [f"{precision.of:,}", percent(precision.value), interval(precision), percent(recall.value)]
         for coverage in COVERAGES:
             for score in SCORES:
                 point = one.at(score, coverage)
-                cells.append("–" if point is None else _percent(point.precision))
+                cells.append("–" if point is None else percent(point.precision.value))
         table.add_row(name, str(one.per_image), *cells)
     return table
 
 
-def _parts(run: RunFolder, known: Truth) -> Iterator[tuple[list[NounsRow], list[RegionsRow]]]:
-    """The nouns and regions of each part, of the images that the truth covers."""
-    for part in range(require_plan(run).parts):
-        name = f"{part:05d}.parquet"
-        rows = zip(
-            run.read_rows("nouns", name, row_type=NounsRow),
-            run.read_rows("regions", name, row_type=RegionsRow),
-            strict=True,
-        )
-        covered = [(nouns, regions) for nouns, regions in rows if known.fit(regions) == "covered"]
-        yield [nouns for nouns, _ in covered], [regions for _, regions in covered]
+def open_text_side(finished: FinishedRun) -> Callable[[int], TextSide]:
+    """A function from a part to what is known of its nouns; runs without levels score no pairs.
+
+    Raises InputError when the run has no embeddings.
+    """
+    cells = run_cells(finished.folder)
+    vocabulary, levels = cells.vocabulary.read(), finished.levels()
+    text = TextSide({row.noun: row.embedding for row in vocabulary if row.embedding is not None})
+    if not text.embeddings:
+        place = finished.folder.root
+        raise InputError(f"{place}: holds no embeddings, as no CLIP took part; give a run with `regions.clip`")
+    if levels is not None:
+        scale = LevelScale.read(cells.levels.read_metadata())
+        text = replace(text, scorer=Scorer.of(scale, list(levels), vocabulary))
+    first_parts = Levels.model_validate(finished.manifest.settings.get("levels", {})).first_parts(
+        finished.plan.images / finished.plan.parts
+    )
+    return lambda part: replace(text, measured=part < first_parts)
+
+
+def _covered(finished: FinishedRun, part: int, known: Annotations) -> tuple[list[NounsRow], list[RegionsRow]]:
+    """The nouns and regions of a part, of the images that the truth covers."""
+    rows = zip(finished.rows(part, NounsRow), finished.rows(part, RegionsRow), strict=True)
+    covered = [(nouns, regions) for nouns, regions in rows if known.coverage(regions) == "covered"]
+    return [nouns for nouns, _ in covered], [regions for _, regions in covered]
 
 
 def _first_captions(row: NounsRow, *, most: int) -> NounsRow:
-    """The nouns that an image would have if it had so many captions at most."""
+    """The nouns that an image would have with a limited number of captions."""
     nouns = tuple(noun for noun in row.nouns if noun.caption < most)
     return replace(row, nouns=nouns, rejection=None if nouns else Rejection("no_nouns"))
 
@@ -225,13 +240,5 @@ def _truth_beside(run: RunFolder) -> str:
     return str(Path(captions).with_name("instances.json"))
 
 
-def _percent(share: Share) -> str:
-    return "–" if share.value is None else f"{share.value:.1%}"
-
-
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (InputError, IncompleteError) as error:
-        typer.echo(f"compare_rules: {error}", err=True)
-        sys.exit(exit_of(error))
+    run_command(main, name="compare_rules")

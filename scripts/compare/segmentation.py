@@ -19,32 +19,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from pipelines.benchmark import Benchmark, run_benchmark
-from pipelines.benchmark_report import scores_of, write_report
-from pipelines.benchmark_sets import FoundSet
-from pipelines.exits import exit_of
-from pipelines.local import run_local
-from pipelines.run_folder import RunFolder
-from pipelines.tally import Tally
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from scripts.compare_tuning import TABLES, Way, Worlds, demo_scores, tune_way
-from scripts.demo_seeds import check_held_out
-from scripts.demo_segmentation import demo_segmenter, demo_set, is_open
-from scripts.story_models import DemoModels, find_models
-from scripts.story_world import find_world
-from tuning.segmenter import Segmenter
-from tuning.semantic_evaluation import SetScores
-from tuning.semantic_sets import SemanticSet
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.segment.benchmark import Benchmark, run_benchmark
+from maskmine.pipelines.segment.benchmark_report import scores_of, write_report
+from maskmine.pipelines.segment.benchmark_sets import BenchmarkSet
+from maskmine.pipelines.watch.progress import RunProgress
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.accuracy.models import DemoModels, find_models
+from maskmine.scripts.accuracy.segmentation import demo_segmenter, demo_set, is_open
+from maskmine.scripts.command import run_command
+from maskmine.scripts.compare.tuning import TABLES, Way, Worlds, tune_way
+from maskmine.scripts.demo_world.on_disk import find_world
+from maskmine.scripts.demo_world.splits import check_held_out
+from maskmine.tuning.benchmarks.sets import SemanticSet
+from maskmine.tuning.console import TextTable, plain_console
+from maskmine.tuning.segmentation.evaluation import SetScores
+from maskmine.tuning.segmentation.segmenter import Segmenter
+from maskmine.tuning.tables import number_table, percent
 
 FIGURES_FILE = "segmentation.json"
 GOAL_POINTS = 5.0
 PLAIN, PROMPTS = "plain CLIP", "prompts"
 MASKFORMER, ENSEMBLE, TRUE_MASKS = "MaskFormer", "MaskFormer, ensemble", "true masks"
-OPEN = Path(__file__).parent / "models" / "open_maskformer"
-CONSOLE = Console(width=max(130, Console().width))
+OPEN = Path(__file__).parents[1] / "models" / "open_maskformer"
+CONSOLE = plain_console(width=max(130, plain_console().width))
 _TUNED_SCENES = 3000
 _PROMPTS_WAY, _FINETUNED_WAY = TABLES["ways"][0], TABLES["ways"][3]
 
@@ -112,7 +112,7 @@ def main(
 def make_tunings(models: DemoModels, to: Path) -> Path:
     """The folder of the tunings of seed 0, which are made if they are not there: an hour or two of one CPU core."""
     folder = to / "seed-0"
-    worlds = Worlds(to, models, scenes=_TUNED_SCENES, judged=1, scores=demo_scores())
+    worlds = Worlds(to, models, scenes=_TUNED_SCENES, judged=1)
     clip = models.clip_settings().model_dump(mode="json")
     for way in (_PROMPTS_WAY, _FINETUNED_WAY):
         if not _is_there(folder, way):
@@ -145,14 +145,11 @@ def as_figures(found: Found) -> dict[str, Any]:
     }
 
 
-def render(found: Found, *, scenes: int) -> Table:
+def render(found: Found, *, scenes: int) -> TextTable:
     """mIoU in percent: all nouns, seen, unseen."""
-    table = Table(f"mIoU, {scenes:,} scenes", box=None, pad_edge=False)
-    for column in found:
-        for group in _GROUPS:
-            table.add_column(f"{column}\n{group}", justify="right")
+    table = number_table(f"mIoU, {scenes:,} scenes", *(f"{name}\n{group}" for name in found for group in _GROUPS))
     for row in ROWS:
-        cells = [_percent(mean) for rows in found.values() for mean in _means(rows[row.name])]
+        cells = [percent(mean) for rows in found.values() for mean in _means(rows[row.name])]
         table.add_row(row.name, *cells)
     return table
 
@@ -182,8 +179,8 @@ def _columns(models: DemoModels, *, clip_weight: float) -> Iterator[tuple[str, d
 
 
 def _measure(of: SemanticSet, settings: Segmenter, to: Path) -> SetScores:
-    benchmark = Benchmark(FoundSet(of), settings, RunFolder(str(to.absolute())))
-    outcome = run_benchmark(benchmark, engine=run_local, watch=Tally())
+    benchmark = Benchmark(BenchmarkSet(of), settings, RunFolder(str(to.absolute())))
+    outcome = run_benchmark(benchmark, engine=LocalEngine(), observer=RunProgress())
     write_report(benchmark, outcome)
     scores = scores_of(benchmark, outcome)
     if scores is None or outcome.rejected:
@@ -215,13 +212,5 @@ def _slug(name: str) -> str:
     return name.lower().replace(", ", "-").replace(" ", "-")
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (InputError, IncompleteError, OtherPlanError) as error:
-        typer.echo(f"compare_segmentation: {error}", err=True)
-        sys.exit(exit_of(error))
+    run_command(main, name="compare_segmentation")

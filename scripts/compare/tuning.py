@@ -1,7 +1,7 @@
 """What tuning wins on masked regions of the demo world: ways to tune side by side, several seeds each.
 
     bash scripts/compare_tuning                          # plain, prompts on mined and on true pairs, fine-tuned, both
-    bash scripts/compare_tuning depth captions thresholds positives
+    bash scripts/compare_tuning sets depth captions positives
 
 Pairs are mined from a world that no training of CLIP saw, and regions to judge by come from another. What is there is
 found again: scenes, pairs, and every tuning that is finished.
@@ -11,55 +11,52 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
-from rich.table import Table
 
-from pipelines.exits import exit_of
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining, load_settings
-from pipelines.tally import Tally
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from scripts.demo_seeds import check_held_out
-from scripts.story_models import DemoModels, find_models, mine_world
-from scripts.story_world import find_world, truth_of
-from tuning.evaluation import MASKED, UNMASKED, Examination, Findings, examine
-from tuning.settings import Tuning
-from tuning.train import tune
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_settings
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.accuracy.models import CLEAN, PAPER, DemoModels, find_models, mine_truth, mine_world
+from maskmine.scripts.command import run_command
+from maskmine.scripts.demo_world.on_disk import find_world, truth_of
+from maskmine.scripts.demo_world.splits import check_held_out
+from maskmine.tuning.clip.settings import Tuning
+from maskmine.tuning.clip.train import tune
+from maskmine.tuning.console import TextTable, plain_console
+from maskmine.tuning.evaluation.region_accuracy import (
+    MASKED,
+    UNMASKED,
+    RegionEvaluation,
+    RegionResults,
+    evaluate_regions,
+)
+from maskmine.tuning.tables import number_table, percent
 
 PAIRS_SEED, JUDGED_SEED = 21, 22
-CONSOLE = Console(width=max(110, Console().width))
-_CONFIGS = Path(__file__).parents[1] / "configs"
-_MINED, _ALL_CAPTIONS, _TRUE = "mined", "mined-5-captions", "true"
+CONSOLE = plain_console(width=max(110, plain_console().width))
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_MINED, _PAPER, _ALL_CAPTIONS, _TRUE = "mined", "paper", "mined-5-captions", "true"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to tune: pairs to learn from, what differs from `configs/tune-demo.yaml`, and what it is judged by.
-
-    With `any_similarity` mined pairs are learnt from whatever their scores.
-    """
+    """A way to tune: pairs to learn from, what differs from `configs/tune-demo.yaml`, and what it is judged by."""
 
     name: str
     pairs: str = _MINED
     changes: tuple[tuple[str, Any], ...] = ()
     mode: str = "prompts"
     judged: tuple[str, ...] = ("prompts",)
-    any_similarity: bool = False
 
     def key(self) -> str:
         """A folder's name; ways that train alike share it, whatever they are judged by."""
         values = "-".join(f"{place.rpartition('.')[2]}={value}" for place, value in self.changes)
-        return "-".join(filter(None, (self.mode, self.pairs, "any" if self.any_similarity else "", values)))
+        return "-".join(filter(None, (self.mode, self.pairs, values)))
 
 
 TABLES: dict[str, tuple[Way, ...]] = {
@@ -70,16 +67,17 @@ TABLES: dict[str, tuple[Way, ...]] = {
         Way("fine-tuned, then prompts", mode="finetune_then_prompts", judged=("clip", "prompts")),
         Way("joint, mined pairs", mode="joint", judged=("clip", "prompts")),
     ),
+    "sets": (
+        Way("prompts, every pair of the paper's rule", pairs=_PAPER),
+        Way("prompts, the clean set"),
+        Way("prompts, true pairs", pairs=_TRUE),
+    ),
     "depth": (
         Way("prompts at depth 1", changes=(("prompts.depth", 1),)),
         Way("prompts at depth 3"),  # the default, and so the training of the other tables
         Way("prompts at depth 6", changes=(("prompts.depth", 6),)),
     ),
     "captions": (Way("prompts, 1 caption an image"), Way("prompts, 5 captions an image", pairs=_ALL_CAPTIONS)),
-    "thresholds": (
-        Way("prompts, pairs above the threshold"),
-        Way("prompts, pairs of any similarity", any_similarity=True),
-    ),
     "positives": (
         Way("prompts, equal nouns are positives"),
         Way("prompts, the paper's loss", changes=(("objective.positives", "paper"),)),
@@ -89,16 +87,13 @@ TABLES: dict[str, tuple[Way, ...]] = {
 
 def main(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="ways, depth, captions, thresholds, positives; `ways` without.")
+        list[str] | None, typer.Argument(help="ways, sets, depth, captions, positives; `ways` without.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, for mean and spread.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a tuning.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of a step.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes whose pairs are learnt from.")] = 3000,
     judged: Annotated[int, typer.Option(min=1, help="Scenes whose regions are judged by.")] = 500,
-    min_similarity: Annotated[
-        float | None, typer.Option(help="Of mined pairs; that of configs/tune-demo.yaml without.")
-    ] = None,
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP, in place of the shipped one.")] = None,
     maskformer: Annotated[Path | None, typer.Option(help="Folder of a MaskFormer, likewise.")] = None,
     to: Annotated[Path, typer.Option(help="Folder for worlds, runs and figures.")] = Path("runs/tuning"),
@@ -109,8 +104,7 @@ def main(
         raise InputError(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}")
     models = find_models(clip=clip, maskformer=maskformer)
     ways = [way for name in tables or ["ways"] for way in TABLES[name]]
-    scores = demo_scores() if min_similarity is None else {"min_similarity": min_similarity}
-    worlds = Worlds(to, models, scenes=scenes, judged=judged, scores=scores)
+    worlds = Worlds(to, models, scenes=scenes, judged=judged)
     changes = {
         f"{part}.{name}": value
         for part in ("prompts", "finetune")
@@ -127,23 +121,28 @@ def main(
 
 @dataclass(frozen=True)
 class Worlds:
-    """Scenes to learn from and to judge by, and pairs mined from the first, with the least `scores` of such pairs."""
+    """Scenes to learn from and to judge by, and pairs mined from the first."""
 
     folder: Path
     models: DemoModels
     scenes: int
     judged: int
-    scores: Mapping[str, float]
 
     def pairs(self, kind: str) -> RunFolder:
         """The run that mined pairs of a kind."""
         world = find_world(self.folder / f"seed-{PAIRS_SEED}-scenes-{self.scenes}", scenes=self.scenes, seed=PAIRS_SEED)
         out = self.folder / f"{kind}-{self.models.masks}-{self.scenes}"
         if kind == _TRUE:
-            return _mine_truth(world, out)
+            return mine_truth(world, out=out)
         per_image = "all" if kind == _ALL_CAPTIONS else 1
         return mine_world(
-            world, out=out, models=self.models, masks=self.models.masks, per_image=per_image, console=CONSOLE
+            world,
+            out=out,
+            models=self.models,
+            masks=self.models.masks,
+            per_image=per_image,
+            console=CONSOLE,
+            pairs=PAPER if kind == _PAPER else CLEAN,
         )
 
     def regions(self) -> dict[str, str]:
@@ -154,8 +153,8 @@ class Worlds:
         return {"kind": "instances", "annotations": truth_of(world), "images": str(world / "images")}
 
 
-def judge(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, Any]) -> Findings:
-    """Tune in each way with a seed, and examine plain CLIP and all of them on the same regions."""
+def judge(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, Any]) -> RegionResults:
+    """Tune in each way with a seed, and evaluate plain CLIP and all of them on the same regions."""
     clip = worlds.models.clip_settings().model_dump(mode="json")
     tuned: dict[str, dict[str, Any]] = {}
     for way in ways:
@@ -165,35 +164,35 @@ def judge(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, 
         tuned[way.name] = {name: files[name] for name in way.judged}
     CONSOLE.print(f"seed {seed}: judging …", style="dim")
     tree = {"clip": clip, "tuned": tuned, "regions": worlds.regions(), "device": "auto"}
-    return examine(Examination.model_validate(tree))
+    return evaluate_regions(RegionEvaluation.model_validate(tree))
 
 
-def table_of(ways: Sequence[Way], found: Sequence[Findings]) -> Table:
+def table_of(ways: Sequence[Way], found: Sequence[RegionResults]) -> TextTable:
     """Means over seeds; `±` is the standard deviation of the seeds."""
-    table = Table(f"masked regions, {len(found)} seeds", box=None, pad_edge=False)
-    for name in ("top-1", "±", "top-5", "gain", "whole pictures"):
-        table.add_column(name, justify="right")
+    table = number_table(f"masked regions, {len(found)} seeds", "top-1", "±", "top-5", "gain", "whole pictures")
     before = _mean(found, MASKED)
     for name in (UNMASKED, MASKED, *(way.name for way in ways)):
         tops = [as_share(one, name) for one in found]
-        top5 = statistics.mean(one.masked[name].accuracy(top=5) or 0.0 for one in found)
+        top5 = [share for one in found if (share := one.masked[name].accuracy(top=5)) is not None]
         gain = f"{100 * (statistics.mean(tops) - before):+.1f}" if name not in (UNMASKED, MASKED) else ""
         whole = _whole(found, name)
         spread = f"{100 * statistics.stdev(tops):.1f}" if len(tops) > 1 and gain else ""
-        table.add_row(name, f"{statistics.mean(tops):.1%}", spread, f"{top5:.1%}", gain, whole)
+        table.add_row(
+            name, f"{statistics.mean(tops):.1%}", spread, percent(statistics.mean(top5) if top5 else None), gain, whole
+        )
     return table
 
 
-def as_share(found: Findings, name: str) -> float:
+def as_share(found: RegionResults, name: str) -> float:
     """Top-1 on masked regions."""
     return found.masked[name].accuracy() or 0.0
 
 
-def _mean(found: Sequence[Findings], name: str) -> float:
+def _mean(found: Sequence[RegionResults], name: str) -> float:
     return statistics.mean(as_share(one, name) for one in found)
 
 
-def _whole(found: Sequence[Findings], name: str) -> str:
+def _whole(found: Sequence[RegionResults], name: str) -> str:
     """The change on natural pictures, in points."""
     if name in (UNMASKED, MASKED):
         return ""
@@ -205,8 +204,7 @@ def _whole(found: Sequence[Findings], name: str) -> str:
 
 def tune_way(worlds: Worlds, way: Way, *, out: Path, seed: int, changes: dict[str, Any], clip: dict[str, Any]) -> None:
     """Tune in a way, or go on with what is left of it."""
-    scores = {} if way.pairs == _TRUE or way.any_similarity else worlds.scores  # true pairs have none
-    source = {"folder": worlds.pairs(way.pairs).root, **scores}
+    source = {"folder": worlds.pairs(way.pairs).root}
     tree = {"sources": [source], "workers": 0}
     overrides = {"clip": clip, "data": tree, "mode": way.mode, "seed": seed, "out": str(out.absolute()), **changes}
     settings = _load_tuning(overrides | dict(way.changes))
@@ -219,31 +217,5 @@ def _load_tuning(overrides: dict[str, Any]) -> Tuning:
     return load_settings(Tuning, str(_CONFIGS / "tune-demo.yaml"), overrides=texts)
 
 
-def demo_scores() -> dict[str, float]:
-    """The thresholds of `configs/tune-demo.yaml`."""
-    tree = yaml.safe_load((_CONFIGS / "tune-demo.yaml").read_text(encoding="utf-8"))
-    return {name: value for name, value in tree["data"]["sources"][0].items() if name.startswith("min_")}
-
-
-def _mine_truth(world: Path, out: Path) -> RunFolder:
-    """Pairs by the true masks and their labels."""
-    places = {
-        "captions.annotations": str(world / "captions.json"),
-        "captions.images": str(world / "images"),
-        "regions.proposals.annotations": truth_of(world),
-        "out": str(out),
-        "max_rejected": 1.0,
-    }
-    settings = load_mining(
-        str(_CONFIGS / "demo.yaml"), overrides=[f"{place}={json.dumps(value)}" for place, value in places.items()]
-    )
-    mine(settings, engine=run_local, watch=Tally())
-    return RunFolder(settings.out)
-
-
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (InputError, IncompleteError, OtherPlanError) as error:
-        typer.echo(f"compare_tuning: {error}", err=True)
-        sys.exit(exit_of(error))
+    run_command(main, name="compare_tuning")

@@ -16,14 +16,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from schemas.errors import InputError
-from scripts.chaos_trial import DRIVER, VICTIMS, Course, Ending, Trial, await_agents, hashes, run_trial, undisturbed
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.crashes.trial import (
+    DRIVER,
+    VICTIMS,
+    Course,
+    Ending,
+    Trial,
+    await_agents,
+    hashes,
+    run_trial,
+    undisturbed,
+)
+from maskmine.tuning.console import TextTable, plain_console
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CONSOLE = Console(width=max(110, Console().width))
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+CONSOLE = plain_console(width=max(110, plain_console().width))
 ENGINES: Mapping[str, tuple[str, ...]] = {"local": (), "ray": ("cpu_workers=2",), "beam": ("workers=2",)}
 WORLDS = ("demo", "coco-mini")
 PARTS = 9
@@ -60,7 +69,7 @@ def main(
     world: Annotated[list[str] | None, typer.Option(help="demo, coco-mini; all without it.")] = None,
     victim: Annotated[list[str] | None, typer.Option(help="driver, worker, decoder, raylet; all without it.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed kills the same processes at the same moments.")] = 0,
-    scenes: Annotated[int, typer.Option(min=1, help="Pictures of the demo world.")] = 80,
+    scenes: Annotated[int, typer.Option(min=1, help="Images of the demo world.")] = 80,
     coco_mini: Annotated[Path, typer.Option(help="The folder of the small COCO.")] = SHARED / "coco-mini",
     verbose: Annotated[bool, typer.Option("--verbose", help="A row for each kill.")] = False,
 ) -> None:
@@ -121,7 +130,7 @@ def plan_kills(
     return planned
 
 
-def summary_table(ended: Sequence[tuple[Kill, Ending]]) -> Table:
+def summary_table(ended: Sequence[tuple[Kill, Ending]]) -> TextTable:
     """A row for each engine, world and victim; `written again` are cells that were there already, mean / most."""
     table = _table("engine", "world", "victim", "kills", "same bytes", "failed")
     for name in ("cells done", "written again", "half-written", "re-runs", "orphans", "seconds"):
@@ -147,7 +156,7 @@ def summary_table(ended: Sequence[tuple[Kill, Ending]]) -> Table:
     return table
 
 
-def trials_table(ended: Sequence[tuple[Kill, Ending]]) -> Table:
+def trials_table(ended: Sequence[tuple[Kill, Ending]]) -> TextTable:
     """A row for each kill."""
     table = _table("engine", "world", "victim", "at", "cells done", "written again", "half-written", "re-runs")
     for name in ("orphans", "seconds", "same bytes"):
@@ -180,7 +189,7 @@ def _make_worlds(
             continue
         CONSOLE.print(f"world {name} …", style="dim")
         if name == "demo":
-            from scripts.demo_world import draw_world
+            from maskmine.scripts.demo_world.draw import draw_world
 
             draw_world(scratch / "world", scenes=scenes, seed=7)
             place, images = scratch / "world", scratch / "world/images"
@@ -202,11 +211,10 @@ def _make_worlds(
 
 def _settings(images: Path, captions: Path, instances: Path) -> dict[str, object]:
     return {
-        "captions": {"annotations": str(captions), "images": str(images), "per_image": "all"},
+        "captions": {"kind": "coco", "annotations": str(captions), "images": str(images), "per_image": "all"},
         "regions": {"proposals": {"kind": "ground_truth", "annotations": str(instances)}, "clip": None},
         "pairs": {"rule": "labels"},
         "shards": {"images_per_part": max(1, -(-sum(1 for _ in images.glob("*.jpg")) // PARTS))},
-        "max_rejected": 1.0,
         "out": "given with --set",
     }
 
@@ -279,7 +287,7 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
 
 def _command(engine: str, config: Path, out: Path) -> list[str]:
     options = [word for option in ENGINES[engine] for word in ("--engine-opt", option)]
-    words = [sys.executable, "-m", "pipelines.cli", "mine", str(config), "--set", f"out={out}"]
+    words = [sys.executable, "-m", "maskmine.pipelines.cli.main", "mine", str(config), "--set", f"out={out}"]
     return [*words, "--engine", engine, *options]
 
 
@@ -290,8 +298,8 @@ def _known(given: Sequence[str] | None, known: Sequence[str], option: str) -> li
     return [name for name in known if name in (given or known)]
 
 
-def _table(*names: str) -> Table:
-    return Table(*names, box=None, pad_edge=False)
+def _table(*names: str) -> TextTable:
+    return TextTable(*names, box=None, pad_edge=False)
 
 
 if __name__ == "__main__":

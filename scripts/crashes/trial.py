@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +16,12 @@ from typing import Any
 
 import psutil
 
-from pipelines.grid import SHARD_SUFFIXES
-from pipelines.ownership import owner_state
-from pipelines.run_folder import RunFolder
-from pipelines.verify import verify_run
-from schemas.errors import IncompleteError, InputError
+from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.ownership import owner_state
+from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES
+from maskmine.schemas.errors import IncompleteError, InputError
 
 DRIVER, WORKER, DECODER, RAYLET = VICTIMS = ("driver", "worker", "decoder", "raylet")
 MOST_RERUNS = 3
@@ -30,6 +32,7 @@ _AGENTS_END_WITHIN_S = 90.0
 _INCOMPLETE = 4
 _STEPS = {"nouns": ("parquet",), "regions": ("parquet",), "pairs": ("parquet",), "shards": SHARD_SUFFIXES}
 _TIMES = ("seconds", "finished")  # the keys of a shard's account that say how long it took
+_SUMS_OF_ONE_RUN = re.compile(rb"^[0-9a-f]+  (shards/\d+\.json|mining\.yaml|SHA256SUMS\.run)\n", re.MULTILINE)
 _POLL_S = 0.1
 # A worker of Ray may be killed between a cell and its report; the cell is then given to another one.
 _MOST_REWRITTEN = {WORKER: 1, RAYLET: 2}
@@ -115,9 +118,9 @@ def undisturbed(command: Sequence[str], *, out: Path, log: Path, limit_s: float)
     finally:
         _kill_all([driver, *_descendants(driver.pid)])
     if code != 0:
-        said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         ended = "did not end" if code is None else f"ended with {code}"
-        raise InputError(f"chaos: an undisturbed run {ended} ({said[-1][:300]})")
+        raise InputError(f"chaos: an undisturbed run {ended} ({lines[-1][:300]})")
     return Course(seconds, min(first_cell_s, seconds), {DRIVER: (0.0, seconds), **spans})
 
 
@@ -155,9 +158,9 @@ def kind_of(process: Any) -> str | None:
         words = process.cmdline()
     except psutil.Error:
         return None
-    if "mining.decoder" in words:
+    if "maskmine.mining.images.decoder_process" in words:
         return DECODER
-    if "pipelines.on_beam_worker" in words or (words and words[0].startswith("ray::Worker")):
+    if "maskmine.pipelines.engines.beam_worker" in words or (words and words[0].startswith("ray::Worker")):
         return WORKER
     return RAYLET if words and os.path.basename(words[0]) == "raylet" else None
 
@@ -177,7 +180,10 @@ def cells(out: Path) -> Cells:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, leaving out the times in a shard's account and the place in mining.yaml."""
+    """SHA-256 of every file below a folder, leaving out the times in a shard's account and the path in mining.yaml.
+
+    Of files of sums, the lines of such files are left out; that those are right is for `verify_run`.
+    """
     found = {}
     for path in sorted(path for path in out.rglob("*") if not path.is_dir()):
         content = path.read_bytes()
@@ -186,6 +192,8 @@ def hashes(out: Path) -> dict[str, str]:
             content = json.dumps(account, sort_keys=True).encode()
         elif path.name == "mining.yaml":
             content = content.replace(str(out).encode(), b"OUT")
+        elif path.name in (RUN_SUMS_FILE, SUCCESS_FILE):
+            content = _SUMS_OF_ONE_RUN.sub(b"", content)
         found[path.relative_to(out).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -281,14 +289,14 @@ def _run_again(trial: Trial, ending: Ending) -> None:
 
 
 def _faults_of(code: int, log: Path) -> list[str]:
-    """What is wrong with how a run ended and what it said."""
-    said = log.read_text(errors="replace").splitlines()
-    last = (said or ["nothing said"])[-1][:300]
-    if any("Traceback" in line for line in said):
+    """What is wrong with how a run ended and what it printed."""
+    lines = log.read_text(errors="replace").splitlines()
+    last = (lines or ["no output"])[-1][:300]
+    if any("Traceback" in line for line in lines):
         return [f"ended with {code} and a traceback: {last}"]
     if code not in (0, _INCOMPLETE):
         return [f"ended with {code}: {last}"]
-    if code == _INCOMPLETE and sum(line.startswith("maskmine: ") for line in said) != 1:
+    if code == _INCOMPLETE and sum(line.startswith("maskmine: ") for line in lines) != 1:
         return [f"ended with {code}, but not with one line that says why: {last}"]
     return []
 

@@ -1,11 +1,11 @@
-"""The charts that the story alone has; see `pipelines/charts.py`."""
+"""The chart that only the demo report has; the others are in `pipelines/reports/charts.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.charts import INK, SERIES, svg
+from maskmine.pipelines.reports.charts import INK, SERIES, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,38 +10,31 @@ same models and scenes give the same files.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from mining.weights import weights_sha256
-from pipelines.evaluate_pairs import Evaluation, evaluate_pairs
-from pipelines.evaluation_report import CURVES_FILE, draw_curves
-from pipelines.exits import exit_of
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.run_folder import RunFolder
-from pipelines.settings import parse_mining
-from pipelines.tally import Tally
-from schemas.errors import IncompleteError, InputError
-from scripts.bottleneck import CHART_FILE, demo_bottleneck, write_chart
-from scripts.clip_accuracy import measure_clip
-from scripts.compare_rules import compare_rules
-from scripts.demo_seeds import check_held_out
-from scripts.demo_seen import seen_nouns
-from scripts.story_figures import MASKS, Figures, sections
-from scripts.story_models import DemoModels, Masks, find_models, mine_world, open_towers
-from scripts.story_recall import mined_recall
-from scripts.story_tables import markdown_of
-from scripts.story_world import find_world, read_scenes, truth_of
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.pipelines.evaluate.pairs import Evaluation, evaluate_pairs
+from maskmine.pipelines.evaluate.pairs_report import CURVES_FILE, draw_curves
+from maskmine.scripts.accuracy.clip import measure_clip
+from maskmine.scripts.accuracy.mined_proposals import mined_recall
+from maskmine.scripts.accuracy.models import DemoModels, Masks, find_models, mine_world, open_towers
+from maskmine.scripts.accuracy.oracle import CHART_FILE, demo_bottleneck, write_chart
+from maskmine.scripts.command import run_command
+from maskmine.scripts.compare.coco import mine_photographs
+from maskmine.scripts.compare.rules import compare_rules
+from maskmine.scripts.demo_report.figures import MASKS, Figures, sections
+from maskmine.scripts.demo_report.tables import markdown_of
+from maskmine.scripts.demo_world.on_disk import find_world, read_scenes, truth_of
+from maskmine.scripts.demo_world.splits import check_held_out, seen_nouns
+from maskmine.tuning.console import plain_console
 
 FIGURES_FILE, TABLES_FILE = "evaluation.json", "evaluation.md"
-CONSOLE = Console(width=max(120, Console().width))
+CONSOLE = plain_console(width=max(120, plain_console().width))
 
 
 def main(
@@ -78,7 +71,7 @@ def evaluate_demo(
     workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> Figures:
-    """Draw and mine what the folder lacks, and measure; `say` is told what begins.
+    """Draw and mine what the folder lacks, and measure; `say` receives a line for each step.
 
     Raises InputError when the folder holds another world, or a model cannot be opened.
     """
@@ -121,27 +114,17 @@ def write_figures(figures: Figures, folder: Path) -> None:
     parts = [f"## {title}\n\n{markdown_of(block)}" for title, block in sections(figures)]
     (folder / TABLES_FILE).write_text("\n".join([title, *parts]), encoding="utf-8")
     write_chart(figures.bars, folder / CHART_FILE)
-    if figures.pairs.curves:
-        pairs = figures.pairs
-        draw_curves(pairs.curves, folder / CURVES_FILE, precision=pairs.precision, truth=pairs.truth.name)
+    if figures.pairs.curves_of_all:
+        draw_curves(figures.pairs, folder / CURVES_FILE)
 
 
 def mine_coco(folder: Path, *, out: Path, limit: int | None = None) -> Evaluation:
     """COCO photographs mined with their own masks by label, and the pairs held against the same masks.
 
-    With a `limit`, so many of them. Raises InputError when the folder is not laid out as COCO is.
+    With a `limit`, only the first ones. Raises InputError when the folder is not laid out as COCO is.
     """
-    captions, instances = (_only(folder / "annotations", f"{kind}_*.json") for kind in ("captions", "instances"))
-    images = folder / captions.stem.removeprefix("captions_")
-    tree = {
-        "captions": {"kind": "coco", "annotations": str(captions.absolute()), "images": str(images.absolute())},
-        "regions": {"proposals": {"kind": "ground_truth", "annotations": str(instances.absolute())}, "clip": None},
-        "pairs": {"rule": "labels", "synonyms": "coco"},
-        "max_rejected": 1.0,
-        "out": str(out.absolute()),
-    }
-    mine(parse_mining(tree, place=str(folder)), engine=run_local, watch=Tally(), limit=limit)
-    return evaluate_pairs(RunFolder(str(out.absolute())), truth=str(instances))
+    run, truth = mine_photographs(folder, out=out, by_label=True, limit=limit)
+    return evaluate_pairs(run.folder, truth=truth)
 
 
 def _seen_nouns(folder: Path, models: DemoModels) -> str | None:
@@ -151,13 +134,6 @@ def _seen_nouns(folder: Path, models: DemoModels) -> str | None:
     path = folder / "seen-nouns.txt"
     path.write_text("".join(f"{name}\n" for name in sorted(noun.noun for noun in seen_nouns())), encoding="utf-8")
     return str(path)
-
-
-def _only(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise InputError(f"--coco-mini: {folder} has {len(found)} files {pattern}; give a folder with one")
-    return found[0]
 
 
 def _hashes(models: DemoModels) -> dict[str, Any]:
@@ -170,8 +146,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (InputError, IncompleteError) as error:
-        typer.echo(f"evaluate_demo: {error}", err=True)
-        sys.exit(exit_of(error))
+    run_command(main, name="evaluate_demo")

@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mining.precision import CurvePoint, ScoreName, Share
-from pipelines.bottleneck_report import render_bars
-from pipelines.evaluate_pairs import Evaluation
-from pipelines.evaluation_report import render_evaluation
-from schemas.errors import InputError
-from scripts.clip_accuracy import CROWD, Accuracy, ClipAccuracy
-from scripts.compare_rules import PAPER, SCORES, Compared, render
-from scripts.demo_nouns import demo_nouns
-from scripts.measures import Measure
-from scripts.proposal_recall import ProposalRecall
-from scripts.story_models import Masks
-from scripts.story_recall import MOST_PROPOSALS
-from tuning.bottleneck import Bar, verdict
+from maskmine.mining.evaluation.pair_metrics import SCORES, CurvePoint, ScoreName
+from maskmine.pipelines.evaluate.pairs import Evaluation
+from maskmine.pipelines.evaluate.pairs_report import interval, render_evaluation
+from maskmine.pipelines.segment.oracle_report import render_cases
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.accuracy.clip import CROWD, Accuracy, ClipAccuracy
+from maskmine.scripts.accuracy.mined_proposals import MOST_PROPOSALS
+from maskmine.scripts.accuracy.models import Masks
+from maskmine.scripts.accuracy.proposals import ProposalRecall
+from maskmine.scripts.compare.rules import PAPER, Compared, render
+from maskmine.scripts.demo_world.nouns import demo_nouns
+from maskmine.scripts.measures import Measure
+from maskmine.tuning.console import TextTable
+from maskmine.tuning.segmentation.oracle import CaseScores, verdict
+from maskmine.tuning.tables import number_table, percent
 
 MASKS = {"maskformer": "MaskFormer's masks", "ground_truth": "true masks"}
 DRAWN_ONLY = "The CLIP of the demo world knows drawn objects only: photographs are matched by their labels, without it."
@@ -47,14 +48,14 @@ class Figures:
     recall: ProposalRecall | None
     compared: Mapping[Masks, Sequence[Compared]]
     pairs: Evaluation
-    bars: Sequence[Bar]
+    bars: Sequence[CaseScores]
     coco: Evaluation | None
 
     def measures(self) -> list[Measure]:
         """The figures that have a goal."""
         top1 = self.clip.surroundings.top1
         paper = papers_rule(self.compared[self.masks])
-        precision = paper.tally.share("right")
+        precision = paper.metrics.precision
         score, half = best_half(paper)
         mined = f"paper's rule, {MASKS[self.masks]}, 1 caption"
         found = [] if self.recall is None else [("seen", self.recall.seen), ("unseen", self.recall.unseen)]
@@ -64,8 +65,12 @@ class Figures:
                 _measure(f"MaskFormer: recall at IoU 0.5, {kind} nouns", recall.at_50, _RECALL[kind])
                 for kind, recall in found
             ),
-            _measure(f"mining: precision, {mined}", precision.value or 0.0, _PRECISION),
-            _measure(f"mining: precision at half coverage by {score}, {mined}", half.precision.value or 0.0, _AT_HALF),
+            _measure(f"mining: precision of known nouns, {mined}", precision.value or 0.0, _PRECISION),
+            _measure(
+                f"mining: precision of known nouns, half by {score}, {mined}",
+                half.precision.value or 0.0,
+                _AT_HALF,
+            ),
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def sections(figures: Figures) -> Iterator[tuple[str, RenderableType]]:
         note = "Coverage is measured in the pairs of the paper's rule with the same captions; – where a rule has fewer."
         yield f"Matching rules, {MASKS[masks]}", Group(render(compared), Text(note))
     yield f"Pairs of all captions, {MASKS[figures.masks]}", render_evaluation(figures.pairs)
-    yield "Bottleneck", Group(render_bars(figures.bars), Text(verdict(figures.bars)))
+    yield "Bottleneck", Group(render_cases(figures.bars), Text(verdict(figures.bars)))
     if figures.coco is not None:
         yield "COCO photographs, their own masks by label", Group(render_evaluation(figures.coco), Text(DRAWN_ONLY))
 
@@ -120,19 +125,15 @@ def best_half(compared: Compared) -> tuple[ScoreName, CurvePoint]:
     return max(found.items(), key=lambda item: item[1].precision.value or 0.0)
 
 
-def _goals(figures: Figures) -> Table:
-    table = Table("figure", box=None, pad_edge=False)
-    for name in ("measured", "goal", "reached"):
-        table.add_column(name, justify="right")
+def _goals(figures: Figures) -> TextTable:
+    table = number_table("figure", "measured", "goal", "reached")
     for measure in figures.measures():
         table.add_row(measure.name, f"{measure.value} %", measure.goal, "yes" if measure.reached else "NO")
     return table
 
 
-def _clip(clip: ClipAccuracy) -> Table:
-    table = Table("crops", box=None, pad_edge=False)
-    for name in ("top-1", "top-5", "crops"):
-        table.add_column(name, justify="right")
+def _clip(clip: ClipAccuracy) -> TextTable:
+    table = number_table("crops", "top-1", "top-5", "crops")
     kinds: dict[str, Accuracy] = {
         "with surroundings, one object": clip.surroundings,
         f"tight, scenes with {CROWD} or more objects": clip.tight,
@@ -143,34 +144,36 @@ def _clip(clip: ClipAccuracy) -> Table:
     return table
 
 
-def _recall(recall: ProposalRecall) -> Table:
-    table = Table("objects", box=None, pad_edge=False)
-    for name in ("IoU ≥ 0.5", "IoU ≥ 0.75", "count"):
-        table.add_column(name, justify="right")
+def _recall(recall: ProposalRecall) -> TextTable:
+    table = number_table("objects", "IoU ≥ 0.5", "IoU ≥ 0.75", "count")
     kinds = {"all": recall.all, "of seen nouns": recall.seen, "of unseen nouns": recall.unseen, **recall.sizes}
     for name, found in kinds.items():
         table.add_row(name, f"{found.at_50:.1%}", f"{found.at_75:.1%}", f"{found.objects:,}")
     return table
 
 
-def _mining(compared: Mapping[Masks, Sequence[Compared]]) -> Table:
-    table = Table("masks", "captions", box=None, pad_edge=False)
-    for name in ("pairs", "precision", "95% interval", "recall", "at half coverage", "95% interval", "threshold"):
+def _mining(compared: Mapping[Masks, Sequence[Compared]]) -> TextTable:
+    table = TextTable("masks", "captions", box=None, pad_edge=False)
+    names = ("all pairs", "precision", "of known nouns", "precision", "95% interval", "recall")
+    for name in (*names, "at half coverage", "95% interval", "threshold"):
         table.add_column(name, justify="right")
     for masks, rows in compared.items():
         for one in rows:
             if one.rule != PAPER:
                 continue
-            precision, (score, half) = one.tally.share("right"), best_half(one)
+            of_all, precision = one.metrics.precision_of_all, one.metrics.precision
+            score, half = best_half(one)
             table.add_row(
                 MASKS[masks],
                 str(one.per_image),
+                f"{of_all.of:,}",
+                percent(of_all.value),
                 f"{precision.of:,}",
-                _percent(precision),
-                _interval(precision),
-                _percent(one.tally.recall),
-                _percent(half.precision),
-                _interval(half.precision),
+                percent(precision.value),
+                interval(precision),
+                percent(one.metrics.recall.value),
+                percent(half.precision.value),
+                interval(half.precision),
                 f"{score} ≥ {half.threshold:.4f}",
             )
     return table
@@ -178,12 +181,3 @@ def _mining(compared: Mapping[Masks, Sequence[Compared]]) -> Table:
 
 def _measure(name: str, share: float, goal: float) -> Measure:
     return Measure(name, round(100 * share, 1), "%", f"≥ {goal:.0%}", share >= goal)
-
-
-def _percent(share: Share) -> str:
-    return "–" if share.value is None else f"{share.value:.1%}"
-
-
-def _interval(share: Share) -> str:
-    low, high = share.interval
-    return f"{low:.1%} – {high:.1%}" if share.of else "–"

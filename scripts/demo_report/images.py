@@ -1,8 +1,8 @@
-"""What a page shows of a finished run: scenes with their masks and captions, right and wrong pairs.
+"""Images of the demo report: scenes with their masks and captions, correct and wrong pairs.
 
-Pictures are `data:` URIs, so that the page needs no other file.
+They are `data:` URIs, so that the page needs no other file.
 
-Shapes: H, W height and width of a picture in pixels; 3 red, green, blue.
+Shapes: H, W height and width of an image in pixels; 3 red, green, blue.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mining.crops import grow_box
-from mining.images import read_image
-from mining.judging import JudgedImage, JudgedPair, judge_image
-from mining.truth import Naming, Truth, TruthObject
-from pipelines.run_folder import RunFolder
-from pipelines.status import require_plan
-from pipelines.verify import read_manifest
-from schemas.errors import InputError
-from schemas.mask import Mask, mask_iou
-from schemas.rows import CaptionsRow, ImageRow, NounsRow, PairsRow, RegionsRow, Rejection
-from schemas.sample import sample_key
+from maskmine.mining.evaluation.annotations import AnnotatedObject, Annotations
+from maskmine.mining.evaluation.pair_matching import CORRECT_IOU, ImageMatches, PairMatch, match_image
+from maskmine.mining.images.crops import grow_box
+from maskmine.mining.images.read import read_image
+from maskmine.mining.text.labels import Naming
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask, mask_iou
+from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
 
-Picture = np.ndarray[Any, np.dtype[np.uint8]]
+Rgb = np.ndarray[Any, np.dtype[np.uint8]]
 
-# Okabe and Ito's palette, told apart with any colour vision; black is left out.
+# Okabe and Ito's palette, which is distinct with any colour vision, without its black.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#967814")
-_MOST_PIXELS = 50_000_000
+_MAX_PIXELS = 50_000_000
 _SCENE_SCALE, _PAIR_PX = 2, 240
 _CROP_GROWTH = 1.25
 _VEIL_RGB, _VEIL_SHARE = (123, 117, 104), 0.8  # CLIP's mean colour lies over what is outside the mask
@@ -41,19 +39,19 @@ _BROAD_OVERLAP = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedScene:
-    """An image of a run with the verdicts on its pairs."""
+class MatchedScene:
+    """An image of a run whose pairs were matched with its annotated objects."""
 
     image: ImageRow
     captions: tuple[str, ...]
     regions: RegionsRow
-    objects: tuple[TruthObject, ...]
-    judged: JudgedImage
+    objects: tuple[AnnotatedObject, ...]
+    matches: ImageMatches
 
 
 @dataclass(frozen=True, slots=True)
 class ShownNoun:
-    """A pair in a few words; `colour` is that of its mask's outline."""
+    """A pair in the caption of a scene; `colour` is that of its mask's outline."""
 
     noun: str
     similarity: str
@@ -72,39 +70,27 @@ class ShownScene:
 
 @dataclass(frozen=True, slots=True)
 class ShownPair:
-    """A pair with the picture of its mask; `truth` says what the mask truly is."""
+    """A pair with an image of its mask; `shows` says what the mask is of."""
 
     picture: str
     noun: str
     similarity: str
-    truth: str
-    right: bool
+    shows: str
+    correct: bool
 
 
-def judge_scenes(run: RunFolder, *, truth: Truth, naming: Naming) -> Iterator[JudgedScene]:
-    """The images of a finished run that the truth covers, with those of their pairs that are in the shards."""
-    fingerprint = read_manifest(run).fingerprint
-    for part in range(require_plan(run).parts):
-        name = f"{part:05d}.parquet"
-        keys = set(run.read_table("shards", name, fingerprint=fingerprint)["key"].to_pylist())
-        rows = zip(
-            run.read_rows("images", name, row_type=ImageRow),
-            run.read_rows("captions", name, row_type=CaptionsRow),
-            run.read_rows("nouns", name, row_type=NounsRow),
-            run.read_rows("regions", name, row_type=RegionsRow),
-            run.read_rows("pairs", name, row_type=PairsRow),
-            strict=True,
-        )
-        for image, captions, nouns, regions, paired in rows:
-            if truth.fit(regions) != "covered":
+def match_scenes(finished: FinishedRun, *, annotations: Annotations, naming: Naming) -> Iterator[MatchedScene]:
+    """The annotated images of a finished run, with those of their pairs that are in the shards."""
+    for part in finished.parts:
+        for mined in finished.images(part):
+            if annotations.coverage(mined.regions) != "covered":
                 continue
-            kept = [pair for n, pair in enumerate(paired.pairs) if sample_key(paired.image_id, n) in keys]
-            objects = truth.objects(image.image_id)
-            judged = judge_image(nouns, regions, kept, objects=objects, naming=naming)
-            yield JudgedScene(image, captions.captions, regions, tuple(objects), judged)
+            objects = annotations.objects(mined.image.image_id)
+            matches = match_image(mined.nouns, mined.regions, mined.pairs, objects=objects, naming=naming)
+            yield MatchedScene(mined.image, mined.captions.captions, mined.regions, tuple(objects), matches)
 
 
-def show_scene(scene: JudgedScene) -> ShownScene:
+def show_scene(scene: MatchedScene) -> ShownScene:
     """A scene with its masks tinted and outlined."""
     picture_HW3 = _read(scene.image)
     height_px, width_px = picture_HW3.shape[:2]
@@ -113,7 +99,7 @@ def show_scene(scene: JudgedScene) -> ShownScene:
     colours = _colours(scene)
     for region, colour in colours.items():
         _outline(image, scene.regions.regions[region].mask, colour)
-    pairs = [one.pair for one in scene.judged.pairs]
+    pairs = [match.pair for match in scene.matches.pairs]
     captions = tuple(
         _pieces(
             scene.captions[number],
@@ -122,31 +108,31 @@ def show_scene(scene: JudgedScene) -> ShownScene:
         for number in dict.fromkeys(pair.caption for pair in pairs)
     )
     nouns = tuple(
-        ShownNoun(one.pair.noun, _score(one.pair.similarity), colours[one.pair.region], one.outcome)
-        for one in scene.judged.pairs
+        ShownNoun(match.pair.noun, _score(match.pair.similarity), colours[match.pair.region], match.outcome)
+        for match in scene.matches.pairs
     )
     return ShownScene(data_uri(image), captions, nouns)
 
 
-def show_pairs(scenes: Sequence[JudgedScene], *, right: bool, most: int) -> list[ShownPair]:
-    """At most so many right or wrong pairs, evenly from the most similar to the least."""
-    outcomes = ("right",) if right else ("other", "none")
-    found = [(scene, one) for scene in scenes for one in scene.judged.pairs if one.outcome in outcomes]
-    found.sort(key=lambda item: (-(item[1].pair.similarity or 0.0), item[0].image.image_id, item[1].pair.noun))
-    count = min(most, len(found))
-    chosen = [found[number * (len(found) - 1) // max(1, count - 1)] for number in range(count)]
-    return [_show_pair(scene, one) for scene, one in chosen]
+def show_pairs(scenes: Sequence[MatchedScene], *, correct: bool, max_pairs: int) -> list[ShownPair]:
+    """At most `max_pairs` correct or wrong pairs, evenly from the most similar to the least."""
+    outcomes = ("correct",) if correct else ("wrong_object", "background", "unlabelled")
+    pairs = [(scene, match) for scene in scenes for match in scene.matches.pairs if match.outcome in outcomes]
+    pairs.sort(key=lambda item: (-(item[1].pair.similarity or 0.0), item[0].image.image_id, item[1].pair.noun))
+    count = min(max_pairs, len(pairs))
+    chosen = [pairs[number * (len(pairs) - 1) // max(1, count - 1)] for number in range(count)]
+    return [_show_pair(scene, match) for scene, match in chosen]
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture for `src`, as WebP."""
+    """An image for `src`, as WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=82, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _show_pair(scene: JudgedScene, one: JudgedPair) -> ShownPair:
-    region = scene.regions.regions[one.pair.region]
+def _show_pair(scene: MatchedScene, match: PairMatch) -> ShownPair:
+    region = scene.regions.regions[match.pair.region]
     height_px, width_px = scene.regions.height_px, scene.regions.width_px
     box = grow_box(region.mask.box_xyxy, ratio=_CROP_GROWTH, height_px=height_px, width_px=width_px)
     mask_HW = region.mask.to_array()
@@ -158,39 +144,40 @@ def _show_pair(scene: JudgedScene, one: JudgedPair) -> ShownPair:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return ShownPair(
         data_uri(image.resize(size, Image.Resampling.BICUBIC)),
-        one.pair.noun,
-        _score(one.pair.similarity),
-        _truly(region.mask, one, scene.objects),
-        one.outcome == "right",
+        match.pair.noun,
+        _score(match.pair.similarity),
+        _mask_shows(region.mask, match, scene.objects),
+        match.outcome == "correct",
     )
 
 
-def _truly(mask: Mask, one: JudgedPair, objects: Sequence[TruthObject]) -> str:
-    """What a mask truly is, in a few words."""
-    if one.outcome == "right":
-        return f"right, IoU {one.iou:.2f}"
-    iou_N = mask_iou([mask], [there.mask for there in objects])[0]
+def _mask_shows(mask: Mask, match: PairMatch, objects: Sequence[AnnotatedObject]) -> str:
+    """What a mask is of, in a few words."""
+    if match.outcome == "correct":
+        return f"right, IoU {match.iou:.2f}"
+    iou_N = mask_iou([mask], [annotated.mask for annotated in objects])[0]
     if not len(iou_N) or iou_N.max() < _BROAD_OVERLAP:
         return "no object"
     category = objects[int(iou_N.argmax())].category
-    return category if one.outcome == "other" else f"not the whole of one: {category}, IoU {iou_N.max():.2f}"
+    shows_one = match.outcome == "wrong_object" or (match.outcome == "unlabelled" and iou_N.max() >= CORRECT_IOU)
+    return category if shows_one else f"not the whole of one: {category}, IoU {iou_N.max():.2f}"
 
 
-def _read(image: ImageRow) -> Picture:
-    picture = read_image(image.path, max_pixels=_MOST_PIXELS)
+def _read(image: ImageRow) -> Rgb:
+    picture = read_image(image.path, max_pixels=_MAX_PIXELS)
     if isinstance(picture, Rejection):
         raise InputError(f"{image.path}: {picture.reason} ({picture.detail}); the page needs the pictures of the run")
     return picture.rgb_HW3
 
 
-def _colours(scene: JudgedScene) -> dict[int, str]:
+def _colours(scene: MatchedScene) -> dict[int, str]:
     """A colour for every region that has a pair."""
-    regions = dict.fromkeys(one.pair.region for one in scene.judged.pairs)
+    regions = dict.fromkeys(match.pair.region for match in scene.matches.pairs)
     return {region: COLOURS[number % len(COLOURS)] for number, region in enumerate(regions)}
 
 
 def _outline(image: Image.Image, mask: Mask, colour: str) -> None:
-    """Tint a mask and draw its outline, with a white edge outside that shows on any picture."""
+    """Tint a mask and draw its outline, with a white edge outside that is visible on any image."""
     drawn = Image.fromarray(mask.to_array() * 255).resize(image.size, Image.Resampling.BICUBIC)
     drawn = drawn.point(lambda value: 255 if value > 127 else 0)
     rings = [np.asarray(drawn.filter(ImageFilter.MaxFilter(2 * reach + 1))) for reach in (2, 4)]

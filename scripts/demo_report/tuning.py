@@ -9,17 +9,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines.evaluate import evaluate
-from pipelines.run_folder import RunFolder
-from pipelines.verify import read_manifest
-from schemas.errors import InputError
-from scripts.story_pictures import data_uri
-from tuning.artefacts import PromptsRecord, read_prompts
-from tuning.data import open_sets
-from tuning.evaluation import MASKED, UNMASKED, Examination, Example, Findings
-from tuning.evaluation_report import group_by_frequency
-from tuning.log import LOG_FILE
-from tuning.settings import Data, Source
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.evaluate.clip import evaluate
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.demo_report.images import data_uri
+from maskmine.tuning.clip.data import open_sets
+from maskmine.tuning.clip.settings import Data, Source
+from maskmine.tuning.clip.weights_files import PromptsRecord, read_prompts
+from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionEvaluation, RegionResults
+from maskmine.tuning.evaluation.report import group_by_frequency
+from maskmine.tuning.training.log import LOG_FILE
 
 _REGION_PX = 144
 
@@ -46,7 +46,7 @@ class NamedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TuningStory:
+class TuningReport:
     """What prompts learnt, and what plain CLIP and the tuned one, called `name`, make of regions.
 
     They learnt from `pairs` of the `mined` pairs. `losses` are steps with the loss of their batch; `frequencies` the
@@ -59,7 +59,7 @@ class TuningStory:
     steps: int
     batch_size: int
     prompts: int
-    findings: Findings
+    findings: RegionResults
     frequencies: Mapping[str, Sequence[int]]
     losses: Sequence[tuple[int, float]]
     won: Sequence[ShownRegion]
@@ -81,19 +81,19 @@ class TuningStory:
         ]
 
 
-def tell_tuning(examination: Examination, *, run: RunFolder) -> TuningStory:
+def report_tuning(examination: RegionEvaluation, *, run: RunFolder) -> TuningReport:
     """Examine the prompts that were tuned on the pairs of a finished run, the first ones that the examination names.
 
     Raises InputError when it names none, or when they learnt from other pairs.
     """
     name, path = _prompts_of(examination)
     prompts_PND, record = read_prompts(path)
-    manifest = read_manifest(run)
+    manifest = FinishedRun.open(run).manifest
     if record.shards != (manifest.fingerprint,):
         raise InputError(f"{path}: was tuned on other pairs than those of {run.root}; delete its folder and tune again")
     findings, said = evaluate(examination)
     losses = _read_losses(path.with_name(LOG_FILE))
-    return TuningStory(
+    return TuningReport(
         name=name,
         pairs=_count_pairs(record, run=run),
         mined=manifest.totals.samples,
@@ -108,7 +108,7 @@ def tell_tuning(examination: Examination, *, run: RunFolder) -> TuningStory:
     )
 
 
-def _prompts_of(examination: Examination) -> tuple[str, Path]:
+def _prompts_of(examination: RegionEvaluation) -> tuple[str, Path]:
     for name, tuned in examination.tuned.items():
         if tuned.prompts is not None:
             return name, Path(tuned.prompts)

@@ -1,6 +1,6 @@
-"""Painted backdrops: graded colours, textures in perspective, and clutter that nobody could name.
+"""Painted backdrops: graded colours, textures in perspective, and clutter without a name.
 
-Shapes: H, W height and width of the picture in pixels; 3 the channels red, green, blue; T side of a texture tile.
+Shapes: H, W height and width of the image in pixels; 3 the channels red, green, blue; T side of a texture tile.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from scripts.demo_settings import Colour, Setting, Surface
+from maskmine.scripts.demo_world.environments import Colour, Setting, Surface
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-TILE_PX = 704  # the perspective below never looks further than this for pictures up to 288 px wide
+TILE_PX = 704  # the perspective below never looks further than this for images up to 288 px wide
 _TEXTURE_SEED = 20230417  # the tiles are part of the world's definition, the same for every world seed
-_CLUTTER_SHARE = 0.8  # how many pictures have each kind of clutter
+_CLUTTER_SHARE = 0.8  # how many images have each kind of clutter
 _FAR_SCALE = 0.42  # width of the ground at the horizon: 1 at the lower edge would be no perspective
 
 
@@ -27,13 +27,13 @@ _FAR_SCALE = 0.42  # width of the ground at the horizon: 1 at the lower edge wou
 class Backdrop:
     """The empty place as an RGB image; `horizon_px` is the row where the ground begins, None where there is none."""
 
-    picture: Image.Image
+    image: Image.Image
     horizon_px: int | None
 
 
 def paint_backdrop(setting: Setting, *, height_px: int, width_px: int, rng: np.random.Generator) -> Backdrop:
     """Paint a place of the given setting."""
-    picture = Image.new("RGB", (width_px, height_px))
+    image = Image.new("RGB", (width_px, height_px))
     near = setting.near[int(rng.integers(len(setting.near)))]
     if setting.horizon is None:
         ground = _graded(near, _flat_texture(near.texture, height_px, width_px, rng), rng)
@@ -42,12 +42,12 @@ def paint_backdrop(setting: Setting, *, height_px: int, width_px: int, rng: np.r
         horizon_px = round(height_px * rng.uniform(*setting.horizon))
         far = setting.far[int(rng.integers(len(setting.far)))]
         wall = _graded(far, _flat_texture(far.texture, horizon_px, width_px, rng), rng)
-        picture.paste(_decorated(wall, [_FAR_DECOR[name] for name in setting.decor if name in _FAR_DECOR], rng))
+        image.paste(_decorated(wall, [_FAR_DECOR[name] for name in setting.decor if name in _FAR_DECOR], rng))
         ground = _graded(near, _ground_texture(near.texture, height_px - horizon_px, width_px, rng), rng)
     ground = _decorated(ground, [_NEAR_DECOR[name] for name in setting.decor if name in _NEAR_DECOR], rng)
-    picture.paste(ground, (0, horizon_px or 0))
+    image.paste(ground, (0, horizon_px or 0))
     clutter = [draw for draw in (_draw_smudges, _draw_marks) if rng.random() < _CLUTTER_SHARE]
-    return Backdrop(_decorated(picture, clutter, rng), horizon_px)
+    return Backdrop(_decorated(image, clutter, rng), horizon_px)
 
 
 def _graded(surface: Surface, texture_HW: Array, rng: np.random.Generator) -> Image.Image:
@@ -116,16 +116,16 @@ def _noise(rng: np.random.Generator, rows: int, columns: int, octaves: int) -> A
 
 def _bands(period_px: float, width_px: float, *, axis: int, shift_px: Array | float = 0.0) -> Array:
     """Stripes across an axis: 1 for `width_px` of every `period_px`, else 0."""
-    place = np.arange(TILE_PX, dtype=np.float32)
-    place_TT = np.broadcast_to(place[:, None] if axis == 0 else place[None, :], (TILE_PX, TILE_PX))
-    return (((place_TT + shift_px) % period_px) < width_px).astype(np.float32)
+    position = np.arange(TILE_PX, dtype=np.float32)
+    position_TT = np.broadcast_to(position[:, None] if axis == 0 else position[None, :], (TILE_PX, TILE_PX))
+    return (((position_TT + shift_px) % period_px) < width_px).astype(np.float32)
 
 
 def _courses(rng: np.random.Generator, row_px: float, brick_px: float, joint_px: float) -> Array:
     """Rows of bricks or boards, every other row shifted by half a brick; each brick has its own grey."""
-    place = np.arange(TILE_PX, dtype=np.float32)
-    row_TT = np.broadcast_to((place // row_px)[:, None], (TILE_PX, TILE_PX))
-    along_TT = place[None, :] + row_TT * brick_px * 0.5
+    position = np.arange(TILE_PX, dtype=np.float32)
+    row_TT = np.broadcast_to((position // row_px)[:, None], (TILE_PX, TILE_PX))
+    along_TT = position[None, :] + row_TT * brick_px * 0.5
     grey = rng.uniform(-0.5, 0.5, (256, 256)).astype(np.float32)
     brick_TT = grey[row_TT.astype(int) % 256, (along_TT // brick_px).astype(int) % 256]
     joint_TT = _bands(row_px, joint_px, axis=0) + ((along_TT % brick_px) < joint_px)
@@ -176,15 +176,15 @@ _TEXTURES: dict[str, Callable[[np.random.Generator], Array]] = {
 # ---- decor of the setting and clutter: shapes on a translucent layer
 
 
-def _decorated(picture: Image.Image, drawers: Sequence[_Drawer], rng: np.random.Generator) -> Image.Image:
-    """Lay over the picture, in place, what each drawer leaves; a layer smaller than the picture is blurred by it."""
-    mean_3 = np.asarray(picture.resize((1, 1), Image.Resampling.BOX), np.float32)[0, 0]
+def _decorated(image: Image.Image, drawers: Sequence[_Drawer], rng: np.random.Generator) -> Image.Image:
+    """Lay over the image, in place, what each drawer leaves; a layer smaller than the image is blurred by it."""
+    mean_3 = np.asarray(image.resize((1, 1), Image.Resampling.BOX), np.float32)[0, 0]
     for draw in drawers:
-        layer = draw(picture.width, picture.height, mean_3, rng)
-        if layer.size != picture.size:
-            layer = layer.resize(picture.size, Image.Resampling.BILINEAR)
-        picture.paste(layer, mask=layer)
-    return picture
+        layer = draw(image.width, image.height, mean_3, rng)
+        if layer.size != image.size:
+            layer = layer.resize(image.size, Image.Resampling.BILINEAR)
+        image.paste(layer, mask=layer)
+    return image
 
 
 def _draw_smudges(width_px: int, height_px: int, mean_3: Array, rng: np.random.Generator) -> Image.Image:
@@ -321,7 +321,7 @@ def _draw_bokeh(width_px: int, height_px: int, mean_3: Array, rng: np.random.Gen
 
 
 def _blank(width_px: int, height_px: int, mean_3: Array) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty layer, transparent in the picture's mean colour: blurred edges would show a black one as a halo."""
+    """An empty layer, transparent in the image's mean colour: blurred edges would show a black one as a halo."""
     red, green, blue = mean_3.astype(int).tolist()
     layer = Image.new("RGBA", (max(1, width_px), max(1, height_px)), (red, green, blue, 0))
     return layer, ImageDraw.Draw(layer)

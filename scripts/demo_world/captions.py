@@ -1,6 +1,6 @@
 """Captions for demo scenes: varied English that is true, and that may leave something out.
 
-What a caption says about an object holds in the picture: its noun, its number, `small` and `large`, and where it is
+What a caption says about an object holds in the image: its noun, its number, `small` and `large`, and where it is
 relative to another. The names of places ("in the grass") are the setting's own.
 """
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from schemas.mask import Box
-from scripts.demo_nouns import DemoNoun
+from maskmine.schemas.mask import Box
+from maskmine.scripts.demo_world.nouns import DemoNoun
 
 CAPTIONS_PER_SCENE = 5
-SMALL_SHARE = 0.022  # of the picture: what is not larger may be called small
-LARGE_SHARE = 0.13  # of the picture: what is not smaller may be called large
+SMALL_SHARE = 0.022  # of the image: what is not larger may be called small
+LARGE_SHARE = 0.13  # of the image: what is not smaller may be called large
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 _FIRST_SIZES = (0.02, 0.43, 0.35, 0.2)  # how often the first caption names 1, 2, 3, 4 sorts of things

@@ -1,4 +1,4 @@
-"""Natural crops of demo scenes and what people would call them: CLIP's food in training, never a masked picture.
+"""Natural crops of demo scenes and what people would call them: CLIP's training data, never a masked image.
 
 A crop shows one object with more or less of what is around it; its caption names the object, and now and then its
 size or the place. A crop is squeezed to a square, whatever its sides are, as regions are in mining.
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mining.templates import fill_template, load_templates
-from schemas.mask import Box
-from scripts.demo_captions import with_article
-from scripts.demo_nouns import DemoNoun
-from scripts.demo_settings import ALOFT, SETTINGS
+from maskmine.mining.models.prompt_templates import fill_template, load_templates
+from maskmine.schemas.mask import Box
+from maskmine.scripts.demo_world.captions import with_article
+from maskmine.scripts.demo_world.environments import ALOFT, all_settings
+from maskmine.scripts.demo_world.nouns import DemoNoun
 
 Window = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels and parts of pixels."""
 
-MOST_GROWTH = 2.4  # a crop's sides are 1 to so many times those of its object
+MOST_GROWTH = 2.4  # a crop's sides are 1 to 2.4 times those of its object
 
 _SLACK = 0.12  # how unevenly the two sides of a crop grow
 _LETTERED = ("building", "street", "office", "device", "aircraft")  # kinds with letters: never mirrored
@@ -35,7 +35,7 @@ _SMALL_SHARE, _LARGE_SHARE = 0.2, 0.5  # of a crop: an object below is small the
 
 
 def crop_window(box_xyxy: Box, *, size_hw: tuple[int, int], rng: np.random.Generator) -> Window:
-    """A window of the picture around a box, which it holds whole or but for a sliver."""
+    """A window of the image around a box, which it holds whole or but for a sliver."""
     growth = MOST_GROWTH ** float(rng.random())
     sides_px = [high - low for low, high in ((box_xyxy[0], box_xyxy[2]), (box_xyxy[1], box_xyxy[3]))]
     square = float(rng.random())  # how far the crop is on the way from the object's aspect to a square
@@ -52,17 +52,17 @@ def crop_window(box_xyxy: Box, *, size_hw: tuple[int, int], rng: np.random.Gener
 
 
 def scene_window(size_hw: tuple[int, int], *, rng: np.random.Generator) -> Window:
-    """A window that holds nearly the whole picture."""
+    """A window that holds nearly the whole image."""
     height_px, width_px = size_hw
     left, top, right, bottom = (rng.random(4) * 0.05).tolist()
     return left * width_px, top * height_px, (1 - right) * width_px, (1 - bottom) * height_px
 
 
 def cut_window(
-    picture: Image.Image, window: Window, *, size_px: int, mirrored: bool
+    image: Image.Image, window: Window, *, size_px: int, mirrored: bool
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The window squeezed to a square, uint8 [S, S, 3]."""
-    cut = picture.resize((size_px, size_px), Image.Resampling.BICUBIC, box=window)
+    cut = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=window)
     return np.asarray(cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else cut)
 
 
@@ -76,12 +76,12 @@ def crop_caption(noun: DemoNoun, *, setting: str, share: float, rng: np.random.G
     if rng.random() < _TEMPLATE_SHARE:
         fitting = _templates("small" if share < _SMALL_SHARE else "large" if share > _LARGE_SHARE else "medium")
         return fill_template(fitting[int(rng.integers(len(fitting)))], noun.noun)
-    said = with_article(noun.noun) if noun.number == "count" else noun.noun
-    said = _OPENINGS[int(rng.integers(len(_OPENINGS)))] + said
+    caption = with_article(noun.noun) if noun.number == "count" else noun.noun
+    caption = _OPENINGS[int(rng.integers(len(_OPENINGS)))] + caption
     if noun.kind in ALOFT or rng.random() >= _PLACE_SHARE:
-        return said
+        return caption
     places = _places()[setting]
-    return f"{said} {places[int(rng.integers(len(places)))]}"
+    return f"{caption} {places[int(rng.integers(len(places)))]}"
 
 
 def share_of(window: Window, box_xyxy: Box) -> float:
@@ -101,4 +101,4 @@ def _templates(size: str) -> tuple[str, ...]:
 
 @functools.cache
 def _places() -> dict[str, tuple[str, ...]]:
-    return {setting.name: setting.places for setting in SETTINGS}
+    return {setting.name: setting.places for setting in all_settings()}

@@ -1,12 +1,12 @@
 """Write a demo world: COCO captions, COCO instances and JPEGs, drawn from the OpenMoji colour font.
 
-    python -m scripts.demo_world demo-world --scenes 200 --seed 7
+    python -m maskmine.scripts.demo_world.draw demo-world --scenes 200 --seed 7
 
-The truth is known to the pixel: which nouns are in a picture, and where. Scenes are drawn by `draw_scene`
+The ground truth is exact to the pixel: which nouns are in an image, and where. Scenes are drawn by `draw_scene`
 (demo_scene.py), which training calls directly; here they are put on disk. The same seed gives the same bytes, for any
 number of workers, as long as Pillow, NumPy and the font are the same.
 
-OpenMoji (https://openmoji.org) is licensed CC BY-SA 4.0, and so are the pictures drawn with it; the files say so.
+OpenMoji (https://openmoji.org) is licensed CC BY-SA 4.0, and so are the images drawn with it; the files say so.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from schemas.errors import InputError
-from schemas.mask import Mask
-from schemas.settings import canonical_json
-from scripts.demo_nouns import demo_nouns, openmoji_version
-from scripts.demo_scene import draw_scene
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.settings import canonical_json
+from maskmine.scripts.demo_world.nouns import demo_nouns, openmoji_version
+from maskmine.scripts.demo_world.scene import draw_scene
 
 JPEG_QUALITY = 92
 app = typer.Typer(add_completion=False)
@@ -70,10 +70,10 @@ def image_name(index: int) -> str:
     return f"{index + 1:012d}.jpg"
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """The picture as the demo world stores it."""
+def jpeg(image: Image.Image) -> bytes:
+    """The image as the demo world stores it."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
@@ -169,11 +169,11 @@ def _instance(number: int, image_id: int, category: int, mask: Mask) -> dict[str
 @app.command()
 def _command(
     out: Annotated[Path, typer.Argument(help="the folder to write; new, or empty")],
-    scenes: Annotated[int, typer.Option(help="how many pictures")] = 200,
+    scenes: Annotated[int, typer.Option(help="number of images")] = 200,
     seed: Annotated[int, typer.Option(help="the same seed draws the same world")] = 7,
     workers: Annotated[int, typer.Option(help="processes; the result does not depend on it")] = 1,
 ) -> None:
-    """Draw a demo world: pictures with captions and exact masks, in COCO's format."""
+    """Draw a demo world: images with captions and exact masks, in COCO's format."""
     try:
         draw_world(out, scenes=scenes, seed=seed, workers=workers)
     except InputError as error:

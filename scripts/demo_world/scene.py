@@ -3,7 +3,7 @@
 A mask marks the pixels that are mostly the object's (demo_sprites.py says how). An object that is mostly hidden is
 taken out of the scene before it is drawn, so whatever is drawn is annotated.
 
-Shapes: H, W height and width of the picture in pixels; h, w those of an object; N objects; C channels; 3 red, green,
+Shapes: H, W height and width of the image in pixels; h, w those of an object; N objects; C channels; 3 red, green,
 blue.
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scripts.demo_backdrop import paint_backdrop
-from scripts.demo_captions import Places, Seen, write_captions
-from scripts.demo_nouns import DemoNoun, demo_nouns, glyph, nouns_of_kinds
-from scripts.demo_settings import ALOFT, ALOFT_PLACES, PORTABLE, Setting, settings_for
-from scripts.demo_sprites import Bools, Floats, Sprite, box_of, keep_visible, paint_sprites, whole_mask
+from maskmine.scripts.demo_world.backdrop import paint_backdrop
+from maskmine.scripts.demo_world.captions import Places, Seen, write_captions
+from maskmine.scripts.demo_world.environments import ALOFT, ALOFT_PLACES, PORTABLE, Setting, settings_for
+from maskmine.scripts.demo_world.nouns import DemoNoun, demo_nouns, glyph, nouns_of_kinds
+from maskmine.scripts.demo_world.sprites import Bools, Floats, Sprite, box_of, keep_visible, paint_sprites, whole_mask
 
 SIZES_HW = ((192, 256), (208, 256), (224, 224), (192, 224), (256, 192), (256, 208), (240, 224), (192, 288))
 MAX_OBJECTS = 8
@@ -35,7 +35,7 @@ _LYING_TILT_DEG = 55.0  # seen from above, things lie in any direction; letters 
 _TILT_DEG = {"bug": 35.0, "sea": 18.0, "aircraft": 18.0, "building": 2.0, "street": 4.0, "sky": 6.0, "vehicle": 4.0}
 _KIND_SCALE = {"building": 1.3, "tree": 1.3, "vehicle": 1.15, "bug": 0.7, "boat": 1.1, "fruit": 0.85, "vegetable": 0.85}
 _COVERED_SHARE = 0.04  # of an object's pixels: what another covers more of stands in front of it
-_GRAIN_PX = 400  # side of the grain tile, larger than any picture
+_GRAIN_PX = 400  # side of the grain tile, larger than any image
 _UNTURNED = ("building", "street", "office", "device", "aircraft")  # kinds with letters: never mirrored
 
 
@@ -64,11 +64,11 @@ def draw_scene(seed: int, *, index: int, only: frozenset[DemoNoun] | None = None
     backdrop = paint_backdrop(setting, height_px=height_px, width_px=width_px, rng=rng)
     sprites = _placed(cast, setting, backdrop.horizon_px, (height_px, width_px), rng)
     sprites, masks_NHW = keep_visible(sprites, (height_px, width_px))
-    picture_3HW = paint_sprites(_planes(backdrop.picture), sprites, setting.shadow, rng)
+    image_3HW = paint_sprites(_planes(backdrop.image), sprites, setting.shadow, rng)
     places = Places(setting.places, ALOFT_PLACES if backdrop.horizon_px else setting.places)
     captions = write_captions(_seen(sprites, masks_NHW), places=places, rng=rng)
     nouns = tuple(sprite.noun for sprite in sprites)
-    return Scene(setting.name, _graded(picture_3HW, rng), nouns, masks_NHW, captions)
+    return Scene(setting.name, _graded(image_3HW, rng), nouns, masks_NHW, captions)
 
 
 def _cast(rng: np.random.Generator, only: frozenset[DemoNoun] | None) -> tuple[Setting, list[DemoNoun]]:
@@ -113,7 +113,7 @@ def _placed(
     size_hw: tuple[int, int],
     rng: np.random.Generator,
 ) -> list[Sprite]:
-    """Every object of the cast at its place, farthest first; the first of the cast lies wholly in the picture."""
+    """Every object of the cast at its place, farthest first; the first of the cast lies wholly in the image."""
     reach_px = min(size_hw) * (3.0 / max(3, len(cast))) ** 0.35
     light_rad = float(rng.uniform(0.0, 2 * np.pi))
     spots: list[tuple[float, float]] = []
@@ -145,7 +145,7 @@ def _corner(
     size_hw: tuple[int, int],
     outside: float,
 ) -> tuple[int, int]:
-    """Left and top of an object at a spot; up to a share `outside` of its sides may lie beyond the picture's edge."""
+    """Left and top of an object at a spot; up to a share `outside` of its sides may lie beyond the image's edge."""
     (high, wide), (height_px, width_px) = object_hw, size_hw
     left = (0.06 + 0.88 * spot[0]) * width_px - wide / 2
     if horizon_px is None:
@@ -175,22 +175,22 @@ def _shape(
     return np.minimum(lit_3hw, pixels_4hw[3]), pixels_4hw[3] / np.float32(255.0)
 
 
-def _sized(picture: Image.Image, noun: DemoNoun, reach_px: float, rng: np.random.Generator) -> Image.Image:
+def _sized(image: Image.Image, noun: DemoNoun, reach_px: float, rng: np.random.Generator) -> Image.Image:
     """The glyph at its size in the scene; thin ones are drawn larger, for they would hardly show."""
     side_px = reach_px * rng.uniform(0.24, 0.56) * _KIND_SCALE.get(noun.kind, 1.0) * _thinness(noun.codepoint)
     side_px = min(max(side_px, 26.0), reach_px * 0.8)
     stretch = rng.uniform(0.92, 1.08)
-    scale = side_px / max(picture.size)
-    size = (max(4, round(picture.width * scale * stretch)), max(4, round(picture.height * scale / stretch)))
-    return picture.resize(size, Image.Resampling.BILINEAR)
+    scale = side_px / max(image.size)
+    size = (max(4, round(image.width * scale * stretch)), max(4, round(image.height * scale / stretch)))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _turned(picture: Image.Image, noun: DemoNoun, shadow: str, rng: np.random.Generator) -> Image.Image:
+def _turned(image: Image.Image, noun: DemoNoun, shadow: str, rng: np.random.Generator) -> Image.Image:
     if noun.kind not in _UNTURNED and rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     tilt_deg = _LYING_TILT_DEG if shadow == "drop" else _TILT_DEG.get(noun.kind, 10.0)
-    picture = picture.rotate(rng.uniform(-tilt_deg, tilt_deg), Image.Resampling.BILINEAR, expand=True)
-    return picture.crop(picture.getbbox())
+    image = image.rotate(rng.uniform(-tilt_deg, tilt_deg), Image.Resampling.BILINEAR, expand=True)
+    return image.crop(image.getbbox())
 
 
 @functools.cache
@@ -221,9 +221,9 @@ def _seen(sprites: Sequence[Sprite], masks_NHW: Bools) -> list[Seen]:
 # ---- light
 
 
-def _graded(picture_3HW: Floats, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _graded(image_3HW: Floats, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Light that falls off to one side, exposure, tint, contrast and grain, as a camera would have them; [H, W, 3]."""
-    height_px, width_px = picture_3HW.shape[1:]
+    height_px, width_px = image_3HW.shape[1:]
     light_HW = _ramp(height_px, width_px, rng.uniform(0.0, 0.16), rng.uniform(0.0, 2 * np.pi))
     gain_3 = (rng.uniform(0.8, 1.16) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
     contrast = np.float32(rng.uniform(0.85, 1.1))
@@ -233,7 +233,7 @@ def _graded(picture_3HW: Floats, rng: np.random.Generator) -> np.ndarray[Any, np
     light_HW *= contrast
     graded_HW3 = np.empty((height_px, width_px, 3), np.uint8)
     for channel in range(3):
-        plane_HW = picture_3HW[channel] * (light_HW * gain_3[channel]) + grain_HW
+        plane_HW = image_3HW[channel] * (light_HW * gain_3[channel]) + grain_HW
         graded_HW3[..., channel] = np.clip(plane_HW, 0.0, 255.0)
     return graded_HW3
 
@@ -246,9 +246,9 @@ def _ramp(height_px: int, width_px: int, slope: float, angle_rad: float) -> Floa
     return ramp_HW
 
 
-def _planes(picture: Image.Image) -> Floats:
+def _planes(image: Image.Image) -> Floats:
     """The channels of an image as float32 [C, H, W]: planes are faster to compute with than pixels."""
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1), np.float32)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), np.float32)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 The mask of an object marks the pixels that get more than half of their colour from it after everything has been
 composited; masks are therefore disjoint. Shadows darken what lies below them and are no part of a mask.
 
-Shapes: H, W height and width of the picture in pixels; h, w those of an object; N objects; 3 red, green, blue.
+Shapes: H, W height and width of the image in pixels; h, w those of an object; N objects; 3 red, green, blue.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from schemas.mask import Box
-from scripts.demo_nouns import DemoNoun
+from maskmine.schemas.mask import Box
+from maskmine.scripts.demo_world.nouns import DemoNoun
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -48,18 +48,20 @@ def keep_visible(sprites: Sequence[Sprite], size_hw: tuple[int, int]) -> tuple[l
     Goes from the nearest to the farthest: one that is taken out covers nothing.
     """
     open_HW = np.ones(size_hw, np.float32)
-    kept: list[tuple[Sprite, Bools]] = []
+    visible: list[tuple[Sprite, Bools]] = []
     for sprite in reversed(sprites):
         mask_HW = _mask(sprite, open_HW)
         whole_px = np.count_nonzero(sprite.opacity_hw > 0.5)
         if np.count_nonzero(mask_HW) >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * whole_px):
-            kept.append((sprite, mask_HW))
-            picture_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, size_hw)
-            open_HW[picture_part] *= 1.0 - sprite.opacity_hw[object_part]
-    if not kept:  # all too small or too hidden: the one of which most lies in the picture is left alone
-        kept = [max(((sprite, whole_mask(sprite, size_hw)) for sprite in sprites), key=lambda one: int(one[1].sum()))]
-    kept.reverse()
-    return [sprite for sprite, _ in kept], np.stack([mask_HW for _, mask_HW in kept])
+            visible.append((sprite, mask_HW))
+            image_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, size_hw)
+            open_HW[image_part] *= 1.0 - sprite.opacity_hw[object_part]
+    if not visible:  # all too small or too hidden: the one of which most lies in the image is left alone
+        visible = [
+            max(((sprite, whole_mask(sprite, size_hw)) for sprite in sprites), key=lambda pair: int(pair[1].sum()))
+        ]
+    visible.reverse()
+    return [sprite for sprite, _ in visible], np.stack([mask_HW for _, mask_HW in visible])
 
 
 def whole_mask(sprite: Sprite, size_hw: tuple[int, ...]) -> Bools:
@@ -67,18 +69,18 @@ def whole_mask(sprite: Sprite, size_hw: tuple[int, ...]) -> Bools:
     return _mask(sprite, np.ones(size_hw, np.float32))
 
 
-def paint_sprites(picture_3HW: Floats, sprites: Sequence[Sprite], shadow: str, rng: np.random.Generator) -> Floats:
-    """The picture, in place, with the objects over it, each with its shadow on what lies below."""
+def paint_sprites(image_3HW: Floats, sprites: Sequence[Sprite], shadow: str, rng: np.random.Generator) -> Floats:
+    """The image, in place, with the objects over it, each with its shadow on what lies below."""
     strength = rng.uniform(0.25, 0.55)
     for sprite in sprites:
         if shadow != "none" and not sprite.aloft:
-            _shade(picture_3HW, *(_contact_shadow if shadow == "contact" else _drop_shadow)(sprite), strength)
+            _shade(image_3HW, *(_contact_shadow if shadow == "contact" else _drop_shadow)(sprite), strength)
         opacity_hw = sprite.opacity_hw
-        (rows, columns), object_part = _windows(sprite.left_px, sprite.top_px, opacity_hw.shape, picture_3HW.shape[1:])
-        under_3hw = picture_3HW[:, rows, columns]
+        (rows, columns), object_part = _windows(sprite.left_px, sprite.top_px, opacity_hw.shape, image_3HW.shape[1:])
+        under_3hw = image_3HW[:, rows, columns]
         under_3hw *= 1.0 - opacity_hw[object_part]
         under_3hw += sprite.colour_3hw[:, *object_part]
-    return picture_3HW
+    return image_3HW
 
 
 def box_of(mask_HW: Bools) -> Box:
@@ -90,24 +92,24 @@ def box_of(mask_HW: Bools) -> Box:
 def _mask(sprite: Sprite, open_HW: Floats) -> Bools:
     """Pixels that get more than half of their colour from the object, where nearer ones leave `open_HW` to it."""
     mask_HW = np.zeros(open_HW.shape, np.bool_)
-    picture_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, open_HW.shape)
-    mask_HW[picture_part] = sprite.opacity_hw[object_part] * open_HW[picture_part] > 0.5
+    image_part, object_part = _windows(sprite.left_px, sprite.top_px, sprite.opacity_hw.shape, open_HW.shape)
+    mask_HW[image_part] = sprite.opacity_hw[object_part] * open_HW[image_part] > 0.5
     return mask_HW
 
 
 def _windows(
     left_px: int, top_px: int, object_hw: tuple[int, ...], size_hw: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of the picture that an object covers, and the part of the object that lies in the picture."""
+    """The part of the image that an object covers, and the part of the object that lies in the image."""
     top, left = max(0, top_px), max(0, left_px)
     bottom, right = max(top, min(size_hw[0], top_px + object_hw[0])), max(left, min(size_hw[1], left_px + object_hw[1]))
     inner = (slice(top - top_px, bottom - top_px), slice(left - left_px, right - left_px))
     return (slice(top, bottom), slice(left, right)), inner
 
 
-def _shade(picture_3HW: Floats, shade_hw: Floats, left_px: int, top_px: int, strength: float) -> None:
-    (rows, columns), shade_part = _windows(left_px, top_px, shade_hw.shape, picture_3HW.shape[1:])
-    picture_3HW[:, rows, columns] *= 1.0 - np.float32(strength) * shade_hw[shade_part]
+def _shade(image_3HW: Floats, shade_hw: Floats, left_px: int, top_px: int, strength: float) -> None:
+    (rows, columns), shade_part = _windows(left_px, top_px, shade_hw.shape, image_3HW.shape[1:])
+    image_3HW[:, rows, columns] *= 1.0 - np.float32(strength) * shade_hw[shade_part]
 
 
 def _contact_shadow(sprite: Sprite) -> tuple[Floats, int, int]:

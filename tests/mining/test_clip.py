@@ -15,31 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mining.models.clip import Clip, imagenet_templates
-from mining.weights import weights_sha256
-from schemas.errors import InputError
-
-ARCHITECTURE = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "patch_dropout": 0.5},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-
-
-def save_tiny_clip(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """A folder as open_clip reads it, with random weights."""
-    architecture = {**ARCHITECTURE, **changes}
-    torch.manual_seed(seed)
-    model = open_clip.CLIP(**architecture)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": architecture, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
-    return folder
-
-
-WEIGHTS = "open_clip_model.safetensors"
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.clip_weights import imagenet_templates
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.schemas.errors import InputError
+from tests.support.models import ARCHITECTURE, WEIGHTS, save_tiny_clip
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +159,7 @@ def test_an_architecture_in_json_takes_weights_from_a_file(
 
 def test_the_record_tells_which_weights_and_whose_licence(folder: Path, tmp_path: Path, no_network: None) -> None:
     of_folder = Clip(model=str(folder), licence="MIT").record()
-    assert (of_folder.role, of_folder.name, of_folder.licence) == ("clip", str(folder), "MIT")
+    assert (of_folder.role, of_folder.name, of_folder.licence) == ("clip", folder.name, "MIT")
     assert of_folder.sha256 == weights_sha256(folder) == Clip(model=f"local-dir:{folder}").record().sha256
     assert Clip(model=str(folder)).record().licence == "unknown"
     weights = folder / WEIGHTS

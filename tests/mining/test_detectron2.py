@@ -15,13 +15,13 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from mining.models import detectron2 as module
-from mining.models.detectron2 import Detectron2, Names, read_output
-from mining.proposals import LoadedImage, Proposals
-from mining.weights import weights_sha256
-from schemas.errors import InputError
-from tests import tiny_proposers
-from tests.tiny_proposers import save_detectron2
+from maskmine.mining.proposers import detectron2 as module
+from maskmine.mining.proposers.detectron2 import Detectron2, Names, read_output
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.schemas.errors import InputError
+from tests.support import tiny_proposers
+from tests.support.tiny_proposers import save_detectron2
 
 NAMES = Names(things=("cat", "dog"), stuff=("things", "sky", "grass"))
 REAL = [

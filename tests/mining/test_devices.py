@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mining.devices import fix_threads, open_device
-from schemas.errors import InputError
+from maskmine.mining.models.devices import fix_threads, open_device
+from maskmine.schemas.errors import InputError
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from mining.crops import Crop, cut_regions
-from mining.embeddings import embed_regions, pack, unpack
-from mining.models.clip import Clip, ImageTower
-from tests.test_clip import save_tiny_clip
+from maskmine.mining.images.crops import Crop, cut_regions
+from maskmine.mining.models.clip import Clip, ImageTower
+from maskmine.mining.models.embeddings import embed_regions, pack, unpack
+from tests.support.models import save_tiny_clip
 
 
 def scenes() -> tuple[list[Tensor], list[Tensor]]:

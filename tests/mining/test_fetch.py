@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from mining import images as images_module
-from mining.fetch import Fetch, fetch_url, forbids, is_public
-from mining.stores import scheme_of
-from pipelines.cli import run_app
-from pipelines.run_folder import RunFolder
-from pipelines.status import rejected_images
-from schemas.rows import Rejection
-from tests import toy
-from tests.faults import SQUARE
-from tests.test_mine import samples
+from maskmine.mining.images import read as images_module
+from maskmine.mining.storage.stores import scheme_of
+from maskmine.mining.storage.urls import Fetch, fetch_url, forbids, is_public
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.status import rejected_images
+from maskmine.schemas.rows import Rejection
+from tests.support import toy
+from tests.support.corrupt_inputs import SQUARE
+from tests.support.runs import samples
 
 pytest.importorskip("aiohttp", reason="needs aiohttp: pip install 'maskmine[fetch]'")
 

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mining.models.ground_truth import GroundTruth, _draw
-from mining.proposals import LoadedImage, Proposals
-from schemas.errors import InputError
-from schemas.mask import Mask
-from schemas.rows import Rejection
+from maskmine.mining.proposers.ground_truth import GroundTruth
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.storage.coco_truth import InstanceEntry
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import Rejection
+from tests.support.paths import COCO_MINI as COCO
 
-COCO = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
 SQUARE = [[1, 1, 3, 1, 3, 3, 1, 3]]  # the 2 × 2 pixels behind the first row and column
 SQUARE_HW = np.zeros((4, 6), dtype=bool)
 SQUARE_HW[1:3, 1:3] = True
@@ -99,7 +100,11 @@ def test_image_ids_are_texts(tmp_path: Path) -> None:
 
 def test_crowds_count_only_when_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, annotated(compressed(SQUARE_HW), iscrowd=1))
-    assert proposed(path) == Rejection("no_masks", "the annotations have no mask of this image")
+    answer = proposed(path)
+    assert isinstance(answer, Rejection)
+    assert answer.detail == (
+        "the annotations have nothing of this image but 1 crowds (`iscrowd`), which `proposals.crowds: true` takes"
+    )
     assert len(masks(proposed(path, crowds=True))) == 1
 
 
@@ -129,9 +134,10 @@ def test_several_images_are_answered_in_order(tmp_path: Path) -> None:
 
 
 def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
-    assert proposed(write(tmp_path, annotated(SQUARE)), shown("7", 6, 4, orientation=6)) == Rejection(
-        "no_masks", "masks for 4 × 6 pixels (H × W), and the upright picture has 6 × 4"
-    )
+    size = "masks for 4 × 6 pixels (H × W), and the upright picture has 6 × 4"
+    for orientation, detail in ((1, size), (6, f"{size}, turned by its EXIF")):
+        found = proposed(write(tmp_path, annotated(SQUARE)), shown("7", 6, 4, orientation=orientation))
+        assert found == Rejection("no_masks", detail)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -154,13 +160,14 @@ BROKEN = [
     {},
     "text",
     [[1, 1, 3, 1]],
-    [[1, 1, 3, 1, 3, "3"]],
+    [[1, 1, 3, 1, 3, "three"]],
     [[1, 1, 3, 1, 3, None]],
     [[1, 1, 3, 1, 3, 3, True, 3]],
     [[1, 1, 3, 1, 13, 3]],  # more than twice the longer side away
     [[1, 1, 3, 1, 3, 1e300]],  # would take all memory
     [[1, 1, 3, 1, 3, 1e9]],
-    [1, 1, 3, 1, 3, 3],
+    [1, 1, 3, 1],
+    [1, 1, 3, 1, 3, [3]],
     {"size": [4, 6], "counts": [7, 2]},  # too short: what lies behind them in memory would be shown
     {"size": [4, 6], "counts": [7, 2, 99]},
     {"size": [4, 6], "counts": [-1, 25]},
@@ -188,7 +195,11 @@ def test_a_broken_mask_is_left_out_and_the_others_stay(broken: Any, tmp_path: Pa
 def test_an_image_with_broken_masks_only_says_how_many(tmp_path: Path) -> None:
     empty = uncompressed(np.zeros((4, 6), dtype=bool))
     answer = proposed(write(tmp_path, *[annotated(broken) for broken in BROKEN], annotated(empty)))
-    assert answer == Rejection("no_masks", "26 masks are annotated, and none has a pixel that can be read")
+    assert isinstance(answer, Rejection)
+    said = (
+        "27 masks are annotated, and none has a pixel that can be read (entry 0 of `annotations` has no `segmentation`)"
+    )
+    assert answer.detail == said
 
 
 @given(
@@ -200,8 +211,8 @@ def test_an_image_with_broken_masks_only_says_how_many(tmp_path: Path) -> None:
 )
 def test_nothing_in_the_place_of_a_mask_raises(garbage: Any) -> None:
     for segmentation in (garbage, [garbage], {"size": [4, 6], "counts": garbage}):
-        mask_HW = _draw(segmentation, size_px=(4, 6))
-        assert mask_HW is None or mask_HW.shape == (4, 6)
+        mask = InstanceEntry(0, None, False, segmentation).mask((4, 6))
+        assert isinstance(mask, str) or mask.to_array().shape == (4, 6)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.data())
@@ -209,9 +220,58 @@ def test_run_lengths_cover_the_picture_in_both_forms(height_px: int, width_px: i
     pixels = data.draw(st.lists(st.booleans(), min_size=height_px * width_px, max_size=height_px * width_px))
     mask_HW = np.array(pixels).reshape(height_px, width_px)
     for form in (compressed, uncompressed):
-        drawn_HW = _draw(form(mask_HW), size_px=mask_HW.shape)
-        assert drawn_HW is not None
-        assert np.array_equal(drawn_HW, mask_HW)
+        drawn = Mask.from_coco(form(mask_HW), height_px=height_px, width_px=width_px)
+        assert np.array_equal(drawn.to_array(), mask_HW)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [1, 1, 3, 1, 3, 3, 1, 3],
+        [[1, 1], [3, 1], [3, 3], [1, 3]],
+        [[[1, 1], [3, 1], [3, 3], [1, 3]]],
+        [["1", "1", "3.0", 1, 3, 3, 1, 3]],
+        [compressed(SQUARE_HW)],
+        uncompressed(SQUARE_HW) | {"size": ["4", 6.0]},
+        uncompressed(SQUARE_HW) | {"counts": [float(run) for run in uncompressed(SQUARE_HW)["counts"]]},
+    ],
+    ids=["flat", "points", "polygon of points", "texts", "list of runs", "size as text", "runs as floats"],
+)
+def test_a_mask_as_other_tools_write_it_is_the_same_mask(form: Any, tmp_path: Path) -> None:
+    assert [m.tolist() for m in masks(proposed(write(tmp_path, annotated(form))))] == [SQUARE_HW.tolist()]
+
+
+def test_masks_that_cannot_be_read_beside_others_are_named(tmp_path: Path) -> None:
+    answer = proposed(write(tmp_path, annotated(None), annotated(SQUARE), annotated([[1, 1, 3, 1, 99, 3]])))
+    assert isinstance(answer, Proposals)
+    assert answer.left_out == (
+        "entry 0 of `annotations` has no `segmentation`",
+        "entry 2 of `annotations`: a polygon has a point far outside the image, or one that is no number",
+    )
+
+
+@pytest.mark.parametrize(("crowd", "taken"), [("0", 1), (False, 1), (None, 1), ("1", 0), (True, 0), (1.0, 0)])
+def test_a_crowd_may_be_marked_in_any_type(crowd: Any, taken: int, tmp_path: Path) -> None:
+    answer = proposed(write(tmp_path, annotated(SQUARE, iscrowd=crowd)))
+    assert isinstance(answer, Proposals) == bool(taken)
+    if isinstance(answer, Rejection):
+        assert "`proposals.crowds: true`" in answer.detail
+
+
+def test_crowds_are_named_where_the_other_masks_cannot_be_read(tmp_path: Path) -> None:
+    answer = proposed(write(tmp_path, annotated(SQUARE, iscrowd=1), annotated(None)))
+    assert isinstance(answer, Rejection)
+    assert answer.detail.endswith("; 1 crowds (`iscrowd`), which `proposals.crowds: true` takes")
+
+
+def test_outlines_of_an_image_without_a_size_are_refused_as_such(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, annotated(SQUARE), annotated(SQUARE, image_id=8), images=[*IMAGES, {"id": 8, "height": None}]
+    )
+    assert proposed(path, shown("8")) == Rejection(
+        "no_masks", "the annotations have masks of this image and not its `height` and `width`"
+    )
+    assert len(masks(proposed(path))) == 1
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------
@@ -240,9 +300,21 @@ def test_segments_of_a_panoptic_picture_are_proposals(tmp_path: Path) -> None:
     assert answer.labels == ("sky", "cat")
 
 
+@pytest.mark.parametrize("turn", [str, float])
+def test_panoptic_ids_may_be_texts_or_floats(turn: Any, tmp_path: Path) -> None:
+    ids_HW = np.where(SQUARE_HW, 300_000, 70)
+    path, png = write_panoptic(tmp_path, ids_HW, {"id": turn(300_000), "category_id": turn(1), "iscrowd": turn(0)})
+    answer = proposed(path, segments=png)
+    assert [m.tolist() for m in masks(answer)] == [SQUARE_HW.tolist()]
+    assert isinstance(answer, Proposals)
+    assert answer.labels == ("cat",)
+
+
 def test_panoptic_crowds_count_only_when_asked_for(tmp_path: Path) -> None:
     path, png = write_panoptic(tmp_path, np.full((4, 6), 70), {"id": 70, "category_id": 2, "iscrowd": 1})
-    assert proposed(path, segments=png) == Rejection("no_masks", "the annotations have no mask of this image")
+    answer = proposed(path, segments=png)
+    assert isinstance(answer, Rejection)
+    assert "`proposals.crowds: true` takes" in answer.detail
     assert len(masks(proposed(path, segments=png, crowds=True))) == 1
 
 
@@ -255,6 +327,10 @@ def test_a_missing_or_misshapen_panoptic_picture_is_a_rejection(tmp_path: Path) 
     (tmp_path / "png" / "7.png").unlink()
     assert proposed(path, segments=png) == Rejection(
         "no_masks", "panoptic segments: missing_file (7.png: no such file)"
+    )
+    path = write(tmp_path, {"image_id": 7, "segments_info": [segment]})
+    assert proposed(path, segments=png) == Rejection(
+        "no_masks", "entry 0 of `annotations` has no `file_name` of its PNG"
     )
     path = write(tmp_path, {"image_id": 7, "file_name": "7.png", "segments_info": None})
     assert proposed(path, segments=png) == Rejection("no_masks", "the annotations have no mask of this image")
@@ -270,10 +346,13 @@ def test_a_missing_or_misshapen_panoptic_picture_is_a_rejection(tmp_path: Path) 
         ("", "is not valid JSON"),
         ("[]", "no list `images` at the top, or an empty one; give a COCO instances or panoptic JSON"),
         ({"images": IMAGES}, "no list `annotations` at the top"),
-        ({"images": [{"id": 7}], "annotations": [annotated(SQUARE)]}, "entry 0 of `images` has no usable `id`, `hei"),
-        ({"images": ["x"], "annotations": [annotated(SQUARE)]}, "entry 0 of `images`"),
-        ({"images": [{"id": 7, "height": 0, "width": 5}], "annotations": [{}]}, "entry 0 of `images`"),
-        ({"images": IMAGES, "annotations": [{"segmentation": SQUARE}]}, "entry 0 of `annotations` has no `image_id`"),
+        ({"images": [{"id": 7}], "annotations": [annotated(SQUARE)]}, "no entry of `images` has a usable `id`, `hei"),
+        ({"images": ["x"], "annotations": [annotated(SQUARE)]}, "no entry of `images`"),
+        ({"images": [{"id": 7, "height": 0, "width": 5}], "annotations": [{}]}, "no entry of `images`"),
+        (
+            {"images": IMAGES, "annotations": [{"segmentation": SQUARE}]},
+            "1 annotations without a usable `image_id` .entry 0",
+        ),
         ({"images": IMAGES, "annotations": [{"image_id": 7, "segments_info": []}]}, "is panoptic; give `segments`, "),
     ],
 )

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from mining import images
-from mining.images import Picture, decode_image, image_size, read_bytes, read_image
-from schemas.rows import Rejection
+from maskmine.mining.images import read as images
+from maskmine.mining.images.decode import DecodedImage, decode_image
+from maskmine.mining.images.read import image_size, read_bytes, read_image
+from maskmine.schemas.rows import Rejection
 
 LIMIT = 1_000_000
 # 2 × 3 pixels, each another grey: shows every turn and flip
@@ -36,7 +37,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def pixels(data: bytes) -> np.ndarray:
     picture = decode_image(data, max_pixels=LIMIT)
-    assert isinstance(picture, Picture), picture
+    assert isinstance(picture, DecodedImage), picture
     assert picture.rgb_HW3.dtype == np.uint8
     assert image_size(data) == picture.rgb_HW3.shape[:2]
     return picture.rgb_HW3
@@ -59,7 +60,7 @@ def test_a_picture_is_its_pixels_and_the_hash_of_its_file(tmp_path: Path) -> Non
     path = tmp_path / "noise.png"
     NOISE.save(path)
     picture = read_image(str(path), max_pixels=LIMIT)
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
     assert np.array_equal(picture.rgb_HW3, np.asarray(NOISE))
     assert picture.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert picture.orientation == 1
@@ -75,7 +76,7 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert np.array_equal(pixels(data), np.asarray(expected))
     picture = decode_image(data, max_pixels=LIMIT)
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
     assert picture.orientation == orientation
 
 
@@ -191,14 +192,14 @@ def test_size_is_checked_before_anything_is_decoded() -> None:
 
 def test_a_picture_of_exactly_the_limit_is_read() -> None:
     data = encoded(NOISE, "PNG")
-    assert isinstance(decode_image(data, max_pixels=23 * 31), Picture)
+    assert isinstance(decode_image(data, max_pixels=23 * 31), DecodedImage)
     assert isinstance(decode_image(data, max_pixels=23 * 31 - 1), Rejection)
 
 
 def test_pillows_own_limit_does_not_interfere(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(NOISE, "JPEG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert isinstance(decode_image(data, max_pixels=LIMIT), Picture)
+    assert isinstance(decode_image(data, max_pixels=LIMIT), DecodedImage)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -225,7 +226,7 @@ def test_what_is_no_picture_says_what_it_is(data: bytes, detail: str) -> None:
     assert decode_detail(data).startswith(detail)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"])
 def test_a_truncated_file_is_refused_and_not_filled_with_grey(kind: str) -> None:
     data = encoded(NOISE, kind)
     assert decode_detail(data[: len(data) * 2 // 3]).startswith(f"broken {kind}: ")
@@ -300,14 +301,16 @@ WHOLE_FILES = [
     encoded(NOISE, "WEBP"),
     encoded(NOISE, "BMP"),
     encoded(NOISE, "TIFF", exif=exif_with_orientation(6)),
+    encoded(NOISE, "AVIF", exif=exif_with_orientation(6)),
+    encoded(NOISE, "JPEG2000"),
 ]
 
 
 def assert_is_a_value(data: bytes) -> None:
     first, second = decode_image(data, max_pixels=LIMIT), decode_image(data, max_pixels=LIMIT)
     image_size(data)
-    if isinstance(first, Picture):
-        assert isinstance(second, Picture)
+    if isinstance(first, DecodedImage):
+        assert isinstance(second, DecodedImage)
         assert np.array_equal(first.rgb_HW3, second.rgb_HW3)
     else:
         assert first == second
@@ -332,7 +335,7 @@ def test_the_fate_of_a_picture_does_not_depend_on_the_warning_filters(tmp_path: 
     (directory,) = struct.unpack_from("<L", broken_tag, 4)
     struct.pack_into("<HHLL", broken_tag, directory + 2 + 12 * 9, 0x010E, 2, 9999, 2**31)  # a text behind the end
     picture = decode_image(bytes(broken_tag), max_pixels=LIMIT)
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
     assert np.array_equal(picture.rgb_HW3, np.asarray(NOISE))
     (tmp_path / "a.tif").write_bytes(broken_tag)
     assert image_size(str(tmp_path / "a.tif")) == (23, 31)

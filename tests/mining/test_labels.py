@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mining.labels import label_names, load_synonyms, names_label, plain_words
-from schemas.errors import InputError
+from maskmine.mining.text.labels import (
+    label_names,
+    load_synonyms,
+    names_label,
+    open_naming,
+    plain_words,
+    read_class_names,
+)
+from maskmine.schemas.errors import InputError
 
 COCO = load_synonyms("coco")
 THINGS = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -122,6 +129,46 @@ def test_a_table_of_ones_own_may_list_a_noun_twice(tmp_path: Path) -> None:
     assert names_label("lights", "light", "lamp", synonyms)
 
 
+LISTS = Path(__file__).parents[2] / "tuning" / "benchmarks" / "class_lists"
+
+
+def class_list(name: str) -> list[str]:
+    lines = (LISTS / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[1] for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "noun", "named"),
+    [
+        ("coco-stuff-171", "man", {"person"}),
+        ("coco-stuff-171", "sofa", {"couch"}),
+        ("coco-stuff-171", "lawn", {"grass"}),
+        ("coco-stuff-171", "staircase", {"stairs"}),
+        ("coco-stuff-171", "cupboard", {"cupboard"}),  # a label itself, though listed under `cabinet` too
+        ("ade150", "couch", {"sofa"}),
+        ("ade150", "woman", {"person"}),
+        ("ade150", "airplane", {"plane"}),
+        ("ade150", "dog", {"animal"}),
+        ("ade150", "dining table", {"table"}),
+        ("ade150", "sidewalk", {"sidewalk, pavement"}),
+        ("ade150", "stop sign", {"signboard, sign"}),
+        ("ade150", "garbage can", {"trash can"}),
+        ("ade150", "teddy bear", set()),
+    ],
+)
+def test_known_label_sets_bring_their_nouns(labels: str, noun: str, named: set[str]) -> None:
+    assert open_naming(class_list(labels), load_synonyms("auto"))(noun, noun) == named
+
+
+@pytest.mark.parametrize("labels", [COCO_THINGS, class_list("coco-stuff-171")], ids=["things", "stuff"])
+def test_the_larger_table_takes_no_noun_from_a_label_of_coco(labels: list[str]) -> None:
+    auto = load_synonyms("auto")
+    narrow, wide = open_naming(labels, COCO), open_naming(labels, auto)
+    words = {word for table in (auto, COCO) for label, nouns in table.items() for word in (label, *nouns)}
+    assert len(words) > 500
+    assert [word for word in sorted(words) if not narrow(word, word) <= wide(word, word)] == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -146,5 +193,33 @@ def test_a_table_of_another_shape_is_an_input_error(tmp_path: Path, text: str, m
 def test_a_table_that_is_absent_or_not_text_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in ("no-such-table", tmp_path / "binary.yaml", tmp_path):
-        with pytest.raises(InputError, match="use coco or the path of a YAML file"):
+        with pytest.raises(InputError, match="use auto, coco, or the path of a YAML file"):
             load_synonyms(str(path))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_classes_of_a_file_are_its_lines(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    names = ("cat", "a\u2028b", "c\x0bd", "dog")  # what Python's `splitlines` takes for ends of lines as well
+    path.write_bytes(("\ufeff" + end.join([*names, "", ""])).encode())
+    assert read_class_names(str(path), setting="names") == names
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cat\n\ndog\n", "line 2 is empty"),
+        (b"\ncat\n", "line 1 is empty"),
+        (b"\n \n", "has no names"),
+        (b"\xff", "cannot be read (UnicodeDecodeError)"),
+        (None, "cannot be read (FileNotFoundError)"),
+    ],
+)
+def test_a_file_that_would_shift_its_classes_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_class_names(str(path), setting="maps.names")
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("maps.names: ")

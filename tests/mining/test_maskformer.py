@@ -16,54 +16,12 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mining.models import maskformer
-from mining.models.maskformer import MaskFormer, read_queries
-from mining.proposals import LoadedImage, Proposals
-from mining.weights import weights_sha256
-from schemas.errors import InputError
-
-KINDS = ("maskformer", "mask2former")
-SWIN = {
-    "model_type": "swin",
-    "image_size": 64,
-    "embed_dim": 8,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 1, 2, 2],
-    "window_size": 4,
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-}
-NAMES = {0: "cat", 1: "sky", 2: "LABEL_2"}
-SIZE = {"shortest_edge": 64, "longest_edge": 128}
-
-
-def network(kind: str) -> Any:
-    torch.manual_seed(0)
-    common = {"backbone_config": SWIN, "num_labels": 3, "id2label": NAMES, "mask_feature_size": 32}
-    if kind == "maskformer":
-        decoder = {"model_type": "detr", "num_queries": 6, "d_model": 16, "decoder_layers": 2, "decoder_ffn_dim": 16}
-        decoder |= {"decoder_attention_heads": 2, "encoder_layers": 0}
-        config = transformers.MaskFormerConfig(decoder_config=decoder, fpn_feature_size=32, **common)
-        model = transformers.MaskFormerForInstanceSegmentation(config)
-    else:
-        sizes = {"feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16, "dim_feedforward": 16}
-        layers = {"num_queries": 6, "encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2}
-        config = transformers.Mask2FormerConfig(**sizes, **layers, **common)
-        model = transformers.Mask2FormerForUniversalSegmentation(config)
-    with torch.no_grad():  # the usual start is so small that all queries answer alike
-        for name, parameter in model.named_parameters():
-            if "class_predictor" in name or "queries" in name or "query" in name or "mask_embed" in name:
-                parameter.normal_(std=0.7)
-    return model
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, folder in folders.items():
-        network(kind).save_pretrained(folder)
-    transformers.MaskFormerImageProcessor(size=SIZE).save_pretrained(folders["maskformer"])
-    transformers.Mask2FormerImageProcessor(size=SIZE).save_pretrained(folders["mask2former"])
-    return folders
+from maskmine.mining.proposers import maskformer
+from maskmine.mining.proposers.maskformer import MaskFormer, read_queries
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.schemas.errors import InputError
+from tests.support.models import KINDS, SIZE, network
 
 
 @pytest.fixture
@@ -159,9 +117,9 @@ def test_a_name_that_transformers_made_up_is_none(checkpoints: dict[str, Path], 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_batch_of_one_size_neighbours_change_rounding_only(checkpoints: dict[str, Path], kind: str) -> None:
-    model = maskformer._load(settings_of(checkpoints[kind]), device=torch.device("cpu"))
+    predict, _ = maskformer._load(settings_of(checkpoints[kind]), device=torch.device("cpu"))
     pixels = [image.rgb_3HW for image in images(3)]
-    for together_B, alone in zip(model.predict(pixels), model.predict(pixels[:1]), strict=True):
+    for together_B, alone in zip(predict(pixels), predict(pixels[:1]), strict=True):
         assert torch.allclose(together_B[0], alone[0], atol=1e-4)
 
 
@@ -317,7 +275,7 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(tmp_path: Path, 
     with pytest.raises(InputError, match="there is no folder"):
         settings_of("./absent").record()
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match="is a file; give the folder"):
+    with pytest.raises(InputError, match="is a file; give a folder that transformers saved"):
         settings_of(tmp_path / "model.safetensors").record()
 
 
@@ -382,7 +340,7 @@ def test_the_record_names_weights_and_licence(
 ) -> None:
     folder = checkpoints["maskformer"]
     record = settings_of(folder, licence="Apache-2.0").record()
-    assert (record.role, record.name, record.licence) == ("proposals", str(folder), "Apache-2.0")
+    assert (record.role, record.name, record.licence) == ("proposals", folder.name, "Apache-2.0")
     assert record.sha256 == weights_sha256(folder)
     assert settings_of(folder).record().licence == "unknown"
 

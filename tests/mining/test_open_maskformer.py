@@ -1,9 +1,8 @@
-"""The open-vocabulary MaskFormer: its head in CLIP's text space, its training, and any classes from its queries."""
+"""The open-vocabulary MaskFormer: its data, its training, and any classes from its queries."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,29 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
-from torch.nn.functional import normalize
 
-from mining.models.clip import Clip
-from mining.models.maskformer import MaskFormer
-from mining.models.open_checkpoint import HEAD_FILE, read_head, read_record
-from mining.models.open_maskformer import OpenMaskFormer
-from mining.models.open_start import from_backbone, from_maskformer, new_losses
-from mining.models.text_head import TextHead, class_logits, class_probabilities, layer_answers, under_masks
-from mining.proposals import LoadedImage, Proposals
-from mining.segmentation_scores import NOTHING
-from mining.weights import weights_sha256
-from pipelines.cli import run_app
-from pipelines.settings import load_settings
-from schemas.errors import InputError, OtherPlanError
-from tests.test_clip import save_tiny_clip
-from tests.test_maskformer import SIZE, SWIN, network
-from tuning import proposal_training
-from tuning.own_classifier import open_own
-from tuning.proposal_data import MapBatch, open_maps, read_map_batches, show
-from tuning.proposal_learner import new_optimizer, targets_of, warmup_poly
-from tuning.proposal_settings import Maps, MapView, Optimizer, ProposalTraining
-from tuning.proposal_training import train_proposals
-from tuning.segmenter import Segmenter
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.proposers.maskformer import MaskFormer
+from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
+from maskmine.mining.proposers.open_vocabulary_checkpoint import HEAD_FILE, read_head, read_record
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.proposers.text_head import TextHead, class_probabilities, layer_answers
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.settings.mining import load_settings
+from maskmine.schemas.errors import InputError, OtherPlanError
+from maskmine.tuning.open_vocabulary.data import MapBatch, MapBatches, open_maps, show
+from maskmine.tuning.open_vocabulary.initial_model import from_backbone, from_maskformer, new_losses
+from maskmine.tuning.open_vocabulary.settings import Maps, MapView, Optimizer, ProposalTraining
+from maskmine.tuning.open_vocabulary.step import MaskLearner, new_optimizer, targets_of
+from maskmine.tuning.open_vocabulary.train import train_proposals
+from maskmine.tuning.segmentation.confusion import IGNORE
+from maskmine.tuning.segmentation.proposal_classifier import open_proposal_classifier
+from maskmine.tuning.segmentation.segmenter import Segmenter
+from maskmine.tuning.training.batches import load_batches
+from tests.support.models import SIZE, network, save_tiny_clip, units
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("cat", "dog", "sky")
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [90, 90, 90]], np.uint8)
 VIEW = {"crop_px": 32, "scale": [1.0, 1.5], "long_side_px": 64, "jitter": False}
@@ -113,71 +109,7 @@ def proposed(checkpoint: Path) -> Proposals:
     return found
 
 
-def units(*shape: int, seed: int = 0) -> Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-# ---- the head
-
-
-@given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 999))
-def test_classes_are_a_softmax_with_no_object_whose_share_is_left_out(queries: int, classes: int, seed: int) -> None:
-    queries_QD, classes_KD, nothing_D = units(queries, 8, seed=seed), units(classes, 8, seed=seed + 1), units(8, seed=7)
-    found = class_probabilities(queries_QD, classes_KD, nothing_D, logit_scale=10.0)
-    weights = (10 * queries_QD @ torch.cat([classes_KD, nothing_D[None]]).T).exp()
-    torch.testing.assert_close(found, (weights / weights.sum(1, keepdim=True))[:, :-1])
-    assert (found.sum(1) < 1).all()
-
-
-@given(st.permutations(range(5)))
-def test_the_order_of_the_classes_does_not_matter(order: list[int]) -> None:
-    queries_QD, classes_KD, nothing_D = units(4, 8), units(5, 8, seed=1), units(8, seed=2)
-    found = class_probabilities(queries_QD, classes_KD, nothing_D, logit_scale=100.0)
-    permuted = class_probabilities(queries_QD, classes_KD[order], nothing_D, logit_scale=100.0)
-    torch.testing.assert_close(permuted, found[:, order])
-
-
-def test_no_object_begins_as_noise_of_length_one_and_counts_by_its_direction() -> None:
-    torch.manual_seed(0)
-    head = TextHead(units(3, 512), width=4, pixels=0, hidden=8, layers=2)
-    assert head.no_object_D.std().item() == pytest.approx(512**-0.5, rel=0.1)
-    queries_QD = head(torch.randn(2, 5, 4))
-    assert queries_QD.shape == (2, 5, 512)
-    torch.testing.assert_close(queries_QD.norm(dim=-1), torch.ones(2, 5))
-    logits = [
-        class_logits(queries_QD, head.classes_KD, scale * head.no_object_D, logit_scale=100.0) for scale in (1, 9)
-    ]
-    assert logits[0].shape == (2, 5, 4)
-    torch.testing.assert_close(*logits)
-
-
-def test_the_head_has_the_layers_that_are_asked_for() -> None:
-    widths = [
-        [
-            tuple(value.shape)
-            for name, value in TextHead(units(3, 6), width=4, pixels=0, hidden=8, layers=layers).named_parameters()
-        ]
-        for layers in (1, 2, 3)
-    ]
-    assert [shapes[1::2] for shapes in widths] == [[(6, 4)], [(8, 4), (6, 8)], [(8, 4), (8, 8), (6, 8)]]
-
-
 # ---- losses
-
-
-def test_losses_of_a_case_by_hand() -> None:
-    """Two queries, one class that is shown, masks of two pixels; the second query fits and is matched."""
-    zero, sure = 0.0, 3.0
-    logits_BQL = torch.tensor([[[zero, zero], [sure, zero]]])
-    masks_BQhw = torch.tensor([[[[-2.0, 2.0]], [[2.0, -2.0]]]])
-    losses = new_losses(classes=1, device=torch.device("cpu"))(
-        [(logits_BQL, masks_BQhw)], [torch.tensor([[[1.0, 0.0]]])], [torch.tensor([0])]
-    )
-    hit, soft = 1 / (1 + math.exp(-2)), math.log1p(math.exp(-2))
-    right, silent = math.log1p(math.exp(-sure)), math.log(2)
-    assert losses["class"].item() == pytest.approx((right + 0.1 * silent) / 1.1, rel=1e-4)
-    assert losses["mask"].item() == pytest.approx(20 * (0.25 + 0.75) / 2 * (1 - hit) ** 2 * soft, rel=1e-4)
-    assert losses["dice"].item() == pytest.approx(1 - (2 * hit + 1) / (hit + (1 - hit) + 1 + 1), rel=1e-4)
 
 
 def test_every_layer_of_the_decoder_has_its_losses(world: Path) -> None:
@@ -194,22 +126,6 @@ def test_every_layer_of_the_decoder_has_its_losses(world: Path) -> None:
     assert set(losses) == {"class", "mask", "dice", "class_0", "mask_0", "dice_0"}
 
 
-def test_under_a_mask_lies_the_mean_of_each_map_there() -> None:
-    masks = torch.full((1, 3, 4, 4), -20.0)
-    masks[0, 0, :, :2] = 20.0
-    masks[0, 1, 0, 0] = 20.0
-    fine, coarse = torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([[[[1.0, 2], [3, 4]], [[0, 0], [8, 8]]]])
-    found = under_masks(masks, [fine, coarse])[0]
-    torch.testing.assert_close(found, torch.tensor([[6.5, 2, 4], [0, 1, 0], [0, 0, 0]]), rtol=0, atol=1e-4)
-
-
-def test_a_target_is_a_class_and_not_an_object() -> None:
-    labels = torch.tensor([[[2, NOTHING, 2], [0, NOTHING, 2]]], dtype=torch.int32)
-    ((masks_CSS,), (classes_C,)) = targets_of(labels)
-    assert classes_C.tolist() == [0, 2]
-    assert masks_CSS.tolist() == [[[0, 0, 0], [1, 0, 0]], [[1, 0, 1], [0, 0, 1]]]
-
-
 # ---- pictures and maps
 
 
@@ -222,8 +138,8 @@ def test_labels_stay_on_their_pixels_and_grey_is_nothing(seed: int, height_px: i
     pixels_3SS, shown_SS = show(COLOURS[labels_HW], labels_HW, view=view, seed=(seed,))
     assert pixels_3SS.shape == (3, 48, 48)
     assert pixels_3SS.dtype == torch.uint8
-    assert (pixels_3SS[:, shown_SS == NOTHING] == 128).all()
-    known = shown_SS != NOTHING
+    assert (pixels_3SS[:, shown_SS == IGNORE] == 128).all()
+    known = shown_SS != IGNORE
     nearest = (pixels_3SS.permute(1, 2, 0)[known][:, None].float() - torch.tensor(COLOURS[:3]).float()).norm(dim=2)
     assert (nearest.argmin(1) == shown_SS[known]).float().mean() > 0.9  # but for mixed colours at borders
     again = show(COLOURS[labels_HW], labels_HW, view=view, seed=(seed,))
@@ -248,11 +164,11 @@ def test_jitter_changes_colours_and_no_label() -> None:
 
 def test_batches_follow_from_their_number_and_processes_share_them(world: Path, tmp_path: Path) -> None:
     settings = settings_of(world, tmp_path)
-    pictures = open_maps(settings.maps)
+    dataset = open_maps(settings.maps)
 
     def batches(start: int, **more: int) -> list[MapBatch]:
-        shape = {"batch_size": 4, "seed": 0, "stop": 3, "workers": 0, **more}
-        return list(read_map_batches(pictures, view=settings.view, start=start, **shape))
+        batches = MapBatches(dataset, settings.view, batch_size=4, seed=0, **more)
+        return list(load_batches(batches, start=start, stop=3, workers=0))
 
     whole, rest = batches(0), batches(2)
     assert torch.equal(whole[2].pixels_B3SS, rest[0].pixels_B3SS)
@@ -269,22 +185,23 @@ def test_maps_of_sixteen_bits_hold_more_than_255_classes(tmp_path: Path) -> None
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
     (tmp_path / "names.txt").write_text("\n".join(f"class {number}" for number in range(301)))
     places = {name: str(tmp_path / name) for name in ("images", "maps")}
-    pictures = open_maps(Maps(**places, names=str(tmp_path / "names.txt")))
+    dataset = open_maps(Maps(**places, names=str(tmp_path / "names.txt")))
     view = MapView(crop_px=32, scale=(1.0, 1.0), long_side_px=64, mirror=False, jitter=False)
-    (batch,) = read_map_batches(pictures, view=view, batch_size=1, seed=0, start=0, stop=1, workers=0)
-    assert sorted(set(batch.labels_BSS.flatten().tolist())) == [NOTHING, 0, 255, 300]
+    batch = MapBatches(dataset, view, batch_size=1, seed=0)[0]
+    assert isinstance(batch, MapBatch)
+    assert sorted(set(batch.labels_BSS.flatten().tolist())) == [IGNORE, 0, 255, 300]
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("missing map", "lacks the maps of 1 of 8 pictures, such as 0.png"),
+        ("missing map", "lacks the maps of 1 of 8 images, such as 0.png"),
         ("class outside", r"has class 3, and `names` has 3 \(0 to 2; 255 is no class\)"),
-        ("other size", "its picture"),
+        ("other size", "its image"),
         ("wrong count", "has 3 names, not the 171 of maps.classes"),
         ("name twice", "2 different names in 3 lines"),
         ("no names", "cannot be read"),
-        ("no pictures", "holds no JPEG or PNG"),
+        ("no pictures", "holds no picture"),
         ("no folder", "there is no folder"),
         ("no picture", "cannot be decoded"),
         ("colours", "has mode RGB"),
@@ -329,17 +246,7 @@ def test_a_fault_in_a_later_map_ends_the_training_in_one_line(world: Path, tmp_p
     one_line(error)
 
 
-# ---- schedule, groups, settings
-
-
-def test_the_rate_rises_in_a_line_and_falls_as_a_power() -> None:
-    optimizer = Optimizer(**{**FAST, "steps": 1000, "warmup_steps": 100, "warmup_factor": 0.01})
-    found = {step: warmup_poly(step, optimizer=optimizer) for step in (0, 50, 100, 500, 999)}
-    assert found[0] == pytest.approx(0.01)
-    assert found[50] == pytest.approx((0.01 * 0.5 + 0.5) * 0.95**0.9)
-    assert found[100] == pytest.approx(0.9**0.9)
-    assert found[500] == pytest.approx(0.5**0.9)
-    assert found[999] == pytest.approx(0.001**0.9)
+# ---- groups of parameters
 
 
 def test_norms_and_embeddings_do_not_decay_and_the_backbone_has_its_own_rate() -> None:
@@ -363,18 +270,6 @@ def test_norms_and_embeddings_do_not_decay_and_the_backbone_has_its_own_rate() -
     assert all(groups[name] == (0.1, 0.0) for name in tables)
 
 
-@pytest.mark.parametrize(("name", "rate", "crop_px", "clip"), [("r101c", 2e-4, 512, "16"), ("swin-b", 6e-5, 640, "14")])
-def test_the_presets_are_those_of_the_paper(name: str, rate: float, crop_px: int, clip: str) -> None:
-    settings = load_settings(ProposalTraining, str(ROOT / "configs" / f"train-proposals-{name}.yaml"))
-    optimizer = settings.optimizer
-    assert (optimizer.learning_rate, settings.view.crop_px, settings.clip.model[-2:]) == (rate, crop_px, clip)
-    assert (optimizer.steps, optimizer.batch_size, optimizer.warmup_steps, optimizer.warmup_factor) == (
-        *(120_000, 32, 1500),
-        1e-6,
-    )
-    assert (optimizer.max_gradient_norm, settings.maps.classes, settings.head.hidden) == (0.01, 171, 1024)
-
-
 # ---- training
 
 
@@ -385,18 +280,18 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 def test_a_training_that_was_cut_off_has_the_same_losses_and_weights(
     world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn, taken = proposal_training.learn_masks, 0
+    step, taken = MaskLearner.step, 0
 
     def cut_off(*arguments: Any, **more: Any) -> dict[str, float]:
         nonlocal taken
         taken += 1
         if taken == 3:
             raise KeyboardInterrupt
-        return learn(*arguments, **more)
+        return step(*arguments, **more)
 
     settings = settings_of(world, tmp_path / "out", checkpoint_every=1)
     with monkeypatch.context() as patch:
-        patch.setattr(proposal_training, "learn_masks", cut_off)
+        patch.setattr(MaskLearner, "step", cut_off)
         with pytest.raises(KeyboardInterrupt):
             train_proposals(settings, console=CONSOLE)
     assert len(rows_of(tmp_path / "out")) == 2
@@ -457,31 +352,6 @@ def test_half_precision_is_half_as_large_and_nearly_the_same(world: Path, traine
     torch.testing.assert_close(proposed(half).scores_N, proposed(trained).scores_N, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["swin", "resnet"])
-def test_a_new_maskformer_begins_with_all_of_a_backbone(kind: str, tmp_path: Path) -> None:
-    if kind == "swin":
-        donor: Any = transformers.SwinModel(
-            transformers.SwinConfig(**{k: v for k, v in SWIN.items() if k != "model_type"})
-        )
-    else:
-        shape = {
-            "embedding_size": 8,
-            "hidden_sizes": [8, 8, 12, 16],
-            "depths": [1, 1, 1, 1],
-            "layer_type": "bottleneck",
-        }
-        donor = transformers.ResNetModel(transformers.ResNetConfig(**shape))
-    donor.save_pretrained(tmp_path / "donor")
-    decoder = {"d_model": 32, "num_queries": 5, "decoder_layers": 1, "decoder_attention_heads": 2, "encoder_layers": 0}
-    body = from_backbone(str(tmp_path / "donor"), decoder=decoder, short_side_px=64, long_side_px=128)
-    encoder = body.network.model.pixel_level_module.encoder
-    own = {bytes(value.detach().numpy()) for value in encoder.parameters()}
-    assert {bytes(value.detach().numpy()) for name, value in donor.named_parameters() if "layernorm" not in name} <= own
-    head = TextHead(units(3, 8), width=32, pixels=sum(encoder.channels), hidden=8, layers=2)
-    ((queries_BQD, masks_BQhw),) = layer_answers(body.network, head, torch.randn(1, 3, 64, 96))
-    assert (queries_BQD.shape, masks_BQhw.shape) == ((1, 5, 8), (1, 5, 16, 24))
-
-
 def test_a_backbone_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"backbone: `.*absent` cannot be had") as error:
         from_backbone(str(tmp_path / "absent"), decoder={"d_model": 32}, short_side_px=64, long_side_px=128)
@@ -503,7 +373,7 @@ def test_scores_are_one_less_no_object_by_the_classes_of_the_training(trained: P
 
 def test_any_classes_can_be_asked_for_and_their_order_does_not_matter(world: Path, trained: Path) -> None:
     settings = OpenMaskFormer(kind="open_maskformer", checkpoint=str(trained))
-    own = open_own(settings, clip=Clip(model=str(world / "clip")), device="cpu", at_once=True)
+    own = open_proposal_classifier(settings, clip=Clip(model=str(world / "clip")), device="cpu", at_once=True)
     found = proposed(trained)
     one, other = own(found, ("saturn v", "cat", "others")), own(found, ("others", "saturn v", "cat"))
     torch.testing.assert_close(one, other[:, [1, 2, 0]])
@@ -523,7 +393,7 @@ def test_pictures_are_segmented_by_classes_that_it_never_saw(world: Path, traine
         ],
     )
     (found,) = settings.open()([COLOURS[np.zeros((40, 48), int)]], classes=["comet", "blossom"])
-    assert set(np.unique(found.labels_HW)) <= {NOTHING, 0, 1}  # type: ignore[union-attr]
+    assert set(np.unique(found.labels_HW)) <= {IGNORE, 0, 1}  # type: ignore[union-attr]
     assert all(score is None or 0 < score < 1 for score in found.scores)  # type: ignore[union-attr]
     assert [record.role for record in settings.records()] == ["proposals", "clip"]
 
@@ -531,9 +401,9 @@ def test_pictures_are_segmented_by_classes_that_it_never_saw(world: Path, traine
 def test_the_text_of_another_clip_is_refused(world: Path, trained: Path) -> None:
     settings = OpenMaskFormer(kind="open_maskformer", checkpoint=str(trained))
     with pytest.raises(InputError, match=r"were trained in the text space of `.*clip`") as error:
-        open_own(settings, clip=Clip(model=str(world / "other-clip")), device="cpu", at_once=True)
+        open_proposal_classifier(settings, clip=Clip(model=str(world / "other-clip")), device="cpu", at_once=True)
     one_line(error)
-    open_own(settings, clip=Clip(model=str(world / "other-clip")), device="cpu", at_once=False)
+    open_proposal_classifier(settings, clip=Clip(model=str(world / "other-clip")), device="cpu", at_once=False)
 
 
 def test_the_two_kinds_are_not_taken_for_each_other(world: Path, trained: Path) -> None:
@@ -562,5 +432,5 @@ def test_the_command_says_in_one_line_what_is_missing(
     monkeypatch.chdir(tmp_path)
     assert run_app(["train-proposals", str(ROOT / "configs" / "train-proposals-swin-b.yaml")]) == 2
     assert capsys.readouterr().err.startswith(
-        "maskmine: maps.names: `coco/stuffthingmaps_detectron2/train2017.names.txt` cannot be read"
+        f"maskmine: maps.names: `{tmp_path}/coco/stuffthingmaps_detectron2/train2017.names.txt` cannot be read"
     )

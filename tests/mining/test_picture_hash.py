@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mining.picture_hash import COPY_BITS, HASH_BITS, close_pairs, hash_distance, picture_hash
+from maskmine.mining.images.perceptual_hash import COPY_BITS, HASH_BITS, close_pairs, image_hash
 
 
 def blobs(seed: int) -> Image.Image:
@@ -26,14 +26,14 @@ def jpeg(image: Image.Image, *, quality: int) -> Image.Image:
 
 
 def hashed(image: Image.Image) -> int:
-    return picture_hash(np.asarray(image))
+    return image_hash(np.asarray(image))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_smaller_and_poorer_copies_are_near_their_picture(seed: int) -> None:
     picture = blobs(seed)
     for copy in (jpeg(picture, quality=40), picture.resize((60, 45)), jpeg(picture.resize((80, 60)), quality=60)):
-        assert hash_distance(hashed(picture), hashed(copy)) <= COPY_BITS
+        assert (hashed(picture) ^ hashed(copy)).bit_count() <= COPY_BITS
 
 
 def test_other_pictures_are_far() -> None:
@@ -55,7 +55,7 @@ def test_every_near_pair_is_found_and_no_other(
 ) -> None:
     others = [hashes[n] ^ sum(1 << bit for bit in bits) for n, bits in changes if n < len(hashes)]
     found = close_pairs(hashes, others, most_bits=most_bits)
-    all_pairs = ((n, m, hash_distance(one, other)) for n, one in enumerate(hashes) for m, other in enumerate(others))
+    all_pairs = ((n, m, (one ^ other).bit_count()) for n, one in enumerate(hashes) for m, other in enumerate(others))
     assert found == [pair for pair in all_pairs if pair[2] <= most_bits]
 
 

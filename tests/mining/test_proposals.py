@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mining import proposals as module
-from mining.proposals import (
+from maskmine.mining.proposers import proposals as module
+from maskmine.mining.proposers.proposals import (
     Keep,
     Proposals,
     keep_by_area,
@@ -21,7 +21,7 @@ from mining.proposals import (
     sort_by_score,
     take,
 )
-from schemas.mask import Mask, mask_iou
+from maskmine.schemas.mask import Mask, mask_iou
 
 ALL = Keep(min_score=0.0, min_area_px=1, max_area_ratio=1.0, max_iou=1.0)
 
@@ -127,6 +127,23 @@ def test_iou_is_that_of_the_run_lengths(given_: Proposals, data: st.DataObject) 
     masks = Mask.from_arrays(given_.masks_NHW.numpy()[numbers])
     iou_RR = pairwise_iou(given_.masks_NHW, numbers).numpy()
     assert np.allclose(iou_RR, mask_iou(masks, masks), rtol=0, atol=1e-12)
+
+
+@given(any_proposals(), st.floats(0, 1), st.integers(1, 4))
+def test_run_lengths_and_pixels_keep_the_same(given_: Proposals, max_iou: float, at_once: int) -> None:
+    iou_NN = pairwise_iou(given_.masks_NHW, everyone(given_)).numpy()
+    kept: list[int] = []
+    for rank in everyone(given_):
+        if not (iou_NN[rank, kept] > max_iou).any():
+            kept.append(rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_COMPARED_AT_ONCE", at_once)
+        assert keep_distinct(given_, everyone(given_), max_iou=max_iou) == kept
+
+
+def test_many_proposals_are_compared_by_their_outlines_not_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "pairwise_iou", None)
+    assert len(keep_distinct(proposals("##.", ".##"), [0, 1], max_iou=0.5)) == 2
 
 
 def test_iou_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

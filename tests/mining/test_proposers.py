@@ -12,13 +12,13 @@ import transformers
 from PIL import Image
 from pydantic import TypeAdapter
 
-from mining.crops import tight_boxes
-from mining.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
-from mining.regions import AnyProposals, Regions
-from schemas.mask import Mask
-from schemas.rows import ImageRow, Rejection
-from tests import tiny_proposers
-from tests.test_maskformer import SIZE, network
+from maskmine.mining.images.crops import tight_boxes
+from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
+from maskmine.mining.regions import AnyProposals, Regions
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import ImageRow, Rejection
+from tests.support import tiny_proposers
+from tests.support.models import SIZE, network
 
 SIZES = ((48, 72), (200, 31), (1, 1), (1, 3000), (700, 2))
 IDS = ("a", "b", "c")

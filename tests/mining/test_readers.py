@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import toy
-from tests.test_mine import run_toy
+from tests.support import toy
+from tests.support.runs import run_toy
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,19 +18,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from mining import regions as module
-from mining.decoder import Decoding
-from mining.images import Picture
-from mining.models.clip import Clip
-from mining.models.ground_truth import GroundTruth
-from mining.models.maskformer import MaskFormer
-from mining.proposals import Keep, LoadedImage, Proposals
-from mining.regions import Regions, plan_batches
-from schemas.mask import Mask
-from schemas.rows import ImageRow, RegionsRow, Rejection
-from schemas.tables import from_table, to_table
-from tests.test_clip import save_tiny_clip
-from tests.test_maskformer import checkpoints  # noqa: F401 (a fixture)
+from maskmine.mining import regions as module
+from maskmine.mining.images import batches as batches_module
+from maskmine.mining.images.batches import plan_batches
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.decode import DecodedImage
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.proposers.ground_truth import GroundTruth
+from maskmine.mining.proposers.maskformer import MaskFormer
+from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
+from maskmine.mining.regions import Regions
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from maskmine.schemas.tables import from_table, to_table
+from tests.support.models import save_tiny_clip
 
 ALL = Keep(min_score=0.0, min_area_px=1, max_area_ratio=1.0, max_iou=1.0)
 BOX = {"square": (2, 3, 10, 12), "bar": (0, 14, 20, 16), "dot": (19, 0, 20, 1), "all": (0, 0, 20, 16)}
@@ -170,7 +172,7 @@ def test_what_goes_wrong_with_one_image_is_its_rejection(world: World) -> None:
 @pytest.mark.parametrize(
     ("orientation", "size_px", "detail"),
     [
-        (6, (20, 16), "masks for 16 × 20 pixels (H × W), and the upright picture has 20 × 16"),
+        (6, (20, 16), "masks for 16 × 20 pixels (H × W), and the upright picture has 20 × 16, turned by its EXIF"),
         (3, (16, 20), "EXIF turns the picture, and the annotations do not say if they are turned too"),
     ],
 )
@@ -191,7 +193,7 @@ def test_a_part_without_images_has_no_rows(world: World) -> None:
 
 
 def test_a_fault_of_the_disk_stops_the_part(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*_: object, **__: object) -> Picture:
+    def read(*_: object, **__: object) -> DecodedImage:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(Decoding, "read", read)
@@ -231,7 +233,7 @@ def test_batches_hold_every_image_once_and_one_size_each(
     sizes: list[tuple[int, int] | Rejection], batch_size: int, most_px: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MAX_BATCH_PX", most_px)
+        patch.setattr(batches_module, "_MAX_BATCH_PX", most_px)
         batches = plan_batches(sizes, batch_size=batch_size)
     assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
     for batch in batches:
@@ -281,16 +283,22 @@ def test_a_picture_whose_size_is_not_in_its_head_is_read_all_the_same(
     assert found(world.regions(), world.rows) == expected
 
 
-@settings(max_examples=15)
-@given(st.permutations(range(8)), st.sampled_from([1, 2, 3, 8]), st.sampled_from([1, 2, 4]))
-def test_neither_order_nor_batches_nor_threads_change_a_row(
-    tmp_path_factory: pytest.TempPathFactory, clip: Clip, order: list[int], batch_size: int, threads: int
-) -> None:
-    world = World(tmp_path_factory.getbasetemp())
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> tuple[World, dict[str, RegionsRow]]:
+    """A world of eight images, two of which cannot be read, and the rows that it gives in its own order."""
+    world = World(tmp_path_factory.mktemp("eight"))
     for number, names in enumerate([("square", "bar"), ("all",), ("dot", "square"), (), ("bar",), ("square",)]):
         world.add(f"image{number}", *names, width_px=20 + number % 2)
     world.rows += [ImageRow("nowhere", None), ImageRow("absent", "absent.png")]
-    expected = {row.image_id: row for row in found(world.regions(clip=clip), world.rows)}
+    return world, {row.image_id: row for row in found(world.regions(clip=clip), world.rows)}
+
+
+@settings(max_examples=15)
+@given(st.permutations(range(8)), st.sampled_from([1, 2, 3, 8]), st.sampled_from([1, 2, 4]))
+def test_neither_order_nor_batches_nor_threads_change_a_row(
+    eight: tuple[World, dict[str, RegionsRow]], clip: Clip, order: list[int], batch_size: int, threads: int
+) -> None:
+    world, expected = eight
     shuffled = [world.rows[i] for i in order]
     rows = found(world.regions(clip=clip, batch_size=batch_size, decode_threads=threads), shuffled)
     assert rows == [expected[row.image_id] for row in shuffled]
@@ -306,15 +314,22 @@ def test_the_pixels_of_two_batches_are_in_memory_at_most(
     lock = threading.Lock()
     read = Decoding.read
 
-    def counted(decoding: Decoding, path: str | None, *, max_pixels: int) -> Picture | Rejection:
+    def counted(decoding: Decoding, path: str | None, *, max_pixels: int) -> DecodedImage | Rejection:
         picture = read(decoding, path, max_pixels=max_pixels)
-        assert isinstance(picture, Picture)
+        assert isinstance(picture, DecodedImage)
         with lock:
             arrays.add(id(picture.rgb_HW3))
             weakref.finalize(picture.rgb_HW3, arrays.discard, id(picture.rgb_HW3))
             alive.append(len(arrays))
         return picture
 
+    load = module._load
+
+    def load_slowly(*values: Any, **options: Any) -> LoadedImage:
+        time.sleep(0.02)  # a model takes longer than decoding, so that the next batch is there
+        return load(*values, **options)
+
+    monkeypatch.setattr(module, "_load", load_slowly)
     monkeypatch.setattr(Decoding, "read", counted)
     found(world.regions(batch_size=3), world.rows)
     assert 3 < max(alive) <= 6
@@ -353,7 +368,7 @@ def test_long_lists_of_masks_are_encoded_piece_by_piece(world: World, monkeypatc
 def test_a_real_proposer_and_a_real_clip_work_together(
     world: World,
     clip: Clip,
-    checkpoints: dict[str, Path],  # noqa: F811
+    checkpoints: dict[str, Path],
     kind: str,
 ) -> None:
     world.add("thread", height_px=1, width_px=900)

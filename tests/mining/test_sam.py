@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
-from mining.crops import tight_boxes
-from mining.models import sam as module
-from mining.models.maskformer import MaskFormer
-from mining.models.sam import Sam, point_grid, stability
-from mining.proposals import LoadedImage, Proposals
-from schemas.errors import InputError
-from tests.test_maskformer import SIZE, network
-from tests.tiny_proposers import SIDE_PX, sam_network, save_sam, save_sam2
+from maskmine.mining.images.crops import tight_boxes
+from maskmine.mining.proposers import sam as module
+from maskmine.mining.proposers.maskformer import MaskFormer
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.proposers.sam import Sam, point_grid, stability
+from maskmine.schemas.errors import InputError
+from tests.support.models import SIZE, network
+from tests.support.tiny_proposers import SIDE_PX, sam_network, save_sam, save_sam2
 
 ALL = {"points_per_side": 3, "min_predicted_iou": 0.0, "min_stability": 0.0, "max_box_iou": 1.0}
 FOLDERS = ("sam", "sam2")

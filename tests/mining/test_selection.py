@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mining.pairs import ClipPairs, Filters
-from mining.selection import cap_nouns, keep_pair, pair_hash
-from schemas.rows import Pair, PairsRow
-from schemas.tables import to_table, write_parquet
+from maskmine.mining.pairs import ClipPairs, Filters
+from maskmine.mining.selection import cap_nouns, keep_pair, pair_hash
+from maskmine.schemas.rows import Pair, PairsRow
+from maskmine.schemas.tables import to_table, write_parquet
 
 
 def pair(noun: str, *, similarity: float | None = 0.3, margin: float | None = 0.1) -> Pair:
-    return Pair(noun, noun, 0, 0, len(noun), 0, similarity, margin, 0)
+    return Pair(
+        noun=noun, lemma=noun, caption=0, start=0, end=len(noun), region=0, similarity=similarity, margin=margin, rank=0
+    )
 
 
 def write_cells(folder: Path, rows: list[PairsRow], *, parts: int) -> list[str]:

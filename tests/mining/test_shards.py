@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from mining.images import read_image
-from mining.shards import ImageToWrite, ShardAccount, Shards, encode_mask, first_rejection, write_shard
-from schemas.mask import Mask
-from schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
-from schemas.sample import RECORD_KEYS
-from tests import toy
+from maskmine.mining.images.encode import encode_mask
+from maskmine.mining.images.read import read_image
+from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
+from maskmine.schemas.sample import RECORD_KEYS
+from tests.support import toy
 
 READ = partial(read_image, max_pixels=10**6)
 
@@ -37,11 +38,25 @@ def item(folder: Path, image_id: str, shapes: tuple[str, ...], nouns: list[tuple
     regions = []
     for shape in shapes:
         mask = Mask.from_array(toy.shape_mask(shape))
-        regions.append(Region(mask, mask.box_xyxy, mask.area_px, 0.75, shape, None))
+        regions.append(
+            Region(mask=mask, box_xyxy=mask.box_xyxy, area_px=mask.area_px, score=0.75, label=shape, embedding=None)
+        )
     picture = read_image(str(path), max_pixels=10**6)
     assert not isinstance(picture, Rejection)
-    seen = RegionsRow(image_id, picture.sha256, toy.HEIGHT_PX, toy.WIDTH_PX, tuple(regions), None)
-    pairs = tuple(Pair(noun, noun, 0, 0, len(noun), region, 0.25, 0.5, 0) for noun, region in nouns)
+    seen = RegionsRow(
+        image_id=image_id,
+        sha256=picture.sha256,
+        height_px=toy.HEIGHT_PX,
+        width_px=toy.WIDTH_PX,
+        regions=tuple(regions),
+        rejection=None,
+    )
+    pairs = tuple(
+        Pair(
+            noun=noun, lemma=noun, caption=0, start=0, end=len(noun), region=region, similarity=0.25, margin=0.5, rank=0
+        )
+        for noun, region in nouns
+    )
     return ImageToWrite(ImageRow(image_id, str(path)), ("a caption",), seen, PairsRow(image_id, pairs, None), None)
 
 
@@ -140,3 +155,20 @@ def test_the_first_step_that_rejects_an_image_names_its_end(rejecting: list[str]
     steps = {name: Rejection("no_match", name) if name in rejecting else None for name in ("nouns", "regions", "pairs")}
     expected = next(((name, r) for name, r in steps.items() if r), None)
     assert first_rejection(**steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("nouns", "regions", "told"),
+    [
+        ("no_caption", "broken_record", ("regions", "broken_record")),
+        ("no_nouns", "missing_file", ("regions", "missing_file")),
+        ("no_caption", "decode_error", ("regions", "decode_error")),
+        ("no_caption", "no_masks", ("nouns", "no_caption")),
+        ("no_nouns", None, ("nouns", "no_nouns")),
+    ],
+)
+def test_a_fault_is_told_before_that_nothing_was_found(nouns: Any, regions: Any, told: tuple[str, str]) -> None:
+    steps = {"nouns": nouns, "regions": regions, "pairs": None}
+    found = first_rejection(**{step: reason and Rejection(reason) for step, reason in steps.items()})
+    assert found is not None
+    assert (found[0], found[1].reason) == told

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
-from mining import source_tars
-from mining.fetch import Fetch
-from mining.images import read_bytes
-from mining.places import Cell, Slice, parse_place
-from mining.source_tars import Img2dataset
-from pipelines.plan import Plan, make_plan
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
-from pipelines.status import rejected_images
-from schemas.errors import InputError, OtherPlanError
-from schemas.mask import Mask
-from schemas.rows import CaptionsRow, ImageRow, Rejection, SampleRow
-from schemas.tables import from_table
-from tests import faults, toy
-from tests.conformance import assert_the_account_holds
-from tests.test_bad_input import encoded
-from tests.test_mine import hashes, run_toy, samples
-from tests.wrappings import WRAPPINGS, Captioned, tar_of
-
-ROOT = Path(__file__).resolve().parents[1]
-COCO_MINI = ROOT.parent / "shared" / "data" / "coco-mini"
+from maskmine.mining.images.read import read_bytes
+from maskmine.mining.sources import webdataset as source_tars
+from maskmine.mining.sources.webdataset import Img2dataset
+from maskmine.mining.storage.locations import Cell, Slice, parse_location
+from maskmine.mining.storage.urls import Fetch
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.pipelines.steps.status import rejected_images
+from maskmine.schemas.errors import InputError, OtherPlanError
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import CaptionsRow, Rejection, SampleRow
+from maskmine.schemas.tables import from_table
+from tests.support import corrupt_inputs as faults
+from tests.support import toy
+from tests.support.conformance import assert_the_account_holds
+from tests.support.corrupt_images import encoded
+from tests.support.paths import COCO_MINI, ROOT
+from tests.support.runs import hashes, run_toy, samples
+from tests.support.source_formats import WRAPPINGS, Captioned, config_of, planned, tar_of
 
 
 def toy_images(prefix: str = "") -> list[Captioned]:
@@ -67,22 +63,6 @@ def write_instances(path: Path, shapes: dict[str, Sequence[str]]) -> dict[str, A
     }
 
 
-def config_of(folder: Path, captions: Any, regions: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A configuration of some sources; without regions one that is only good for planning."""
-    regions = regions or {"proposals": {"kind": "ground_truth", "annotations": "none.json"}, "clip": None}
-    return toy.write_config(folder, captions=captions, regions=regions, **changes)
-
-
-def planned(config: Path, *overrides: str, limit: int | None = None) -> tuple[Plan, list[ImageRow], list[CaptionsRow]]:
-    """The plan of a configuration and what it wrote."""
-    settings = load_mining(str(config), overrides=overrides)
-    run = RunFolder(settings.out)
-    plan = make_plan(run, settings, limit=limit)
-    names = [f"{part:05d}.parquet" for part in range(plan.parts)]
-    images = [row for name in names for row in run.read_rows("images", name, row_type=ImageRow)]
-    return plan, images, [row for name in names for row in run.read_rows("captions", name, row_type=CaptionsRow)]
-
-
 @dataclass(frozen=True)
 class Mined:
     """The toy world in all wrappings at once, its ids with the wrapping's name before them."""
@@ -96,7 +76,7 @@ def mined(tmp_path_factory: pytest.TempPathFactory) -> Mined:
     folder = tmp_path_factory.mktemp("sources")
     sources, shapes = [], {}
     for name, wrap in WRAPPINGS.items():
-        sources.append({**wrap(folder / name, toy_images(f"{name}-")), "name": f"the {name}"})
+        sources.append({**wrap(folder / "in" / name, toy_images(f"{name}-")), "name": f"the {name}"})
         shapes |= {f"{name}-{image.id}": image.shapes for image in toy.IMAGES}
     regions = write_instances(folder / "instances.json", shapes)
     config = config_of(folder, sources, regions, shards={"images_per_part": 30})
@@ -161,7 +141,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Mined:
             Captioned(f"{name}-{fault}", faults.SQUARE, tuple(_storable(caption, name) for caption in captions), "png")
             for fault, (captions, _) in faults.CAPTIONS.items()
         ]
-        sources.append(wrap(folder / name, images))
+        sources.append(wrap(folder / "in" / name, images))
         shapes |= {image.id: ("square",) for image in images}
     config = config_of(
         folder, sources, write_instances(folder / "instances.json", shapes), shards={"images_per_part": 50}
@@ -195,54 +175,6 @@ def test_nothing_is_lost_among_all_the_faults(faulty: Mined) -> None:
     assert_the_account_holds(faulty.run, images=len(WRAPPINGS) * len(faults.PICTURES | faults.CAPTIONS))
 
 
-def outcome(config: Path) -> dict[str, str | None]:
-    """The images of a plan by their ids, with the reason why their pictures cannot be read; None where they can."""
-    _, images, captions = planned(config)
-    assert [row.image_id for row in images] == [row.image_id for row in captions]
-    return outcome_of(images)
-
-
-def outcome_of(images: Sequence[ImageRow]) -> dict[str, str | None]:
-    """The reasons why pictures cannot be read, by the images' ids; None where they can."""
-    read = {row.image_id: read_bytes(row.path) for row in images}
-    assert len(read) == len(images)
-    return {image_id: data.reason if isinstance(data, Rejection) else None for image_id, data in read.items()}
-
-
-@pytest.mark.parametrize("name", faults.TARS)
-def test_a_faulty_tar_costs_its_faulty_samples_or_is_named_in_one_line(tmp_path: Path, name: str) -> None:
-    fault = faults.TARS[name]
-    (tmp_path / "00000.tar").write_bytes(fault.content)
-    config = config_of(tmp_path, {"kind": "img2dataset", "files": str(tmp_path)})
-    if fault.said is None:
-        assert outcome(config) == fault.images
-        return
-    with pytest.raises(InputError, match=r"00000\.tar|/: no sample|no sample") as caught:
-        planned(config)
-    assert fault.said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_whole_samples_of_a_cut_tar_are_used_when_the_user_says_so(tmp_path: Path) -> None:
-    for n, name in enumerate(("cut inside a member", "cut between members", "cut inside a header", "empty file")):
-        (tmp_path / f"{n:05d}.tar").write_bytes(faults.TARS[name].content)
-    source = {"kind": "img2dataset", "files": str(tmp_path), "truncated": "keep", "ids": "tar_and_key"}
-    assert outcome(config_of(tmp_path, source)) == {
-        "00000/good": None,
-        "00000/last": "broken_record",
-        "00001/good": None,
-        "00002/good": None,
-    }
-
-
-def test_what_img2dataset_wrote_and_the_tar_has_lost_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "00000.tar").write_bytes(tar_of(faults.GOOD))
-    keys, status = ["good", "gone", "never"], ["success", "success", "failed_to_download"]
-    pq.write_table(pa.table({"key": keys, "status": status}), tmp_path / "00000.parquet")
-    config = config_of(tmp_path, {"kind": "img2dataset", "files": str(tmp_path)})
-    assert outcome(config) == {"good": None, "gone": "broken_record"}
-
-
 @pytest.mark.parametrize("at_once", [1, 2, 8])
 def test_tars_of_an_object_store_are_read_several_at_a_time_and_come_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
@@ -260,107 +192,6 @@ def test_tars_of_an_object_store_are_read_several_at_a_time_and_come_in_their_or
         list(source.read(images_per_part=1))
 
 
-def test_tars_with_the_same_keys_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    for n in range(2):
-        (tmp_path / f"{n:05d}.tar").write_bytes(tar_of(faults.GOOD))
-    source = {"kind": "img2dataset", "files": str(tmp_path / "*.tar")}
-    with pytest.raises(InputError, match=r"image id good more than once .* or set `ids: tar_and_key`"):
-        planned(config_of(tmp_path, source))
-    assert set(outcome(config_of(tmp_path, {**source, "ids": "tar_and_key"}))) == {"00000/good", "00001/good"}
-
-
-@pytest.mark.parametrize("name", faults.TABLES)
-def test_a_faulty_table_costs_its_faulty_rows_or_is_named_in_one_line(tmp_path: Path, name: str) -> None:
-    fault = faults.TABLES[name]
-    file = f"table.{fault.kind}"
-    (tmp_path / file).write_bytes(fault.content)
-    (tmp_path / "good.png").write_bytes(faults.SQUARE)
-    columns = {"id_col": "id", "path_col": "path"}
-    config = config_of(tmp_path, {"kind": fault.kind, "files": str(tmp_path / file), **columns})
-    if fault.images is not None:
-        found = outcome(config)
-        assert {image_id.removeprefix(file): reason for image_id, reason in found.items()} == fault.images
-        return
-    with pytest.raises(InputError, match=file.replace(".", r"\.")) as caught:
-        planned(config)
-    assert str(fault.said) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three images in three parts, of which no more than the plan was made."""
-    folder = tmp_path_factory.mktemp("earlier")
-    images = [Captioned(name, faults.SQUARE, (f"A square {name}.",), "png") for name in "abc"]
-    planned(config_of(folder, WRAPPINGS["coco"](folder / "in", images), shards={"images_per_part": 1}))
-    return folder / "run"
-
-
-@pytest.mark.parametrize("name", faults.RUNS)
-def test_a_damaged_earlier_run_is_named_in_one_line(tmp_path: Path, earlier: Path, name: str) -> None:
-    fault = faults.RUNS[name]
-    shutil.copytree(earlier, tmp_path / "old")
-    fault.harm(tmp_path / "old")
-    config = config_of(tmp_path, {"kind": "run", "files": str(tmp_path / "old")})
-    if fault.said is None:
-        assert outcome(config) == dict.fromkeys("abc")
-        return
-    with pytest.raises(InputError, match="old") as caught:
-        planned(config)
-    assert fault.said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_faulty_captions_for_an_earlier_run_cost_themselves_and_none_of_its_images(
-    tmp_path: Path, earlier: Path
-) -> None:
-    lines = [
-        {"id": "a", "caption": "new"},
-        {"id": "b", "caption": {"no": "text"}},
-        {"id": "z", "caption": "x"},
-        {"x": 1},
-    ]
-    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "{broken\n")
-    run = {"kind": "run", "files": str(earlier), "captions": False}
-    config = config_of(tmp_path, [run, {"kind": "jsonl", "files": str(tmp_path / "new.jsonl"), "id_col": "id"}])
-    _, images, captions = planned(config)
-    assert {row.image_id: row.captions for row in captions if row.captions} == {"a": ("new",), "b": ("",), "z": ("x",)}
-    lost = {"new.jsonl#4": "broken_record", "new.jsonl#5": "broken_record"}
-    assert outcome_of([row for row in images if row.path]) == {**dict.fromkeys("abc"), **lost}
-    assert [row.image_id for row in images if row.path is None] == ["z"]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_zipped_table_that_breaks_off_is_one_line(tmp_path: Path, kind: str) -> None:
-    rows = b"id,path,caption\n" + b"".join(b"%d,a.png,x\n" % n for n in range(5000))
-    (tmp_path / f"t.{kind}.gz").write_bytes(gzip.compress(rows)[:-2000])
-    source = {"kind": kind, "files": str(tmp_path / f"t.{kind}.gz"), "id_col": "id", "path_col": "path"}
-    with pytest.raises(InputError, match="not a whole gzip file"):
-        planned(config_of(tmp_path, source))
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ({"kind": "img2dataset", "files": "{}/none"}, "none: no such file"),
-        ({"kind": "img2dataset", "files": "{}/none-*.tar"}, "no such file"),
-        ({"kind": "img2dataset", "files": "{}"}, "no .tar file in it"),
-        ({"kind": "jsonl", "files": "{}", "path_col": "a"}, "no .jsonl or .jsonl.gz"),
-        ({"kind": "folder", "files": "{}/none"}, "is no folder"),
-        ({"kind": "folder", "files": "{}"}, "no .jpg, .png, .webp or .txt in it"),
-        ({"kind": "run", "files": "{}"}, "is no run folder"),
-        ({"kind": "csv", "files": "https://host/a.csv", "path_col": "a"}, "files are not read or written there"),
-    ],
-)
-def test_a_source_that_is_not_there_is_one_line(tmp_path: Path, source: dict[str, str], said: str) -> None:
-    (tmp_path / "in").mkdir()
-    filled = {key: value.replace("{}", str(tmp_path / "in")) for key, value in source.items()}
-    with pytest.raises(InputError) as caught:
-        planned(config_of(tmp_path, filled))
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_tar_is_a_part_and_a_picture_in_it_is_read_by_its_bytes_alone(tmp_path: Path) -> None:
     images = toy_images()
     source = WRAPPINGS["img2dataset"](tmp_path, images)
@@ -368,7 +199,7 @@ def test_a_tar_is_a_part_and_a_picture_in_it_is_read_by_its_bytes_alone(tmp_path
     assert [plan.part_size(part) for part in range(plan.parts)] == [5, 3]
     assert [row.image_id for row in rows] == [image.id for image in images]
     content = (tmp_path / "00000.tar").read_bytes()
-    place = parse_place(str(rows[0].path))
+    place = parse_location(str(rows[0].path))
     assert isinstance(place, Slice)
     (tmp_path / "00000.tar").write_bytes(bytes(place.offset) + content[place.offset :][: place.size_bytes])
     assert read_bytes(rows[0].path) == images[0].picture
@@ -380,18 +211,28 @@ def test_row_groups_are_not_torn_between_parts_and_a_huge_one_is_refused(
     source = WRAPPINGS["hf"](tmp_path, toy_images())  # row groups of two
     plan, rows, _ = planned(config_of(tmp_path, source))
     assert [plan.part_size(part) for part in range(plan.parts)] == [2, 2, 2, 2]
-    groups = [place.group for row in rows if isinstance(place := parse_place(str(row.path)), Cell)]
+    groups = [place.group for row in rows if isinstance(place := parse_location(str(row.path)), Cell)]
     assert groups == [0, 0, 1, 1, 2, 2, 3, 3]
-    monkeypatch.setattr("mining.source_pictures.MOST_GROUP_BYTES", 100)
+    monkeypatch.setattr("maskmine.mining.sources.hugging_face.MAX_GROUP_BYTES", 100)
     with pytest.raises(InputError, match=r"row group 0 has .* write the file again with row groups of at most 100"):
         planned(config_of(tmp_path, source, out=tmp_path / "other"))
 
 
-def test_a_limit_takes_the_first_images_of_the_tars(tmp_path: Path) -> None:
-    source = WRAPPINGS["img2dataset"](tmp_path, toy_images())
-    plan, rows, _ = planned(config_of(tmp_path, source), limit=6)
-    assert [row.image_id for row in rows] == [image.id for image in toy_images()][:6]
-    assert [plan.part_size(part) for part in range(plan.parts)] == [5, 1]
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_a_limit_takes_the_same_random_sample_of_any_source_and_cuts_it_evenly(tmp_path: Path, name: str) -> None:
+    source = WRAPPINGS[name](tmp_path / "in", toy_images())
+    plan, rows, _ = planned(config_of(tmp_path, source, shards={"images_per_part": 4}, out=tmp_path / "out"), limit=6)
+    by_hash = sorted((hashlib.sha256(image.id.encode()).digest(), image.id) for image in toy_images())
+    assert {row.image_id for row in rows} == {image_id for _, image_id in by_hash[:6]}
+    assert [plan.part_size(part) for part in range(plan.parts)] == [3, 3]
+    places = [parse_location(str(row.path)) for row in rows]
+    offsets = [(place.file, place.offset) for place in places if isinstance(place, Slice)]
+    assert offsets == sorted(offsets)  # a worker reads a tar from its beginning to its end
+    # parts behind the given ones are in the order of the hashes, by which regions are found again
+    if name in ("img2dataset", "hf", "run"):
+        assert plan.given == (3, 3)
+    else:
+        assert [row.image_id for row in rows] == [image_id for _, image_id in by_hash[:6]]
 
 
 def test_an_image_has_the_captions_of_all_sources_in_their_order_each_up_to_its_number(tmp_path: Path) -> None:
@@ -457,8 +298,12 @@ def test_a_run_of_the_first_format_is_read_with_defaults(mined: Mined) -> None:
     table = pq.read_table(mined.run.cell_path("captions", 0)).drop_columns(["sources", "additional"])
     rows = from_table(table.replace_schema_metadata(None), CaptionsRow)
     assert {(row.sources, row.additional) for row in rows} == {((), ())}
-    index = pq.read_table(mined.run.cell_path("shards", 0)).drop_columns(["source"])
-    assert {row.source for row in from_table(index.replace_schema_metadata(None), SampleRow)} <= {None}
+    index = pq.read_table(mined.run.cell_path("shards", 0)).drop_columns(
+        ["source", "lift", "evidence", "confidence", "crc32"]
+    )
+    older = from_table(index.replace_schema_metadata(None), SampleRow)
+    assert older
+    assert {(row.source, row.lift, row.evidence, row.confidence, row.crc32) for row in older} == {(None,) * 5}
     with pytest.raises(ValueError, match="does not hold"):
         from_table(table.drop_columns(["captions"]), CaptionsRow)
 
@@ -473,4 +318,4 @@ def test_the_sources_that_the_page_shows_are_settings_that_load(tmp_path: Path) 
             kinds |= {source.kind for source in settings.sources}
         else:
             assert Fetch.model_validate(tree["regions"]["decoding"]["fetch"]) == Fetch()
-    assert kinds == {"coco", "img2dataset", "parquet", "jsonl", "hf", "folder", "run"}
+    assert kinds == {"coco", "img2dataset", "parquet", "jsonl", "tsv", "hf", "folder", "run"}

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.run_folder import RunFolder
-from pipelines.status import rejected_images
-from scripts.demo_world import draw_world
-from tests.conformance import assert_the_account_holds
-from tests.test_clip import save_tiny_clip
-from tests.test_mine import run_toy, samples
-from tests.test_sources import COCO_MINI, config_of
-from tests.wrappings import WRAPPINGS, Captioned
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.status import rejected_images
+from maskmine.scripts.demo_world.draw import draw_world
+from tests.support.conformance import assert_the_account_holds
+from tests.support.models import save_tiny_clip
+from tests.support.paths import COCO_MINI
+from tests.support.runs import run_toy, samples
+from tests.support.source_formats import WRAPPINGS, Captioned, config_of
 
-SCORES = ("similarity", "margin", "score")
+SCORES = ("similarity", "margin", "score", "lift", "evidence")
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -82,7 +82,7 @@ def mined(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     sources, listed, annotations = [], [], []
     for name, wrap in WRAPPINGS.items():
         images = [Captioned(f"{name}-{image.id}", image.picture, image.captions) for image in world.images]
-        sources.append(wrap(folder / name, images))
+        sources.append(wrap(folder / "in" / name, images))
         listed += [{**image, "id": f"{name}-{image['id']}"} for image in world.instances["images"]]
         annotations += [{**one, "image_id": f"{name}-{one['image_id']}"} for one in world.instances["annotations"]]
     instances = {**world.instances, "images": listed, "annotations": annotations}
@@ -106,7 +106,7 @@ def shard_samples(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
             inner = {suffix: file.read() for suffix, file in members.items() if file is not None}
         record = json.loads(inner.pop("json"))
         told = {**asdict(row), **record, **inner}
-        places = {"key", "image_id", "shard", "offset", "size_bytes", "source"}
+        places = {"key", "image_id", "shard", "offset", "size_bytes", "source", "crc32"}
         yield row.image_id, {name: value for name, value in told.items() if name not in places}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mining.nouns import Nouns, load_skip_words
-from mining.text_units import Unit
-from schemas.errors import InputError
-from schemas.rows import CaptionsRow, NounsRow
+from maskmine.mining.nouns import Nouns, load_skip_words
+from maskmine.mining.text.plain import plain_text
+from maskmine.mining.text.units import Unit
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import CaptionsRow, NounsRow
+
+spacy_load = spacy.load
 
 FindNouns = Callable[[Sequence[CaptionsRow]], list[NounsRow]]
 
@@ -27,6 +31,17 @@ ENGLISH = [
 ]
 WORDS = ["a", "red", "dog", "with", "the", "and", ",", "hat", "İstanbul", "🐶", "\ufeff", "on top of", "fire hydrant"]
 UNITS: tuple[Unit, ...] = ("adjectives", "chunk", "referring")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Units that need the same components share a pipeline, which takes seconds to load."""
+    load = functools.cache(lambda folder, exclude, disable: spacy_load(folder, exclude=exclude, disable=disable))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            spacy, "load", lambda folder, *, exclude, disable: load(str(folder), tuple(exclude), tuple(disable))
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +117,8 @@ def test_every_unit_lies_in_its_caption_in_order(finders: dict[str, FindNouns], 
     for find in finders.values():
         (row,) = find([CaptionsRow("7", tuple(captions))])
         for noun in row.nouns:
-            assert " ".join(captions[noun.caption][noun.start : noun.end].split()).lower() == noun.text
+            said = plain_text(captions[noun.caption][noun.start : noun.end]).text
+            assert " ".join(said.split()).lower() == noun.text
             assert noun.lemma
         places = [(noun.caption, noun.start) for noun in row.nouns]
         assert all(before < after for before, after in itertools.pairwise(places))

@@ -12,22 +12,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from pipelines.engine import Engine
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.on_beam import BeamEngine
-from pipelines.publish import SUCCESS_FILE
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
-from schemas.errors import IncompleteError
-from tests import toy
-from tests.conformance import assert_the_account_holds, full_disk
-from tests.test_mine import Recorder, StopsAfter
+from maskmine.pipelines.engines.beam import BeamEngine
+from maskmine.pipelines.engines.engine import Engine
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.schemas.errors import IncompleteError
+from tests.support import toy
+from tests.support.conformance import assert_the_account_holds, full_disk
+from tests.support.runs import Recorder, StopsAfter
 
 # importing Beam's dependencies warns of what is not installed
 pytestmark = pytest.mark.filterwarnings("ignore::ImportWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
-ENGINES: dict[str, Engine] = {"local": run_local, "beam": BeamEngine()}
+ENGINES: dict[str, Engine] = {"local": LocalEngine(), "beam": BeamEngine()}
 CELLS = [f"{step}/{part:05d}.parquet" for step in ("nouns", "regions", "pairs", "shards") for part in range(3)]
 CELLS += ["vocabulary.parquet", "shards/00000.tar", "shards/00002.tar", "shards/00001.json"]
 CAPTIONS = [("A square in the dark.",), ("It is blue.",), (), ("Two discs and a bar.", "One bar.")]
@@ -99,7 +98,7 @@ class Run(RuleBasedStateMachine):
     @rule(finished=st.integers(1, 6))
     def run_and_interrupt(self, finished: int) -> None:
         try:
-            self.mine(run_local, StopsAfter(finished))
+            self.mine(LocalEngine(), StopsAfter(finished))
         except KeyboardInterrupt:
             assert not (self.root / SUCCESS_FILE).exists()
 
@@ -120,8 +119,8 @@ class Run(RuleBasedStateMachine):
     def mine(self, engine: Engine, watch: Recorder) -> None:
         overrides = [f"{name}={value}" for name, value in self.overrides.items()]
         config = toy.write_config(self.world, out=self.root)
-        mine(load_mining(str(config), overrides=overrides), engine=engine, watch=watch)
+        mine(load_mining(str(config), overrides=overrides), engine=engine, observer=watch)
 
 
-Run.TestCase.settings = settings(max_examples=8, stateful_step_count=12, suppress_health_check=list(HealthCheck))
+Run.TestCase.settings = settings(max_examples=5, stateful_step_count=12, suppress_health_check=list(HealthCheck))
 test_every_image_is_accounted_for_after_any_sequence_of_faults = Run.TestCase

@@ -17,30 +17,32 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mining.segmentation_scores import NOTHING
-from pipelines.benchmark import AS_SET, Benchmark, Outcome, run_benchmark
-from pipelines.benchmark_report import render_report, write_report
-from pipelines.benchmark_sets import FoundSet, first_pictures, set_of_folders
-from pipelines.cli import run_app
-from pipelines.engine import Engine
-from pipelines.local import run_local
-from pipelines.on_beam import BeamEngine
-from pipelines.run_folder import RunFolder
-from pipelines.tally import Tally
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from scripts.instance_maps import find_instance_set
-from tests import toy
-from tests.miniature_sets import write_miniature
-from tests.test_clip import save_tiny_clip
-from tuning.benchmarks import prepare
-from tuning.bottleneck import CASES
-from tuning.published_figures import PUBLISHED
-from tuning.segmenter import Rgb, Segment, Segmentation, Segmenter
-from tuning.semantic_evaluation import Question
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.engines.beam import BeamEngine
+from maskmine.pipelines.engines.engine import Engine
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.segment.benchmark import AS_SET, Benchmark, BenchmarkResult, run_benchmark
+from maskmine.pipelines.segment.benchmark_report import render_report, write_report
+from maskmine.pipelines.segment.benchmark_sets import BenchmarkSet, first_images, set_of_folders
+from maskmine.pipelines.watch.progress import RunProgress
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.scripts.accuracy.instance_maps import find_instance_set
+from maskmine.tuning.benchmarks.prepare import prepare
+from maskmine.tuning.benchmarks.published_results import PUBLISHED
+from maskmine.tuning.segmentation.confusion import IGNORE
+from maskmine.tuning.segmentation.evaluation import ClassMapping
+from maskmine.tuning.segmentation.oracle import CASES
+from maskmine.tuning.segmentation.segmenter import Rgb, Segment, Segmentation, Segmenter
+from tests.support import toy
+from tests.support.benchmark_layouts import write_miniature
+from tests.support.models import save_tiny_clip
+
+LOCAL = LocalEngine()
 
 CLASSES = ("cat", "dog", "hat")
-IGNORE = 255
+IGNORE_LABEL = 255
 # Each picture says by its red what the segmenter will take its pixels for; sizes differ, so that batches do.
 PREDICTED = {
     "1": [[0, 0, 0, 1], [1, 1, 2, 9]],  # 9 is no class
@@ -80,7 +82,7 @@ def open_by_red(self: Segmenter) -> Segment:
     ) -> list[Segmentation | Rejection]:
         maps = [rgb_HW3[:, :, 0].astype(np.int32) for rgb_HW3 in pictures]
         return [
-            Segmentation(tuple(classes), np.where(map_HW < len(classes), map_HW, NOTHING), (), (), 0) for map_HW in maps
+            Segmentation(tuple(classes), np.where(map_HW < len(classes), map_HW, IGNORE), (), (), 0) for map_HW in maps
         ]
 
     return segment
@@ -101,24 +103,24 @@ def real_models() -> None:
     """Named by a test that wants the segmenter as it is."""
 
 
-def of_folder(folder: Path) -> FoundSet:
-    return FoundSet(
+def of_folder(folder: Path) -> BenchmarkSet:
+    return BenchmarkSet(
         set_of_folders(
             "mine",
             images=str(folder / "images"),
             maps=str(folder / "maps"),
             names=str(folder / "names.txt"),
-            ignore=IGNORE,
+            ignore=IGNORE_LABEL,
         )
     )
 
 
-def run(folder: Path, *, to: Path, engine: Engine = run_local, per_part: int = 2, **changes: Any) -> Outcome:
+def run(folder: Path, *, to: Path, engine: Engine = LOCAL, per_part: int = 2, **changes: Any) -> BenchmarkResult:
     benchmark = Benchmark(of_folder(folder), Segmenter(device="cpu", **changes), RunFolder(str(to)), False, per_part)
-    return run_benchmark(benchmark, engine=engine, watch=Tally())
+    return run_benchmark(benchmark, engine=engine, observer=RunProgress())
 
 
-def rendered(benchmark: Benchmark, outcome: Outcome) -> str:
+def rendered(benchmark: Benchmark, outcome: BenchmarkResult) -> str:
     file = io.StringIO()
     Console(file=file, width=200).print(render_report(benchmark, outcome, by_class=False))
     return file.getvalue()
@@ -161,9 +163,9 @@ def test_the_figures_are_those_known_by_hand(folder: Path, capsys: pytest.Captur
 def test_neither_parts_nor_workers_change_a_digit(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("apache_beam.runners.portability.fn_api_runner")
     engines: dict[str, tuple[Engine, int]] = {
-        "one": (run_local, 100),
-        "two": (run_local, 2),
-        "four": (run_local, 1),
+        "one": (LocalEngine(), 100),
+        "two": (LocalEngine(), 2),
+        "four": (LocalEngine(), 1),
         "beam": (BeamEngine(), 2),
     }
     sums = {
@@ -177,7 +179,7 @@ def test_neither_parts_nor_workers_change_a_digit(folder: Path, tmp_path: Path) 
 
 def test_the_work_of_a_part_travels_to_other_machines(folder: Path, tmp_path: Path) -> None:
     benchmark = Benchmark(of_folder(folder), Segmenter(device="cpu"), RunFolder(str(tmp_path / "run")), False, 2)
-    job = pickle.loads(pickle.dumps(benchmark.stage().job))
+    job = pickle.loads(pickle.dumps(benchmark.step().job))
     assert job.open()(1, lambda records: None).images == 2
 
 
@@ -188,17 +190,17 @@ def test_pixels_without_a_true_class_count_nowhere_and_those_without_a_predicted
 
 
 def test_classes_of_one_name_are_asked_for_once_and_the_background_has_no_label() -> None:
-    question = Question.about(("Bus", "others", "tree", "bus"))
-    assert question.asked == ("Bus", "tree", "others")
-    assert question.as_set_labels(np.array([[0, 1, NOTHING]])).tolist() == [[0, 2, NOTHING]]
+    mapping = ClassMapping.of(("Bus", "others", "tree", "bus"))
+    assert mapping.segmenter_classes == ("Bus", "tree", "others")
+    assert mapping.to_set_labels(np.array([[0, 1, IGNORE]])).tolist() == [[0, 2, IGNORE]]
 
 
 def test_published_figures_stand_beside_those_of_a_whole_official_set_only(folder: Path) -> None:
     outcome = run(folder, to=folder / "run")
-    mine = replace(of_folder(folder).pictures, name="ade150", seen=frozenset({"cat"}))
+    mine = replace(of_folder(folder).dataset, name="ade150", seen=frozenset({"cat"}))
     said, figures = {}, {}
     for official in (False, True):
-        found = FoundSet(mine, official=official)
+        found = BenchmarkSet(mine, official=official)
         benchmark = Benchmark(found, Segmenter(device="cpu"), RunFolder(str(folder / "run")))
         said[official] = rendered(benchmark, outcome)
         write_report(benchmark, outcome)
@@ -215,22 +217,22 @@ def test_published_figures_stand_beside_those_of_a_whole_official_set_only(folde
     assert lines[place - 1].startswith("supervised: MaskFormer, R101c")  # 46.0, and ours is 47.2
     (unseen_of_others,) = (one for one in figures[True] if one["classes"] == "unseen")
     assert (unseen_of_others["miou"], unseen_of_others["source"]) == (21.9, "arXiv 2210.04150 (OVSeg), appendix A.8")
-    assert all(row.source and row.place and row.miou for row in PUBLISHED)
+    assert all(row.source and row.location and row.miou for row in PUBLISHED)
 
 
 def test_the_first_pictures_of_an_official_set_are_none(folder: Path) -> None:
-    whole = FoundSet(of_folder(folder).pictures, official=True)
-    part = first_pictures(whole, 2)
+    whole = BenchmarkSet(of_folder(folder).dataset, official=True)
+    part = first_images(whole, 2)
     assert (part.official, part.note) == (False, "only the first 2 of 4 pictures")
-    assert part.pictures.pictures == whole.pictures.pictures[:2]
-    assert first_pictures(whole, 4) is whole
+    assert part.dataset.images == whole.dataset.images[:2]
+    assert first_images(whole, 4) is whole
 
 
 def test_a_bottleneck_stands_beside_published_oracles(folder: Path) -> None:
     outcome = run(folder, to=folder / "run")
     sums = {case.name: outcome.sums[AS_SET] for case in CASES}
-    found = FoundSet(replace(of_folder(folder).pictures, name="ade150"), official=True)
-    benchmark = Benchmark(found, Segmenter(device="cpu"), RunFolder(str(folder / "run")), bottleneck=True)
+    found = BenchmarkSet(replace(of_folder(folder).dataset, name="ade150"), official=True)
+    benchmark = Benchmark(found, Segmenter(device="cpu"), RunFolder(str(folder / "run")), oracle=True)
     lines = rendered(benchmark, replace(outcome, sums=sums)).splitlines()
     ours = [line for line in lines if line.rstrip().endswith("measured")]
     assert len(ours) == len(CASES)
@@ -239,7 +241,7 @@ def test_a_bottleneck_stands_beside_published_oracles(folder: Path) -> None:
 
 
 def test_the_main_table_of_the_paper_is_there_whole() -> None:
-    rows = [row for row in PUBLISHED if row.place == "table 1"]
+    rows = [row for row in PUBLISHED if row.location == "table 1"]
     counted = Counter(name for row in rows for name in row.miou)
     assert counted == {"ade847": 8, "pc459": 7, "ade150": 11, "pc59": 11, "voc20": 12}
     free = [row for row in rows if row.trained_on != "the set itself"]
@@ -278,10 +280,12 @@ def test_another_list_of_classes_or_another_label_for_none_makes_all_parts_again
     run(folder, to=to)
     (folder / "names.txt").write_text("cat\ndog\nbird\n")
     assert run(folder, to=to).stale == 2
-    other = FoundSet(replace(of_folder(folder).pictures, ignore=254))
+    other = BenchmarkSet(replace(of_folder(folder).dataset, ignore=254))
     with pytest.raises(InputError, match="has the label 255, the 3 classes are 0 to 2 and 254 is not counted"):
         run_benchmark(
-            Benchmark(other, Segmenter(device="cpu"), RunFolder(str(to)), False, 2), engine=run_local, watch=Tally()
+            Benchmark(other, Segmenter(device="cpu"), RunFolder(str(to)), False, 2),
+            engine=LocalEngine(),
+            observer=RunProgress(),
         )
 
 
@@ -326,8 +330,8 @@ def test_labels_beyond_the_classes_are_one_line(folder: Path, capsys: pytest.Cap
         (["ade150"], "ade150: where is it? Give --root DIR"),
         (["ade150", "--root", "nowhere"], "nowhere"),
         (["mine", "--images", "images"], "--maps: missing"),
-        (["mine", "--set", "clip_weight=1.5"], "settings: clip_weight: input should be less than 1, not 1.5"),
-        (["mine", "--set", "rule=best"], "settings: rule: "),
+        (["mine", "--set", "clip_weight=1.5"], "--set clip_weight: input should be less than 1, not 1.5"),
+        (["mine", "--set", "rule=best"], "--set rule: "),
         (["mine", "--engine", "none"], "--engine none: unknown"),
     ],
 )
@@ -375,11 +379,11 @@ def test_true_masks_and_a_tiny_clip_go_the_whole_way(real_models: None, tmp_path
     )
     counted = {}
     for bottleneck in (False, True):
-        benchmark = Benchmark(FoundSet(found), settings, RunFolder(str(tmp_path / "run")), bottleneck)
-        counted[bottleneck] = run_benchmark(benchmark, engine=run_local, watch=Tally())
+        benchmark = Benchmark(BenchmarkSet(found), settings, RunFolder(str(tmp_path / "run")), bottleneck)
+        counted[bottleneck] = run_benchmark(benchmark, engine=LocalEngine(), observer=RunProgress())
     # pictures without an object have no masks, and are rejected; the others' objects are all somebody's
     assert {reason.reason for _, reason in counted[False].rejected} == {"no_masks"}
-    assert counted[False].sums[AS_SET].pixels_KL[:, NOTHING].sum() == 0
+    assert counted[False].sums[AS_SET].pixels_KL[:, IGNORE].sum() == 0
     assert list(counted[True].sums) == ["true masks, CLIP on unmasked crops", "true masks, CLIP on masked crops"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.cli import run_app
-from pipelines.show import PADDING_PX, TILE_PX
-from tests import toy
-from tests.test_mine import hashes
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.reports.contact_sheet import PADDING_PX, TILE_PX
+from tests.support import toy
+from tests.support.runs import hashes
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +51,64 @@ def test_mine_prints_the_account_and_again_says_that_there_is_nothing_to_do(
     assert run_app(["mine", config]) == 0
     first = capsys.readouterr()
     assert "8 images in 3 parts" in first.err
-    assert "rejected, nouns: no_nouns" in first.out
+    assert "empty, nouns: no_nouns" in first.out
     assert run_app(["mine", config]) == 0
     assert "complete; nothing to do" in capsys.readouterr().out
 
 
-def test_too_many_rejections_end_with_3_and_name_the_reason_and_the_setting(
+def test_too_many_images_without_pairs_end_with_3_and_name_the_reason_and_the_setting(
     root: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "_SUCCESS").unlink()
-    config = str(toy.write_config(world, out=root, max_rejected=0.2))
+    config = str(toy.write_config(world, out=root, max_empty=0.2))
     log = tmp_path / "log.jsonl"
     assert run_app(["mine", config, "--log-json", str(log)]) == 3
     assert json.loads(log.read_text().splitlines()[-1])["reason"] == "too_many_rejected"
     said = capsys.readouterr().err
-    assert "50% of the images were rejected" in said
-    assert "max_rejected allows 20%" in said
+    assert "50.0% of the images came to nothing (4 of 8), most by `nouns: no_caption`" in said
+    assert "max_empty allows 20.0%" in said
+
+
+@pytest.fixture
+def six_images(tmp_path: Path) -> str:
+    """A configuration with the default limits, and six sound images; the captions of two name nothing that is there."""
+    world = toy.write_toy_world(tmp_path / "world")
+    tree = json.loads((world / "captions.json").read_text())
+    tree["images"] = [image for image in tree["images"] if image["id"] not in (15, 16)]
+    tree["annotations"] = [caption for caption in tree["annotations"] if caption["image_id"] not in (15, 16)]
+    tree["annotations"].append({"id": 180, "image_id": 18, "caption": "A giraffe."})
+    (world / "captions.json").write_text(json.dumps(tree))
+    config = toy.write_config(world, out=tmp_path / "run")
+    settings = json.loads(config.read_text())
+    del settings["max_rejected"]
+    config.write_text(json.dumps(settings))
+    return str(config)
+
+
+def test_a_run_with_a_third_of_images_without_a_match_is_complete(
+    six_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["mine", six_images]) == 0
+    assert (tmp_path / "run" / "_SUCCESS").exists()
+    assert re.search(r"empty, pairs: no_match +2\b", capsys.readouterr().out)
+
+
+def test_a_run_with_a_third_of_missing_files_ends_with_3_until_they_are_there(
+    six_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in (11, 12):
+        (tmp_path / "world" / "images" / f"{image:012d}.png").unlink()
+    assert run_app(["mine", six_images]) == 3
+    assert not (tmp_path / "run" / "_SUCCESS").exists()
+    said = capsys.readouterr()
+    assert re.search(r"rejected, regions: missing_file +2\b", said.out)
+    assert "33.3% of the images were rejected (2 of 6), most by `regions: missing_file`" in said.err
+    assert "max_rejected allows 25.0%" in said.err
+
+
+def test_a_run_without_any_pair_is_told(six_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["mine", six_images, "--set", "pairs.min_count=9"]) == 0
+    assert "no image has a pair, most of them by `shards: filtered`" in capsys.readouterr().err
 
 
 def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +129,7 @@ def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, caps
         (["mine", "CONFIG", "--set", "regions.device=cuda:7"], "this machine has"),
         (["mine", "CONFIG", "--limit", "0"], "--limit"),
         (["mine", "none.yaml"], "none.yaml: no such file"),
-        (["mine", "CONFIG", "--engine", "spark"], "--engine spark: unknown; choose local, ray or beam"),
+        (["mine", "CONFIG", "--engine", "spark"], "--engine spark: unknown; choose one of local, ray, beam"),
         (["mine", "CONFIG", "--engine-opt", "workers=2"], "--engine local: takes no options"),
         (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "wrokers=2"], "--engine-opt wrokers: "),
         (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "workers"], "expected key=value"),
@@ -246,7 +289,7 @@ def test_an_interrupt_ends_with_130_and_a_line(world: Path, tmp_path: Path, numb
     config = str(toy.write_config(world, out=tmp_path / "run"))
     program = f"""
 import os, signal
-from pipelines import cells
+from maskmine.pipelines.steps import jobs as cells
 made = cells.RegionsJob.open
 def open_and_interrupt(self):
     os.kill(os.getpid(), {int(number)})
@@ -254,7 +297,7 @@ def open_and_interrupt(self):
 cells.RegionsJob.open = open_and_interrupt
 import sys
 sys.argv = ["maskmine", "mine", {config!r}]
-from pipelines.cli import main
+from maskmine.pipelines.cli.main import main
 main()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -15,23 +14,21 @@ from typing import Any
 
 import pytest
 
-from mining.nouns import Nouns
-from pipelines.grid import Stage, drop_stale
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.on_ray import Worker as RayWorker
-from pipelines.on_ray import _seen_file
-from pipelines.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
-from pipelines.plan import make_plan
-from pipelines.run_folder import RunFolder, sweep
-from pipelines.settings import load_mining
-from schemas.errors import IncompleteError
-from tests import conformance, toy
-from tests.test_mine import Recorder, hashes, run_toy
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.engines.ray_workers import Worker as RayWorker
+from maskmine.pipelines.engines.ray_workers import seen_file
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.planning.plan import make_plan
+from maskmine.pipelines.run_folder.folder import RunFolder, sweep
+from maskmine.pipelines.run_folder.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.pipelines.steps.grid import Step, drop_stale
+from maskmine.schemas.errors import IncompleteError
+from tests.support import conformance, toy
+from tests.support.killed import POINTS, program, write_and_die
+from tests.support.paths import ROOT
+from tests.support.runs import FunctionEngine, Recorder, fake_step, hashes, run_toy
 
-ROOT = Path(__file__).resolve().parents[1]
-# Where `RunFolder.write` may be hit: the temporary file is there, half of it on the disk, all of it, synced, renamed.
-POINTS = ("opened", "half", "whole", "synced", "renamed")
 DAY_S = 24 * 60 * 60
 
 
@@ -42,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(world: Path) -> dict[str, str]:
-    conformance.run_with(run_local, config_of(world, world / "undisturbed"))
+    conformance.run_with(LocalEngine(), config_of(world, world / "undisturbed"))
     return hashes(str(world / "undisturbed"))
 
 
@@ -61,80 +58,12 @@ def config_of(world: Path, out: Path) -> Path:
 # A process that is killed while it writes.
 
 
-def die_at(point: str, *, write: int) -> None:
-    """From here on, this process is killed by itself at a point of its so-manyth write (1 is the next one)."""
-    opened, synced, replaced = os.fdopen, os.fsync, os.replace
-    count = {"fdopen": 0, "fsync": 0, "replace": 0}
-
-    def is_due(function: str) -> bool:
-        count[function] += 1
-        return count[function] == write
-
-    def fdopen(*arguments: Any, **options: Any) -> Any:
-        if is_due("fdopen") and point == "opened":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return opened(*arguments, **options)
-
-    def fsync(handle: int) -> None:
-        if is_due("fsync") and point in ("half", "whole"):
-            if point == "half":
-                os.ftruncate(handle, os.fstat(handle).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-        synced(handle)
-
-    def replace(*paths: Any) -> None:
-        due = is_due("replace")
-        if due and point == "synced":
-            os.kill(os.getpid(), signal.SIGKILL)
-        replaced(*paths)
-        if due and point == "renamed":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.fdopen, os.fsync, os.replace = fdopen, fsync, replace
-
-
-def write_and_die(root: str, point: str) -> None:
-    """The program of a process that is killed while it replaces a cell."""
-    die_at(point, write=1)
-    with RunFolder(root).write("nouns", "00000.parquet") as file:
-        file.write(b"new" * 1000)
-
-
-def mine_and_die(config: str) -> None:
-    """The program of runs that are killed after a few writes, each at another point, until one comes to its end.
-
-    They are killed ever later, for the plan and what is published at the end are written as a whole. Each is a fork of
-    this process, so that spaCy is loaded once. Prints how many were killed.
-    """
-    Nouns.open = functools.cache(Nouns.open)  # type: ignore[method-assign]
-    settings = load_mining(config)
-    settings.nouns.open()
-    killed = 0
-    while True:
-        if not os.fork():
-            planned = RunFolder(settings.out).exists("plan.json")
-            die_at(POINTS[killed % len(POINTS)], write=4 + killed // 2 if planned else 4 * (killed + 1))
-            mine(settings, engine=run_local, watch=Recorder())
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.wait()[1])
-        assert code in (0, -signal.SIGKILL), code
-        if not code:
-            break
-        killed += 1
-    sys.stdout.write(f"{killed}\n")
-
-
-def program(call: str, *arguments: str) -> list[str]:
-    """The command of a process that calls a function of this file."""
-    return [sys.executable, "-c", f"import sys; from tests.test_crashes import *; {call}(*sys.argv[1:])", *arguments]
-
-
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # so Python 3.12 comments on any fork
 @pytest.mark.parametrize("point", POINTS)
 def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(run: RunFolder, point: str) -> None:
     with run.write("nouns", "00000.parquet") as file:
         file.write(b"old")
-    killed = subprocess.run(program("write_and_die", run.root, point), cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert write_and_die(run.root, point) == -signal.SIGKILL
     content = Path(run.cell_path("nouns", 0)).read_bytes()
     assert content == (b"new" * 1000 if point == "renamed" else b"old")
     assert len(os.listdir(run.path("nouns"))) == (1 if point == "renamed" else 2)
@@ -168,7 +97,7 @@ def test_runs_that_are_killed_at_every_few_writes_come_to_the_same_bytes(
 @pytest.fixture(scope="module")
 def names() -> Iterator[Callable[[str, str], str]]:
     """Names of things that belong to a living process, to a dead one, or to a process of another machine."""
-    code = "from pipelines.ownership import *; print(owned_prefix('KIND'), flush=True); {}"
+    code = "from maskmine.pipelines.run_folder.ownership import *; print(owned_prefix('KIND'), flush=True); {}"
     dead, living = (
         subprocess.Popen(
             [sys.executable, "-c", code.format(end)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
@@ -251,11 +180,15 @@ def test_litter_is_gone_when_a_run_has_ended(
     run = RunFolder(str(tmp_path / "run"))
     run.write_json(names(RAY, "dead"), value=None)
 
-    def engine_whose_worker_is_killed(run: RunFolder, stages: Sequence[Stage], watch: Any) -> None:
-        run_local(run, stages, watch)
+    def engine_whose_worker_is_killed(run: RunFolder, steps: Sequence[Step], observer: Any) -> None:
+        LocalEngine().run(run, steps, observer)
         run.write_json("shards", names(WRITING, "dead"), value=None)
 
-    mine(load_mining(str(config_of(world, tmp_path / "run"))), engine=engine_whose_worker_is_killed, watch=Recorder())
+    mine(
+        load_mining(str(config_of(world, tmp_path / "run"))),
+        engine=FunctionEngine(engine_whose_worker_is_killed),
+        observer=Recorder(),
+    )
     assert hashes(run.root) == undisturbed
 
 
@@ -264,7 +197,7 @@ def test_litter_is_gone_when_a_run_has_ended(
 
 def start(config: Path, *options: str) -> subprocess.Popen[str]:
     """Start `maskmine mine`, in a process group of its own."""
-    words = [sys.executable, "-m", "pipelines.cli", "mine", str(config), *options]
+    words = [sys.executable, "-m", "maskmine.pipelines.cli.main", "mine", str(config), *options]
     return subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -312,12 +245,20 @@ def test_a_second_driver_that_comes_later_does_no_harm(
 
 
 def test_a_driver_that_starts_lets_another_one_finish_what_it_is_writing(run: RunFolder) -> None:
-    stage = Stage("nouns", "fingerprint", job=None, cells=1)  # type: ignore[arg-type]
+    step = fake_step(run, "nouns", None, parts=1)
     with run.write("nouns", "00000.parquet") as file:
-        assert drop_stale(run, [stage]) == {}
+        assert drop_stale(run, [step]) == {}
         sweep(run)
         file.write(b"cell")
-    assert stage.todo(run) == []
+    assert step.todo() == []
+
+
+def test_what_is_stale_is_counted_by_parts(run: RunFolder) -> None:
+    for name in ("00000.json", "00000.tar", "sizes.json"):
+        with run.write("shards", name) as file:
+            file.write(b"{}")
+    assert drop_stale(run, [fake_step(run, "shards", None, parts=1)]) == {"shards": 1}
+    assert run.names("shards") == ["_fingerprint.json"]
 
 
 def test_what_two_drivers_delete_at_once_is_deleted(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,8 +270,8 @@ def test_ray_drivers_on_one_folder_have_a_file_each_for_their_workers(run: RunFo
     def blind_host(seen: tuple[str | None, str]) -> str | None:
         return RayWorker(jobs={}, seen_path=seen[0], token=seen[1]).blind_host()
 
-    with _seen_file(run) as first:
-        with _seen_file(run) as second:
+    with seen_file(run) as first:
+        with seen_file(run) as second:
             assert (blind_host(first), blind_host(second)) == (None, None)
         assert blind_host(first) is None
     assert os.listdir(run.root) == []
@@ -341,14 +282,14 @@ def test_a_run_of_other_settings_in_the_same_folder_is_named_and_the_set_is_not_
 ) -> None:
     config = config_of(world, tmp_path / "run")
 
-    def engine_with_company(run: RunFolder, stages: Sequence[Stage], watch: Any) -> None:
-        run_local(run, stages, watch)
+    def engine_with_company(run: RunFolder, steps: Sequence[Step], observer: Any) -> None:
+        LocalEngine().run(run, steps, observer)
         run_toy(config, "shards.quality=60")
 
     with pytest.raises(
         IncompleteError, match=r"another run, of other settings or inputs, writes here as well \(shards"
     ):
-        mine(load_mining(str(config)), engine=engine_with_company, watch=Recorder())
+        mine(load_mining(str(config)), engine=FunctionEngine(engine_with_company), observer=Recorder())
     run, outcome, recorder = run_toy(config)
     assert outcome.manifest is not None
     assert recorder.steps == ["shards"]

@@ -7,23 +7,27 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mining.licences import Licences, allows_commerce, refuse_other_licences
-from pipelines.cards import hub_licence, size_category
-from pipelines.cli import run_app
-from pipelines.run_folder import RunFolder
-from pipelines.verify import read_manifest, verify_run
-from schemas.errors import InputError
-from tests import toy
-from tests.test_mine import hashes, run_toy
-
-ROOT = Path(__file__).resolve().parents[1]
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.dataset.cards import hub_licence, size_category
+from maskmine.pipelines.dataset.croissant import describe_run
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.licences import Licences, refuse_other_licences
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import parse_manifest
+from tests.support import toy
+from tests.support.paths import ROOT
+from tests.support.runs import hashes, run_toy
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ NOUNS = sorted(noun for _, noun, _ in toy.PAIRS)
 
 
 def test_each_loader_has_one_example() -> None:
-    template = (ROOT / "pipelines/data/dataset_card.md").read_text()
+    template = (ROOT / "pipelines/dataset/data/dataset_card.md").read_text()
     assert re.findall(r"```python\nimport (\w+)", template) == ["webdataset", "open_clip", "datasets", "ray", "duckdb"]
 
 
@@ -73,6 +77,18 @@ def test_the_example_for_webdataset_runs_as_it_is_printed(inside: Path) -> None:
     pairs = list(executed(inside, "webdataset")["pairs"])
     assert sorted(pair["txt"] for pair in pairs) == NOUNS
     assert all(pair["jpg"].size == pair["mask.png"].size for pair in pairs)
+    assert {pair["mask.png"].mode for pair in pairs} == {"L"}
+
+
+@READERS_WARN
+def test_the_example_of_the_readme_runs_as_it_is_printed(inside: Path) -> None:
+    (example,) = re.findall(r"```python\n(import webdataset\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shards = f"{{00000..{len(list((inside / 'shards').glob('*.tar'))) - 1:05d}}}"
+    example = example.replace("runs/coco/shards/{00000..00118}", f"{inside}/shards/{shards}")
+    scope: dict[str, Any] = {}
+    exec(example, scope)
+    assert (scope["image"].mode, scope["mask"].mode) == ("RGB", "L")
+    assert set(np.unique(scope["mask"])) == {0, 255}
 
 
 @READERS_WARN
@@ -111,6 +127,35 @@ def test_the_front_matter_is_what_the_hub_reads(run: Path) -> None:
     assert told["configs"][0]["data_files"] == [{"split": "train", "path": "shards/*.tar"}]
     assert [run / "shards" / f"{number:05d}.tar" for number in range(3)] == sorted(run.glob("shards/*.tar"))
     assert f"{len(NOUNS)} pairs" in body
+
+
+def test_the_card_says_how_many_pairs_the_rule_made_and_which_filters_left_some_out(run: Path, tmp_path: Path) -> None:
+    whole, few = (run / "README.md").read_text(), tmp_path / "few"
+    assert "| every pair that the rule `labels` made | 7 | 100 % |\n| this set | 7 | 100.0 % |" in whole
+    assert "No filter was set.\n" in whole
+    shutil.copytree(run, few)
+    run_toy(run.parent / "mining.yaml", "pairs.min_count=3", f"out={few}")
+    card, manifest = (few / "README.md").read_text(), FinishedRun.open(RunFolder(str(few))).manifest
+    assert (manifest.totals.pairs, manifest.totals.samples) == (7, 2)
+    assert "| every pair that the rule `labels` made | 7 | 100 % |\n| this set | 2 | 28.6 % |" in card
+    assert "Filters: `pairs.min_count: 3`. With others" in card
+    protocols = json.loads((few / "croissant.json").read_text())["rai:dataPreprocessingProtocol"]
+    assert protocols == ["rule: labels; 2 of its 7 pairs are in the set", "pairs.min_count: 3"]
+
+
+def test_a_manifest_of_an_earlier_version_has_no_number_of_pairs(run: Path) -> None:
+    stored = json.loads((run / "manifest.json").read_text()) | {"format_version": 2}
+    del stored["totals"]["pairs"]
+    manifest = parse_manifest(stored, path="")
+    assert manifest.totals.pairs is None
+    assert describe_run(manifest)["rai:dataPreprocessingProtocol"] == ["rule: labels"]
+
+
+def test_croissant_says_what_lift_evidence_and_confidence_are(run: Path) -> None:
+    (records,) = json.loads((run / "croissant.json").read_text())["recordSet"]
+    fields = {field["name"]: (field["dataType"], field["description"]) for field in records["field"]}
+    assert fields["lift"][0] == fields["evidence"][0] == fields["confidence"][0] == "sc:Float"
+    assert "probability that the pair is right" in fields["confidence"][1]
 
 
 def test_the_front_matter_names_a_licence_only_where_all_parts_share_one() -> None:
@@ -176,7 +221,7 @@ def test_a_licence_that_is_stated_later_makes_no_cell_again(
     _, outcome, made = run_toy(config, "licences.captions=CC-BY-4.0", "licences.pictures=CC0-1.0")
     assert made.made == []
     assert outcome.manifest is not None
-    assert {(source.role, source.licence) for source in read_manifest(RunFolder(str(folder))).sources} == {
+    assert {(source.role, source.licence) for source in FinishedRun.open(RunFolder(str(folder))).manifest.sources} == {
         ("captions", "CC-BY-4.0"),
         ("images", "CC0-1.0"),
     }
@@ -208,10 +253,9 @@ def test_the_commercial_policy_lets_a_set_pass_whose_parts_all_allow_it(
     options = ["--to", "parquet", "--licence-policy", "commercial", "--out", str(tmp_path / "out")]
     assert run_app(["export", str(folder), *options]) == 0
     mine(captions="CC-BY-4.0", pictures="CC-BY-NC-4.0")
+    sources = FinishedRun.open(RunFolder(str(folder))).manifest.sources
     with pytest.raises(InputError, match=r"images all: CC-BY-NC-4\.0 is not for commercial use"):
-        refuse_other_licences(
-            [(s.role, s.name, s.licence) for s in read_manifest(RunFolder(str(folder))).sources], policy="commercial"
-        )
+        refuse_other_licences([(s.role, s.name, s.licence) for s in sources], policy="commercial")
 
 
 def test_an_export_of_listed_licences_alone_refuses_pictures_under_others(
@@ -233,7 +277,8 @@ def test_an_export_of_listed_licences_alone_refuses_pictures_under_others(
     ],
 )
 def test_only_what_is_known_to_allow_it_allows_commercial_use(licence: str, allowed: bool) -> None:
-    assert allows_commerce(licence) == allowed
+    with nullcontext() if allowed else pytest.raises(InputError, match="commercial refuses model m"):
+        refuse_other_licences([("model", "m", licence)], policy="commercial")
 
 
 def test_each_caption_source_may_have_its_own_licence() -> None:
@@ -243,7 +288,7 @@ def test_each_caption_source_may_have_its_own_licence() -> None:
 
 
 def test_a_licence_is_not_taken_for_a_path(world: Path, tmp_path: Path) -> None:
-    from pipelines.settings import load_mining
+    from maskmine.pipelines.settings.mining import load_mining
 
     overrides = ["licences.pictures=Flickr/terms", f"out={tmp_path}/run"]
     assert load_mining(str(toy.write_config(world)), overrides=overrides).licences.pictures == "Flickr/terms"

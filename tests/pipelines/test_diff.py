@@ -11,16 +11,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.charts import Histogram
-from pipelines.cli import run_app
-from pipelines.diff import Diff, Shift, compare_runs, shift_words, write_diff
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError
-from schemas.rows import SampleRow
-from schemas.tables import from_table, to_table, write_parquet
-from tests import toy
-from tests.browser import Page
-from tests.test_mine import run_toy
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.reports.charts import Histogram
+from maskmine.pipelines.reports.diff import Diff, Shift, compare_runs, shift_words, write_diff
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.tables import from_table, to_table, write_parquet
+from tests.support import toy
+from tests.support.browser import Page
+from tests.support.runs import run_toy
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -75,6 +75,8 @@ def test_scores_move_and_a_noun_takes_another_mask(runs: tuple[RunFolder, RunFol
     assert found.shifts == (
         Shift("similarity", changed=5, low=0.0625, median=0.25, high=0.25),
         Shift("margin", changed=0, low=0.0, median=0.0, high=0.0),
+        Shift("lift", changed=5, low=0.125, median=0.5, high=0.5),
+        Shift("evidence", changed=5, low=-1.0, median=-1.0, high=-0.25),
     )
     assert found.medians["kept"] == pytest.approx(0.35)
     assert found.shift_histogram
@@ -100,6 +102,8 @@ def scored(run: RunFolder, to: Path, *, move: float) -> None:
                 noun=others.get((row.image_id, row.noun), row.noun),
                 similarity=0.1 + (move / 4 if row.image_id == "11" else move),
                 margin=0.05,
+                lift=0.01 + 2 * (move / 4 if row.image_id == "11" else move),
+                evidence=2.0 - 4 * (move / 4 if row.image_id == "11" else move),
                 area_px=row.area_px + (1 if move and row.image_id == "12" else 0),
             )
             for row in from_table(table, SampleRow)

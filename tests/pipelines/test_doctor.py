@@ -16,11 +16,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipelines import doctor
-from pipelines.doctor import Finding, diagnose, ready, render
-from pipelines.settings import Mining, load_mining
-from tests import toy
-from tests.test_imports import HEAVY, ROOT
+from maskmine.pipelines import doctor
+from maskmine.pipelines.doctor import Finding, diagnose, ready, render
+from maskmine.pipelines.settings.mining import Mining, load_mining
+from tests.support import toy
+from tests.support.paths import HEAVY, ROOT
 
 CLIP = {"model": "hf-hub:nobody/no-such-clip"}
 
@@ -176,7 +176,7 @@ def test_weights_in_a_folder_are_local_and_a_folder_without_any_is_missing(world
     assert by_name(with_checkpoint(world, str(tmp_path)))["weights"].detail == f"{tmp_path} holds no weights"
     (tmp_path / "model.safetensors").touch()
     found = by_name(with_checkpoint(world, str(tmp_path)))
-    assert f"{tmp_path}, local, licence unknown" in found["proposals"].detail
+    assert found["proposals"].detail == f"{tmp_path.name}, local, licence unknown"
     assert "weights" not in found
 
 
@@ -241,7 +241,8 @@ def test_an_install_command_stays_on_one_line_of_80_columns_and_the_end_says_wha
 
 
 def test_the_doctor_loads_nothing_heavy_but_torch() -> None:
-    program = f"import sys; from pipelines import doctor, estimate; before = [n for n in {HEAVY} if n in sys.modules]; "
+    program = "import sys; from maskmine.pipelines import doctor, estimate; "
+    program += f"before = [n for n in {HEAVY} if n in sys.modules]; "
     program += f"doctor.diagnose(None); print(before, [n for n in {HEAVY} if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[] ['torch']"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.cli import run_app
-from pipelines.duplicates import find_duplicates
-from pipelines.plan import PLANNED
-from pipelines.run_folder import RunFolder
-from schemas.rows import ImageRow, RegionsRow
-from schemas.settings import fingerprint
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.planning.plan import PLANNED, Plan
+from maskmine.pipelines.reports.duplicates import find_duplicates
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.manifest import Manifest
+from maskmine.schemas.rows import ImageRow, RegionsRow
+from maskmine.schemas.settings import fingerprint
 
 
 @pytest.fixture
@@ -36,14 +40,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         digests = [
             None if name == "8" else fingerprint((tmp_path / f"{name}.jpg").read_bytes().hex()) for name in names
         ]
-        regions = [RegionsRow(n, digest, 1, 1, (), None) for n, digest in zip(names, digests, strict=True)]
+        regions = [
+            RegionsRow(image_id=n, sha256=digest, height_px=1, width_px=1, regions=(), rejection=None)
+            for n, digest in zip(names, digests, strict=True)
+        ]
         run.write_rows("regions", f"{part:05d}.parquet", rows=regions, row_type=RegionsRow, fingerprint="")
-    run.write_json("plan.json", value=None)
-
-    class Plan:
-        parts = 2
-
-    monkeypatch.setattr("pipelines.duplicates.read_complete", lambda _: (None, Plan))
+    plan = Plan(images=8, parts=2, images_sha256="", captions_sha256="", source={}, inputs=None)
+    run.write_json("plan.json", value=asdict(plan))
+    manifest = cast("Manifest", None)  # not read here
+    monkeypatch.setattr(FinishedRun, "open_complete", lambda folder: FinishedRun(folder, manifest))
     return run
 
 

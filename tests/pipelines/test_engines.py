@@ -1,4 +1,4 @@
-"""The engines pass one conformance suite; see `tests/conformance.py`."""
+"""The engines pass one conformance suite; see `tests/support/conformance.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local import run_local
-from tests import conformance
+from maskmine.pipelines.engines.local import LocalEngine
+from tests.support import conformance
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -23,4 +23,4 @@ CHECKS = [
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_local_engine_conforms(check: conformance.Check, tmp_path: Path) -> None:
-    check(run_local, tmp_path)
+    check(LocalEngine(), tmp_path)

@@ -14,17 +14,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from mining import vocabulary
-from pipelines import estimate as estimating
-from pipelines.estimate import Estimate, StepEstimate, estimate, render_estimate
-from pipelines.plan import read_plan
-from pipelines.run_folder import RunFolder
-from pipelines.settings import Mining, load_mining
-from schemas.errors import InputError
-from schemas.rows import ImageRow
-from tests import toy
-from tests.test_clip import save_tiny_clip
-from tests.test_mine import run_toy
+from maskmine.mining import vocabulary
+from maskmine.pipelines import estimate as estimating
+from maskmine.pipelines.estimate import Estimate, StepEstimate, estimate, render_estimate
+from maskmine.pipelines.planning.plan import read_plan
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import Mining, load_mining
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import ImageRow
+from tests.support import toy
+from tests.support.models import save_tiny_clip
+from tests.support.runs import run_toy
 
 STEPS = ["plan", "nouns", "vocabulary", "regions", "pairs", "shards"]
 
@@ -148,13 +148,13 @@ def test_the_steps_of_models_are_counted_as_gpu_hours_where_there_is_a_gpu(
 
 def test_the_second_round_embeds_every_noun_anew(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded: list[str] = []
-    original = vocabulary._embed_nouns
+    original = vocabulary._embed_names
 
     def spy(nouns: Any, **options: Any) -> Any:
         embedded.extend(nouns)
         return original(nouns, **options)
 
-    monkeypatch.setattr(vocabulary, "_embed_nouns", spy)
+    monkeypatch.setattr(vocabulary, "_embed_names", spy)
     regions = {
         "proposals": {"kind": "ground_truth", "annotations": str(world / "instances.json")},
         "keep": {"min_area_px": 1},
@@ -176,8 +176,10 @@ def test_the_table_says_that_it_is_an_estimate_and_from_how_many_images(half: Es
 
 def test_times_and_sizes_are_shown_in_units_that_fit() -> None:
     steps = (
-        StepEstimate("plan", False, 0.0, 4e-5, 4.0, 2_000_000),
-        StepEstimate("regions", True, 90.0, 2.0, 200_090.0, 3_000_000_000),
+        StepEstimate(step="plan", on_gpu=False, start_up_s=0.0, per_image_s=4e-5, total_s=4.0, size_bytes=2_000_000),
+        StepEstimate(
+            step="regions", on_gpu=True, start_up_s=90.0, per_image_s=2.0, total_s=200_090.0, size_bytes=3_000_000_000
+        ),
     )
     shown = lines(Estimate(100_000, 100, 16, steps, 440_000, {}, False), width=80)
     assert shown[3].split() == ["plan", "CPU", "0", "s", "40.0", "µs", "4.0", "s", "2.0", "MB"]

@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mining.labels import load_synonyms
-from mining.picture_hash import COPY_BITS
-from pipelines.cli import leakage, run_app
-from pipelines.leakage import Leakage, SharedPicture, find_leakage
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError, InputError
-from tests import toy
-from tests.miniature_sets import write_miniature
-from tests.test_mine import run_toy
-from tuning.benchmark_nouns import open_classes
-from tuning.benchmarks import class_names
+from maskmine.mining.images.perceptual_hash import COPY_BITS
+from maskmine.mining.text.labels import load_synonyms
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.cli.reports import leakage
+from maskmine.pipelines.evaluate.leakage import Leakage, SharedImage, find_leakage
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.tuning.benchmarks.nouns import open_classes
+from maskmine.tuning.benchmarks.prepare import class_names
+from tests.support import toy
+from tests.support.benchmark_layouts import write_miniature
+from tests.support.runs import run_toy
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_without_a_root_nouns_alone_are_compared_and_counted_by_pairs(run: RunFo
     assert (bar.name, bar.seen, bar.nouns) == ("bar", False, (("bar", "exact", 2),))
     assert by_name["ade150"].pairs == 2
     assert by_name["voc20"].named == ()
-    assert all(one.pictures is None and one.why == "no --root was given" for one in found.benchmarks)
+    assert all(one.images is None and one.why == "no --root was given" for one in found.benchmarks)
 
 
 def test_the_disc_of_pascal_context_is_mined_in_both_numbers(run: RunFolder, tmp_path: Path) -> None:
@@ -104,50 +105,50 @@ def test_a_picture_that_was_mined_is_found_by_its_bytes(run: RunFolder, world: P
     root, pictures = voc(tmp_path)
     shutil.copy(picture_of(world, 11), pictures / "2007_000042.jpg")
     for looks in (True, False):
-        (found,) = (one.pictures for one in compare(run, root, looks=looks).benchmarks if one.name == "voc20")
+        (found,) = (one.images for one in compare(run, root, looks=looks).benchmarks if one.name == "voc20")
         assert found is not None
-        assert found.shared == (SharedPicture("2007_000042", "11", "file", None, 2),)
-        assert (found.pictures, found.unreadable, found.count("file"), found.count("look")) == (2, 0, 1, 0)
+        assert found.shared == (SharedImage("2007_000042", "11", "file", None, 2),)
+        assert (found.images, found.unreadable, found.count("file"), found.count("look")) == (2, 0, 1, 0)
 
 
 def test_a_smaller_copy_of_another_format_is_found_by_its_look(run: RunFolder, world: Path, tmp_path: Path) -> None:
     root, pictures = voc(tmp_path)
     with Image.open(picture_of(world, 11)) as image:
         image.resize((48, 36)).save(pictures / "2007_000042.jpg", quality=60)
-    (found,) = (one.pictures for one in compare(run, root).benchmarks if one.name == "voc20")
+    (found,) = (one.images for one in compare(run, root).benchmarks if one.name == "voc20")
     assert found is not None
     (shared,) = found.shared
-    assert (shared.picture, shared.image_id, shared.way, shared.pairs) == ("2007_000042", "11", "look", 2)
+    assert (shared.name, shared.image_id, shared.way, shared.pairs) == ("2007_000042", "11", "look", 2)
     assert shared.distance is not None
     assert shared.distance <= 4
-    assert not any(one.pictures.shared for one in compare(run, root, looks=False).benchmarks if one.pictures)
+    assert not any(one.images.shared for one in compare(run, root, looks=False).benchmarks if one.images)
 
 
 def test_a_picture_of_the_same_name_alone_is_said_to_be_that(run: RunFolder, world: Path, tmp_path: Path) -> None:
     root, pictures = voc(tmp_path)
     (pictures / "2007_000042.jpg").rename(pictures / "12.jpg")
     (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("12\n2007_000033\n")
-    (found,) = (one.pictures for one in compare(run, root).benchmarks if one.name == "voc20")
+    (found,) = (one.images for one in compare(run, root).benchmarks if one.name == "voc20")
     assert found is not None
-    assert found.shared == (SharedPicture("12", "12", "name", None, 1),)
+    assert found.shared == (SharedImage("12", "12", "name", None, 1),)
     shutil.copy(picture_of(world, 12), pictures / "12.jpg")  # of the same bytes now, which says more
-    (found,) = (one.pictures for one in compare(run, root).benchmarks if one.name == "voc20")
+    (found,) = (one.images for one in compare(run, root).benchmarks if one.name == "voc20")
     assert found is not None
-    assert found.shared == (SharedPicture("12", "12", "file", None, 1),)
+    assert found.shared == (SharedImage("12", "12", "file", None, 1),)
 
 
 def test_an_unreadable_picture_is_counted_and_stops_nothing(run: RunFolder, tmp_path: Path) -> None:
     root, pictures = voc(tmp_path)
     (pictures / "2007_000042.jpg").write_bytes(b"no picture")
-    (found,) = (one.pictures for one in compare(run, root).benchmarks if one.name == "voc20")
+    (found,) = (one.images for one in compare(run, root).benchmarks if one.name == "voc20")
     assert found is not None
-    assert (found.pictures, found.unreadable, found.shared) == (2, 1, ())
+    assert (found.images, found.unreadable, found.shared) == (2, 1, ())
 
 
 def test_what_is_not_below_the_root_is_named_and_what_was_asked_for_has_to_be(run: RunFolder, tmp_path: Path) -> None:
     root, _ = voc(tmp_path)
     ade = next(one for one in compare(run, root).benchmarks if one.name == "ade150")
-    assert ade.pictures is None
+    assert ade.images is None
     assert "ADEChallengeData2016.zip" in ade.why
     with pytest.raises(InputError, match="ADEChallengeData2016"):
         find_leakage(run, root=str(root), names=["ade150"], most_bits=6)

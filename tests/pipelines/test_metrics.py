@@ -18,12 +18,13 @@ from urllib.request import urlopen
 import pytest
 from rich.console import Console
 
-from pipelines import cells, gpu_use
-from pipelines.cells import PartReport
-from pipelines.gpu_use import watch_gpu
-from pipelines.observe import Observation, observe
-from schemas.errors import IncompleteError, InputError
-from tests.test_progress import PART_IMAGES, PARTS, PLAN, report, stage
+from maskmine.pipelines.steps import gpu_use
+from maskmine.pipelines.steps import jobs as cells
+from maskmine.pipelines.steps.gpu_use import watch_gpu
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.watch.observers import RunObservers, observe
+from maskmine.schemas.errors import IncompleteError, InputError
+from tests.support.progress import PART_IMAGES, PARTS, PLAN, make_step, report
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="needs pip install 'maskmine[metrics]'")
 
@@ -36,13 +37,13 @@ def said(by: Console) -> str:
     return by.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
-def some_work(watch: Observation) -> None:
+def some_work(watch: RunObservers) -> None:
     """A run goes on that had 30 parts, and makes two."""
-    watch.plan_is_made(PLAN)
-    watch.stage_begins(stage(), range(30, PARTS))
+    watch.on_plan(PLAN)
+    watch.on_step_start(make_step(), range(30, PARTS))
     for part in (30, 31):
-        watch.tick("regions", PART_IMAGES)
-        watch.part_ends(report(part, 2.0, gpu_percent=75.0, gpu_peak_bytes=2**30))
+        watch.on_records("regions", PART_IMAGES)
+        watch.on_part_done(report(part, 2.0, gpu_percent=75.0, gpu_peak_bytes=2**30))
 
 
 def events(path: Path) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def test_the_log_has_a_line_for_each_event_with_all_of_the_report(tmp_path: Path
     path = tmp_path / "log.jsonl"
     with observe(console(), run="runs/coco", engine="ray", log_json=str(path)) as watch:
         some_work(watch)
-        watch.stage_ends(stage())
+        watch.on_step_done(make_step())
     lines = events(path)
     assert [line["event"] for line in lines] == [
         "run_begins",

@@ -4,82 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from pipelines.cells import PartReport
-from pipelines.grid import Stage
-from pipelines.local import run_local
-from pipelines.mine import Outcome, mine
-from pipelines.plan import read_plan
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
-from pipelines.status import ranges, rejected_images, run_status
-from pipelines.verify import verify_run
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from schemas.rows import CaptionsRow, ImageRow, SampleRow
-from tests import toy
-
-
-@dataclass
-class Recorder:
-    """A watch that remembers which cells were made."""
-
-    made: list[tuple[str, int]] = field(default_factory=list)
-    ticks: int = 0
-
-    def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
-        pass
-
-    def tick(self, step: str, records: int) -> None:
-        self.ticks += records
-
-    def part_ends(self, report: PartReport) -> None:
-        self.made.append((report.step, report.part))
-
-    def stage_ends(self, stage: Stage) -> None:
-        pass
-
-    @property
-    def steps(self) -> list[str]:
-        return list(dict.fromkeys(step for step, _ in self.made))
-
-
-class StopsAfter(Recorder):
-    """A watch that interrupts the run after some cells, as a person would."""
-
-    def __init__(self, cells: int) -> None:
-        super().__init__()
-        self.cells = cells
-
-    def part_ends(self, report: PartReport) -> None:
-        super().part_ends(report)
-        if len(self.made) == self.cells:
-            raise KeyboardInterrupt
-
-
-def run_toy(config: Path, *overrides: str, limit: int | None = None) -> tuple[RunFolder, Outcome, Recorder]:
-    settings = load_mining(str(config), overrides=overrides)
-    recorder = Recorder()
-    outcome = mine(settings, engine=run_local, watch=recorder, limit=limit)
-    return RunFolder(settings.out), outcome, recorder
-
-
-def hashes(root: str) -> dict[str, str]:
-    """SHA-256 of every file below a folder but two kinds: the shards' accounts hold times, mining.yaml the folder."""
-    found = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            is_account = path.parent.name == "shards" and name[0].isdigit() and name.endswith(".json")
-            if not is_account and name != "mining.yaml":
-                found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.mine import find_exceeded, mine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import Mining, load_mining, parse_mining
+from maskmine.pipelines.steps.status import ranges, rejected_images, run_status
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.schemas.manifest import Totals
+from maskmine.schemas.rows import CaptionsRow, ImageRow
+from tests.support import toy
+from tests.support.runs import FunctionEngine, Recorder, StopsAfter, hashes, run_toy, samples
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +41,6 @@ def run_again(world: Path, finished: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished, tmp_path / "run")
     config = toy.write_config(world, out=tmp_path / "run")
     return Path(shutil.copy(config, tmp_path / "mining.yaml"))
-
-
-def samples(run: RunFolder) -> list[SampleRow]:
-    plan = read_plan(run)
-    assert plan is not None
-    return [
-        row for part in range(plan.parts) for row in run.read_rows("shards", f"{part:05d}.parquet", row_type=SampleRow)
-    ]
 
 
 def test_the_toy_world_gives_the_pairs_known_by_hand(finished: Path) -> None:
@@ -227,7 +159,6 @@ def test_settings_changed_and_changed_back_give_the_first_bytes(run_again: Path)
     ("override", "limit", "said"),
     [
         ("shards.images_per_part=4", None, "shards.images_per_part: 3 there, 4 here"),
-        ("captions.images=elsewhere", None, "captions.images: "),
         ("max_rejected=1.0", 5, "limit: None there, 5 here"),
     ],
 )
@@ -238,6 +169,13 @@ def test_a_folder_of_another_plan_is_refused_with_what_differs(
     with pytest.raises(OtherPlanError) as caught:
         run_toy(run_again, override, limit=limit)
     assert said in str(caught.value)
+    assert hashes(str(run_again.parent / "run")) == before
+
+
+def test_a_folder_of_images_that_is_none_changes_nothing(run_again: Path) -> None:
+    before = hashes(str(run_again.parent / "run"))
+    with pytest.raises(InputError, match="elsewhere is no folder; give the folder of the images"):
+        run_toy(run_again, "captions.images=elsewhere")
     assert hashes(str(run_again.parent / "run")) == before
 
 
@@ -264,31 +202,56 @@ def test_a_run_that_stops_in_the_middle_goes_on_to_the_same_bytes(world: Path, f
     settings = load_mining(str(toy.write_config(world)), overrides=[f"out={tmp_path / 'run'}"])
     for stop in (1, 2, 2, 2, 1, 3):
         with pytest.raises(KeyboardInterrupt):
-            mine(settings, engine=run_local, watch=StopsAfter(stop))
+            mine(settings, engine=LocalEngine(), observer=StopsAfter(stop))
         assert not (tmp_path / "run" / "_SUCCESS").exists()
-    mine(settings, engine=run_local, watch=Recorder())
+    mine(settings, engine=LocalEngine(), observer=Recorder())
     assert hashes(str(tmp_path / "run")) == hashes(str(finished))
 
 
-def test_too_many_rejections_leave_no_success_until_more_are_allowed(run_again: Path) -> None:
+def test_a_limit_that_is_exceeded_leaves_no_success_until_it_is_raised(run_again: Path) -> None:
     root = run_again.parent / "run"
     (root / "_SUCCESS").unlink()
-    _, outcome, _ = run_toy(run_again, "max_rejected=0.4")
-    assert outcome.too_many_rejected
-    assert outcome.rejected_share == 0.5
+    _, outcome, _ = run_toy(run_again, "max_empty=0.4")
+    (exceeded,) = outcome.exceeded
+    assert (exceeded.setting, exceeded.images, exceeded.of) == ("max_empty", 4, 8)
     assert not (root / "_SUCCESS").exists()
-    _, outcome, recorder = run_toy(run_again, "max_rejected=0.5")
-    assert not outcome.too_many_rejected
+    _, outcome, recorder = run_toy(run_again, "max_empty=0.5")
+    assert outcome.exceeded == ()
     assert recorder.made == []
     assert (root / "_SUCCESS").exists()
 
 
-def test_what_the_users_filters_take_is_counted_apart(run_again: Path) -> None:
-    run, outcome, _ = run_toy(run_again, "pairs.min_count=9")
+def test_images_in_which_nothing_is_found_are_no_faults(run_again: Path) -> None:
+    run, outcome, _ = run_toy(run_again, "pairs.min_count=9", "max_rejected=0.0")
     assert outcome.manifest is not None
-    assert outcome.manifest.totals.rejected["shards: filtered"] == 4
-    assert outcome.rejected_share == 0.5
+    assert outcome.exceeded == ()
+    totals = outcome.manifest.totals
+    assert totals.faults == {}
+    assert totals.empty == totals.rejected
+    assert totals.rejected["shards: filtered"] == 4
     assert samples(run) == []
+
+
+def test_each_limit_counts_its_own_reasons() -> None:
+    rejected = {"pairs: no_match": 3, "regions: missing_file": 2, "shards: filtered": 1, "steps: of_a_later_version": 3}
+    totals = Totals(images=20, with_pairs=11, rejected=rejected, samples=11, nouns=5, size_bytes=0)
+    found = {
+        (exceeded.setting, exceeded.images, exceeded.reason)
+        for exceeded in find_exceeded(totals, toy_settings(max_rejected=0.24, max_empty=0.19))
+    }
+    assert found == {("max_rejected", 5, "steps: of_a_later_version"), ("max_empty", 4, "pairs: no_match")}
+    assert not list(find_exceeded(totals, toy_settings(max_rejected=0.25, max_empty=0.2)))
+    assert not list(find_exceeded(totals, toy_settings(max_rejected=0.25, max_empty=None)))
+
+
+def toy_settings(**changes: float | None) -> Mining:
+    tree = {
+        "captions": {"kind": "coco", "annotations": "captions.json", "images": "images"},
+        "regions": {"proposals": {"kind": "ground_truth", "annotations": "instances.json"}, "clip": None},
+        "pairs": {"rule": "labels"},
+        "out": "run",
+    }
+    return parse_mining(tree | changes, place="here")
 
 
 def test_a_picture_that_changed_after_its_masks_were_made_is_rejected(world: Path, tmp_path: Path) -> None:
@@ -366,14 +329,14 @@ def test_a_gpu_is_asked_for_here_only_when_models_run_here(run_again: Path) -> N
     settings = load_mining(str(run_again), overrides=["regions.device=cuda:7", "regions.keep.top=1"])
     before = hashes(settings.out)
     with pytest.raises(InputError, match="this machine has"):
-        mine(settings, engine=run_local, watch=Recorder())
+        mine(settings, engine=LocalEngine(), observer=Recorder())
     assert hashes(settings.out) == before  # nothing was thrown away for a run that cannot be
 
     def far_away(*_: object) -> None:
         """An engine whose workers made nothing."""
 
     with pytest.raises(IncompleteError, match=r"cells are still missing \(\{'regions': 3"):
-        mine(settings, engine=far_away, watch=Recorder(), models_run_here=False)
+        mine(settings, engine=FunctionEngine(far_away, models_run_here=False), observer=Recorder())
 
 
 def test_an_account_that_does_not_add_up_fails_the_run(run_again: Path) -> None:

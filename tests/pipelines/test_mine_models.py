@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 
-from mining import vocabulary
-from mining.embeddings import unpack
-from pipelines.status import rejected_images
-from pipelines.verify import verify_run
-from schemas.errors import InputError
-from schemas.rows import NounsRow, PairsRow, RegionsRow, VocabularyRow
-from tests import toy
-from tests.test_clip import save_tiny_clip
-from tests.test_maskformer import SIZE, network
-from tests.test_mine import hashes, run_toy, samples
+from maskmine.mining import vocabulary
+from maskmine.mining.models.embeddings import unpack
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.steps.status import rejected_images
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import NounsRow, PairsRow, RegionsRow, VocabularyRow
+from tests.support import toy
+from tests.support.models import save_tiny_clip, save_tiny_models
+from tests.support.runs import config, hashes, run_toy, samples
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +31,6 @@ def regions(world: Path) -> dict[str, Any]:
     return save_tiny_models(world)
 
 
-def save_tiny_models(world: Path) -> dict[str, Any]:
-    """Save a tiny MaskFormer and a tiny CLIP with random weights; returns the section `regions` that names them."""
-    network("maskformer").save_pretrained(world / "maskformer")
-    transformers.MaskFormerImageProcessor(size=SIZE).save_pretrained(world / "maskformer")
-    return {
-        "proposals": {"kind": "maskformer", "checkpoint": str(world / "maskformer"), "licence": "Apache-2.0"},
-        "keep": {"min_area_px": 1, "min_score": 0.0, "max_area_ratio": 1.0},
-        "clip": {"model": str(save_tiny_clip(world / "clip")), "batch_size": 4},
-        "device": "cpu",
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(world: Path, regions: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
@@ -55,10 +41,6 @@ def finished(world: Path, regions: dict[str, Any], tmp_path_factory: pytest.Temp
 @pytest.fixture
 def root(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def config(world: Path, regions: dict[str, Any], out: Path, **changes: Any) -> Path:
-    return toy.write_config(world, out=out, regions=regions, pairs={"rule": "best_region_per_noun"}, **changes)
 
 
 def test_every_noun_of_an_image_with_regions_takes_the_region_of_the_highest_cosine(
@@ -106,8 +88,8 @@ def test_the_bytes_do_not_depend_on_how_the_work_is_batched(
         ("pairs.min_margin=0.01", ["shards"]),
         ("pairs.rule=mutual_best", ["pairs", "shards"]),
         ("pairs.score=softmax", ["pairs", "shards"]),
-        ("vocabulary.templates=raw", ["vocabulary", "pairs", "shards"]),
-        ("regions.crop.fill=zero", ["regions", "pairs", "shards"]),
+        ("vocabulary.templates=raw", ["vocabulary", "levels", "pairs", "shards"]),
+        ("regions.crop.fill=zero", ["regions", "levels", "pairs", "shards"]),
     ],
 )
 def test_a_changed_setting_runs_exactly_the_steps_that_depend_on_it(
@@ -134,13 +116,13 @@ def test_known_nouns_keep_their_embedding_when_captions_change(
         row.noun: row.embedding
         for row in run_toy(config(world, regions, root))[0].read_rows("vocabulary.parquet", row_type=VocabularyRow)
     }
-    original = vocabulary._embed_nouns
+    original = vocabulary._embed_names
 
     def spy(nouns: Any, **options: Any) -> Any:
         embedded.extend(nouns)
         return original(nouns, **options)
 
-    monkeypatch.setattr(vocabulary, "_embed_nouns", spy)
+    monkeypatch.setattr(vocabulary, "_embed_names", spy)
     tree = json.loads((world / "captions.json").read_text())
     tree["annotations"][0]["caption"] = "A kite beside a square."
     (world / "kites.json").write_text(json.dumps(tree))

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mining.caption_entries import ENTRIES
-from mining.places import moved_place
-from pipelines.plan_digest import image_lines, rows_json
-from pipelines.plan_images import PLANNED_IMAGES, Listed, images_of
-from schemas.settings import canonical_json
+from maskmine.mining.sources.entries import ENTRIES
+from maskmine.mining.storage.locations import relative_location
+from maskmine.pipelines.planning.digest import image_lines, rows_json
+from maskmine.pipelines.planning.images import PLANNED_IMAGES, Listed, images_of
+from maskmine.schemas.settings import canonical_json
 
 SOURCES = ["first", "second"]
 SCHEMA = pa.schema([*ENTRIES, pa.field("source", pa.int64())])
@@ -23,7 +23,7 @@ ENTRY = st.tuples(
     st.none() | st.sampled_from(["/p", "/q", "fault:missing_file:x"]),
     st.none() | st.integers(0, 2),
     st.integers(0, 9),
-    st.none() | st.sampled_from(["", "x", "y"]),
+    st.none() | st.sampled_from(["", "x", "y", " .", "é"]),
     st.just("{}"),
     st.integers(0, 1),
 )
@@ -35,6 +35,12 @@ def last_place(image_id: str, places: Listed) -> int:
     return len(places) - 1
 
 
+def first_with_text(captions: list[str], limit: int | None) -> list[str]:
+    """The first captions with a letter in their order, filled up with the first ones without."""
+    by_text = sorted(range(len(captions)), key=lambda n: not captions[n].strip(" ."))
+    return [captions[n] for n in sorted(by_text[:limit])]
+
+
 def one_image(image_id: str, entries: list[tuple[Any, ...]], most: list[int | None]) -> dict[str, Any]:
     """A row of the plan, by the plain way."""
     listed = [(source, path) for _, path, _, _, _, _, source in entries if path is not None]
@@ -42,7 +48,7 @@ def one_image(image_id: str, entries: list[tuple[Any, ...]], most: list[int | No
     said = [
         (caption, SOURCES[number])
         for number, limit in enumerate(most)
-        for caption in [row[4] for row in entries if row[6] == number and row[4] is not None][:limit]
+        for caption in first_with_text([row[4] for row in entries if row[6] == number and row[4] is not None], limit)
     ]
     several = len({path for _, path in listed}) > 1
     by, place = (listed[-1] if several else listed[0]) if listed else (None, None)
@@ -65,7 +71,7 @@ def test_an_image_has_of_its_entries_what_it_would_have_alone(
 ) -> None:
     entries = sorted(entries, key=lambda entry: (entry[0], entry[6], entry[3]))
     table = pa.table([list(column) for column in zip(*entries, strict=True)], schema=SCHEMA)
-    found = images_of(table, names=SOURCES, most=most, one_place=last_place)
+    found = images_of(table, names=SOURCES, max_captions=most, choose_path=last_place)
     ids = sorted({entry[0] for entry in entries})
     assert found.to_pylist() == [one_image(one, [row for row in entries if row[0] == one], most) for one in ids]
 
@@ -101,6 +107,9 @@ def test_places_are_told_from_the_root_of_their_source(more: str) -> None:
             {"image_id": ["i", *map(str, range(len(places)))], "path": [None, *places], "listed_by": [None] + [by] * 7}
         )
         expected = ['["i",null]'] + [
-            canonical_json([str(n), moved_place(place, roots[by])]) for n, place in enumerate(places)
+            canonical_json([str(n), relative_location(place, roots[by])]) for n, place in enumerate(places)
         ]
-        assert b"".join(map(bytes, image_lines(table, roots=roots))).decode().splitlines() == expected
+        assert (
+            b"".join(map(bytes, image_lines(table, roots=[(root,) for root in roots]))).decode().splitlines()
+            == expected
+        )

@@ -7,26 +7,21 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipelines.cells import NounsJob, PartReport
-from pipelines.grid import Stage
-from pipelines.observe import Watches, observe
-from pipelines.plan import Plan
-from pipelines.progress import PartLines, part_line, render_bars, render_summary
-from pipelines.tally import StepFigures, Tally
-from pipelines.watchdog import Watchdog, stall_line
-from schemas.errors import IncompleteError
-from tests.test_mine import Recorder
-
-PARTS, PART_IMAGES = 40, 100
-PLAN = Plan(PARTS * PART_IMAGES, PARTS, "", "", {}, None)
-NO_JOB: Any = NounsJob.__new__(NounsJob)  # a watch is not to touch the job
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.watch.bars import PartLines, part_line, render_bars, render_summary
+from maskmine.pipelines.watch.observers import RunObservers, observe
+from maskmine.pipelines.watch.progress import RunProgress, StepFigures
+from maskmine.pipelines.watch.stall import Watchdog, stall_line
+from maskmine.schemas.errors import IncompleteError
+from tests.support.progress import PART_IMAGES, PARTS, PLAN, make_step, report
+from tests.support.runs import Recorder
 
 
 class Clock:
@@ -39,26 +34,18 @@ class Clock:
         return self.now_s
 
 
-def stage(name: str = "regions", **changes: Any) -> Stage:
-    return Stage(name, "", NO_JOB, **{"cells": PARTS, **changes})
+def begun(clock: Clock, todo: Sequence[int] = range(PARTS), step: Step | None = None) -> RunProgress:
+    """A progress whose only step has begun."""
+    progress = RunProgress(clock=clock)
+    progress.on_plan(PLAN)
+    progress.on_step_start(step or make_step(), todo)
+    return progress
 
 
-def report(part: int, seconds: float, step: str = "regions", **changes: Any) -> PartReport:
-    return replace(PartReport(step, part, PART_IMAGES, 1, 3 * PART_IMAGES, seconds), **changes)
-
-
-def begun(clock: Clock, todo: Sequence[int] = range(PARTS), step: Stage | None = None) -> Tally:
-    """A tally whose only stage has begun."""
-    tally = Tally(clock=clock)
-    tally.plan_is_made(PLAN)
-    tally.stage_begins(step or stage(), todo)
-    return tally
-
-
-def bring(tally: Tally, one: PartReport) -> None:
+def bring(progress: RunProgress, one: PartReport) -> None:
     """A whole part comes, as from a worker elsewhere."""
-    tally.tick(one.step, one.images)
-    tally.part_ends(one)
+    progress.on_records(one.step, one.images)
+    progress.on_part_done(one)
 
 
 def ends_of_parts(rng: random.Random, workers: int, part_s: float, rounds: int) -> Iterator[float]:
@@ -72,13 +59,13 @@ def test_the_rate_is_that_of_all_workers_together_and_not_of_one(
     rng: random.Random, workers: int, part_s: float
 ) -> None:
     clock = Clock()
-    tally = begun(clock)
+    progress = begun(clock)
     truth = workers * PART_IMAGES / part_s
     begin_s = clock.now_s
     for number, end_s in enumerate(ends_of_parts(rng, workers, part_s, rounds=5)):
         clock.now_s = begin_s + end_s
-        bring(tally, report(number, part_s))
-        (step,) = tally.figures()
+        bring(progress, report(number, part_s))
+        (step,) = progress.figures()
         if 4 * part_s < end_s <= 5 * part_s:  # all work; one more or less has brought its part: one in three at most
             assert step.images_per_s == pytest.approx(truth, rel=0.34)
             assert step.made_per_s == pytest.approx(3 * truth, rel=0.34)
@@ -87,61 +74,61 @@ def test_the_rate_is_that_of_all_workers_together_and_not_of_one(
 
 def test_workers_in_step_are_counted_together_when_their_parts_come_at_once() -> None:
     clock = Clock()
-    tally = begun(clock)
+    progress = begun(clock)
     for number in range(12):
         clock.now_s += 50 if number % 4 == 0 else 0
-        bring(tally, report(number, 50))
+        bring(progress, report(number, 50))
     clock.now_s += 40
-    assert tally.figures()[0].images_per_s == pytest.approx(4 * PART_IMAGES / 50)
+    assert progress.figures()[0].images_per_s == pytest.approx(4 * PART_IMAGES / 50)
 
 
 def test_a_worker_that_waits_between_parts_makes_the_rate_lower_than_its_own() -> None:
     clock = Clock()
-    tally = begun(clock)
+    progress = begun(clock)
     for number in range(9):
         clock.now_s += 20
-        bring(tally, report(number, 10))
-    assert tally.figures()[0].images_per_s == pytest.approx(PART_IMAGES / 20, rel=0.1)
+        bring(progress, report(number, 10))
+    assert progress.figures()[0].images_per_s == pytest.approx(PART_IMAGES / 20, rel=0.1)
 
 
 def test_images_that_come_one_by_one_are_counted_over_the_last_minute_alone() -> None:
     clock = Clock()
-    tally = begun(clock)
+    progress = begun(clock)
     clock.now_s += 300  # a model is loaded
     for _ in range(100):
         clock.now_s += 1
-        tally.tick("regions", 1)
-    assert tally.figures()[0].images_per_s == pytest.approx(1)
-    tally.part_ends(report(0, 100.0))
+        progress.on_records("regions", 1)
+    assert progress.figures()[0].images_per_s == pytest.approx(1)
+    progress.on_part_done(report(0, 100.0))
     for _ in range(700):
         clock.now_s += 0.1
-        tally.tick("regions", 1)
-    assert tally.figures()[0].images_per_s == pytest.approx(10)
+        progress.on_records("regions", 1)
+    assert progress.figures()[0].images_per_s == pytest.approx(10)
 
 
 def test_the_rate_sinks_when_nothing_comes_for_longer_than_before() -> None:
     clock = Clock()
-    tally = begun(clock)
+    progress = begun(clock)
     for number in range(6):
         clock.now_s += 10
-        bring(tally, report(number, 10))
+        bring(progress, report(number, 10))
     clock.now_s += 9
-    assert tally.figures()[0].images_per_s == pytest.approx(10)
+    assert progress.figures()[0].images_per_s == pytest.approx(10)
     clock.now_s += 1000
-    slow = tally.figures()[0].images_per_s
+    slow = progress.figures()[0].images_per_s
     assert slow is not None
     assert slow < 1
 
 
 def test_after_a_resume_only_the_work_of_this_run_counts_and_the_bar_starts_where_the_last_one_stopped() -> None:
     clock = Clock()
-    tally = begun(clock, todo=range(30, PARTS))
-    (step,) = tally.figures()
+    progress = begun(clock, todo=range(30, PARTS))
+    (step,) = progress.figures()
     assert (step.images_done, step.parts_done, step.images_per_s, step.left_s) == (3000, 30, None, None)
     for number in range(30, 34):
         clock.now_s += 10
-        bring(tally, report(number, 10))
-    (step,) = tally.figures()
+        bring(progress, report(number, 10))
+    (step,) = progress.figures()
     assert (step.images_done, step.images_made, step.parts_done, step.parts_made) == (3400, 400, 34, 4)
     assert step.images_per_s == pytest.approx(10)
     assert step.left_s == pytest.approx(60)
@@ -149,47 +136,48 @@ def test_after_a_resume_only_the_work_of_this_run_counts_and_the_bar_starts_wher
 
 def test_a_finished_step_shows_the_mean_of_its_whole_time() -> None:
     clock = Clock()
-    tally = begun(clock, todo=range(30, PARTS))
+    progress = begun(clock, todo=range(30, PARTS))
     for number in range(30, PARTS):
         clock.now_s += 20 if number < 35 else 5
-        bring(tally, report(number, 20 if number < 35 else 5))
-    tally.stage_ends(stage())
+        bring(progress, report(number, 20 if number < 35 else 5))
+    progress.on_step_done(make_step())
     clock.now_s += 500
-    (step,) = tally.figures()
+    (step,) = progress.figures()
     assert step.images_per_s == pytest.approx(1000 / 125)
     assert (step.images_done, step.busy_s, step.left_s) == (PLAN.images, 125, None)
 
 
 def test_time_counts_once_however_many_workers_are_busy_in_it() -> None:
     clock = Clock()
-    tally = begun(clock)
-    tally.stage_begins(stage("pairs"), range(PARTS))
+    progress = begun(clock)
+    progress.on_step_start(make_step("pairs"), range(PARTS))
     clock.now_s += 10
-    bring(tally, report(0, 10))
+    bring(progress, report(0, 10))
     clock.now_s += 5
-    bring(tally, report(1, 12))
-    bring(tally, report(0, 2, step="pairs"))
+    bring(progress, report(1, 12))
+    bring(progress, report(0, 2, step="pairs"))
     clock.now_s += 10
-    bring(tally, report(2, 3))
-    regions, pairs = tally.figures()
+    bring(progress, report(2, 3))
+    regions, pairs = progress.figures()
     assert (regions.busy_s, regions.worker_s) == (18, 25)
     assert (pairs.busy_s, pairs.worker_s) == (2, 2)
-    assert (tally.busy_s, tally.elapsed_s) == (18, 25)
+    assert (progress.busy_s, progress.elapsed_s) == (18, 25)
 
 
 def test_use_of_the_gpu_is_the_mean_over_parts_by_their_seconds() -> None:
     clock = Clock()
-    tally = begun(clock)
-    assert tally.figures()[0].gpu_percent is None
-    bring(tally, report(0, 10, gpu_percent=90.0, gpu_peak_bytes=5))
-    bring(tally, report(1, 30, gpu_percent=50.0, gpu_peak_bytes=3))
-    bring(tally, report(2, 30))
-    (step,) = tally.figures()
+    progress = begun(clock)
+    assert progress.figures()[0].gpu_percent is None
+    bring(progress, report(0, 10, gpu_percent=90.0, gpu_peak_bytes=5))
+    bring(progress, report(1, 30, gpu_percent=50.0, gpu_peak_bytes=3))
+    bring(progress, report(2, 30))
+    (step,) = progress.figures()
     assert (step.gpu_percent, step.gpu_peak_bytes) == (60.0, 5)
 
 
 FULL = StepFigures(
     step="regions",
+    label="regions",
     once=False,
     ended=False,
     parts=119,
@@ -210,7 +198,15 @@ FULL = StepFigures(
     gpu_peak_bytes=10**10,
 )
 ONCE = replace(
-    FULL, step="vocabulary", once=True, ended=True, images=None, images_before=0, images_done=11_213, images_made=11_213
+    FULL,
+    step="vocabulary",
+    label="nouns",
+    once=True,
+    ended=True,
+    images=None,
+    images_before=0,
+    images_done=11_213,
+    images_made=11_213,
 )
 
 
@@ -258,13 +254,13 @@ def test_a_line_tells_of_its_part_and_of_all_workers() -> None:
 
 def test_lines_have_the_rate_of_all_workers() -> None:
     clock = Clock()
-    tally = begun(clock)
+    progress = begun(clock)
     console = Console(file=io.StringIO(), width=80)
-    watch = Watches([tally, PartLines(console, tally)])
+    watch = RunObservers([progress, PartLines(console, progress)])
     for number in range(6):
         clock.now_s += 10 if number % 2 == 0 else 0
-        watch.tick("regions", PART_IMAGES)
-        watch.part_ends(report(number, 10))
+        watch.on_records("regions", PART_IMAGES)
+        watch.on_part_done(report(number, 10))
     last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
     assert "10/s; all workers: 20/s, 6 of 40 parts, 0:02:50 left" in last
 
@@ -286,23 +282,23 @@ def test_several_watches_are_told_alike_and_in_order() -> None:
             super().__init__()
             self.name = name
 
-        def stage_begins(self, stage: Stage, todo: Sequence[int]) -> None:
+        def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
             told.append((self.name, f"begins {list(todo)}"))
 
-        def tick(self, step: str, records: int) -> None:
+        def on_records(self, step: str, records: int) -> None:
             told.append((self.name, f"tick {records}"))
 
-        def part_ends(self, report: PartReport) -> None:
+        def on_part_done(self, report: PartReport) -> None:
             told.append((self.name, f"part {report.part}"))
 
-        def stage_ends(self, stage: Stage) -> None:
+        def on_step_done(self, step: Step) -> None:
             told.append((self.name, "ends"))
 
-    both = Watches([Named("first"), Named("second")])
-    both.stage_begins(stage(), [3])
-    both.tick("regions", 5)
-    both.part_ends(report(3, 1.0))
-    both.stage_ends(stage())
+    both = RunObservers([Named("first"), Named("second")])
+    both.on_step_start(make_step(), [3])
+    both.on_records("regions", 5)
+    both.on_part_done(report(3, 1.0))
+    both.on_step_done(make_step())
     assert told == [(name, what) for what in ("begins [3]", "tick 5", "part 3", "ends") for name in ("first", "second")]
 
 
@@ -312,9 +308,9 @@ def test_what_was_made_is_summed_up_however_the_run_ends(fault: type[BaseExcepti
 
     def run() -> None:
         with observe(console, run="run", engine="local") as watch:
-            watch.plan_is_made(PLAN)
-            watch.stage_begins(stage(), range(PARTS))
-            watch.part_ends(report(0, 0.0))
+            watch.on_plan(PLAN)
+            watch.on_step_start(make_step(), range(PARTS))
+            watch.on_part_done(report(0, 0.0))
             if fault is not None:
                 raise fault
 
@@ -335,33 +331,33 @@ def test_what_was_made_is_summed_up_however_the_run_ends(fault: type[BaseExcepti
 def test_a_run_that_made_nothing_is_not_summed_up() -> None:
     console = Console(file=io.StringIO(), width=80)
     with observe(console, run="run", engine="local") as watch:
-        watch.plan_is_made(PLAN)
+        watch.on_plan(PLAN)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_bars_go_with_the_terminal() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     with observe(console, run="run", engine="local") as watch:
-        watch.plan_is_made(PLAN)
-        watch.stage_begins(stage(), range(PARTS))
-        watch.tick("regions", 7)
+        watch.on_plan(PLAN)
+        watch.on_step_start(make_step(), range(PARTS))
+        watch.on_records("regions", 7)
     assert "7/4,000" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def watchdog(tally: Tally, said: list[str], *, after_s: float = 600.0) -> Watchdog:
-    return Watchdog(tally, after_s=after_s, engine="ray", say=said.append)
+def watchdog(progress: RunProgress, said: list[str], *, after_s: float = 600.0) -> Watchdog:
+    return Watchdog(progress, after_s=after_s, engine="ray", say=said.append)
 
 
 def test_the_watchdog_speaks_once_in_each_time_without_progress_and_ends_with_the_next_progress() -> None:
     clock = Clock()
-    tally = begun(clock, todo=[7, 8, 9])
+    progress = begun(clock, todo=[7, 8, 9])
     said: list[str] = []
-    dog = watchdog(tally, said)
+    dog = watchdog(progress, said)
     spoken_s = []
     for second in range(0, 4000, 10):
         clock.now_s = 1000.0 + second
         if second == 1500:
-            bring(tally, report(7, 1.0))
+            bring(progress, report(7, 1.0))
         before = len(said)
         dog.look()
         spoken_s += [second] * (len(said) - before)
@@ -373,8 +369,8 @@ def test_the_watchdog_speaks_once_in_each_time_without_progress_and_ends_with_th
 
 def test_the_watchdog_looks_again_just_when_the_line_may_be_due() -> None:
     clock = Clock()
-    tally = begun(clock)
-    dog = watchdog(tally, [])
+    progress = begun(clock)
+    dog = watchdog(progress, [])
     clock.now_s += 250
     assert dog.look() == 350
     clock.now_s += 350
@@ -382,7 +378,7 @@ def test_the_watchdog_looks_again_just_when_the_line_may_be_due() -> None:
 
 
 def test_the_watchdog_thread_speaks_while_the_block_runs_and_is_gone_after_it() -> None:
-    tally = begun(Clock())
+    progress = begun(Clock())
     spoke = threading.Event()
     said: list[str] = []
 
@@ -390,24 +386,24 @@ def test_the_watchdog_thread_speaks_while_the_block_runs_and_is_gone_after_it() 
         said.append(line)
         spoke.set()
 
-    still = Tally()
+    still = RunProgress()
     with Watchdog(still, after_s=0.02, engine="local", say=say):
         assert spoke.wait(10)
     count = len(said)
     assert "no step is at work" in said[0]
     assert not [thread for thread in threading.enumerate() if thread.name == "maskmine-watchdog"]
-    with Watchdog(tally, after_s=600, engine="local", say=say):
+    with Watchdog(progress, after_s=600, engine="local", say=say):
         pass  # ends at once, though the line would be due in ten minutes
     assert len(said) == count
 
 
 def test_a_step_is_in_hand_until_it_ends_with_the_parts_that_have_not_come() -> None:
-    tally = begun(Clock(), todo=[5, 3, 8])
-    tally.stage_begins(stage("vocabulary", cells=1, once=True), [0])
-    bring(tally, report(5, 1.0))
-    assert tally.in_hand() == [("regions", (3, 8)), ("vocabulary", ())]
-    tally.stage_ends(stage())
-    assert tally.in_hand() == [("vocabulary", ())]
+    progress = begun(Clock(), todo=[5, 3, 8])
+    progress.on_step_start(make_step("vocabulary", parts=1, once=True), [0])
+    bring(progress, report(5, 1.0))
+    assert progress.in_hand() == [("regions", (3, 8)), ("vocabulary", ())]
+    progress.on_step_done(make_step())
+    assert progress.in_hand() == [("vocabulary", ())]
 
 
 def test_the_stall_line_names_steps_parts_and_where_to_look() -> None:

@@ -11,23 +11,25 @@ from typing import Any
 
 import pytest
 
-from mining import regions as regions_step
-from mining import vocabulary as vocabulary_step
-from mining.regions import Regions
-from pipelines.cli import run_app
-from pipelines.earlier import Earlier
-from pipelines.local import run_local
-from pipelines.mine import mine
-from pipelines.regenerate import differences, open_earlier
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
-from pipelines.verify import read_manifest, verify_run
-from schemas.errors import IncompleteError, InputError
-from schemas.rows import ImageRow, RegionsRow, Rejection
-from tests import toy
-from tests.conformance import hashes_of_data
-from tests.test_clip import save_tiny_clip
-from tests.test_mine import Recorder, StopsAfter, hashes, run_toy, samples
+from maskmine.mining import regions as regions_step
+from maskmine.mining import vocabulary as vocabulary_step
+from maskmine.mining.regions import Regions
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.regenerate import differences, open_reused_run
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
+from maskmine.pipelines.settings.mining import Mining, load_mining
+from maskmine.pipelines.steps.identity import identify
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from tests.support import toy
+from tests.support.conformance import hashes_of_data
+from tests.support.models import save_tiny_clip
+from tests.support.runs import Recorder, StopsAfter, hashes, run_toy, samples
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -59,10 +61,13 @@ def config(world: Path, tmp_path: Path) -> Path:
     return written.rename(tmp_path / "new.yaml")
 
 
+def opened(root: str, settings: Mining) -> ReusedRun:
+    return open_reused_run(root, identify(settings), out=settings.out)
+
+
 def regenerate(config: Path, old: RunFolder, *overrides: str, recorder: Recorder | None = None) -> RunFolder:
     settings = load_mining(str(config), overrides=overrides)
-    earlier = open_earlier(old.root, settings)
-    mine(settings, engine=run_local, watch=recorder or Recorder(), earlier=earlier)
+    mine(settings, engine=LocalEngine(), observer=recorder or Recorder(), regions_from=old.root)
     return RunFolder(settings.out)
 
 
@@ -81,17 +86,17 @@ def test_new_captions_give_the_bytes_of_a_full_run_and_make_no_regions(
 
 def test_the_manifest_says_where_the_regions_are_from(config: Path, old: RunFolder, tmp_path: Path) -> None:
     new = regenerate(config, old)
-    derived = read_manifest(new).derived_from
+    derived = FinishedRun.open(new).manifest.derived_from
     assert derived is not None
     assert derived.folder == "old"
     assert derived.manifest_sha256 == hashes(old.root)["manifest.json"]
-    assert read_manifest(old).derived_from is None
+    assert FinishedRun.open(old).manifest.derived_from is None
     before = hashes(new.root)
     (tmp_path / "new/shards/00001.tar").unlink()
     run_toy(config)  # mended without another look at the old run
     assert hashes(new.root) == before
     run_toy(config, "regions.keep.top=1")
-    assert read_manifest(new).derived_from is None, "these regions are its own"
+    assert FinishedRun.open(new).manifest.derived_from is None, "these regions are its own"
 
 
 def test_a_run_that_was_stopped_goes_on(config: Path, old: RunFolder, tmp_path: Path) -> None:
@@ -144,11 +149,11 @@ def test_a_smaller_run_in_other_parts_loads_no_model(
 
     monkeypatch.setattr(Regions, "open", refuse)
     settings = load_mining(str(config), overrides=["shards.images_per_part=2"])
-    mine(settings, engine=run_local, watch=Recorder(), limit=5, earlier=open_earlier(old.root, settings))
+    mine(settings, engine=LocalEngine(), observer=Recorder(), limit=5, regions_from=old.root)
     found = {row.image_id: row for row in all_regions(RunFolder(settings.out))}
     assert len(found) == 5
     assert found == {row.image_id: row for row in all_regions(old) if row.image_id in found}
-    assert open_earlier(old.root, settings).open()(["12", "99"])["image_id"].to_pylist() == ["12"]
+    assert opened(old.root, settings).open()(["12", "99"])["image_id"].to_pylist() == ["12"]
 
 
 def test_images_are_found_in_parts_that_a_source_cut_and_in_those_that_the_plan_did(tmp_path: Path) -> None:
@@ -158,10 +163,10 @@ def test_images_are_found_in_parts_that_a_source_cut_and_in_those_that_the_plan_
     for number, image_ids in enumerate(parts):
         name = f"{number:05d}.parquet"
         images = [ImageRow(image_id, None) for image_id in image_ids]
-        regions = [RegionsRow(image_id, None, 0, 0, (), Rejection("missing_file", "")) for image_id in image_ids]
+        regions = [RegionsRow.rejected(image_id, Rejection("missing_file")) for image_id in image_ids]
         run.write_rows("images", name, rows=images, row_type=ImageRow, fingerprint="")
         run.write_rows("regions", name, rows=regions, row_type=RegionsRow, fingerprint="made")
-    rows_of = Earlier(run, "made", parts=4, given=2, manifest_sha256="").open()
+    rows_of = ReusedRun(run, "made", parts=4, given=2, manifest_sha256="").open()
     for image_id in "abcdefghiz":
         assert rows_of([image_id])["image_id"].to_pylist() == [image_id]
     assert len(rows_of(["nobody's"])) == 0
@@ -177,14 +182,14 @@ def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypa
     clip = {"regions": regions, "pairs": {"rule": "best_region_per_noun"}, "vocabulary": {"templates": "raw"}}
     old, _, _ = run_toy(toy.write_config(world, out=tmp_path / "old", **clip), "captions.per_image=1")
     config = toy.write_config(world, out=tmp_path / "new", **clip)
-    embed = vocabulary_step._embed_nouns
+    embed = vocabulary_step._embed_names
     embedded: list[str] = []
 
     def embeds(nouns: Sequence[str], **options: Any) -> Any:
         embedded.extend(nouns)
         return embed(nouns, **options)
 
-    monkeypatch.setattr(vocabulary_step, "_embed_nouns", embeds)
+    monkeypatch.setattr(vocabulary_step, "_embed_names", embeds)
     regenerate(config, old, "captions.per_image=all", "nouns.compounds=true", "nouns.skip_words=[square]")
     assert embedded == []  # "bar" and "disc" are said again
     regenerate(config, old, f"captions.annotations={world / 'others.json'}", f"out={tmp_path / 'b'}")
@@ -198,7 +203,7 @@ def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypa
     assert {"bar", "disc", "square"} <= set(embedded), "they were embedded in other sentences"
     save_tiny_clip(tmp_path / "clip", seed=1)
     with pytest.raises(InputError, match=r"made by other settings \(regions\.clip\.model\.sha256: "):
-        open_earlier(old.root, load_mining(str(config)))
+        opened(old.root, load_mining(str(config)))
 
 
 def test_other_settings_of_the_regions_are_named(
@@ -213,8 +218,8 @@ def test_other_settings_of_the_regions_are_named(
 
 def test_settings_that_one_side_lacks_are_differences() -> None:
     there, here = {"a": {"b": 1, "c": None}}, {"a": {"b": 1, "d": 2}}
-    assert list(differences(there, here, place="x")) == [("x.a.c", "null", "absent"), ("x.a.d", "absent", "2")]
-    assert list(differences(there, there, place="x")) == []
+    assert list(differences(there, here, name="x")) == [("x.a.c", "null", "absent"), ("x.a.d", "absent", "2")]
+    assert list(differences(there, there, name="x")) == []
 
 
 def test_a_run_that_cannot_give_regions_is_told_in_one_line(
@@ -222,19 +227,19 @@ def test_a_run_that_cannot_give_regions_is_told_in_one_line(
 ) -> None:
     settings = load_mining(str(config))
     with pytest.raises(InputError, match="not a run folder"):
-        open_earlier(str(tmp_path), settings)
+        opened(str(tmp_path), settings)
     unfinished, _, _ = run_toy(toy.write_config(world, out=tmp_path / "unfinished"))
     with pytest.raises(InputError, match="is the `out` of this run"):
-        open_earlier(unfinished.root, load_mining(str(config), overrides=[f"out={unfinished.root}"]))
+        opened(unfinished.root, load_mining(str(config), overrides=[f"out={unfinished.root}"]))
     incomplete = "its regions are not complete; run `maskmine mine` there first"
     made = unfinished.read_json("regions", "_fingerprint.json")
     unfinished.write_json("regions", "_fingerprint.json", value={"fingerprint": "that of a run which goes on there"})
     with pytest.raises(IncompleteError, match=incomplete):
-        open_earlier(unfinished.root, settings)
+        opened(unfinished.root, settings)
     unfinished.write_json("regions", "_fingerprint.json", value=made)
     os.unlink(unfinished.path("regions", "00001.parquet"))
     with pytest.raises(IncompleteError, match=incomplete):
-        open_earlier(unfinished.root, settings)
+        opened(unfinished.root, settings)
     os.unlink(unfinished.path("manifest.json"))
     assert run_app(["mine", str(config), "--regions", unfinished.root]) == 4
     assert run_app(["mine", str(config), "--regions", unfinished.root, "--dry-run"]) == 2

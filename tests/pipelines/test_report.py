@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from mining.hygiene import caption_hygiene
-from pipelines.cli import run_app
-from pipelines.plan import read_plan
-from pipelines.report import Report, make_report, render_report
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError, InputError
-from schemas.rows import CaptionsRow, ImageRow
-from tests import toy
-from tests.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
-from tests.test_clip import save_tiny_clip
-from tests.test_mine import run_toy, samples
+from maskmine.mining.text.caption_quality import caption_quality
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.planning.plan import read_plan
+from maskmine.pipelines.reports.report import Report, make_report, render_report
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.rows import CaptionsRow, ImageRow
+from tests.support import toy
+from tests.support.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
+from tests.support.models import save_tiny_clip
+from tests.support.runs import run_toy, samples
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -113,6 +113,8 @@ def test_scores_of_images_with_one_region_are_in_no_margin(report: Report, run: 
 def test_the_page_tells_the_truth_where_there_is_one(report: Report, page: str, run: RunFolder) -> None:
     assert report.evaluation
     assert f"{report.evaluation.precision.value:.1%}" in Page(page).words
+    of_all = report.evaluation.precision_of_all
+    assert f"Of all {of_all.of} pairs {of_all.value:.1%} are right" in Page(page).words
     assert "Held against the truth" in page
     assert "Held against the truth" not in render_report(replace(report, evaluation=None))
 
@@ -188,7 +190,7 @@ def test_captions_are_told_apart_by_what_is_wrong_with_them(tmp_path: Path) -> N
     images = [ImageRow("a", None), ImageRow("b", "/x/b.jpg"), ImageRow("c", "/x/c"), ImageRow("d", "/x/d.png")]
     run.write_rows("captions.parquet", rows=captions, row_type=CaptionsRow, fingerprint="")
     run.write_rows("images.parquet", rows=images, row_type=ImageRow, fingerprint="")
-    found = caption_hygiene([run.path("captions.parquet")], [run.path("images.parquet")])
+    found = caption_quality([run.path("captions.parquet")], [run.path("images.parquet")])
     assert found.captions == 11
     assert found.faults == {
         "empty": 2,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run_folder import RunFolder, read_folder
-from schemas.errors import IncompleteError, InputError
-from schemas.rows import ImageRow, VocabularyRow
+from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.rows import ImageRow, VocabularyRow
 
 ROWS = [ImageRow("1", "a.jpg"), ImageRow("2", None)]
 

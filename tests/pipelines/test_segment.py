@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mining.segmentation_scores import NOTHING
-from pipelines.cli import run_app
-from pipelines.pictures import find_pictures, read_classes
-from pipelines.segment import label_png, output_names
-from schemas.errors import InputError
-from tests.test_segmenter import CLIP, CONFIG, MASKFORMER, SCENES, mean_iou
-from tuning.segmentation_overlay import LEGEND_PX, MOST_ROWS, SHOWN_LONG_PX, class_colour, draw_overlay
-from tuning.segmenter import Segmentation
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.segment.images import find_images, read_classes
+from maskmine.pipelines.segment.segment import OutputNames, label_png, output_names
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.segmentation.confusion import IGNORE
+from maskmine.tuning.segmentation.overlay import LEGEND_PX, MAX_ROWS, SHOWN_LONG_PX, add_legend, class_colour, draw_map
+from maskmine.tuning.segmentation.segmenter import Segmentation, class_numbers
+from tests.support.models import CLIP, CONFIG, MASKFORMER, SCENES, mean_iou
 
 NOUNS = sorted({noun.noun for scene in SCENES for noun in scene.nouns})
 SHIPPED = ["--config", str(CONFIG)]
@@ -66,7 +68,7 @@ def test_scenes_are_mapped_mostly_right(out: Path) -> None:
         stored = Image.open(out / f"scene {number}.labels.png")
         assert (stored.mode, stored.size) == ("L", scene.picture_HW3.shape[1::-1])
         labels_HW = np.asarray(stored).astype(np.int32)
-        labels_HW[labels_HW == 255] = NOTHING
+        labels_HW[labels_HW == 255] = IGNORE
         figures.append(mean_iou(Segmentation(tuple(NOUNS), labels_HW, (), (), 0), scene))
     assert np.mean(figures) > 0.7
 
@@ -121,12 +123,28 @@ def test_granularity_is_an_option_and_chooses_masks_by_class(pictures: Path, tmp
 
 
 def test_more_than_255_classes_take_16_bits() -> None:
-    labels_HW = np.array([[0, NOTHING, 254]], np.int32)
-    small = Image.open(io.BytesIO(label_png(labels_HW, classes=255)))
-    large = Image.open(io.BytesIO(label_png(labels_HW, classes=256)))
+    labels_HW = np.array([[0, IGNORE, 254]], np.int32)
+    small = Image.open(io.BytesIO(label_png(labels_HW, numbers=range(255))))
+    large = Image.open(io.BytesIO(label_png(labels_HW, numbers=range(256))))
     assert np.asarray(small).tolist() == [[0, 255, 254]]
     assert np.asarray(large).tolist() == [[0, 65535, 254]]
     assert np.asarray(large).dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("classes", "numbers"),
+    [
+        (["dog", "tree"], (0, 1)),
+        (["dog", "others", "tree"], (0, 2)),
+        ([" Others", "dog"], (1,)),
+        (["dog", "others"], (0,)),
+    ],
+)
+def test_a_class_has_the_number_of_its_place_in_the_list(classes: list[str], numbers: tuple[int, ...]) -> None:
+    assert class_numbers(classes) == numbers
+    labels_HW = np.array([[*range(len(numbers)), IGNORE]], np.int32)
+    stored = np.asarray(Image.open(io.BytesIO(label_png(labels_HW, numbers=class_numbers(classes)))))
+    assert stored.tolist() == [[*numbers, 255]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 400), (3000, 700)])
@@ -134,10 +152,10 @@ def test_an_overlay_is_drawn_of_any_size_and_of_many_classes(size: tuple[int, in
     names = tuple(f"a class with quite a long name, number {number}" for number in range(300))
     labels_HW = (np.arange(size[0] * size[1], dtype=np.int32) % 300).reshape(size)
     found = Segmentation(names, labels_HW, (0.5,) * 300, (), 0)
-    overlay = draw_overlay(np.zeros((*size, 3), np.uint8), found)
+    overlay = add_legend(draw_map(np.zeros((*size, 3), np.uint8), found), found)
     most_px = SHOWN_LONG_PX[1] + 100
     assert overlay.width <= most_px + LEGEND_PX
-    assert overlay.height <= max(most_px, 32 * (MOST_ROWS + 8))
+    assert overlay.height <= max(most_px, 32 * (MAX_ROWS + 8))
 
 
 def test_every_class_of_a_small_set_has_a_colour_of_its_own() -> None:
@@ -152,25 +170,73 @@ def test_pictures_are_found_by_file_folder_and_pattern_each_once_and_never_our_o
     for name in ("b.jpg", "a.PNG", "c.labels.png", "c.overlay.png", "notes.txt", "inner/d.webp"):
         (tmp_path / name).write_bytes(b"")
     in_folder = [str(tmp_path / "a.PNG"), str(tmp_path / "b.jpg")]
-    assert find_pictures([str(tmp_path)]) == in_folder
-    assert find_pictures([str(tmp_path / "*"), str(tmp_path / "b.jpg")]) == in_folder
-    assert find_pictures([str(tmp_path / "**" / "*.webp")]) == [str(tmp_path / "inner" / "d.webp")]
-    assert find_pictures([str(tmp_path / "notes.txt")]) == [str(tmp_path / "notes.txt")]  # named by hand
+    assert find_images([str(tmp_path)]) == in_folder
+    assert find_images([str(tmp_path / "*"), str(tmp_path / "b.jpg")]) == in_folder
+    assert find_images([str(tmp_path / "**" / "*.webp")]) == [str(tmp_path / "inner" / "d.webp")]
+    assert find_images([str(tmp_path / "notes.txt")]) == [str(tmp_path / "notes.txt")]  # named by hand
 
 
 def test_pictures_lie_on_object_stores_too() -> None:
     store = fsspec.filesystem("memory")
     store.pipe("/segment-bucket/a.png", b"a")
     store.pipe("/segment-bucket/b.jpg", b"b")
-    assert find_pictures(["memory://segment-bucket"]) == [
+    assert find_images(["memory://segment-bucket"]) == [
         "memory:///segment-bucket/a.png",
         "memory:///segment-bucket/b.jpg",
     ]
-    assert find_pictures(["memory://segment-bucket/*.png"]) == ["memory:///segment-bucket/a.png"]
+    assert find_images(["memory://segment-bucket/*.png"]) == ["memory:///segment-bucket/a.png"]
 
 
 def test_names_are_free_of_each_other() -> None:
     assert output_names(["x/a.png", "y/a.jpg", "y/A.jpg", "y/b.tar.png"]) == ["a", "a-2", "A-3", "b.tar"]
+
+
+def stored_as(folder: Path, *images: tuple[str, bytes]) -> list[str]:
+    """The stems that images get in a folder, one run after the other; their figures are written there."""
+    found = []
+    for path, content in images:
+        sha256 = hashlib.sha256(content).hexdigest()
+        found.append(OutputNames(RunFolder(str(folder)), [path]).of(path, sha256=sha256))
+        figures = {"image": Path(path).name, "image_sha256": sha256}
+        (folder / f"{found[-1]}.json").write_text(json.dumps(figures))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [
+        ([("cam1/f.jpg", b"1"), ("cam2/f.jpg", b"2"), ("cam3/f.jpg", b"3")], ["f", "f-2", "f-3"]),
+        ([("cam1/f.jpg", b"1"), ("cam2/f.jpg", b"2"), ("cam1/f.jpg", b"1"), ("cam2/f.jpg", b"2")], ["f", "f-2"] * 2),
+        ([("f.jpg", b"1"), ("f.png", b"2"), ("F.jpg", b"3")], ["f", "f-2", "F-3"]),
+        ([("f.jpg", b"1"), ("f.png", b"1")], ["f", "f-2"]),  # the same picture, but another file
+        ([("f.jpg", b"1"), ("f.jpg", b"drawn anew")], ["f", "f-2"]),
+        ([("e\u0301.jpg", b"1"), ("\u00e9.jpg", b"2")], ["e\u0301", "\u00e9-2"]),
+        ([("caf\udce9.jpg", b"1"), ("caf\udce8.jpg", b"2")], ["caf%E9", "caf%E8"]),
+    ],
+)
+def test_results_of_an_earlier_run_are_never_replaced_by_those_of_a_namesake(
+    tmp_path: Path, images: list[tuple[str, bytes]], names: list[str]
+) -> None:
+    assert stored_as(tmp_path, *[(path, content) for path, content in images]) == names
+
+
+@pytest.mark.parametrize("file", ["f.json", "f.labels.png", "f.overlay.png", "F.JSON"])
+def test_files_of_others_are_not_replaced_either(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_bytes(b"[]")
+    assert stored_as(tmp_path, ("f.jpg", b"1")) == ["f-2"]
+    assert (tmp_path / file).read_bytes() == b"[]"
+
+
+def test_two_runs_into_one_folder_keep_both_results(pictures: Path, tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / f"cam{number} [raw]").mkdir()
+        picture = (pictures / f"scene {number}.png").read_bytes()
+        (tmp_path / f"cam{number} [raw]" / "f.png").write_bytes(picture)
+        (tmp_path / f"cam{number} [raw]" / "._f.png").write_bytes(b"\0\5\x16\7")
+        assert segment(tmp_path / f"cam{number} [raw]", "--to", tmp_path / "out", classes="goat, church") == 0
+    files = {f"{name}{suffix}" for name in ("f", "f-2") for suffix in (".json", ".labels.png", ".overlay.png")}
+    assert set(contents(tmp_path / "out")) == files
+    assert json.loads((tmp_path / "out" / "f-2.json").read_text("utf-8"))["label_map"] == "f-2.labels.png"
 
 
 def test_classes_come_from_the_command_line_and_from_a_file_where_they_may_have_commas(tmp_path: Path) -> None:
@@ -199,7 +265,7 @@ def test_a_bad_picture_is_a_line_and_stops_no_other(
     words = {"broken": "decode_error", "note": "decode_error", "large": "image_too_large", "no.png": "missing_file"}
     for name, word in words.items():
         assert len([line for line in lines if f"/{name}" in line and word in line]) == 1
-    assert lines[-1] == "4 of 5 pictures came to nothing"
+    assert lines[-1] == "4 of 5 images could not be segmented"
     assert len(lines) == 5
     assert sorted(contents(tmp_path / "out")) == ["scene 1.json", "scene 1.labels.png", "scene 1.overlay.png"]
 
@@ -230,13 +296,13 @@ def test_bad_input_is_answered_with_one_line_and_2(
 def test_that_thousands_of_classes_take_a_while_is_said(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.segment.segment_pictures", lambda *given, **named: iter(()))
+    monkeypatch.setattr("maskmine.pipelines.segment.segment.segment_images", lambda *given, **named: iter(()))
     said = {}
     for count in (1_000, 10_000):
         (tmp_path / "names.txt").write_text("\n".join(f"thing {number}" for number in range(count)))
         assert segment(pictures, "--classes-from", tmp_path / "names.txt", classes="") == 0
         said[count] = capsys.readouterr().err
-    line = "10,000 classes: CLIP reads them all before the first picture, which takes a while\n"
+    line = "10,000 classes: CLIP reads them all before the first image, which takes a while\n"
     assert said == {1_000: "", 10_000: line}
 
 

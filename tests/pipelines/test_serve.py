@@ -1,4 +1,4 @@
-"""`maskmine serve`: what the page answers, what it refuses, how it waits its turn, and how it looks in a browser."""
+"""`maskmine serve`: what the page answers, what it refuses, and how requests wait their turn."""
 
 from __future__ import annotations
 
@@ -7,54 +7,33 @@ import html
 import io
 import json
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mining.decoder import Decoding
-from mining.models.clip import Clip
-from pipelines.cli import run_app
-from pipelines.serve_form import MOST_LETTERS
-from pipelines.serving import Answer, Choice, Served, Serving, stem_of
-from pipelines.settings import load_settings
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from tests.browser import CHROMIUM, PHONE_PX
-from tests.test_maskformer import SIZE, network
-from tuning import segmentation_overlay
-from tuning.artefacts import PromptsRecord, save_prompts
-from tuning.prompts import new_prompts, tower_sha256
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.serve.page import MAX_LETTERS
+from maskmine.pipelines.serve.service import Answer, Choice, Service
+from maskmine.schemas.rows import Rejection
+from maskmine.tuning.segmentation import overlay as segmentation_overlay
+from tests.support.browser import EXAMPLES, MOST_PIXELS, STREET, calling
 
 pytest.importorskip("starlette", reason="pip install maskmine[serve]")
 pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
 
-import uvicorn
 from starlette.testclient import TestClient
 
-from pipelines import serve_app
-from pipelines.serve_app import make_app
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "serve-demo.yaml"
-CLIP, MASKFORMER = ROOT / "scripts" / "models" / "clip", ROOT / "scripts" / "models" / "maskformer"
-EXAMPLES = ROOT / "demo" / "examples"
-STREET = "school bus, car, tram, railway carriage"
-MOST_PIXELS = 300_000
+from maskmine.pipelines.serve import app as serve_app
+from maskmine.pipelines.serve.app import make_app
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,51 +42,6 @@ def small_maps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation_overlay, "SHOWN_LONG_PX", (128, 256))
         yield
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    """The demo's page with the shipped models, prompts of nobody's tuning, and a MaskFormer that knows classes."""
-    folder = tmp_path_factory.mktemp("models")
-    network("maskformer").save_pretrained(folder / "with-classes")
-    transformers.MaskFormerImageProcessor(size=SIZE).save_pretrained(folder / "with-classes")
-    tower = Clip(model=str(CLIP)).open_whole().model.visual
-    record = PromptsRecord(clip="shipped", tower_sha256=tower_sha256(tower), settings={}, shards=())
-    save_prompts(folder / "prompts.safetensors", new_prompts(tower, depth=2, std=0.5, seed=0), record=record)
-    shipped = {
-        "clip": {"model": str(CLIP)},
-        "proposals": {"kind": "maskformer", "checkpoint": str(MASKFORMER)},
-        "tuned": {"prompts": str(folder / "prompts.safetensors")},
-        "templates": "raw",
-        "cpu_threads": 1,
-        "device": "cpu",
-    }
-    changes = {f"segmenters.MaskFormer.{name}": value for name, value in shipped.items()}
-    knows = {"kind": "maskformer", "checkpoint": str(folder / "with-classes")}
-    changes["segmenters.Knows cats"] = {**shipped, "proposals": knows, "tuned": None, "keep": {"min_score": 0.0}}
-    changes["examples"] = [{"picture": str(EXAMPLES / "street.jpg"), "classes": STREET.split(", ")}]
-    changes |= {"max_upload_mb": 0.5, "max_image_pixels": MOST_PIXELS, "max_classes": 50}
-    return load_settings(
-        Serving, str(CONFIG), overrides=[f"{place}={json.dumps(value)}" for place, value in changes.items()]
-    )
-
-
-@pytest.fixture(scope="module")
-def served(serving: Serving) -> Served:
-    return serving.open()
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[TestClient]:
-    with calling(served) as client:
-        yield client
-
-
-@contextmanager
-def calling(served: Served, **options: Any) -> Iterator[TestClient]:
-    app = make_app(served, hosts=("127.0.0.1",))
-    with TestClient(app, base_url="http://127.0.0.1", **options) as client:
-        yield client
 
 
 @dataclass(frozen=True)
@@ -169,12 +103,12 @@ def test_the_form_comes_with_the_first_example_and_the_defaults_of_the_configura
 
 
 def test_the_downloads_are_the_files_that_the_command_writes(
-    client: TestClient, served: Served, tmp_path: Path
+    client: TestClient, service: Service, tmp_path: Path
 ) -> None:
     page = ask(client, paint="best_per_class", granularity="0.5")
     assert page.status == 200
     config = tmp_path / "segment.json"  # JSON is YAML
-    settings = served.offers["MaskFormer"].settings.model_dump(mode="json")
+    settings = service.offers["MaskFormer"].settings.model_dump(mode="json")
     config.write_text(json.dumps({**settings, "granularity": 0.5}))
     command = ["segment", str(EXAMPLES / "street.jpg"), "--classes", STREET, "--config", str(config)]
     assert run_app([*command, "--to", str(tmp_path / "out")]) == 0
@@ -263,7 +197,7 @@ def test_nothing_of_a_picture_but_its_pixels_comes_back(client: TestClient) -> N
         ({"classes": " ,\n"}, "classes", "No class is named"),
         ({"classes": "Others"}, "classes", "No class is named beside “Others”: give at least one, such as: dog"),
         ({"classes": ",".join(map(str, range(10_000)))}, "classes", "10,000 classes are too many: at most 50"),
-        ({"classes": "x" * (MOST_LETTERS + 1)}, "classes", "has 201 letters: at most 200"),
+        ({"classes": "x" * (MAX_LETTERS + 1)}, "classes", "has 201 letters: at most 200"),
         ({"clip_weight": "0"}, "clip_weight", "λ lies between 0 and 1, without either"),
         ({"clip_weight": "1"}, "clip_weight", "not at “1”"),
         ({"clip_weight": "nan"}, "clip_weight", "not at “nan”"),
@@ -317,14 +251,14 @@ def test_what_is_no_picture_or_too_large_is_told_with_its_limit(
     assert words in page.faults["picture"]
 
 
-def test_a_body_that_says_that_it_is_too_long_is_not_read(served: Served) -> None:
+def test_a_body_that_says_that_it_is_too_long_is_not_read(service: Service) -> None:
     async def receive() -> Any:
         raise AssertionError("the body was read")
 
-    assert asyncio.run(post(served, receive, headers={"content-length": "99999999"})) == 413
+    assert asyncio.run(post(service, receive, headers={"content-length": "99999999"})) == 413
 
 
-def test_a_body_that_does_not_say_how_long_it_is_is_read_to_the_limit(served: Served) -> None:
+def test_a_body_that_does_not_say_how_long_it_is_is_read_to_the_limit(service: Service) -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="x.png"\r\n\r\n'
     read: list[bytes] = []
 
@@ -333,11 +267,11 @@ def test_a_body_that_does_not_say_how_long_it_is_is_read_to_the_limit(served: Se
         read.append(b"x" * 100_000 if read else head)
         return {"type": "http.request", "body": read[-1], "more_body": True}
 
-    assert asyncio.run(post(served, receive, headers={"transfer-encoding": "chunked"})) == 413
+    assert asyncio.run(post(service, receive, headers={"transfer-encoding": "chunked"})) == 413
     assert len(read) < 30
 
 
-async def post(served: Served, receive: Any, *, headers: dict[str, str]) -> int:
+async def post(service: Service, receive: Any, *, headers: dict[str, str]) -> int:
     """The status of a POST whose body comes from `receive`."""
     given = {"host": "127.0.0.1", "content-type": "multipart/form-data; boundary=b", **headers}
     scope = {
@@ -352,7 +286,7 @@ async def post(served: Served, receive: Any, *, headers: dict[str, str]) -> int:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await make_app(served, hosts=("127.0.0.1",))(scope, receive, send)
+    await make_app(service, hosts=("127.0.0.1",))(scope, receive, send)
     return int(sent[0]["status"])
 
 
@@ -390,7 +324,7 @@ def test_every_answer_forbids_what_the_page_does_not_need_and_nothing_comes_from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Watched(Served):
+class Watched(Service):
     """Notes how many are in the model at once; each answer waits until `go` is set."""
 
     inside: list[int] = field(default_factory=list)
@@ -402,19 +336,19 @@ class Watched(Served):
         self.most.append(len(self.inside))
         self.go.wait(20)
         try:
-            return Served.answer(self, data, name=name, choice=choice)
+            return Service.answer(self, data, name=name, choice=choice)
         finally:
             self.inside.pop()
 
 
-def watched(served: Served, **changes: Any) -> Watched:
-    return Watched(served.settings.model_copy(update=changes), served.offers, served.examples)
+def watched(service: Service, **changes: Any) -> Watched:
+    return Watched(service.settings.model_copy(update=changes), service.offers, service.examples)
 
 
-def test_users_at_once_take_turns_and_each_gets_the_own_answer(served: Served, client: TestClient) -> None:
+def test_users_at_once_take_turns_and_each_gets_the_own_answer(service: Service, client: TestClient) -> None:
     asked = {"street": STREET, "beach": "football, lobster, cricket bat", "table": "gift, battery"}
     alone = {name: ask(client, EXAMPLES / f"{name}.jpg", name=f"{name}.jpg", classes=asked[name]) for name in asked}
-    together = watched(served)
+    together = watched(service)
     together.go.set()
     with calling(together) as other, ThreadPoolExecutor(6) as pool:
         futures = [
@@ -429,8 +363,8 @@ def test_users_at_once_take_turns_and_each_gets_the_own_answer(served: Served, c
     assert set(together.most) == {1}
 
 
-def test_who_finds_too_many_waiting_is_told_so(served: Served) -> None:
-    busy = watched(served, max_waiting=0)
+def test_who_finds_too_many_waiting_is_told_so(service: Service) -> None:
+    busy = watched(service, max_waiting=0)
     with calling(busy) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, client)
         while not busy.inside:
@@ -443,8 +377,8 @@ def test_who_finds_too_many_waiting_is_told_so(served: Served) -> None:
     assert "try again in a minute" in page.faults[""]
 
 
-def test_nobody_waits_for_a_server_that_stops(served: Served) -> None:
-    busy = watched(served)
+def test_nobody_waits_for_a_server_that_stops(service: Service) -> None:
+    busy = watched(service)
     app = make_app(busy, hosts=None, stopping=lambda: True)
     with TestClient(app) as client:
         page = ask(client)
@@ -454,10 +388,10 @@ def test_nobody_waits_for_a_server_that_stops(served: Served) -> None:
 
 
 def test_the_same_question_is_answered_from_memory_which_is_bounded(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve_app, "MOST_RESULTS", 2)
-    counting = watched(served)
+    monkeypatch.setattr(serve_app, "MAX_RESULTS", 2)
+    counting = watched(service)
     counting.go.set()
     with calling(counting) as client:
         pages = [ask(client, classes=name) for name in ("car", "car", "tram", "bus")]
@@ -466,8 +400,8 @@ def test_the_same_question_is_answered_from_memory_which_is_bounded(
         assert [client.get(page.files[0]).status_code for page in pages] == [404, 404, 200, 200]
 
 
-def test_a_fault_that_nobody_expected_is_told_without_its_details(served: Served) -> None:
-    broken = Broken(served.settings, served.offers, served.examples)
+def test_a_fault_that_nobody_expected_is_told_without_its_details(service: Service) -> None:
+    broken = Broken(service.settings, service.offers, service.examples)
     with calling(broken, raise_server_exceptions=False) as client:
         page = ask(client)
     assert page.status == 500
@@ -476,232 +410,8 @@ def test_a_fault_that_nobody_expected_is_told_without_its_details(served: Served
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Broken(Served):
+class Broken(Service):
     """Has a fault."""
 
     def answer(self, data: bytes, *, name: str, choice: Choice) -> Answer | Rejection:
         raise RuntimeError("SECRET")
-
-
-# --- settings and the command -----------------------------------------------------------------------------------------
-
-
-def test_segmenters_share_what_they_have_in_common(served: Served) -> None:
-    one, other = served.offers["MaskFormer"].towers, served.offers["Knows cats"].towers
-    assert one["plain"].models.look is other["plain"].models.look
-    assert one["plain"].models.propose is one["tuned"].models.propose
-    assert one["plain"].models.look is not one["tuned"].models.look
-
-
-def test_prompts_that_are_not_there_yet_are_not_offered_where_the_settings_say_so(
-    serving: Serving, tmp_path: Path
-) -> None:
-    absent = serving.segmenters["MaskFormer"].model_copy(
-        update={"tuned": serving.segmenters["MaskFormer"].tuned.model_copy(update={"prompts": str(tmp_path / "no")})}  # type: ignore[union-attr]
-    )
-    alone = serving.model_copy(update={"segmenters": {"MaskFormer": absent}})
-    opened = alone.open()
-    assert list(opened.offers["MaskFormer"].towers) == ["plain"]
-    assert 'name="tower"' not in make_page(opened)
-    with pytest.raises(InputError, match="there is no such file"):
-        alone.model_copy(update={"tuned_if_there": False}).open()
-
-
-def make_page(served: Served) -> str:
-    with calling(served) as client:
-        return str(client.get("/").text)
-
-
-@pytest.mark.parametrize("name", ["serve.yaml", "serve-demo.yaml"])
-def test_the_configurations_are_read(name: str) -> None:
-    settings = load_settings(Serving, str(ROOT / "configs" / name))
-    assert settings.segmenters
-
-
-def test_the_demo_needs_no_file_that_is_not_shipped() -> None:
-    settings = load_settings(Serving, str(CONFIG))
-    assert settings.tuned_if_there
-    for segmenter in settings.segmenters.values():
-        assert (ROOT / segmenter.clip.model).is_dir()
-        assert (ROOT / segmenter.proposals.checkpoint).is_dir()  # type: ignore[union-attr]
-    for example in settings.examples:
-        assert (ROOT / example.picture).is_file()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["segmenters={}"], "segmenters: dictionary should have at least 1 item"),
-        (["max_classes=0"], "max_classes: input should be greater"),
-        (["segmenters.MaskFormer.proposals={kind: ground_truth, annotations: x.json}"], "their own pictures only"),
-    ],
-)
-def test_settings_that_cannot_be_served_are_refused_in_one_line(overrides: list[str], words: str) -> None:
-    with pytest.raises(InputError, match=re.escape(words)):
-        load_settings(Serving, str(CONFIG), overrides=overrides)
-
-
-def test_a_rule_that_the_proposals_cannot_follow_and_an_example_that_is_none_are_refused(
-    serving: Serving, tmp_path: Path
-) -> None:
-    (tmp_path / "note.jpg").write_text("no picture")
-    example = serving.examples[0].model_copy(update={"picture": str(tmp_path / "note.jpg")})
-    only = {"MaskFormer": serving.segmenters["MaskFormer"].model_copy(update={"rule": "ensemble", "tuned": None})}
-    with pytest.raises(InputError, match="needs proposals with a classifier"):
-        serving.model_copy(update={"segmenters": only}).open()
-    with pytest.raises(InputError, match=r"examples: .*note.jpg: decode_error"):
-        example.read(Decoding(), max_pixels=MOST_PIXELS)
-
-
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [("a b.jpg", "a-b"), ("地球仪.png", "picture"), ("...", "picture"), ("x" * 200 + ".jpg", "x" * 80)],
-)
-def test_files_are_named_after_the_picture_in_letters_that_are_safe_anywhere(name: str, stem: str) -> None:
-    assert stem_of(name) == stem
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--port", "70000"], "ports go from 1 to 65535"),
-        (["--host", "256.1.1.1"], "this machine has no such address"),
-        (["nowhere.yaml"], "nowhere.yaml: no such file"),
-    ],
-)
-def test_a_place_that_cannot_be_served_is_told_in_one_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    assert run_app(["serve", *arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert words in line
-
-
-def test_a_port_in_use_is_told_before_a_model_is_loaded(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert run_app(["serve", "--port", str(port), "--set", "segmenters.MaskFormer.clip.model=nowhere"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"the port is in use; stop what uses it, or give another one, such as --port {port + 1}" in line
-
-
-def test_a_server_that_is_interrupted_ends_with_130_and_a_line() -> None:
-    program = """
-import sys
-from pipelines.serving import Served, Serving
-Serving.open = lambda self: Served(self, {}, ())
-sys.argv = ["maskmine", "serve", "--port", "0"]
-from pipelines.cli import main
-main()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        assert process.stderr is not None
-        address = ""
-        while not (match := re.match(r"http://127\.0\.0\.1:(\d+)", address)):
-            address = process.stderr.readline()
-            assert address, "it ended before it served"
-        with socket.create_connection(("127.0.0.1", int(match[1])), timeout=20) as connection:
-            connection.sendall(b"GET /static/serve.css HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
-            process.send_signal(signal.SIGINT)  # while somebody is still connected
-            said = process.stderr.read().strip().splitlines()
-        assert process.wait(timeout=20) == 130
-    assert said == ["maskmine: stopped"]
-
-
-# --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def address(served: Served) -> Iterator[str]:
-    """The page, really served."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        app = make_app(served, hosts=("127.0.0.1",))
-        server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def test_on_a_phone_a_picture_is_uploaded_and_its_map_is_seen(browser: Any, address: str) -> None:
-    page = browser.new_page(viewport={"width": PHONE_PX, "height": 800})
-    asked: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(address)
-    page.set_input_files("#picture", str(EXAMPLES / "beach.jpg"))
-    assert page.input_value("#classes") == "", "the names belonged to the example"
-    page.fill("#classes", "lobster, football, cricket bat")
-    page.keyboard.press("Tab")
-    page.click("button")
-    page.wait_for_selector("#map")
-    page.wait_for_load_state("networkidle")
-    widths = page.evaluate("[...document.images].filter(one => !one.hidden).map(one => one.naturalWidth)")
-    assert len(widths) == 4
-    assert all(widths)
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE_PX
-    assert page.evaluate("document.activeElement.id") == "result"
-    assert page.evaluate("document.getElementById('map').getBoundingClientRect().top") < 800, "it was scrolled to"
-    swatch, seen = page.evaluate(_COLOURS)
-    assert swatch in seen
-    assert page.is_enabled("button")
-    assert not complaints
-    assert all(url.startswith((address, "blob:")) for url in asked)
-    page.close()
-
-
-def test_in_a_browser_a_fault_marks_its_field_and_the_entries_stay(browser: Any, address: str) -> None:
-    page = browser.new_page()
-    page.goto(address)
-    assert page.is_disabled("option[value=ensemble]")
-    assert page.is_disabled("#clip_weight")
-    page.select_option("#segmenter", "Knows cats")
-    page.select_option("#rule", "ensemble")
-    assert page.is_enabled("#clip_weight")
-    page.click("button")
-    page.wait_for_selector("[role=alert]")
-    assert "does not know" in page.inner_text("[role=alert]")
-    assert page.get_attribute("#rule", "aria-invalid") == "true"
-    assert page.input_value("#classes") == STREET
-    page.set_input_files("#picture", {"name": "x.png", "mimeType": "image/png", "buffer": b"x" * 600_000})
-    page.click("button")
-    page.wait_for_selector("text=at most 0.5 MB")
-    assert page.get_attribute("#picture", "aria-invalid") == "true"
-    page.close()
-
-
-_COLOURS = """() => {
-  const image = document.getElementById("map"), canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-  const context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0);
-  const values = context.getImageData(0, 0, canvas.width, canvas.height).data, seen = new Set();
-  for (let i = 0; i < values.length; i += 4)
-    seen.add("#" + [0, 1, 2].map(k => values[i + k].toString(16).padStart(2, "0")).join(""));
-  return [document.querySelector("tbody rect").getAttribute("fill"), [...seen]];
-}"""

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipelines.inputs import portable
-from pipelines.serving import Serving
-from pipelines.settings import Mining, dump_yaml, load_mining, load_settings
-from schemas.errors import InputError
-from schemas.settings import Settings
-from tuning.evaluation import Examination
-from tuning.proposal_settings import ProposalTraining
-from tuning.segmenter import Segmenter
-from tuning.settings import Tuning
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.serve.service import Serving
+from maskmine.pipelines.settings.faults import SettingsError, locate
+from maskmine.pipelines.settings.fingerprints import portable
+from maskmine.pipelines.settings.mining import Mining, dump_yaml, load_mining, load_settings
+from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import Settings
+from maskmine.tuning.clip.settings import Tuning
+from maskmine.tuning.evaluation.region_accuracy import RegionEvaluation
+from maskmine.tuning.open_vocabulary.settings import ProposalTraining
+from maskmine.tuning.segmentation.segmenter import Segmenter
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS: dict[str, type[Settings]] = {
     "tune": Tuning,
     "train": ProposalTraining,
-    "evaluate": Examination,
+    "evaluate": RegionEvaluation,
     "segment": Segmenter,
     "serve": Serving,
 }
@@ -68,8 +73,20 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
         ),
         (GOOD.replace("clip: null", "clip: {model: ViT-B-16, pretained: openai}"), "did you mean `pretrained`?"),
         (GOOD.replace("rule: labels", "rule: best_region_per_noun"), "regions.clip"),
+        (
+            GOOD.replace("rule: labels", "rule: labels\n  min_margin: 0.1"),
+            "line 7: pairs.min_margin: a setting of `rule: best_region_per_noun | mutual_best | one_to_one`, "
+            "which `rule: labels` does not have",
+        ),
+        (
+            GOOD + "nouns: {skip_words: [no, ball]}\n",
+            "line 8: nouns.skip_words.0: a text is expected, and YAML reads no",
+        ),
         ("- a\n", "a configuration is a mapping"),
         ("a: [\n", "not valid YAML"),
+        (GOOD + "shards:\n  quality: 80\n  quality: 90\n", "line 10: `quality` is set in line 9 too; remove one"),
+        ("a: &a [*a]\n", "an alias that holds itself"),
+        ("captions: [[1]]\n", "line 1: captions.0: a section, with settings as `key: value` below it, not [1]; /"),
         ("", "a configuration is a mapping"),
     ],
 )
@@ -78,6 +95,82 @@ def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, said: str) -
         load(tmp_path, text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_told_at_once_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = GOOD.replace("images: photos", "imagse: photos").replace("out: run\n", "shards: {quality: 101, zzz: 1}\n")
+    text = text.replace("kind: coco, ", "kind: coco, per_image: some, ")
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, text)
+    config = tmp_path / "mining.yaml"
+    assert set(caught.value.args) == {
+        f"{config}, line 1: captions.imagse: unknown setting; did you mean `images`?",
+        f"{config}, line 1: captions.per_image: input should be a valid integer or 'all', not 'some'",
+        f"{config}, line 7: shards.quality: input should be less than or equal to 100, not 101",
+        f"{config}, line 7: shards.zzz: unknown setting; known here: "
+        "expand_ratio, image_format, images_per_part, quality, threads, verdicts",
+        f"{config}: out: missing; add it",
+    }
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+    assert run_app(["mine", str(config)]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("maskmine: ")] == []
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        (("captions", "sources", 1, "folder", "files"), "captions.1.files"),
+        (("captions", "one source", "parquet", "per_image", "literal['all']"), "captions.per_image"),
+        (("regions", "proposals", "sam", "zzz"), "regions.proposals.zzz"),
+        (("pairs", "labels", "take"), "pairs.take"),
+        (("licences", "captions", "dict[str,str]", "web"), "licences.captions.web"),
+        (("nouns", "skip_words", "tuple[str, ...]", 2), "nouns.skip_words.2"),
+    ],
+)
+def test_the_choice_of_a_union_is_no_part_of_the_place_of_a_fault(location: tuple[int | str, ...], path: str) -> None:
+    assert ".".join(locate(Mining, location)[0]) == path
+
+
+def test_a_kind_that_is_missing_is_named_with_its_choices(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"proposals: `kind` is missing; add it, one of maskformer, open_maskformer"):
+        load(tmp_path, GOOD.replace("kind: ground_truth, ", ""))
+
+
+def test_the_fingerprint_of_each_step_is_that_of_earlier_versions() -> None:
+    settings = {"regions": {}, "pairs": {}}
+    identity = Identity(settings, {step: ({"of": step},) for step in READS}, text="text", fetching=("limits",))
+    plan = Plan(2000, 2, images_sha256="1", captions_sha256="2", source={}, inputs=None, sources_sha256="3")
+    prints = step_fingerprints(plan, identity)
+    assert {step: whole[:16] for step, whole in prints.items()} == {
+        "nouns": "9a2825a36dc5ea7e",
+        "vocabulary": "bf81561fecde2588",
+        "regions": "3ec25edb9453f458",
+        "levels": "64383b35af0b7aa0",
+        "pairs": "b333017c1dc967f6",
+        "selection": "ca2926654dbbfe3a",
+        "shards": "dde74a47b67e18ad",
+    }
+
+
+def test_a_bare_name_is_a_path_where_something_of_that_name_lies_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights", "vild", "dog", "openai"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "t.txt").write_text("a {}.")
+    text = GOOD.replace("clip: null", "clip: {model: weights, pretrained: openai}")
+    changes = ("nouns.skip_words=[dog]", "vocabulary.templates=t.txt")
+    settings = load(tmp_path, text, *changes)
+    assert settings.regions.clip is not None
+    assert settings.regions.clip.model == str(tmp_path / "weights")
+    assert settings.regions.clip.pretrained == "openai", "a tag, whatever folder is called so"
+    assert settings.vocabulary.templates == str(tmp_path / "t.txt")
+    assert settings.nouns.skip_words == ("dog",)
+    assert load(tmp_path, text, "vocabulary.templates=vild").vocabulary.templates == "vild"
+    marked = load(tmp_path, text, "regions.clip.model=local-dir:weights").regions.clip
+    assert marked is not None
+    assert marked.model == f"local-dir:{tmp_path / 'weights'}"
 
 
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
@@ -95,7 +188,9 @@ def test_overrides_reach_into_the_tree_and_are_checked_like_the_file(tmp_path: P
     assert clip is not None
     assert clip.model == "ViT-B-16"  # in the place of null
     for override, said in [
-        ("shards.qualty=80", "did you mean `quality`?"),
+        ("shards.qualty=80", "--set shards.qualty: unknown setting; did you mean `quality`?"),
+        ("captions={kind: coco, images: 5}", "--set captions.images: input should be a valid string, not 5"),
+        ("max_rejected=2", "--set max_rejected: input should be less than"),
         ("shards", "expected key=value"),
         ("out.deep=1", "is a value, and has no settings of its own"),
         ("shards.quality=[", "not valid YAML"),
@@ -103,6 +198,13 @@ def test_overrides_reach_into_the_tree_and_are_checked_like_the_file(tmp_path: P
         with pytest.raises(InputError) as caught:
             load(tmp_path, GOOD, override)
         assert said in str(caught.value)
+
+
+def test_numbers_have_exponents_as_json_writes_them_and_texts_stay_texts(tmp_path: Path) -> None:
+    settings = load(tmp_path, GOOD + "nouns: {skip_words: ['1e-1', 1e]}\n", "max_rejected=1e-1")
+    assert settings.max_rejected == 0.1
+    assert settings.nouns.skip_words == ("1e-1", "1e")
+    assert load(tmp_path, dump_yaml(settings)) == settings
 
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

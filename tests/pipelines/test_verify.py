@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.run_folder import RunFolder
-from pipelines.verify import verify_run
-from schemas.errors import IncompleteError, InputError
-from schemas.rows import SampleRow
-from tests import toy
-from tests.test_mine import run_toy
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.ownership import WRITING, owned_prefix
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.tables import from_table, to_table, write_parquet
+from tests.support import toy
+from tests.support.runs import run_toy
+
+REMEDY = "delete it and run `maskmine mine` again"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,118 @@ def rewrite(root: Path, change: Callable[[str, bytes], bytes]) -> None:
 
 def test_a_sound_set_has_no_problem(root: Path) -> None:
     assert problems(root) == []
+
+
+# Files without which nothing else can be looked at, and those that vouch for the others.
+FIRST = ("manifest.json", "plan.json", "_SUCCESS", "SHA256SUMS", "SHA256SUMS.run")
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def said(root: Path) -> list[str]:
+    """What `verify` says, problems or the one line that ends it."""
+    try:
+        return problems(root)
+    except (InputError, IncompleteError) as error:
+        return [str(error)]
+
+
+def unnamed(lines: list[str], names: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(name in line for line in lines)]
+
+
+def flip(path: Path, place: float, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[round(place * (len(content) - 1))] ^= 1 << bit
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("place", [0, 0.5, 1, *np.random.default_rng(0).random(3)])
+def test_a_flipped_bit_of_any_file_is_found(root: Path, place: float) -> None:
+    assert len(files(root)) > 35
+    rng = np.random.default_rng(round(place * 1000))
+    others = [name for name in files(root) if name not in FIRST]
+    for name in FIRST:
+        content = (root / name).read_bytes()
+        flip(root / name, place, int(rng.integers(8)))
+        assert unnamed(said(root), [name]) == []
+        (root / name).write_bytes(content)
+    for name in others:
+        flip(root / name, place, int(rng.integers(8)))
+    assert unnamed(said(root), others) == []
+
+
+@pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["removed", "emptied"])
+def test_any_file_that_is_removed_or_emptied_is_named(root: Path, remove: Callable[[Path], None]) -> None:
+    others = [name for name in files(root) if name not in FIRST]
+    for name in FIRST:
+        content = (root / name).read_bytes()
+        remove(root / name)
+        assert unnamed(said(root), [name]) == []
+        (root / name).write_bytes(content)
+    for name in others:
+        remove(root / name)
+    assert unnamed(said(root), others) == []
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "SHA256SUMS.run"])
+def test_without_a_file_of_sums_no_file_is_called_strange(root: Path, name: str) -> None:
+    (root / name).unlink()
+    found = problems(root)
+    assert any(line.startswith(f"{name}: missing") for line in found)
+    assert not [line for line in found if "is no file of this run" in line]
+
+
+def test_a_file_too_many_is_named_in_every_folder(root: Path) -> None:
+    added = [
+        str((folder / name).relative_to(root))
+        for folder in (root, *(path for path in root.iterdir() if path.is_dir()))
+        for name in ("00003.tar", "00003.parquet", "00003.json", "notes.txt")
+    ]
+    for name in added:
+        (root / name).write_bytes(b"x")
+    assert [line for line in problems(root) if "is no file of this run; move it away" in line] == [
+        f"{name}: is no file of this run; move it away" for name in sorted(added)
+    ]
+
+
+def test_verdicts_of_a_review_and_files_of_processes_at_work_are_no_additions(root: Path) -> None:
+    (root / "verdicts").mkdir()
+    (root / "verdicts" / "someone.parquet").write_bytes(b"x")
+    (root / f"{owned_prefix(WRITING)}0a").write_bytes(b"x")
+    assert problems(root) == []
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "SHA256SUMS.run"])
+def test_a_line_left_out_of_the_sums_is_found(root: Path, name: str) -> None:
+    lines = (root / name).read_text().splitlines(keepends=True)
+    for left_out in (0, len(lines) // 2, len(lines) - 1):
+        (root / name).write_text("".join(lines[:left_out] + lines[left_out + 1 :]))
+        assert problems(root)[0] == f"{name}: its SHA-256 is not the one in _SUCCESS; {REMEDY}"
+
+
+def test_the_sums_are_those_of_the_standard_tool(root: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", "--quiet", "_SUCCESS", "SHA256SUMS", "SHA256SUMS.run"]
+    assert subprocess.run(command, cwd=root, check=False).returncode == 0
+
+
+def test_the_command_names_the_file_and_ends_with_another_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(root / "pairs" / "00001.parquet", 0.3, 2)
+    assert run_app(["verify", str(root)]) != 0
+    assert "pairs/00001.parquet: its SHA-256 is not the one in SHA256SUMS.run" in capsys.readouterr().err
+
+
+def test_a_picture_damaged_in_a_shard_is_found_before_it_is_shown(root: Path) -> None:
+    run = FinishedRun.open(RunFolder(str(root)))
+    row = next(run.all_rows(SampleRow))
+    path = root / "shards" / row.shard
+    content = bytearray(path.read_bytes())
+    content[row.offset + 512 + 100] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(IncompleteError, match=f"sample {row.key} is not what was written there"):
+        run.sample(row)
 
 
 @pytest.mark.parametrize("name", ["shards/00000.tar", "shards/00001.parquet", "manifest.json", "README.md"])
@@ -141,6 +260,20 @@ def test_an_unfinished_run_is_incomplete(root: Path) -> None:
     (root / "manifest.json").unlink()
     with pytest.raises(IncompleteError, match="not finished"):
         problems(root)
+
+
+@pytest.mark.parametrize("score", ["similarity", "margin", "lift", "evidence", "confidence"])
+def test_a_score_that_differs_between_record_and_index_is_found(root: Path, score: str) -> None:
+    folder, name = RunFolder(str(root)), "00000.parquet"
+    table = folder.read_table("shards", name)
+    rows = [replace(row, **{score: 0.5}) for row in from_table(table, SampleRow)]
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    with folder.write("shards", name) as file:
+        write_parquet(to_table(rows, SampleRow), file, metadata=metadata)
+    resum(root, f"shards/{name}")
+    found = [problem for problem in problems(root) if " sample " in problem]
+    assert len(found) == len(rows)
+    assert all(problem.endswith(".json and index differ") for problem in found)
 
 
 def test_an_index_that_points_elsewhere_is_found(root: Path) -> None:

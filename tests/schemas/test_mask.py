@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from schemas.mask import Mask, _read_compressed, mask_iou
+from maskmine.schemas.mask import Mask, _read_compressed, mask_iou
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
 ARRAYS = hnp.arrays(np.bool_, SHAPES)
@@ -83,7 +83,7 @@ def test_what_is_no_coco_segmentation_is_a_value_error(segmentation: object) -> 
         {"size": [5, 6], "counts": "\x7f\x80"},
         [[0, 0, 1e30, 0, 0, 4]],
         [[0, 0, float("nan"), 0, 0, 4]],
-        [[0, 0, "3", 0, 0, 4]],
+        [[0, 0, "three", 0, 0, 4]],
     ],
 )
 def test_what_pycocotools_would_believe_to_its_harm_is_a_value_error(segmentation: object) -> None:

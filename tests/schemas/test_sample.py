@@ -9,7 +9,7 @@ import tarfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.sample import Sample, member_names, safe_id, sample_key, write_end_of_tar, write_sample
+from maskmine.schemas.sample import Sample, member_names, safe_id, sample_key, write_end_of_tar, write_sample
 
 KEYS = st.from_regex(r"[A-Za-z0-9_-]{1,64}-\d{3}", fullmatch=True)
 SAMPLES = st.builds(

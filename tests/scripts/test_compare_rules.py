@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mining.embeddings import pack
-from pipelines.evaluate_pairs import evaluate_pairs
-from pipelines.run_folder import RunFolder
-from schemas.errors import InputError
-from schemas.rows import RegionsRow, VocabularyRow
-from scripts.compare_rules import Compared, compare_rules, main, mine_scenes, render
-from scripts.demo_seeds import HELD_OUT_SEEDS
-from tests import toy
-from tests.test_clip import save_tiny_clip
-from tests.test_mine import run_toy
+from maskmine.mining.models.embeddings import pack
+from maskmine.pipelines.evaluate.pairs import evaluate_pairs
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import RegionsRow, VocabularyRow
+from maskmine.scripts.compare.rules import Compared, compare_rules, main, mine_scenes, render
+from maskmine.scripts.demo_world.splits import HELD_OUT_SEEDS
+from tests.support import toy
+from tests.support.models import save_tiny_clip
+from tests.support.progress import texts_of
+from tests.support.runs import run_toy
 
 # A disc's words are nearer to a square's region than to its own: by cosine alone the noun takes the wrong one.
 REGIONS = {"square": [1.0, 0.0, 0.0], "disc": [0.5, 0.866, 0.0], "bar": [0.0, 0.0, 1.0]}
@@ -68,7 +69,7 @@ def rewrite(run: RunFolder, *names: str, rows: list[Any], row_type: type) -> Non
 
 
 def shares(one: Compared) -> tuple[tuple[int, int], tuple[int, int]]:
-    precision, recall = one.tally.share("right"), one.tally.recall
+    precision, recall = one.metrics.precision, one.metrics.recall
     return (precision.count, precision.of), (recall.count, recall.of)
 
 
@@ -98,20 +99,20 @@ def test_coverage_is_measured_in_the_pairs_of_the_papers_rule(compared: list[Com
     assert (paper.possible, mutual.possible) == (7, 7)
     half = paper.at("similarity", 0.5)
     assert half is not None
-    assert (half.threshold, half.kept, half.right) == (1.0, 4, 4)  # ⌈3.5⌉
+    assert (half.threshold, half.kept, half.correct) == (1.0, 4, 4)  # ⌈3.5⌉
     at_three_quarters = paper.at("similarity", 0.75)
     assert at_three_quarters is not None
-    assert (at_three_quarters.kept, at_three_quarters.right) == (7, 6)  # 6 are asked for, and three have one score
+    assert (at_three_quarters.kept, at_three_quarters.correct) == (7, 6)  # 6 are asked for, and three have one score
     assert mutual.at("similarity", 0.75) is None  # it has only 5
 
 
 def test_the_table_has_a_row_for_each_rule_and_number_of_captions(compared: list[Compared]) -> None:
     table = render(compared)
-    assert list(table.columns[0].cells) == [
+    assert texts_of(table, 0) == [
         *("best_region_per_noun", "best_region_per_noun, softmax", "mutual_best", "one_to_one") * 2
     ]
-    assert list(table.columns[1].cells) == ["1"] * 4 + ["all"] * 4
-    assert list(table.columns[6].cells)[MUTUAL] == "–"
+    assert texts_of(table, 1) == ["1"] * 4 + ["all"] * 4
+    assert texts_of(table, 6)[MUTUAL] == "–"
 
 
 def test_the_command_finds_the_truth_beside_the_captions_and_prints_thresholds(
@@ -119,7 +120,7 @@ def test_the_command_finds_the_truth_beside_the_captions_and_prints_thresholds(
 ) -> None:
     main(run.root, as_json=True)
     printed = json.loads(capsys.readouterr().out)
-    assert [one["precision"] for one in printed] == [one.tally.share("right").value for one in compared]
+    assert [one["precision"] for one in printed] == [one.metrics.precision.value for one in compared]
     assert {"score": "similarity", "coverage": 0.5, "threshold": 1.0}.items() <= printed[PAPER]["thresholds"][1].items()
 
 
@@ -138,12 +139,12 @@ def config(folder: Path, **changes: Any) -> str:
 def test_mined_scenes_are_judged_as_evaluate_pairs_judges_the_same_run(tmp_path: Path) -> None:
     run = mine_scenes(config(tmp_path), tmp_path, scenes=4, seed=3)
     truth = str(tmp_path / "world" / "instances.json")
-    expected = evaluate_pairs(run, truth=truth).tally
+    expected = evaluate_pairs(run, truth=truth).metrics
     rows = [one for one in compare_rules(run, truth=truth) if one.per_image == "all"]
-    assert rows[PAPER].tally.outcomes == expected.outcomes
-    assert rows[PAPER].tally.recall == expected.recall
-    assert rows[PAPER].tally.scores == expected.scores
-    assert expected.known >= 8
+    assert rows[PAPER].metrics.outcomes == expected.outcomes
+    assert rows[PAPER].metrics.recall == expected.recall
+    assert rows[PAPER].metrics.scores == expected.scores
+    assert expected.labelled >= 8
 
 
 def test_a_world_that_training_may_have_seen_is_refused(tmp_path: Path) -> None:

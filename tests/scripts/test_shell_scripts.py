@@ -1,4 +1,7 @@
-"""`bash scripts/demo`: what it runs on which folders, with programs that only write down how they are called."""
+"""The scripts of the README: what `demo` runs on which folders, with which exit codes `test` ends.
+
+The programs that they call only write down how they are called, or exit.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings import load_mining, load_settings
-from tuning.evaluation import Examination
-from tuning.labelled_regions import Instances
-from tuning.settings import Tuning
+from maskmine.pipelines.settings.mining import load_mining, load_settings
+from maskmine.tuning.clip.settings import Tuning
+from maskmine.tuning.evaluation.labelled_regions import Instances
+from maskmine.tuning.evaluation.region_accuracy import RegionEvaluation
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 7
 SCENES = int(re.findall(r"^scenes=(\d+) ", (ROOT / "scripts" / "demo").read_text(), re.MULTILINE)[0])
 
 # Draws a world by its description alone.
 PROGRAM = """#!/bin/bash
 echo "$(basename "$0") $*" >>calls
-if [ "$2" = scripts.demo_world ]; then
+if [ "$2" = maskmine.scripts.demo_world.draw ]; then
   mkdir -p "$3" && echo "{\\"description\\":\\"a world: $5 scenes of seed $7, drawn\\"}" >"$3/captions.json"
 fi
 """
@@ -64,14 +67,14 @@ def world(copy: Path, *, scenes: int) -> Path:
 def test_it_draws_mines_tunes_and_tells_in_this_order(copy: Path) -> None:
     calls, _ = demo(copy)
     assert [" ".join(call.split()[:3]) for call in calls] == [
-        "python -m scripts.demo_world",
-        "python -m scripts.demo_world",
+        "python -m maskmine.scripts.demo_world.draw",
+        "python -m maskmine.scripts.demo_world.draw",
         "maskmine mine configs/demo-models.yaml",
         "maskmine verify runs/demo/mined",
         "maskmine evaluate-pairs runs/demo/mined",
         "maskmine show runs/demo/mined",
         "maskmine tune configs/tune-demo.yaml",
-        "python -m scripts.demo_story",
+        "python -m maskmine.scripts.demo_report.page",
     ]
     assert "--tuned configs/evaluate-demo.yaml" in calls[-1]
     (mined, held_out) = (call.split() for call in calls[:2])
@@ -87,7 +90,10 @@ def test_a_second_demo_draws_nothing(copy: Path) -> None:
 def test_scenes_of_another_version_are_drawn_and_mined_again_and_that_is_said(copy: Path) -> None:
     runs = world(copy, scenes=200)
     calls, said = demo(copy)
-    assert f"python -m scripts.demo_world runs/demo/world --scenes {SCENES} --seed {SEED} --workers 2" in calls
+    assert (
+        f"python -m maskmine.scripts.demo_world.draw runs/demo/world --scenes {SCENES} --seed {SEED} --workers 2"
+        in calls
+    )
     assert "drawn and mined again" in said
     assert not list(runs.glob("*/old"))
 
@@ -105,7 +111,7 @@ def test_script_and_configurations_speak_of_the_same_folders(copy: Path) -> None
     drawn = [call.split()[3] for call in calls if "demo_world" in call]
     mining = load_mining(str(ROOT / "configs" / "demo-models.yaml"))
     tuning = load_settings(Tuning, str(ROOT / "configs" / "tune-demo.yaml"))
-    examination = load_settings(Examination, str(ROOT / "configs" / "evaluate-demo.yaml"))
+    examination = load_settings(RegionEvaluation, str(ROOT / "configs" / "evaluate-demo.yaml"))
     regions = examination.regions
     assert isinstance(regions, Instances)
     assert drawn == list(map(folder_of, (mining.captions.annotations, regions.annotations)))
@@ -137,4 +143,28 @@ def test_another_end_of_the_tuning_ends_the_demo(copy: Path) -> None:
     program.write_text(PROGRAM + '[ "$1" = tune ] && exit 2\nexit 0\n')
     done = subprocess.run(["bash", "scripts/demo"], cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "demo_story" not in (copy / "calls").read_text()
+    assert "demo_report.page" not in (copy / "calls").read_text()
+
+
+def answer_of_tests(checkout: Path, pytest_exit: int = 0, mypy_exit: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/test` where pytest and mypy are programs that only exit."""
+    (checkout / "scripts").mkdir()
+    for name in ("scripts/test", "scripts/environment.sh", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout / name)
+    programs = checkout / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, code in {"python": pytest_exit, "mypy": mypy_exit, "ruff": 0}.items():
+        (programs / name).write_text(f"#!/bin/sh\n[ {name} = mypy ] && echo 'wrong type'\nexit {code}\n")
+        (programs / name).chmod(0o755)
+    stamp = 'cat setup.py pyproject.toml scripts/environment.sh | cksum | cut -d" " -f1 >.venv/maskmine-environment'
+    subprocess.run(stamp, shell=True, cwd=checkout, check=True)
+    return subprocess.run(["bash", "scripts/test"], cwd=checkout, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("pytest_exit", "mypy_exit", "code"), [(0, 0, 0), (1, 0, 1), (5, 0, 5), (0, 1, 2)])
+def test_the_tests_end_with_the_exit_code_of_what_failed(
+    tmp_path: Path, pytest_exit: int, mypy_exit: int, code: int
+) -> None:
+    done = answer_of_tests(tmp_path, pytest_exit, mypy_exit)
+    assert done.returncode == code, done.stderr
+    assert ("wrong type" in done.stderr) == bool(mypy_exit)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from mining.crops import cut_regions
-from pipelines.settings import load_mining
-from scripts.clip_accuracy import MASKED, noun_embeddings
-from scripts.demo_nouns import demo_nouns
-from scripts.demo_scene import draw_scene
-from scripts.open_accuracy import CLIP, OWN, TAUGHT, demo_segmenter, measure_open
-from scripts.proposal_recall import measure_proposals
+from maskmine.mining.images.crops import cut_regions
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.scripts.accuracy.clip import MASKED, noun_embeddings
+from maskmine.scripts.accuracy.open_vocabulary import CLIP, OWN, TAUGHT, demo_segmenter, measure_open
+from maskmine.scripts.accuracy.proposals import measure_proposals
+from maskmine.scripts.demo_world.nouns import demo_nouns
+from maskmine.scripts.demo_world.scene import draw_scene
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "scripts" / "models"
 SCENES = [draw_scene(33, index=index) for index in range(8)]
 

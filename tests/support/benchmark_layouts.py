@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tuning.benchmark_classes import shipped_classes
+from maskmine.tuning.benchmarks.classes import shipped_classes
 
 Maps = dict[str, np.ndarray[Any, Any]]
 WIDTH_PX, HEIGHT_PX = 4, 2

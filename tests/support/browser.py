@@ -5,18 +5,34 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+    from maskmine.pipelines.serve.service import Service
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE_PX = 390
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+# What the tests of `maskmine serve` serve, and what they ask of it.
+CONFIG = ROOT / "configs" / "serve-demo.yaml"
+EXAMPLES = ROOT / "demo" / "examples"
+STREET = "school bus, car, tram, railway carriage"
+MOST_PIXELS = 300_000
 
 
 class Page(HTMLParser):
@@ -75,3 +91,47 @@ def _chromium(folder: Path, *options: str) -> str:
     always: Sequence[str] = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
     command = [str(CHROMIUM), *always, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def grave_faults(page: Any) -> list[str]:
+    """What axe-core calls serious or critical about a page that Playwright shows."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['help']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+@contextmanager
+def calling(service: Service, **options: Any) -> Iterator[TestClient]:
+    from starlette.testclient import TestClient
+
+    from maskmine.pipelines.serve.app import make_app
+
+    app = make_app(service, hosts=("127.0.0.1",))
+    with TestClient(app, base_url="http://127.0.0.1", **options) as client:
+        yield client
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address of a web application that a thread of this process serves."""
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def started_browser() -> Iterator[Any]:
+    """Chromium, driven by playwright; the test is skipped where either is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

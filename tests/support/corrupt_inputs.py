@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tests.test_bad_input import CAPTIONS as SAID
-from tests.test_bad_input import PICTURES as SEEN
-from tests.test_bad_input import RGB, encoded
-from tests.wrappings import tar_of
+from maskmine.mining.storage.names import PICTURE_SUFFIXES
+from tests.support.corrupt_images import CAPTIONS as SAID
+from tests.support.corrupt_images import PICTURES as SEEN
+from tests.support.corrupt_images import RGB, encoded
+from tests.support.source_formats import tar_of
 
 
 def _animated(kind: str) -> bytes:
@@ -102,7 +103,14 @@ def _large_size() -> bytes:
 
 _WHOLE = tar_of([*GOOD, ("last.png", SQUARE), ("last.txt", b"A square.")])
 _LAST_HEADER = 512 * 2 + -(-len(SQUARE) // 512) * 512 + 512
-_OTHERS_GOOD: dict[str, str | None] = {"good": None}
+
+
+def _pair(key: str) -> list[tuple[str, bytes]]:
+    """A picture and its text."""
+    return [(f"{key}.png", SQUARE), (f"{key}.txt", b"A square.")]
+
+
+_TWO_RF: dict[str, str | None] = {"b.rf.1": None, "b.rf.2": None}
 
 TARS: dict[str, TarFault] = {
     "whole": TarFault(_WHOLE, {"good": None, "last": None}),
@@ -136,14 +144,61 @@ TARS: dict[str, TarFault] = {
     ),
     "a device": TarFault(tar_of([*GOOD, _info("a.png", tarfile.CHRTYPE)]), {"good": None, "a": "broken_record"}),
     "a huge extended header": TarFault(_huge_pax(), said="a header of 68719476736 bytes"),
-    "names that are no UTF-8": TarFault(_mended(_not_utf8()), {"g\ufffd\ufffdd": None, "good": "missing_file"}),
-    "dots in keys": TarFault(tar_of([("a.b.png", SQUARE), ("a.png", SQUARE)]), {"a": None}),
+    "names that are no UTF-8": TarFault(_mended(_not_utf8()), {"g%FF%FEd": None, "good": "missing_file"}),
+    "a further member, as our own masks": TarFault(tar_of([("a.b.png", SQUARE), ("a.png", SQUARE)]), {"a": None}),
+    "dots in keys": TarFault(
+        tar_of([*_pair("a"), *_pair("a.rf.1"), *_pair("a.rf.2"), *_pair("v1.0/12.30.05"), *_pair("win\\v2.1\\a")]),
+        dict.fromkeys(["a", "a.rf.1", "a.rf.2", "v1.0/12.30.05", "win/v2.1/a"]),
+    ),
+    "a dotted picture without its text": TarFault(tar_of([("b.rf.1.png", SQUARE), ("b.rf.2.png", SQUARE)]), _TWO_RF),
+    "a dotted text without its picture": TarFault(
+        tar_of([*_pair("b.rf.1"), ("b.rf.2.txt", b"x")]), {"b.rf.1": None, "b.rf.2": "missing_file"}
+    ),
+    "one picture and one text of a key": TarFault(
+        tar_of([("a.image.png", SQUARE), ("a.caption.txt", b"A square."), ("b.left.png", SQUARE), ("b.txt", b"x")]),
+        {"a": None, "b": None},
+    ),
+    "two pictures for one text": TarFault(
+        tar_of([("a.left.png", SQUARE), ("a.right.png", SQUARE), ("a.txt", b"x")]), {"a": "broken_record"}
+    ),
+    "a hidden name": TarFault(tar_of(_pair(".a")), {".a": None}),
+    "accents in two forms": TarFault(
+        tar_of([("e\u0301.png", SQUARE), ("\u00e9.txt", b"A square.")], format=tarfile.GNU_FORMAT), {"\u00e9": None}
+    ),
+    "leftovers of macOS and Windows": TarFault(
+        tar_of(
+            [*GOOD, ("._good.png", b"\0\5\x16\7"), ("__MACOSX/a/b.png", b""), ("d/Thumbs.db", b""), (".DS_Store", b"")]
+        ),
+        {"good": None},
+    ),
+    "every suffix": TarFault(
+        tar_of([(f"{suffix}.{suffix.upper()}", SQUARE) for suffix in PICTURE_SUFFIXES]), dict.fromkeys(PICTURE_SUFFIXES)
+    ),
+    "two tars, one behind the other": TarFault(
+        tar_of(GOOD) + tar_of(_pair("b")) + bytes(512 * 99), {"good": None, "b": None}
+    ),
+    "a cut tar behind a whole one": TarFault(tar_of(GOOD) + _cut(_WHOLE, end=_LAST_HEADER), said="cut off"),
+    "something else behind the end": TarFault(
+        tar_of(GOOD) + b"<html>" * 99, said="followed by something that is no tar"
+    ),
+    "a key in both of two tars": TarFault(
+        tar_of([*GOOD, *_pair("b")]) + tar_of(GOOD), {"good": "broken_record", "b": None}
+    ),
     "a key of 300 characters": TarFault(tar_of([(f"{'k' * 300}.png", SQUARE)]), {"k" * 300: None}),
     "upper case suffixes": TarFault(tar_of([("a.PNG", SQUARE), ("a.TXT", b"A square.")]), {"a": None}),
     "a folder in the tar": TarFault(tar_of([_info("d", tarfile.DIRTYPE), ("d/a.png", SQUARE)]), {"d/a": None}),
     "a picture without its text": TarFault(tar_of([("a.png", SQUARE)]), {"a": None}),
     "a text without its picture": TarFault(tar_of([*GOOD, ("a.txt", b"x")]), {"good": None, "a": "missing_file"}),
-    "a text that is binary": TarFault(tar_of([("a.png", SQUARE), ("a.txt", bytes(range(256)))]), {"a": None}),
+    "a text that is binary": TarFault(
+        tar_of([("a.png", SQUARE), ("a.txt", bytes(range(256)))]), {"a": "broken_record"}
+    ),
+    "a text in UTF-16": TarFault(tar_of([("a.png", SQUARE), ("a.txt", "A square.".encode("utf-16"))]), {"a": None}),
+    "a link in the place of the text": TarFault(
+        tar_of([("a.png", SQUARE), _info("a.txt", tarfile.SYMTYPE, link="b.txt")]), {"a": "broken_record"}
+    ),
+    "a text without end": TarFault(
+        tar_of([("a.png", SQUARE), ("a.txt", b"x" * (1 << 20) + b"x")]), {"a": "broken_record"}
+    ),
     "members that nobody asked for": TarFault(
         tar_of([*GOOD, ("good.pyd", b"\x80\x04N."), ("good.pth", b""), ("README", b"")]), {"good": None}
     ),
@@ -219,11 +274,13 @@ TABLES: dict[str, TableFault] = {
         {"good": None, "#3": "broken_record", "#4": "broken_record"},
     ),
     "csv: a quote that is not closed": TableFault(
-        "csv", b'id,path,caption\na,good.png,"x\n' + b"b,good.png,y\n" * 20_000, said="is a quote not closed"
+        "csv", b'id,path,caption\na,good.png,"x\n' + b"b,good.png,y\n" * 20_000, {"a": None, "b": None}
     ),
     "csv: empty": TableFault("csv", b"", said="it has none"),
     "csv: a header alone": TableFault("csv", b"id,path,caption\n", said="no row in it"),
-    "csv: NUL and no UTF-8": TableFault("csv", b"id,path,caption\na\0\xff,good.png,x\n", {"a\0\ufffd": None}),
+    "csv: NUL and no UTF-8": TableFault(
+        "csv", b"id,path,caption\na\0\xff,good.png,x\nb\0,good.png,x\n", {"#2": "broken_record", "b\0": None}
+    ),
     "csv: the same image in two places": TableFault(
         "csv", b"id,path,caption\na,good.png,x\na,b.png,y\n", said="lists image id a more than once"
     ),
@@ -246,8 +303,10 @@ TABLES: dict[str, TableFault] = {
     ),
     "parquet: text that is no UTF-8": TableFault(
         "parquet",
-        parquet_of({"id": ["a"], "path": ["good.png"], "caption": pa.array([b"\xff x"]).view(pa.string())}),
-        {"a": None},
+        parquet_of(
+            {"id": ["a", "b"], "path": ["good.png"] * 2, "caption": pa.array([b"\xff x", b"y"]).view(pa.string())}
+        ),
+        {"#0": "broken_record", "b": None},
     ),
     "parquet: numbers as captions": TableFault(
         "parquet", parquet_of({"id": [1], "path": ["good.png"], "caption": [2.5]}), {"1": None}

@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.plan import make_plan
-from pipelines.run_folder import RunFolder
-from pipelines.settings import load_mining
-from tests import toy
+from maskmine.pipelines.planning.plan import Plan, make_plan
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.schemas.rows import CaptionsRow, ImageRow
+from tests.support import toy
 
 Wrap = Callable[[Path, Sequence["Captioned"]], dict[str, Any]]
 
@@ -173,3 +174,19 @@ def _wrap_text(folder: Path, images: Sequence[Captioned], *, kind: str, delimite
         rows.writerow(("key", "image_path", "caption"))
         rows.writerows(_rows(images))
     return {"kind": kind, "files": str(folder / f"captions.{kind}"), "id_col": "key", "path_col": "image_path"}
+
+
+def config_of(folder: Path, captions: Any, regions: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A configuration of some sources; without regions one that is only good for planning."""
+    regions = regions or {"proposals": {"kind": "ground_truth", "annotations": "none.json"}, "clip": None}
+    return toy.write_config(folder, captions=captions, regions=regions, **changes)
+
+
+def planned(config: Path, *overrides: str, limit: int | None = None) -> tuple[Plan, list[ImageRow], list[CaptionsRow]]:
+    """The plan of a configuration and what it wrote."""
+    settings = load_mining(str(config), overrides=overrides)
+    run = RunFolder(settings.out)
+    plan = make_plan(run, settings, limit=limit)
+    names = [f"{part:05d}.parquet" for part in range(plan.parts)]
+    images = [row for name in names for row in run.read_rows("images", name, row_type=ImageRow)]
+    return plan, images, [row for name in names for row in run.read_rows("captions", name, row_type=CaptionsRow)]

@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch.nn.functional import normalize
 
-from mining.models.open_checkpoint import OpenRecord, new_head, save_head
-from mining.weights import weights_sha256
-from schemas.mask import Mask
+from maskmine.mining.proposers.open_vocabulary_checkpoint import OpenRecord, new_head, save_head
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.schemas.mask import Mask
 
 SIDE_PX = 64
 DETECTRON2 = importlib.util.find_spec("detectron2") is not None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from schemas.mask import Mask
+from maskmine.schemas.mask import Mask
 
 HEIGHT_PX, WIDTH_PX = 48, 64
 COLOURS = {"square": (220, 40, 40), "disc": (40, 60, 220), "bar": (40, 180, 60)}
@@ -78,10 +78,10 @@ def save_picture(path: Path, shapes: tuple[str, ...]) -> None:
 
 
 def poison(path: Path, shapes: tuple[str, ...], kind: str) -> None:
-    """Save the picture of some shapes so that decoding it does harm; see `tests/poison/sitecustomize.py`."""
-    text = PngImagePlugin.PngInfo()
-    text.add_text("poison", kind)
-    Image.fromarray(draw(shapes)).save(path, pnginfo=text)
+    """Save the picture of some shapes so that decoding it does harm; see `tests/support/poison/sitecustomize.py`."""
+    marks = PngImagePlugin.PngInfo()
+    marks.add(b"PoIS", kind.encode())  # as a chunk of the pixels, since texts are not shown to Pillow
+    Image.fromarray(draw(shapes)).save(path, pnginfo=marks)
 
 
 def write_toy_world(folder: Path) -> Path:
@@ -132,6 +132,7 @@ def write_config(folder: Path, *, out: Path | None = None, **changes: Any) -> Pa
             "keep": {"min_area_px": 1},  # the shapes are smaller than anything worth a crop for CLIP
             "clip": None,
             "device": "cpu",
+            "decode_threads": 1,  # each thread has a process that decodes, which takes longer to start than this world
         },
         "pairs": {"rule": "labels"},
         "shards": {"images_per_part": 3},

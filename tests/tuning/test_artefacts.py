@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mining.models.clip import Clip, WholeClip
-from schemas.errors import IncompleteError, InputError
-from tests.test_clip import ARCHITECTURE, save_tiny_clip
-from tuning.artefacts import (
+from maskmine.mining.models.clip import Clip, WholeClip
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.tuning.clip.mask_prompts import tower_sha256, weights_sha256_of
+from maskmine.tuning.clip.weights_files import (
     PromptsRecord,
     load_ovseg_clip,
     load_ovseg_prompts,
@@ -24,7 +24,7 @@ from tuning.artefacts import (
     save_clip,
     save_prompts,
 )
-from tuning.prompts import tower_sha256, weights_sha256_of
+from tests.support.models import ARCHITECTURE, save_tiny_clip
 
 
 @pytest.fixture(scope="module")

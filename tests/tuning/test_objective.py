@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mining.models.clip import Clip
-from tests.test_clip import save_tiny_clip
-from tuning.objective import Positives, contrastive_loss, noun_embeddings
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.vocabulary import Vocabulary, text_classifier
+from maskmine.tuning.clip.loss import Positives, contrastive_loss
+from tests.support.models import save_tiny_clip
 
 
 def unit_vectors(count: int, *, seed: int, dim: int = 6) -> Tensor:
@@ -87,12 +88,12 @@ def test_a_batch_of_one_noun_has_nothing_to_learn_from() -> None:
 @pytest.mark.parametrize("templates", ["raw", "vild"])
 def test_nouns_are_embedded_as_in_the_vocabulary_of_mining(tmp_path: Path, templates: str) -> None:
     clip = Clip(model=str(save_tiny_clip(tmp_path)))
-    table_VD = noun_embeddings(["cat", "dog", "hat"], clip=clip, templates=templates, device="cpu")
+    table_VD = text_classifier(["cat", "dog", "hat"], embed=Vocabulary(templates=templates).open_names(clip, "cpu"))
     sentences = ["dog"] if templates == "raw" else None
     torch.testing.assert_close(table_VD.norm(dim=1), torch.ones(3))
     if sentences:
         expected_1D = clip.open_text(device="cpu").embed(sentences)
         torch.testing.assert_close(table_VD[1:2], expected_1D, rtol=0, atol=1e-3)
     else:
-        raw_VD = noun_embeddings(["cat", "dog", "hat"], clip=clip, templates="raw", device="cpu")
+        raw_VD = text_classifier(["cat", "dog", "hat"], embed=Vocabulary(templates="raw").open_names(clip, "cpu"))
         assert not torch.allclose(table_VD, raw_VD, atol=1e-2)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from schemas.errors import InputError
-from tuning.prompts import PromptedTower, new_prompts, seen_patches, tower_sha256
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.clip.mask_prompts import PromptedTower, new_prompts, seen_patches, tower_sha256
 
 VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -214,11 +214,11 @@ def test_prompts_of_another_shape_are_refused() -> None:
         PromptedTower(make_clip().visual, torch.zeros(2, 64, 32))
 
 
-def test_pictures_and_masks_of_another_size_are_refused() -> None:
+def test_images_and_masks_of_another_size_are_refused() -> None:
     tower = prompted(make_clip())
-    with pytest.raises(InputError, match="pictures of 64×64 pixels for a tower that takes 32×32"):
+    with pytest.raises(InputError, match="images of 64×64 pixels for a tower that takes 32×32"):
         tower(pixels(1, size_px=64))
-    with pytest.raises(InputError, match=r"masks of shape \(2, 32, 32\) beside 1 pictures"):
+    with pytest.raises(InputError, match=r"masks of shape \(2, 32, 32\) beside 1 images"):
         tower(pixels(1), half_masks(2))
 
 

@@ -1,4 +1,4 @@
-"""CLIPs examined on regions of which one knows what they show: the figures are those of a computation by hand."""
+"""CLIPs evaluated on regions with a known class: the results equal a computation by hand."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import pytest
 import torch
 from PIL import Image
 
-from mining.crops import Crop, cut_masks, cut_regions
-from mining.models.clip import Clip
-from mining.templates import fill_template, load_templates
-from pipelines.cli import run_app
-from pipelines.settings import load_settings
-from schemas.errors import InputError
-from tests import toy
-from tests.test_clip import save_tiny_clip
-from tuning import evaluation
-from tuning.artefacts import PromptsRecord, save_clip, save_prompts
-from tuning.evaluation import MASKED, UNMASKED, Examination, Findings, Hits, examine
-from tuning.evaluation_report import FREQUENCIES, draw_examples, group_by_frequency, write_evaluation
-from tuning.labelled_regions import KEY_RGB, Crops, Instances, Semantic
-from tuning.prompts import PromptedTower, new_prompts, tower_sha256
+from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.prompt_templates import fill_template, load_templates
+from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.settings.mining import load_settings
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.clip.mask_prompts import PromptedTower, new_prompts, tower_sha256
+from maskmine.tuning.clip.weights_files import PromptsRecord, save_clip, save_prompts
+from maskmine.tuning.evaluation import region_accuracy as evaluation
+from maskmine.tuning.evaluation.labelled_regions import KEY_RGB, Crops, Instances, Semantic
+from maskmine.tuning.evaluation.region_accuracy import (
+    MASKED,
+    UNMASKED,
+    RegionEvaluation,
+    RegionResults,
+    TopK,
+    evaluate_regions,
+)
+from maskmine.tuning.evaluation.report import FREQUENCIES, draw_examples, group_by_frequency, write_results
+from tests.support import toy
+from tests.support.models import save_tiny_clip
 
 NAMES = ("square", "disc", "bar")
 CROP = Crop(expand_ratio=2.0)  # so wide that some patches of each region are blank
@@ -71,19 +78,19 @@ def semantic(world: Path, **changes: Any) -> Semantic:
     return Semantic(kind="semantic", **(paths | changes))
 
 
-def examination(world: Path, **changes: Any) -> Examination:
+def examination(world: Path, **changes: Any) -> RegionEvaluation:
     tuned = {
         "prompts": {"prompts": str(world / "prompts.safetensors")},
         "fine-tuned": {"clip": {"model": str(world / "fine-tuned")}},
     }
     tree = {"clip": {"model": str(world / "clip"), "batch_size": 4}, "tuned": tuned, "device": "cpu"}
     regions = {"regions": instances(world).model_dump(), "crop": CROP.model_dump()}
-    return Examination.model_validate(tree | regions | changes)
+    return RegionEvaluation.model_validate(tree | regions | changes)
 
 
 @pytest.fixture(scope="module")
-def found(world: Path) -> Findings:
-    return examine(examination(world))
+def found(world: Path) -> RegionResults:
+    return evaluate_regions(examination(world))
 
 
 def by_hand(world: Path, row: str) -> dict[str, list[int]]:
@@ -114,29 +121,29 @@ def by_hand(world: Path, row: str) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("row", [UNMASKED, MASKED, "prompts", "fine-tuned"])
-def test_the_figures_are_those_of_one_region_at_a_time(world: Path, found: Findings, row: str) -> None:
+def test_the_figures_are_those_of_one_region_at_a_time(world: Path, found: RegionResults, row: str) -> None:
     ranks = by_hand(world, row)
-    hits = found.masked[row]
+    top_k = found.masked[row]
     assert found.classes == tuple(sorted(NAMES))
-    assert hits.of == tuple(len(ranks[name]) for name in found.classes)
-    assert hits.top1 == tuple(sum(rank < 1 for rank in ranks[name]) for name in found.classes)
-    assert hits.top5 == hits.of, "there are only three classes"
+    assert top_k.counts == tuple(len(ranks[name]) for name in found.classes)
+    assert top_k.top1 == tuple(sum(rank < 1 for rank in ranks[name]) for name in found.classes)
+    assert top_k.top5 == top_k.counts, "there are only three classes"
 
 
-def test_prompts_leave_whole_pictures_as_they_are_to_the_bit_and_fine_tuning_does_not(found: Findings) -> None:
+def test_prompts_leave_whole_pictures_as_they_are_to_the_bit_and_fine_tuning_does_not(found: RegionResults) -> None:
     assert found.identical == {"prompts"}
     assert found.whole["prompts"] == found.whole["plain CLIP"]
-    assert found.whole["fine-tuned"].of == found.whole["plain CLIP"].of
+    assert found.whole["fine-tuned"].counts == found.whole["plain CLIP"].counts
 
 
-def test_label_maps_and_instances_of_the_same_regions_have_the_same_figures(world: Path, found: Findings) -> None:
-    maps = examine(examination(world, regions=semantic(world).model_dump()))
-    for row, hits in found.masked.items():
-        assert per_class(maps, row, maps.masked[row]) == per_class(found, row, hits)
+def test_label_maps_and_instances_of_the_same_regions_have_the_same_figures(world: Path, found: RegionResults) -> None:
+    maps = evaluate_regions(examination(world, regions=semantic(world).model_dump()))
+    for row, top_k in found.masked.items():
+        assert per_class(maps, row, maps.masked[row]) == per_class(found, row, top_k)
 
 
-def per_class(found: Findings, row: str, hits: Hits) -> dict[str, tuple[int, int]]:
-    return {name: (of, right) for name, of, right in zip(found.classes, hits.of, hits.top1, strict=True)}
+def per_class(found: RegionResults, row: str, top_k: TopK) -> dict[str, tuple[int, int]]:
+    return {name: (of, right) for name, of, right in zip(found.classes, top_k.counts, top_k.top1, strict=True)}
 
 
 def test_regions_in_folders_have_masks_by_their_colour_or_by_transparency(world: Path, tmp_path: Path) -> None:
@@ -147,9 +154,9 @@ def test_regions_in_folders_have_masks_by_their_colour_or_by_transparency(world:
         to.parent.mkdir(exist_ok=True)
         Image.fromarray(np.dstack([rgb_HW3, alpha_HW])).save(to)
     keyed, transparent = (
-        list(Crops(kind="crops", folder=str(folder)).open().pictures) for folder in (world / "crops", tmp_path)
+        list(Crops(kind="crops", folder=str(folder)).open().images) for folder in (world / "crops", tmp_path)
     )
-    whole = list(Crops(kind="crops", folder=str(world / "crops"), key_rgb=None).open().pictures)
+    whole = list(Crops(kind="crops", folder=str(world / "crops"), key_rgb=None).open().images)
     assert len(keyed) == len(transparent) == sum(len(image.shapes) for image in toy.IMAGES)
     for one, other in zip(keyed, transparent, strict=True):
         assert (one.name, one.classes) == (other.name, other.classes)
@@ -161,7 +168,7 @@ def test_regions_in_folders_have_masks_by_their_colour_or_by_transparency(world:
 
 def test_regions_without_background_are_examined_masked_only(world: Path) -> None:
     regions = {"kind": "crops", "folder": str(world / "crops")}
-    cut = examine(examination(world, regions=regions))
+    cut = evaluate_regions(examination(world, regions=regions))
     assert list(cut.masked) == [MASKED, "prompts", "fine-tuned"]
     assert not cut.whole
 
@@ -172,8 +179,8 @@ def test_whole_pictures_in_folders_take_the_place_of_regions_in_context(world: P
         for number in range(count):
             toy.save_picture(tmp_path / shape / f"{number}.png", (shape,))
     retention = {"kind": "crops", "folder": str(tmp_path), "key_rgb": None}
-    found = examine(examination(world, retention=retention))
-    assert found.whole["plain CLIP"].of == (1, 2)
+    found = evaluate_regions(examination(world, retention=retention))
+    assert found.whole["plain CLIP"].counts == (1, 2)
     assert found.identical == {"prompts"}
 
 
@@ -186,7 +193,7 @@ def test_a_broken_picture_is_counted_and_the_others_are_examined(world: Path, tm
     (images / "000000000012.png").unlink()
     Image.new("RGB", (toy.WIDTH_PX + 1, toy.HEIGHT_PX)).save(images / "000000000013.png")
     changed = instances(world).model_copy(update={"images": str(images)}).open()
-    left = sum(len(picture.classes) for picture in changed.pictures)
+    left = sum(len(picture.classes) for picture in changed.images)
     assert left == sum(len(image.shapes) for image in toy.IMAGES) - 2 - 1 - 2
     assert changed.left_out == {"decode_error": 1, "missing_file": 1, "another size than its masks": 1}
 
@@ -197,7 +204,7 @@ def test_a_map_may_count_its_classes_from_one_and_leave_some_out(world: Path, tm
         shifted_HW = np.where(map_HW == 255, 65535, map_HW + 1)
         Image.fromarray(np.where(map_HW == 2, 65535, shifted_HW).astype(np.uint16)).save(tmp_path / path.name)
     source = semantic(world, maps=str(tmp_path), first=1, ignore=65535).open()
-    shown = [NAMES[number] for picture in source.pictures for number in picture.classes]
+    shown = [NAMES[number] for picture in source.images for number in picture.classes]
     expected = [shape for image in toy.IMAGES for shape in image.shapes if shape != "bar"]
     assert sorted(shown) == sorted(expected)
 
@@ -207,8 +214,8 @@ def test_examples_are_regions_on_which_plain_and_tuned_differ_and_one_is_right(
 ) -> None:
     classes_CE = torch.stack([look_of(world, name) for name in sorted(NAMES)])
     classes_CE = torch.nn.functional.normalize(classes_CE - classes_CE.mean(0), dim=1)
-    monkeypatch.setattr(evaluation, "_embed_classes", lambda *_: classes_CE)
-    found = examine(examination(world))
+    monkeypatch.setattr(evaluation, "_embed_classes", lambda *_, place: classes_CE)
+    found = evaluate_regions(examination(world))
     assert found.masked[MASKED].accuracy() == 1.0, "each class is what its regions look like to plain CLIP"
     assert found.lost
     assert all(one.plain == one.class_ != one.tuned for one in found.lost)
@@ -217,7 +224,7 @@ def test_examples_are_regions_on_which_plain_and_tuned_differ_and_one_is_right(
     assert sheet.width > 100
     assert len(sheet.getcolors(1 << 20) or ()) > 50
 
-    same = examine(examination(world, tuned={"again": {"clip": {"model": str(world / "clip")}}}))
+    same = evaluate_regions(examination(world, tuned={"again": {"clip": {"model": str(world / "clip")}}}))
     assert not same.won
     assert not same.lost
 
@@ -236,11 +243,13 @@ def test_classes_are_grouped_by_how_many_images_say_any_of_their_names() -> None
 
 
 def test_macro_accuracy_is_the_mean_over_classes_that_have_regions() -> None:
-    hits = Hits(of=(8, 0, 2), top1=(4, 0, 2), top5=(8, 0, 2))
-    assert hits.macro() == pytest.approx(0.75)
-    assert hits.accuracy() == pytest.approx(0.6)
-    assert hits.accuracy(top=5) == 1.0
-    assert hits.accuracy(classes=[1]) is None
+    top_k = TopK(counts=(8, 0, 2), top1=(4, 0, 2), top5=(8, 0, 2))
+    assert top_k.macro() == pytest.approx(0.75)
+    assert top_k.accuracy() == pytest.approx(0.6)
+    assert top_k.classes == 2, "one has no region"
+    assert top_k.accuracy(top=5) is None, "five guesses at three classes are always right"
+    assert TopK((1,) * 6, (0,) * 6, (1, 1, 1, 0, 0, 0)).accuracy(top=5) == 0.5
+    assert top_k.accuracy(classes=[1]) is None
 
 
 def test_the_command_writes_figures_and_pictures_and_prints_them(
@@ -257,11 +266,11 @@ def test_the_command_writes_figures_and_pictures_and_prints_them(
     assert "none, to the bit" in capsys.readouterr().out
 
 
-def test_a_second_evaluation_removes_pictures_that_it_does_not_have(tmp_path: Path, found: Findings) -> None:
-    write_evaluation(found, tmp_path)
+def test_a_second_evaluation_removes_pictures_that_it_does_not_have(tmp_path: Path, found: RegionResults) -> None:
+    write_results(found, tmp_path)
     (tmp_path / "won.png").touch()
-    without = Findings(found.classes, found.masked, found.whole, found.identical, {}, won=(), lost=())
-    assert write_evaluation(without, tmp_path) == ["evaluation.json"]
+    without = RegionResults(found.classes, found.masked, found.whole, found.identical, {}, won=(), lost=())
+    assert write_results(without, tmp_path) == ["evaluation.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
 
 
@@ -284,9 +293,29 @@ def test_faults_of_the_settings_are_one_line(
     tree = examination(world).model_dump(mode="json") | changes
     Path("evaluate.yaml").write_text(json.dumps(tree))
     with pytest.raises(InputError) as error:
-        examine(load_settings(Examination, "evaluate.yaml"))
+        evaluate_regions(load_settings(RegionEvaluation, "evaluate.yaml"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_leftovers_are_no_class_and_no_region_and_namesakes_in_subfolders_stay_two(tmp_path: Path) -> None:
+    for name in ("dog/a/1.png", "dog/b/1.jfif", "dog/._1.png", "__MACOSX/dog/._1.png", ".ipynb_checkpoints/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), "red").save(tmp_path / name, "PNG")
+    regions = Crops(kind="crops", folder=str(tmp_path)).open()
+    assert regions.classes == ("dog",)
+    assert [image.name for image in regions.images] == ["dog/a/1.png", "dog/b/1.jfif"]
+    assert not regions.left_out
+
+
+def test_a_photograph_comes_before_a_map_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("dog\n")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "1.jpg")
+    Image.new("L", (4, 4), 0).save(tmp_path / "1.png")
+    folder = str(tmp_path)
+    regions = Semantic(kind="semantic", images=folder, maps=folder, names=str(tmp_path / "names.txt")).open()
+    (image,) = regions.images
+    assert int(image.rgb_3HW[0].float().mean()) > 200
 
 
 def test_names_that_do_not_fit_and_maps_without_pictures_are_refused(world: Path, tmp_path: Path) -> None:
@@ -296,12 +325,13 @@ def test_names_that_do_not_fit_and_maps_without_pictures_are_refused(world: Path
     with pytest.raises(InputError, match="none of its 0 maps has the name of a picture"):
         semantic(world, maps=str(tmp_path)).open()
     (tmp_path / "gap.txt").write_text("one\n\ntwo\n")
-    with pytest.raises(InputError, match="empty line"):
+    with pytest.raises(InputError, match="line 2 is empty"):
         semantic(world, names=str(tmp_path / "gap.txt")).open()
 
 
 def test_no_region_at_all_is_one_line_with_the_reasons(world: Path, tmp_path: Path) -> None:
     (tmp_path / "disc").mkdir()
+    (tmp_path / "bar").mkdir()
     (tmp_path / "disc" / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"none that can be read \(1 decode_error\)"):
-        examine(examination(world, regions={"kind": "crops", "folder": str(tmp_path)}))
+        evaluate_regions(examination(world, regions={"kind": "crops", "folder": str(tmp_path)}))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from tests.test_clip import save_tiny_clip
-from tests.test_tuning import losses, run, settings_of
-from tests.toy_shards import write_toy_shards
-from tuning.on_ray import _fit, tune_on_ray
-from tuning.settings import RayTrain
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.tuning.clip.on_ray import _fit, tune_on_ray
+from maskmine.tuning.clip.settings import RayTrain
+from tests.support.models import save_tiny_clip
+from tests.support.toy_shards import write_toy_shards
+from tests.support.tuning import losses, run, settings_of
 
 ray = pytest.importorskip("ray", reason="needs Ray Train: pip install 'maskmine[ray-train]'")
 pytest.importorskip("ray.train.torch", reason="needs Ray Train: pip install 'maskmine[ray-train]'")

@@ -21,20 +21,21 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import tuning.train
-from mining.models.clip import Clip
-from pipelines.cli import run_app
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from scripts.bench_tuning import tuning_command
-from tests.test_clip import save_tiny_clip
-from tests.toy_shards import write_toy_shards
-from tuning.artefacts import load_prompts, read_prompts
-from tuning.prompts import weights_sha256_of
-from tuning.settings import Tuning
-from tuning.steps import rate_share
-from tuning.train import Tuned, tune
-
-ROOT = Path(__file__).resolve().parents[1]
+import maskmine.tuning.clip.train
+from maskmine.mining.models.clip import Clip
+from maskmine.pipelines.cli.main import run_app
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.scripts.benches.tuning import tuning_command
+from maskmine.tuning.clip.mask_prompts import weights_sha256_of
+from maskmine.tuning.clip.settings import Tuning
+from maskmine.tuning.clip.step import ClipLearner
+from maskmine.tuning.clip.train import tune
+from maskmine.tuning.clip.weights_files import load_prompts, read_prompts
+from maskmine.tuning.training.optim import warmup_cosine
+from tests.support.models import save_tiny_clip
+from tests.support.paths import ROOT
+from tests.support.toy_shards import write_toy_shards
+from tests.support.tuning import losses, run, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +56,6 @@ def one_tokenizer() -> Iterator[None]:
         yield
 
 
-def settings_of(clip_folder: Path, shards: Path, out: Path, **changes: Any) -> Tuning:
-    stage = {"batch_size": 8, "steps": 4, "warmup_steps": 2}
-    tree: dict[str, Any] = {
-        "clip": {"model": str(clip_folder)},
-        "data": {"sources": [{"folder": str(shards)}], "workers": 0},
-        "prompts": {**stage, "depth": 2, "learning_rate": 0.05},
-        "finetune": {**stage, "learning_rate": 1e-3},
-        "device": "cpu",
-        "log_every": 1,
-        "out": str(out),
-    }
-    for name, value in changes.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) and name in tree else value
-    return Tuning.model_validate_json(json.dumps(tree))
-
-
-def run(settings: Tuning) -> Tuned:
-    return tune(settings, console=Console(quiet=True))
-
-
-def losses(out: Path) -> list[tuple[str, int, float]]:
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [(row["stage"], row["step"], row["loss"]) for row in rows]
-
-
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "open_clip_model.safetensors")
 
@@ -93,7 +69,7 @@ def test_prompts_learn_and_clip_stays_as_it_was(clip_folder: Path, shards: Path,
     load_prompts(tmp_path / "out" / "prompts.safetensors", clip.model)  # it would refuse a tower that had changed
     prompts_PND, record = read_prompts(tmp_path / "out" / "prompts.safetensors")
     assert prompts_PND.shape == (2, 16, 64)
-    assert record.clip == str(clip_folder)
+    assert record.clip == clip_folder.name
     assert record.shards == (json.loads((shards / "manifest.json").read_text())["fingerprint"],)
 
 
@@ -103,14 +79,14 @@ def test_only_what_a_mode_trains_moves(
 ) -> None:
     hashes: list[str] = []
     opened: list[Any] = []
-    real = tuning.train._learner
+    real = maskmine.tuning.clip.train._new_learner
 
     def watched(run: Any, name: str) -> Any:
         opened.append(run.clip.model)
         hashes.append(weights_sha256_of(run.clip.model.state_dict()))
         return real(run, name)
 
-    monkeypatch.setattr(tuning.train, "_learner", watched)
+    monkeypatch.setattr(maskmine.tuning.clip.train, "_new_learner", watched)
     run(settings_of(clip_folder, shards, tmp_path / "out", mode=mode))
     before, after = weights_of(clip_folder), opened[0].state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -146,16 +122,16 @@ class Killed(BaseException):
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """The next run ends after so many steps, without a word."""
-    real, taken = tuning.train.learn, []
+    real, taken = ClipLearner.step, []
 
-    def learn(*arguments: Any, **named: Any) -> float:
+    def step(*arguments: Any, **named: Any) -> dict[str, float]:
         if len(taken) == steps:
-            monkeypatch.setattr(tuning.train, "learn", real)
+            monkeypatch.setattr(ClipLearner, "step", real)
             raise Killed
         taken.append(1)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(tuning.train, "learn", learn)
+    monkeypatch.setattr(ClipLearner, "step", step)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +152,21 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_the_same_bytes(
     assert len({loss for _, _, loss in losses(tmp_path / "once")}) > 5
     prompts = [tmp_path / name / "prompts.safetensors" for name in ("once", "twice")]
     assert prompts[0].read_bytes() == prompts[1].read_bytes()
+
+
+def test_a_checkpoint_has_the_form_of_earlier_versions_whose_runs_go_on(
+    clip_folder: Path, shards: Path, tmp_path: Path
+) -> None:
+    run(settings_of(clip_folder, shards, tmp_path, mode="joint", objective={"logit_scale": "trained"}))
+    stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert list(stored) == ["fingerprint", "stage", "step", "values"]
+    assert (stored["stage"], stored["step"]) == (0, 4)
+    assert list(stored["values"]) == ["weights", "optimizer", "scaler"]
+    weights = list(stored["values"]["weights"])
+    assert (weights[0], weights[-1]) == ("prompts", "logit_scale")
+    assert all(name.startswith("visual.") for name in weights[1:-1])
+    groups = stored["values"]["optimizer"]["param_groups"]
+    assert sum(len(group["params"]) for group in groups) == len(weights)
 
 
 def test_a_run_whose_tuned_clip_is_gone_says_so(clip_folder: Path, shards: Path, tmp_path: Path) -> None:
@@ -330,7 +321,7 @@ def test_cuda_that_is_not_there_is_refused(clip_folder: Path, shards: Path, tmp_
 
 
 def test_the_rate_rises_by_equal_steps_and_falls_as_half_a_cosine() -> None:
-    shares = [rate_share(step, steps=110, warmup_steps=10) for step in range(110)]
+    shares = [warmup_cosine(step, steps=110, warmup_steps=10) for step in range(110)]
     assert shares[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
     assert shares[10] == 1.0
     assert shares[60] == pytest.approx(0.5)

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mining.crops import Crop, cut_masks, cut_regions
-from schemas.errors import InputError
-from tests.toy_shards import write_toy_shards
-from tuning.data import Pairs, arrange, nouns_of, open_sets, read_batches
-from tuning.order import Stream, epoch_order, shares_of_batch
-from tuning.samples import StoredRegion, View, decode_sample, jittered_part, show_region
-from tuning.settings import Data, Jitter, Source
+from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.clip.data import Pairs, arrange, nouns_of, open_sets
+from maskmine.tuning.clip.settings import Data, Jitter, Source
+from maskmine.tuning.clip.transforms import StoredRegion, View, decode_sample, jittered_part, show_region
+from maskmine.tuning.training.batches import load_batches
+from maskmine.tuning.training.order import Stream, epoch_order, shares_of_batch
+from tests.support.toy_shards import as_version, write_toy_shards
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -122,7 +123,7 @@ def test_a_batch_is_the_same_for_any_number_of_processes(folder: Path) -> None:
 def test_workers_change_nothing_and_more_of_them_than_shards_are_no_fault(tmp_path: Path) -> None:
     pairs = pairs_of(data_of(write_toy_shards(tmp_path / "run", per_shard=24)))
     alone, helped = (
-        list(read_batches(pairs, start=2, stop=7, workers=workers, pin_memory=False)) for workers in (0, 2)
+        list(load_batches(pairs, start=2, stop=7, workers=workers, pin_memory=False)) for workers in (0, 2)
     )
     assert [batch.step for batch in helped] == [2, 3, 4, 5, 6]
     for one, other in zip(alone, helped, strict=True):
@@ -132,7 +133,7 @@ def test_workers_change_nothing_and_more_of_them_than_shards_are_no_fault(tmp_pa
 
 def test_a_run_that_goes_on_sees_the_batches_that_it_would_have_seen(folder: Path) -> None:
     pairs = pairs_of(data_of(folder))
-    whole, rest = (list(read_batches(pairs, start=n, stop=9, workers=0, pin_memory=False)) for n in (0, 4))
+    whole, rest = (list(load_batches(pairs, start=n, stop=9, workers=0, pin_memory=False)) for n in (0, 4))
     assert all(torch.equal(a.pixels_B3SS, b.pixels_B3SS) for a, b in zip(whole[4:], rest, strict=True))
 
 
@@ -150,19 +151,19 @@ def test_sources_are_mixed_by_their_ratios(folder: Path, tmp_path: Path) -> None
     other = write_toy_shards(tmp_path / "truth", nouns=("ball",), samples=4, seed=1)
     pairs = pairs_of(data_of(folder, other, ratios=(0.8, 0.2)), batch_size=10)
     for step in range(5):
-        assert Counter(place.source for place in pairs.places(step)) == {0: 8, 1: 2}
+        assert Counter(place.source for place in pairs.sample_refs(step)) == {0: 8, 1: 2}
     assert pairs.steps(1.0) == 3  # one pass through the first source, 24 samples, eight a batch
     together = pairs_of(data_of(folder, other), batch_size=7)
-    assert len({(p.source, p.row) for step in range(4) for p in together.places(step)}) == 28
+    assert len({(p.source, p.row) for step in range(4) for p in together.sample_refs(step)}) == 28
 
 
 def test_without_jitter_a_region_looks_as_mining_shows_it_to_clip(folder: Path) -> None:
     shards = open_sets(data_of(folder))[0]
     for crop in (Crop(), Crop(fill="zero"), Crop(fill="none", expand_ratio=1.3)):
-        key, span, place = shards.read(7)
-        region = decode_sample(span, key=key, place=place)
+        key, span, path = shards.read(7)
+        region = decode_sample(span, key=key, path=path)
         pixels_3SS, mask_SS = show_region(region, view=view(crop=crop), rng=np.random.default_rng(0))
-        images = [torch.from_numpy(region.picture_HW3).permute(2, 0, 1)]
+        images = [torch.from_numpy(region.image_HW3).permute(2, 0, 1)]
         masks = [torch.from_numpy(region.mask_HW)[None]]
         expected = cut_regions(images, masks, size_px=16, mean=MEAN, std=STD, crop=crop)[0]
         torch.testing.assert_close(pixels_3SS, expected, rtol=0, atol=1e-4)
@@ -207,7 +208,7 @@ def test_jitter_differs_between_epochs_and_is_the_same_again(folder: Path) -> No
     first, again, later = (pairs[step] for step in (0, 0, 1))
     assert not isinstance(first, str) and not isinstance(again, str) and not isinstance(later, str)  # noqa: PT018
     assert torch.equal(first.pixels_B3SS, again.pixels_B3SS)
-    turns = [[place.row for place in pairs.places(step)] for step in (0, 1)]
+    turns = [[place.row for place in pairs.sample_refs(step)] for step in (0, 1)]
     same = [torch.equal(first.pixels_B3SS[turns[0].index(n)], later.pixels_B3SS[turns[1].index(n)]) for n in range(24)]
     assert sum(same) < 12  # in a small box, two parts may be the same pixels
 
@@ -215,7 +216,7 @@ def test_jitter_differs_between_epochs_and_is_the_same_again(folder: Path) -> No
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        ("another version", "shards of format version 9, and this version of maskmine reads 2"),
+        ("another version", "format version 9, this maskmine reads 3"),
         ("no manifest", "not a finished mining run"),
         ("broken manifest", "cannot be read as a manifest"),
         ("broken index", r"00001\.parquet: not the index that the manifest names; run `maskmine verify"),
@@ -248,7 +249,7 @@ def test_a_sample_that_is_not_where_the_index_has_it_is_named_by_a_worker_in_one
     pairs, tar = pairs_of(data_of(folder)), folder / "shards" / "00000.tar"
     tar.write_bytes(tar.read_bytes()[512:])
     with pytest.raises(InputError, match=r"00000\.tar: sample 000\d-000 is not where the index has it") as error:
-        list(read_batches(pairs, start=0, stop=1, workers=0, pin_memory=False))
+        list(load_batches(pairs, start=0, stop=1, workers=0, pin_memory=False))
     assert "\n" not in str(error.value)
 
 
@@ -261,7 +262,35 @@ def test_of_a_source_only_pairs_are_seen_that_reach_its_thresholds(tmp_path: Pat
     assert some.read(0)[1] == open_sets(data_of(scored))[0].read(5)[1]
 
 
-@pytest.mark.parametrize("score", ["similarity", "margin"])
+def test_a_pair_without_a_lift_reaches_no_threshold_and_the_others_do(tmp_path: Path) -> None:
+    folder = write_toy_shards(tmp_path / "run", scores=True, confident=True)
+    for least, first in (
+        ({"min_lift": -1.0}, 1),
+        ({"min_lift": 0.05}, 15),
+        ({"min_evidence": 0}, 12),
+        ({"min_confidence": 0.2}, 20),
+        ({"min_lift": 0.05, "min_evidence": 9.5}, 22),
+    ):
+        (shards,) = open_sets(Data.model_validate({"sources": [{"folder": str(folder)} | least]}))
+        assert shards.index["key"].to_pylist() == [f"{number:04d}-000" for number in range(first, 24)]
+
+
+def test_a_threshold_on_a_score_that_no_pair_has_is_refused_with_the_reason(tmp_path: Path) -> None:
+    new = write_toy_shards(tmp_path / "run", scores=True)
+    old = as_version(new, tmp_path / "old", 2)
+    for folder, score, why in (
+        (new, "confidence", "as they were mined without a calibration; give one as `pairs.calibration`"),
+        (old, "confidence", "as format version 2 has none; mine again, or leave it out"),
+        (old, "lift", "as format version 2 has none; mine again, or leave it out"),
+    ):
+        source = {"folder": str(folder), f"min_{score}": 0.0}
+        with pytest.raises(InputError, match=rf"min_{score} 0.0 for .*, whose pairs have no {score}, {why}"):
+            open_sets(Data.model_validate({"sources": [source]}))
+    (shards,) = open_sets(Data.model_validate({"sources": [{"folder": str(old), "min_similarity": 0.2}]}))
+    assert len(shards.index) == 4
+
+
+@pytest.mark.parametrize("score", ["similarity", "margin", "lift"])
 def test_thresholds_for_pairs_without_scores_are_refused(folder: Path, score: str) -> None:
     source = {"folder": str(folder), f"min_{score}": 0.2}
     with pytest.raises(InputError, match=rf"min_{score} 0.2 for .*, whose pairs have no {score}"):

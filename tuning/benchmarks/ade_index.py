@@ -1,4 +1,4 @@
-"""The index of the full ADE20K, a pickle: read without running anything that a pickle may ask for."""
+"""The index of the full ADE20K, a pickle, read without executing anything in it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
+from maskmine.schemas.errors import InputError
 
-from schemas.errors import InputError
-
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _BROKEN = (
-    *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, MemoryError, RecursionError),
-    *(ValueError, TypeError, LookupError, OverflowError),
-)
-_ARRAY = object()
-_SCALAR = np.float64(0).__reduce__()[0]
+    *(pickle.UnpicklingError, EOFError, AttributeError, MemoryError, RecursionError, OverflowError),
+    *(ValueError, TypeError, LookupError),
+)  # whatever a broken pickle raises
 _AGAIN = "download ADE20K_2021_17_01 again"
 
 
 @dataclass(frozen=True, slots=True)
 class AdeIndex:
-    """What of the index is used: every picture's path, relative to the folder of the download's folder, and its split.
+    """The paths of all images, relative to the root of the download, and the names of `objects`.
 
-    `objects` are the names of the things; the number of one in the label maps is its place, counted from 1.
+    The number of an object in the label maps is its index here plus 1.
     """
 
-    pictures: tuple[PurePosixPath, ...]
+    images: tuple[PurePosixPath, ...]
     objects: tuple[str, ...]
 
 
 def read_ade_index(path: Path) -> AdeIndex:
-    """Read `index_ade20k.pkl`.
+    """Read `index_ade20k.pkl`: its lists, also those within NumPy arrays.
 
-    A pickle can call any function; here only NumPy arrays can be built, and what asks for anything else is refused
-    before it is called. Raises InputError for such a file and for one that is broken or of another form.
+    A pickle can call any function; here `_StandIn` takes the place of NumPy's, and a pickle that names others is
+    refused. Raises InputError for such a file and for one that is broken or has other content.
     """
     try:
         with path.open("rb") as file:
-            index = _ArraysOnly(file).load()
+            index = _Unpickler(file).load()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
     except _BROKEN as error:
@@ -50,42 +45,34 @@ def read_ade_index(path: Path) -> AdeIndex:
     folders, files, objects = (_texts(index[key], key, path) for key in ("folder", "filename", "objectnames"))
     if len(folders) != len(files):
         raise InputError(f"{path}: has {len(files):,} names of files and {len(folders):,} of folders; {_AGAIN}")
-    pictures = [PurePosixPath(folder, file) for folder, file in zip(folders, files, strict=True)]
-    for picture in pictures:
-        if picture.is_absolute() or ".." in picture.parts:
-            raise InputError(f"{path}: the picture {picture} is outside of the data set; {_AGAIN}")
-    return AdeIndex(tuple(pictures), objects)
+    images = [PurePosixPath(folder, file) for folder, file in zip(folders, files, strict=True)]
+    for image in images:
+        if image.is_absolute() or ".." in image.parts:
+            raise InputError(f"{path}: the picture {image} is outside of the data set; {_AGAIN}")
+    return AdeIndex(tuple(images), objects)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Builds lists, dictionaries, texts, numbers and NumPy arrays of them."""
+class _StandIn:
+    """In place of every NumPy object; `values` are the elements where it is an array of Python objects."""
 
-    def find_class(self, module: str, name: str, /) -> Any:
-        if module in _MULTIARRAY and name == "_reconstruct":
-            return _empty_array
-        if module in _MULTIARRAY and name == "scalar":
-            return _SCALAR
-        if (module, name) == ("numpy", "ndarray"):
-            return _ARRAY  # named to `_empty_array`, and never to be called
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("_codecs", "encode"):  # so Python 2 wrote bytes
-            return _latin_1
+    values: Any = None
+
+    def __new__(cls, *_: object) -> _StandIn:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.values = state[-1]
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> type[_StandIn]:
+        if module.partition(".")[0] in ("numpy", "_codecs"):  # Python 2 wrote bytes by `_codecs.encode`
+            return _StandIn
         raise pickle.UnpicklingError(f"asks for {module}.{name}")
 
 
-def _empty_array(*_: object) -> Any:
-    """What a pickled array begins with, whatever it asks for here; its shape and content follow."""
-    return np.ndarray((0,), "b")
-
-
-def _latin_1(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"asks for the encoding {encoding}")
-    return text.encode("latin-1")
-
-
 def _texts(values: Any, key: str, path: Path) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple | np.ndarray) or not all(isinstance(value, str) for value in values):
+    values = values.values if isinstance(values, _StandIn) else values
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise InputError(f"{path}: `{key}` is no list of texts; {_AGAIN}")
-    return tuple(str(value) for value in values)
+    return tuple(values)

@@ -1,8 +1,8 @@
-"""The classes of the benchmarks: which number in a download is which class, and which classes a training has seen.
+"""The classes of the benchmarks: their numbers in the downloads, and which of them were seen in training.
 
-A class's own number, 0, 1 …, is its place in the list. The lists are in `class_lists/`, one line a class; that of the
-459 classes of PASCAL Context comes with the download. `_SHA256` pins every list, because a figure of another list is
-another figure.
+The number of a class, 0, 1 …, is its index in the list. The lists are in `class_lists/`, a class per line; that of
+the 459 classes of PASCAL Context comes with the download. `_SHA256` pins every list, because results on another list
+do not compare.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from mining.labels import label_names
-from schemas.errors import InputError
+from maskmine.mining.text.labels import label_names
+from maskmine.schemas.errors import InputError
 
 _LISTS = Path(__file__).with_name("class_lists")
 _SHA256 = {
@@ -35,7 +35,7 @@ _PC_LINE = re.compile(r"(\d+)\s*:\s*(.+)")
 
 @dataclass(frozen=True, slots=True)
 class ClassList:
-    """The classes of a set in their order, and the number that each has in the set's download."""
+    """The classes of a set in order, and the number of each in the download."""
 
     names: tuple[str, ...]
     stored: tuple[int, ...]
@@ -46,13 +46,13 @@ class ClassList:
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
 
     def is_official(self, name: str) -> bool:
-        """Whether these are the classes that the set's published figures are of."""
+        """Whether these are the classes of published results."""
         return self.sha256 == _SHA256[name]
 
 
 @functools.lru_cache
 def shipped_classes(name: str) -> ClassList:
-    """The classes of a set that come with this package, which are those of all sets but `pc459`."""
+    """The classes of a set from this package, which has those of all sets but `pc459`."""
     lines = (_LISTS / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     return ClassList(tuple(label for _, label in rows), tuple(int(number) for number, _ in rows))
@@ -61,51 +61,50 @@ def shipped_classes(name: str) -> ClassList:
 def context_classes(labels_txt: Path) -> ClassList:
     """The 459 classes of PASCAL Context from the `labels.txt` of its download, lines like `2: aeroplane`.
 
-    Blanks in names are dropped, as the field writes them ("pottedplant"). Raises InputError where the file is not that.
+    Spaces in names are dropped, as in published lists ("pottedplant"). Raises InputError for another file.
     """
     try:
         lines = labels_txt.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{labels_txt}: cannot be read ({type(error).__name__}); download it again") from error
-    found = [match for line in lines if (match := _PC_LINE.fullmatch(line.strip()))]
-    names = ["".join(match[2].split()) for match in found]
-    if [int(match[1]) for match in found] != list(range(1, _PC_CLASSES + 1)) or len(set(names)) != _PC_CLASSES:
+    matches = [match for line in lines if (match := _PC_LINE.fullmatch(line.strip()))]
+    names = ["".join(match[2].split()) for match in matches]
+    if [int(match[1]) for match in matches] != list(range(1, _PC_CLASSES + 1)) or len(set(names)) != _PC_CLASSES:
         raise InputError(
-            f"{labels_txt}: has not the lines `1: accordion` to `459: …` of PASCAL Context but {len(found)} like "
+            f"{labels_txt}: has not the lines `1: accordion` to `459: …` of PASCAL Context but {len(matches)} like "
             "them; download it again"
         )
     classes = ClassList(tuple(names), tuple(range(1, _PC_CLASSES + 1)))
-    few = shipped_classes("pc59")
-    for number, label in zip(few.stored, few.names, strict=True):
+    pc59 = shipped_classes("pc59")
+    for number, label in zip(pc59.stored, pc59.names, strict=True):
         if names[number - 1] != label:
             raise InputError(f"{labels_txt}: {number} is `{names[number - 1]}`, not `{label}`; download it again")
     return classes
 
 
 def seen_classes(names: Sequence[str]) -> frozenset[str]:
-    """Those of some classes that occur in COCO-Stuff-171; `class_lists/seen_classes.yaml` states the rule."""
-    known, other_sense = _seen_names()
-    return frozenset(name for name in names if name not in other_sense and not known.isdisjoint(_plain_names(name)))
+    """The classes that are among COCO-Stuff-171's by the rule in `class_lists/seen_classes.yaml`."""
+    seen, other_sense = _seen_names()
+    return frozenset(name for name in names if name not in other_sense and not seen.isdisjoint(_plain_names(name)))
 
 
 def synonyms_of(names: Iterable[str]) -> set[str]:
-    """All that `class_lists/seen_classes.yaml` calls the same as one of some names, themselves too; without blanks."""
-    asked = set(names)
-    return {name for group in _groups() if not asked.isdisjoint(group) for name in group}
+    """The synonyms of names in `class_lists/seen_classes.yaml`, including the names; without spaces."""
+    wanted = set(names)
+    return {name for group in _groups() if not wanted.isdisjoint(group) for name in group}
 
 
 @functools.lru_cache
 def _seen_names() -> tuple[frozenset[str], frozenset[str]]:
-    of_coco = shipped_classes("coco-stuff-171").names
-    known = frozenset(plain for name in of_coco for plain in _plain_names(name))
-    return known.union(*_groups()), frozenset(_seen_table()["other_sense"])
+    plain_names = map(_plain_names, shipped_classes("coco-stuff-171").names)
+    return frozenset().union(*plain_names, *_groups()), frozenset(_seen_table()["other_sense"])
 
 
 @functools.lru_cache
 def _groups() -> tuple[frozenset[str], ...]:
-    """Words for the same thing, a group for each class of COCO-Stuff that has some."""
+    """Synonyms, a group for each class of COCO-Stuff that has some."""
     groups = _seen_table()["synonyms"].items()
-    return tuple(frozenset(plain for name in (one, *same) for plain in _plain_names(name)) for one, same in groups)
+    return tuple(frozenset(set().union(*map(_plain_names, (name, *synonyms)))) for name, synonyms in groups)
 
 
 @functools.lru_cache

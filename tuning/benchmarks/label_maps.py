@@ -1,6 +1,6 @@
-"""Label maps as downloads store them, and as they are evaluated: numbers read, changed, cut to size, written.
+"""Label maps: read as downloads store them, renumbered, resized and written as they are evaluated.
 
-What is wrong with a file is a text that says so, and costs that picture alone.
+A fault of a file is a value, a text that describes it, so it costs that image alone.
 
 Shapes: H, W height and width of a map; K classes.
 """
@@ -17,24 +17,27 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tuning.benchmark_classes import ClassList
+from maskmine.mining.images.decode import open_as_stored
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.benchmarks.classes import ClassList
 
 IGNORE_8, IGNORE_16 = 255, 65_535
-"""The number of a pixel that is not counted, in maps of 8 and of 16 bits."""
+"""The number of a pixel that is not counted, in maps of 8 and 16 bits."""
 
 Numbers = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
-_MOST_PIXELS = 100_000_000
+_MAX_PIXELS = 100_000_000  # six times the largest image of the sets
 _FOREIGN = -1
+_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I")
 _BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """How the numbers of a download become those of classes.
+    """From the numbers of a download to those of classes.
 
-    `void` are numbers that mean no class, and so do those up to `others` that are not in the list; any other number is
-    a fault. Maps have 8 bits where `ignore` is 255, otherwise 16.
+    `void` are numbers of no class, and so are those up to `others` that are not in the list; any other number is a
+    fault. Maps have 8 bits where `ignore` is 255, otherwise 16.
     """
 
     classes: ClassList
@@ -43,65 +46,65 @@ class Numbering:
     others: int = 0
 
 
-def renumber(stored_HW: Numbers, numbering: Numbering) -> Numbers | str:
-    """The map with numbers of classes, and `ignore` where there is none: uint8 or uint16 [H, W].
+def void_number(ignore: int | None, *, classes: int, setting: str, first: int = 0) -> int:
+    """The number of pixels that are not counted, in maps whose `classes` are numbered from `first`.
 
-    A text names the first number that is not in the list of classes.
+    Where None is given it is 255, or 65535 where a class has that number. Raises InputError, which names the `setting`,
+    for the number of a class, which would vanish.
     """
+    numbers = range(first, first + classes)
+    if ignore is None:
+        return IGNORE_16 if IGNORE_8 in numbers else IGNORE_8
+    if ignore in numbers:
+        raise InputError(
+            f"{setting} {ignore}: is also the number of one of the {classes} classes, {first} to {numbers[-1]}; give "
+            "the number of pixels that are none of them"
+        )
+    return ignore
+
+
+def renumber(stored_HW: Numbers, numbering: Numbering) -> Numbers | str:
+    """The map with numbers of classes and `ignore`, uint8 or uint16 [H, W]; a text names the lowest unknown number."""
     table = _table(numbering)
     foreign = len(table) - 1
-    places_HW = stored_HW.astype(np.int64)
-    found_HW = table[np.where((places_HW < 0) | (places_HW > foreign), foreign, places_HW)]
-    if (foreign_HW := found_HW == _FOREIGN).any():
+    index_HW = stored_HW.astype(np.int64)
+    labels_HW = table[np.where((index_HW < 0) | (index_HW > foreign), foreign, index_HW)]
+    if (foreign_HW := labels_HW == _FOREIGN).any():
         return f"its map has the number {stored_HW[foreign_HW].min()}, which is no class"
-    return found_HW.astype(np.uint8 if numbering.ignore == IGNORE_8 else np.uint16)
+    return labels_HW.astype(np.uint8 if numbering.ignore == IGNORE_8 else np.uint16)
 
 
 def read_index_map(path: Path) -> Numbers | str:
-    """A map with a number a pixel, as grey or as the index of a palette."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                return "its map is too large"
-            if image.mode not in ("L", "P", "I;16", "I;16B", "I"):
-                return f"its map is in colour ({image.mode}), so it is none of numbers"
-            return np.asarray(image)
-    except _BROKEN as error:
-        return f"its map cannot be read ({_said(error)})"
+    """A map with a number per pixel, as grey or as the index of a palette."""
+    return _read(path, _INDEX_MODES, "its map is in colour ({}), so it is none of numbers")
 
 
 def read_ade_map(path: Path) -> Numbers | str:
     """The objects of a `*_seg.png` of the full ADE20K: ⌊red ÷ 10⌋ · 256 + green."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                return "its map is too large"
-            if image.mode not in ("RGB", "RGBA"):
-                return f"its map is not in colour ({image.mode}), so it is none of the full ADE20K"
-            rgb_HW3 = np.asarray(image.convert("RGB")).astype(np.int32)
-    except _BROKEN as error:
-        return f"its map cannot be read ({_said(error)})"
-    found: Numbers = rgb_HW3[..., 0] // 10 * 256 + rgb_HW3[..., 1]
-    return found
+    rgb_HW3 = _read(path, ("RGB", "RGBA"), "its map is not in colour ({}), so it is none of the full ADE20K")
+    if isinstance(rgb_HW3, str):
+        return rgb_HW3
+    red_HW, green_HW = (rgb_HW3[..., channel].astype(np.int32) for channel in (0, 1))
+    return red_HW // 10 * 256 + green_HW
 
 
 def read_mat_map(path: Path) -> Numbers | str:
-    """The `LabelMap` of a file of PASCAL Context, which MATLAB wrote."""
+    """The `LabelMap` in a MATLAB file of PASCAL Context."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
-        found = loadmat(path, variable_names=["LabelMap"])
+        variables = loadmat(path, variable_names=["LabelMap"])
     except (*_BROKEN, MatReadError, NotImplementedError) as error:
-        return f"its map cannot be read ({_said(error)})"
-    labels_HW = found.get("LabelMap")
+        return f"its map cannot be read ({_one_line(error)})"
+    labels_HW = variables.get("LabelMap")
     if labels_HW is None or labels_HW.ndim != 2 or labels_HW.dtype.kind not in "ui" or not labels_HW.size:
         return "its map has no whole numbers `LabelMap`"
     return np.asarray(labels_HW)
 
 
 def shrunk_size(size: tuple[int, int], short_side_px: int) -> tuple[int, int]:
-    """The height and width with which the shorter side is `short_side_px`; the size itself where it is not longer."""
+    """The height and width with a shorter side of `short_side_px`; the size itself where that is not longer."""
     height, width = size
     if min(size) <= short_side_px:
         return size
@@ -111,16 +114,26 @@ def shrunk_size(size: tuple[int, int], short_side_px: int) -> tuple[int, int]:
 
 
 def shrink_map(labels_HW: Numbers, size: tuple[int, int]) -> Numbers:
-    """The map in another height and width: each pixel has the number of the one at or before its own place."""
-    rows, columns = (np.arange(new) * old // new for new, old in zip(size, labels_HW.shape, strict=True))
+    """The map at another height and width: each pixel has the number of the one at or before its position.
+
+    As OpenCV's INTER_NEAREST computes it, with which MaskFormer's script made the maps of published results: its
+    positions fall short of whole ones by rounding (`resizeNN` in modules/imgproc/src/resize.cpp).
+    """
+    rows, columns = (_nearest(old, new) for new, old in zip(size, labels_HW.shape, strict=True))
     shrunk: Numbers = labels_HW[rows[:, None], columns]
     return shrunk
 
 
-def shrink_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in another height and width, linear between the four nearest pixels, as OpenCV resizes.
+def _nearest(old: int, new: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """⌊i · (1 ÷ (new ÷ old))⌋ in double precision."""
+    positions: np.ndarray[Any, np.dtype[np.int64]] = np.floor(np.arange(new) * (1.0 / (new / old))).astype(np.int64)
+    return positions.clip(max=old - 1)
 
-    Pillow's own `resize` would average over all pixels that fall into one, and give a smoother picture.
+
+def shrink_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at another height and width, linear between the four nearest pixels, as OpenCV resizes.
+
+    Pillow's `resize` would average over all pixels that fall into one, which is smoother.
     """
     height, width = size
     scale = (image.width / width, 0, 0, 0, image.height / height, 0)
@@ -128,7 +141,7 @@ def shrink_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def encode_map(labels_HW: Numbers) -> bytes:
-    """The bytes of a map: a PNG of 8 bits, a TIFF of 16."""
+    """A map as a file: a PNG of 8 bits, a TIFF of 16."""
     content = BytesIO()
     if labels_HW.dtype == np.uint8:
         Image.fromarray(labels_HW).save(content, "PNG")
@@ -139,7 +152,7 @@ def encode_map(labels_HW: Numbers) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _table(numbering: Numbering) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """The new number of every old one; the last entry, for all that are greater, is foreign."""
+    """The new number of every old one; the last entry, for all greater ones, is foreign."""
     greatest = max(*numbering.classes.stored, *numbering.void, numbering.others)
     table = np.full(greatest + 2, _FOREIGN, np.int32)
     table[: numbering.others + 1] = numbering.ignore
@@ -148,5 +161,16 @@ def _table(numbering: Numbering) -> np.ndarray[Any, np.dtype[np.int32]]:
     return table
 
 
-def _said(error: BaseException) -> str:
+def _read(path: Path, modes: tuple[str, ...], other_mode: str) -> Numbers | str:
+    """The pixels of an image of these modes; `other_mode` is the message for another one."""
+    try:
+        with path.open("rb") as file, open_as_stored(file) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                return "its map is too large"
+            return np.asarray(image) if image.mode in modes else other_mode.format(image.mode)
+    except _BROKEN as error:
+        return f"its map cannot be read ({_one_line(error)})"
+
+
+def _one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:120]

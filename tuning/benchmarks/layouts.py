@@ -1,6 +1,6 @@
-"""Where the benchmarks' downloads have their pictures and maps, and where what is prepared goes.
+"""Where the downloads of the benchmarks have images and maps, and where prepared files go.
 
-Folders are those that the field's tools share, so what is prepared here serves them too, and the other way round.
+The folders are those of detectron2's tools, so either can use what the other prepared.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import ijson
 
-from schemas.errors import InputError
-from tuning.ade_index import read_ade_index
-from tuning.benchmark_classes import ClassList, context_classes, shipped_classes
-from tuning.benchmark_maps import (
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.benchmarks.ade_index import read_ade_index
+from maskmine.tuning.benchmarks.classes import ClassList, context_classes, shipped_classes
+from maskmine.tuning.benchmarks.label_maps import (
     IGNORE_8,
     IGNORE_16,
     Numbering,
@@ -34,28 +34,28 @@ _CONTEXT_LIST = "https://codalabuser.blob.core.windows.net/public/trainval_merge
 _COCO = "http://images.cocodataset.org/zips/train2017.zip"
 _COCO_STUFF = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
 
-_ADE_PICTURES = 2_000
+_ADE_IMAGES = 2_000  # in the validation sets of both ADE20Ks
 _CONTEXT_CLASSES = 459
-_ADE_OBJECTS_AGREE = 0.5
+_ADE_OBJECTS_AGREE = 0.5  # share of class names; an index of another release has almost none at their numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A file or folder of a download: its path below the root, or another that serves as well; where to get it."""
+    """A file or folder of a download: its path below the root, or an alternative to it; where to get it."""
 
     path: str
     url: str
     instead: str | None = None
 
     def find(self, root: Path) -> Path | None:
-        """Where it is below a root; None when it is not there."""
+        """Its path below a root; None when it does not exist."""
         paths = (root / path for path in (self.path, self.instead) if path)
         return next((path for path in paths if os.path.exists(path)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A picture and its map as the download has them; whether they are there is another question."""
+    """An image and its map in the download; neither needs to exist."""
 
     image_id: str
     image: Path
@@ -66,37 +66,42 @@ class Entry:
 class Layout:
     """A data set as it is downloaded and as it is prepared. Paths are relative to its root.
 
-    `official` has the counts of pictures that it may have. `entries` lists the pictures of its official list, in order.
-    `maps` is the folder for maps, `images` that of the evaluated pictures; `short_side_px` says that these are shrunk
-    ones. Pictures without any class are left out where `skips_void`.
+    `official` has the valid numbers of images, `entries` lists the official images in order. `classes` is None where
+    the package has the class list, `void` and `others` are as in `Numbering`. `maps` is the folder of
+    prepared maps, `images` that of the evaluated images, which are resized to `short_side_px` where it is set. Images
+    without any class are left out where `skips_void`.
     """
 
     name: str
     needs: tuple[Need, ...]
     official: frozenset[int]
     entries: Callable[[Path], list[Entry]]
-    classes: Callable[[Path], ClassList]
-    read: Callable[[Path], Numbers | str]
     images: str
     maps: str
-    ignore: int
-    void: frozenset[int]
+    classes: Callable[[Path], ClassList] | None = None
+    read: Callable[[Path], Numbers | str] = read_index_map
+    ignore: int = IGNORE_8
+    void: frozenset[int] = frozenset({0})
     others: int = 0
     short_side_px: int | None = None
     skips_void: bool = False
 
     @property
     def ending(self) -> str:
-        """The ending of a prepared map."""
+        """The suffix of a prepared map."""
         return ".png" if self.ignore == IGNORE_8 else ".tif"
 
+    def class_list(self, root: Path) -> ClassList:
+        """The classes. Raises InputError where the list of the download is not the expected one."""
+        return self.classes(root) if self.classes else shipped_classes(self.name)
+
     def numbering(self, root: Path) -> Numbering:
-        """How numbers change. Raises InputError where the download's own list of classes is not what it should be."""
-        return Numbering(self.classes(root), self.ignore, self.void, self.others)
+        """How numbers change. Raises InputError as `class_list` does."""
+        return Numbering(self.class_list(root), self.ignore, self.void, self.others)
 
 
 def require_layout(layout: Layout, root: Path) -> None:
-    """Raises InputError for the first thing that is missing, or with the root that was probably meant."""
+    """Raises InputError for the first missing file or folder, or with the root that was probably meant."""
     if not root.is_dir():
         raise InputError(f"--root {root}: there is no such folder; give the folder that has the data set's")
     if layout.needs[0].find(root) is None and (hint := _other_level(layout, root)):
@@ -108,7 +113,7 @@ def require_layout(layout: Layout, root: Path) -> None:
 
 
 def _other_level(layout: Layout, root: Path) -> str | None:
-    """What to do where the data set lies above or below the root."""
+    """The remedy where the data set is above or below the root."""
     parts = Path(layout.needs[0].path).parts
     full = root.resolve()
     for depth in range(1, len(parts)):
@@ -119,13 +124,13 @@ def _other_level(layout: Layout, root: Path) -> str | None:
         if depth == 1:
             return f"has what belongs into a folder `{parts[0]}`; put it into one, and give the folder that has that"
     deeper = (Path(entry.path) for entry in sorted(os.scandir(root), key=lambda entry: entry.name) if entry.is_dir())
-    found = next((folder for folder in deeper if layout.needs[0].find(folder)), None)
-    return f"the data set lies one folder deeper; give --root {found}" if found else None
+    right = next((folder for folder in deeper if layout.needs[0].find(folder)), None)
+    return f"the data set lies one folder deeper; give --root {right}" if right else None
 
 
 def _ade150_entries(root: Path) -> list[Entry]:
     folder = root / "ADEChallengeData2016"
-    names = [f"ADE_val_{number:08d}" for number in range(1, _ADE_PICTURES + 1)]
+    names = [f"ADE_val_{number:08d}" for number in range(1, _ADE_IMAGES + 1)]
     return _entries(names, folder / "images/validation", folder / "annotations/validation", ".png")
 
 
@@ -139,23 +144,23 @@ def _ade847_entries(root: Path) -> list[Entry]:
             f"{path}: only {agree} of the {len(classes.names)} classes have their number there, so it is of another "
             f"release; get 2021_17_01 at {_ADE_FULL}"
         )
-    validation = sorted(one for one in index.pictures if one.name.startswith("ADE_val_"))
-    return [Entry(one.stem, root / one, root / one.with_name(f"{one.stem}_seg.png")) for one in validation]
+    images = sorted(image for image in index.images if image.name.startswith("ADE_val_"))
+    return [Entry(image.stem, root / image, root / image.with_name(f"{image.stem}_seg.png")) for image in images]
 
 
 def _voc_entries(root: Path) -> list[Entry]:
     folder = root / "VOCdevkit/VOC2012"
     names = _read_list(folder / "ImageSets/Segmentation/val.txt")
-    grown = folder / "SegmentationClassAug"
-    maps = grown if grown.exists() else folder / "SegmentationClass"
+    augmented = folder / "SegmentationClassAug"
+    maps = augmented if augmented.exists() else folder / "SegmentationClass"
     return _entries(names, folder / "JPEGImages", maps, ".png")
 
 
 def _context_entries(root: Path) -> list[Entry]:
     folder = root / "VOCdevkit/VOC2010"
-    names = folder / "pascalcontext_val.txt"
-    found = _read_list(names) if names.exists() else _read_merged(folder / "trainval_merged.json")
-    return _entries(found, folder / "JPEGImages", folder / "trainval", ".mat")
+    path = folder / "pascalcontext_val.txt"
+    names = _read_list(path) if path.exists() else _read_merged(folder / "trainval_merged.json")
+    return _entries(names, folder / "JPEGImages", folder / "trainval", ".mat")
 
 
 def _coco_entries(root: Path) -> list[Entry]:
@@ -170,7 +175,7 @@ def _entries(names: Iterable[str], images: Path, maps: Path, ending: str) -> lis
 
 
 def _read_list(path: Path) -> list[str]:
-    """The ids in a text file, the first word of each line, in the order of the file."""
+    """The ids in a text file, the first word of each line, in its order."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -183,7 +188,7 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _read_merged(path: Path) -> list[str]:
-    """The ids of the pictures of validation in the JSON of the Detail API, which is too large to be read at once."""
+    """The ids of the validation images in the JSON of the Detail API, which is streamed for its size."""
     try:
         with path.open("rb") as file:
             images = [(one["phase"], one["file_name"]) for one in ijson.items(file, "images.item")]
@@ -192,7 +197,7 @@ def _read_merged(path: Path) -> list[str]:
     return sorted(Path(name).stem for phase, name in images if phase == "val")
 
 
-# The first need of a set is what tells it from others, wherever it lies.
+# The first need of a set identifies it, also below a wrong root.
 _CONTEXT_NEEDS = (
     Need("VOCdevkit/VOC2010/trainval", f"{_CONTEXT}trainval.tar.gz"),
     Need("VOCdevkit/VOC2010/JPEGImages", _VOC_2010),
@@ -210,7 +215,7 @@ def _pc459_classes(root: Path) -> ClassList:
 
 
 def _pc59_classes(root: Path) -> ClassList:
-    _pc459_classes(root)  # which says that our numbers are those of the download
+    _pc459_classes(root)  # checks that the numbers here are those of the download
     return shipped_classes("pc59")
 
 
@@ -218,14 +223,13 @@ def _pascal_context(name: str, *, classes: Callable[[Path], ClassList], ignore: 
     return Layout(
         name=name,
         needs=_CONTEXT_NEEDS,
-        official=frozenset({5_104, 5_105}),  # the lists that go around differ by one picture
+        official=frozenset({5_104, 5_105}),  # the lists in circulation differ by one image
         entries=_context_entries,
         classes=classes,
         read=read_mat_map,
         images="VOCdevkit/VOC2010/JPEGImages",
         maps=f"VOCdevkit/VOC2010/annotations_detectron2/{name}_val",
         ignore=ignore,
-        void=frozenset({0}),
         others=others,
     )
 
@@ -237,14 +241,10 @@ _ALL = (
             Need("ADEChallengeData2016/images/validation", _ADE_150),
             Need("ADEChallengeData2016/annotations/validation", _ADE_150),
         ),
-        official=frozenset({_ADE_PICTURES}),
+        official=frozenset({_ADE_IMAGES}),
         entries=_ade150_entries,
-        classes=lambda root: shipped_classes("ade150"),
-        read=read_index_map,
         images="ADEChallengeData2016/images/validation",
         maps="ADEChallengeData2016/annotations_detectron2/validation",
-        ignore=IGNORE_8,
-        void=frozenset({0}),
     ),
     Layout(
         name="ade847",
@@ -252,15 +252,13 @@ _ALL = (
             Need("ADE20K_2021_17_01/index_ade20k.pkl", _ADE_FULL),
             Need("ADE20K_2021_17_01/images/ADE/validation", _ADE_FULL),
         ),
-        official=frozenset({_ADE_PICTURES}),
+        official=frozenset({_ADE_IMAGES}),
         entries=_ade847_entries,
-        classes=lambda root: shipped_classes("ade847"),
         read=read_ade_map,
         images="ADE20K_2021_17_01/images_detectron2/validation",
         maps="ADE20K_2021_17_01/annotations_detectron2/validation",
         ignore=IGNORE_16,
-        void=frozenset({0}),
-        others=25 * 256 + 255,  # any of its thousands of things that is none of the 847
+        others=25 * 256 + 255,  # any object that is none of the 847
         short_side_px=512,
     ),
     _pascal_context("pc59", classes=_pc59_classes, ignore=IGNORE_8, others=_CONTEXT_CLASSES),
@@ -274,25 +272,19 @@ _ALL = (
         ),
         official=frozenset({1_449}),
         entries=_voc_entries,
-        classes=lambda root: shipped_classes("voc20"),
-        read=read_index_map,
         images="VOCdevkit/VOC2012/JPEGImages",
         maps="VOCdevkit/VOC2012/annotations_detectron2/val",
-        ignore=IGNORE_8,
-        void=frozenset({0, 255}),  # background, and the rims of objects
+        void=frozenset({0, 255}),  # background, and object boundaries
     ),
     Layout(
         name="coco-stuff-171",
         needs=(Need("coco/train2017", _COCO), Need("coco/stuffthingmaps/train2017", _COCO_STUFF)),
         official=frozenset({118_287}),
         entries=_coco_entries,
-        classes=lambda root: shipped_classes("coco-stuff-171"),
-        read=read_index_map,
         images="coco/train2017",
         maps="coco/stuffthingmaps_detectron2/train2017",
-        ignore=IGNORE_8,
         void=frozenset({255}),
-        others=181,  # the ids that COCO-Stuff left free
+        others=181,  # ids that COCO-Stuff does not use
         skips_void=True,
     ),
 )

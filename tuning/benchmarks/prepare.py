@@ -1,18 +1,19 @@
-"""The data sets that open-vocabulary segmentation is measured on: from their official downloads to maps of classes.
+"""The data sets of open-vocabulary segmentation: from their official downloads to label maps.
 
-    prepared = prepare("ade150", "/data")         # writes what is lacking, checks all of it
+    prepared = prepare("ade150", "/data")         # writes missing maps, checks the others
     prepared = open_benchmark("ade150", "/data")   # only opens
-    prepared.pictures                             # the SemanticSet
-    prepared.left_out                             # pictures that cannot be counted, and why
+    prepared.dataset                              # the SemanticSet
+    prepared.left_out                             # images that cannot be counted, and why
 
-A map appears whole or not at all, and one that is there is compared, not written again. When all are there, a record
-beside their folder says so, and from then on the set is opened by that. Nothing is ever downloaded.
+A map is written atomically, and an existing one is compared, not written again. A record beside the folder of a
+finished set lists its images, and later calls open the set by it. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import fcntl
 import functools
+import glob
 import json
 import multiprocessing
 import os
@@ -29,39 +30,42 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mining.images import image_size
-from mining.stores import plain_path, scheme_of
-from schemas.errors import IncompleteError, InputError
-from schemas.rows import Rejection
-from tuning.benchmark_classes import ClassList, seen_classes, shipped_classes
-from tuning.benchmark_layouts import LAYOUTS, Entry, Layout, require_layout
-from tuning.benchmark_maps import (
+from maskmine.mining.images.decode import open_as_stored
+from maskmine.mining.images.orientation import read_orientation, turn_upright
+from maskmine.mining.images.read import image_size
+from maskmine.mining.storage.files import write_whole
+from maskmine.mining.storage.stores import plain_path, scheme_of
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.tuning.benchmarks.classes import ClassList, seen_classes, shipped_classes
+from maskmine.tuning.benchmarks.label_maps import (
     Numbering,
     Numbers,
     encode_map,
     read_index_map,
     renumber,
+    shrink_image,
     shrink_map,
-    shrink_picture,
     shrunk_size,
 )
-from tuning.files import write_whole
-from tuning.semantic_sets import MappedPicture, SemanticSet
+from maskmine.tuning.benchmarks.layouts import LAYOUTS, Entry, Layout, require_layout
+from maskmine.tuning.benchmarks.sets import AnnotatedImage, SemanticSet
 
 BENCHMARKS = ("ade150", "ade847", "pc59", "pc459", "voc20")
 NAMES = (*BENCHMARKS, "coco-stuff-171")
-"""`coco-stuff-171` is what open-vocabulary MaskFormers are trained on; the others are benchmarks."""
+"""`coco-stuff-171` is the training set of open-vocabulary MaskFormers; the others are benchmarks."""
 
 VOID = "no pixel of any class"
-"""Why a picture of COCO-Stuff is left out that is all right otherwise."""
+"""The reason for valid images of COCO-Stuff that are left out."""
 
-_FORM = 1
-_AT_ONCE = 16
+_RECORD_VERSION = 1  # raised when the record beside the maps changes
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_CHUNK = 16  # images a process gets at a time: fewer messages between processes
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A picture of the official list that is not in the prepared set, and why in a few words."""
+    """An image of the official list that is not in the prepared set, and the reason."""
 
     image_id: str
     reason: str
@@ -69,13 +73,13 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prepared set, and what of its official list of `official` pictures is not in it.
+    """A prepared set; of its `official` number of images, some may be left out.
 
-    `written` maps were made by this call, the others were there. `own_classes`: the download's list of classes is not
-    the one that published figures are of.
+    `written` maps are new, the others existed. `own_classes`: the class list of the download is not that of published
+    results.
     """
 
-    pictures: SemanticSet
+    dataset: SemanticSet
     official: int
     left_out: tuple[LeftOut, ...] = ()
     own_classes: bool = False
@@ -83,24 +87,24 @@ class Prepared:
 
     @property
     def complete(self) -> bool:
-        """Whether figures on it may stand beside published ones: every picture is there, and so is every class."""
-        return not self.own_classes and len(self.pictures.pictures) >= self.official
+        """Whether results compare with published ones: all images and all classes are there."""
+        return not self.own_classes and len(self.dataset.images) >= self.official
 
     def line(self) -> str:
-        """How much of the set this is, in one line; every result on it has to say so."""
-        count = len(self.pictures.pictures)
+        """One line on the completeness of the set, which belongs to every result on it."""
+        count = len(self.dataset.images)
         if self.complete:
-            return f"{self.pictures.name}: all {count:,} pictures"
-        said = [f"{self.pictures.name}: {count:,} of {self.official:,} pictures, not what published figures are of"]
+            return f"{self.dataset.name}: all {count:,} pictures"
+        parts = [f"{self.dataset.name}: {count:,} of {self.official:,} pictures, not what published figures are of"]
         reasons = Counter(one.reason for one in self.left_out)
-        said += [f"{number:,} left out: {reason}" for reason, number in reasons.most_common(3)]
-        said += ["labels.txt is not the list of classes that others use"] * self.own_classes
-        return "; ".join(said)
+        parts += [f"{number:,} left out: {reason}" for reason, number in reasons.most_common(3)]
+        parts += ["labels.txt is not the list of classes that others use"] * self.own_classes
+        return "; ".join(parts)
 
-    def faults(self, most: int) -> list[str]:
-        """A line for each of the first pictures that were left out."""
-        lines = [f"{one.image_id}: {one.reason}" for one in self.left_out[:most]]
-        return lines + [f"… and {len(self.left_out) - most:,} more"] * (len(self.left_out) > most)
+    def faults(self, limit: int) -> list[str]:
+        """A line for each of the first images that were left out."""
+        lines = [f"{one.image_id}: {one.reason}" for one in self.left_out[:limit]]
+        return lines + [f"… and {len(self.left_out) - limit:,} more"] * (len(self.left_out) > limit)
 
 
 def prepare(
@@ -111,21 +115,21 @@ def prepare(
     processes: int = 1,
     tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> Prepared:
-    """Make what is lacking of a set's maps, and check all of it.
+    """Write the missing maps of a set, and check the others.
 
-    `root` is the folder that has the download's folder. `partial` allows a download that is not whole. `tick` gets how
-    many pictures are done, and of how many. Stop it at any time and call it again. Raises InputError, which names the
-    first thing that is missing and where to get it; IncompleteError when the disk is full, another process prepares
-    the set, or one of ours was killed.
+    `root` is the folder that contains the download's folder. `partial` allows an incomplete download. `tick` gets the
+    number of finished images and of all. It can be stopped and called again. Raises InputError, which names the first
+    missing file and where to get it; IncompleteError when the disk is full, another process prepares the set, or a
+    worker process was killed.
     """
     layout, folder = _layout(name), _local(root)
     stored = _read_record(layout, folder)
-    if stored and stored.complete and not _gone(stored, layout, folder):
+    if stored and stored.complete and not _missing(stored, layout, folder):
         return _as_prepared(stored, layout, folder)
     require_layout(layout, folder)
     numbering = layout.numbering(folder)
     entries = _official_entries(layout, folder, partial=partial)
-    with _alone(folder / layout.maps):
+    with _lock(folder / layout.maps):
         made = _make_all(entries, layout, numbering, folder, processes=processes, tick=tick)
         record = _Record(
             tuple(one.image_id for one in made if one.left_out is None),
@@ -140,31 +144,31 @@ def prepare(
 
 
 def open_benchmark(name: str, root: str) -> Prepared:
-    """Open what `prepare` made. Raises InputError where it did not yet, or where files have gone since."""
+    """Open a prepared set. Raises InputError where it is not prepared, or where files have disappeared since."""
     layout, folder = _layout(name), _local(root)
     again = f"run maskmine benchmark {name} --root {root} --prepare-only"
     record = _read_record(layout, folder)
     if record is None:
         require_layout(layout, folder)
         raise InputError(f"{name}: is not prepared below {folder}; {again}")
-    if gone := _gone(record, layout, folder):
-        raise InputError(f"{name}: {gone[0]} is missing, and {len(gone) - 1:,} files more; {again}")
+    if missing := _missing(record, layout, folder):
+        raise InputError(f"{name}: {missing[0]} is missing, and {len(missing) - 1:,} files more; {again}")
     return _as_prepared(record, layout, folder)
 
 
 def class_names(name: str, root: str | None = None) -> tuple[str, ...]:
-    """The classes of a set by number. Raises InputError where they come with the download and `root` has none."""
+    """The classes of a set by number. Raises InputError where the download has them, and `root` has no download."""
     layout = _layout(name)
     if name != "pc459":
         return shipped_classes(name).names
     if root is None:
         raise InputError(f"{name}: its classes come with its download; give --root")
     require_layout(layout, _local(root))
-    return layout.classes(_local(root)).names
+    return layout.class_list(_local(root)).names
 
 
-def downloaded_pictures(name: str, root: str) -> list[tuple[str, str]]:
-    """The id and the path of each picture of a set's download that is there, prepared or not.
+def downloaded_images(name: str, root: str) -> list[tuple[str, str]]:
+    """The id and the path of each existing image of a download, prepared or not.
 
     Raises InputError as `prepare` does where the download is not below `root`.
     """
@@ -175,7 +179,7 @@ def downloaded_pictures(name: str, root: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """What the file beside a prepared set's maps says of it."""
+    """The file beside the maps of a prepared set."""
 
     image_ids: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
@@ -189,7 +193,10 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What became of a picture: a map that was made or was there, or why it is left out. `other_map`: it differs."""
+    """The result for an image: a map, `written` or already there, or why it is left out.
+
+    `other_map`: the map that is there differs from the download.
+    """
 
     image_id: str
     left_out: str | None = None
@@ -210,7 +217,7 @@ def _local(root: str) -> Path:
 
 
 def _official_entries(layout: Layout, folder: Path, *, partial: bool) -> list[Entry]:
-    """The pictures of the official list, or those of which there is anything. Raises InputError where some lack."""
+    """The images of the official list, with `partial` those with a file. Raises InputError where some are missing."""
     entries = layout.entries(folder)
     if partial:
         entries = [one for one in entries if one.labels.exists() or one.image.exists()]
@@ -239,7 +246,7 @@ def _make_all(
     processes: int,
     tick: Callable[[int, int], None],
 ) -> list[_Made]:
-    """Make each map, in the order of the entries. Raises InputError at the end where other maps were there."""
+    """Make each map, in the order of the entries. Raises InputError at the end where existing maps differ."""
     make = functools.partial(_make, name=layout.name, numbering=numbering, folder=folder)
     made = []
     for one in _map(make, entries, processes=processes):
@@ -259,7 +266,7 @@ def _map(make: Callable[[Entry], _Made], entries: Sequence[Entry], *, processes:
         return
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
     try:
-        yield from pool.map(make, entries, chunksize=_AT_ONCE)
+        yield from pool.map(make, entries, chunksize=_CHUNK)
     except BrokenProcessPool as error:
         raise IncompleteError(
             "a process that prepared maps was killed, perhaps for want of memory; run the same command again, "
@@ -270,31 +277,35 @@ def _map(make: Callable[[Entry], _Made], entries: Sequence[Entry], *, processes:
 
 
 def _make(entry: Entry, *, name: str, numbering: Numbering, folder: Path) -> _Made:
-    """Make the map of a picture, and the picture itself where the set has its own ones, unless they are there."""
+    """Write the map of an image, and the resized image where the set has resized ones, unless they exist."""
     layout = LAYOUTS[name]
-    found = _labels(entry, layout, numbering)
-    if isinstance(found, str):
-        return _Made(entry.image_id, found)
-    labels_HW = found
+    as_stored_HW = _labels(entry, layout, numbering)
+    if isinstance(as_stored_HW, str):
+        return _Made(entry.image_id, as_stored_HW)
+    labels_HW = as_stored_HW if layout.short_side_px is not None else _with_picture(as_stored_HW, entry)
+    turned = labels_HW is not as_stored_HW
     if layout.short_side_px is not None:
-        labels_HW = shrink_map(found, shrunk_size(found.shape, layout.short_side_px))
-        if fault := _write_picture(entry, folder / layout.images / f"{entry.image_id}.jpg", labels_HW.shape):
+        labels_HW = shrink_map(labels_HW, shrunk_size(labels_HW.shape, layout.short_side_px))
+        picture = folder / layout.images / f"{entry.image_id}.jpg"
+        as_stored = as_stored_HW.shape == _stored_size(entry.image)
+        if fault := _write_image(entry, picture, labels_HW.shape, as_stored=as_stored):
             return _Made(entry.image_id, fault)
     void = layout.skips_void and bool((labels_HW == layout.ignore).all())
     path = folder / layout.maps / f"{entry.image_id}{layout.ending}"
-    there = read_index_map(path) if path.exists() else "absent"
-    if isinstance(there, str):
+    existing_HW = read_index_map(path) if path.exists() else "absent"
+    if turned and np.array_equal(existing_HW, as_stored_HW):
+        return _Made(entry.image_id, "its picture is turned by EXIF or XMP, and its map, of another tool, is not")
+    if isinstance(existing_HW, str):
         write_whole(path, encode_map(labels_HW))
-    return _Made(
-        entry.image_id,
-        VOID if void else None,
-        written=isinstance(there, str),
-        other_map=not isinstance(there, str) and not np.array_equal(there, labels_HW),
-    )
+        return _Made(entry.image_id, VOID if void else None, written=True)
+    return _Made(entry.image_id, VOID if void else None, other_map=not np.array_equal(existing_HW, labels_HW))
 
 
 def _labels(entry: Entry, layout: Layout, numbering: Numbering) -> Numbers | str:
-    """The renumbered map in the size of its picture, or what is wrong with one of both."""
+    """The renumbered map as the download has it, or the fault of it or its image.
+
+    Its size is that of the image as it is stored or, where that is turned by 90°, as it is seen.
+    """
     if not entry.labels.exists():
         return "no map"
     size = image_size(str(entry.image))
@@ -303,32 +314,57 @@ def _labels(entry: Entry, layout: Layout, numbering: Numbering) -> Numbers | str
     stored_HW = layout.read(entry.labels)
     if isinstance(stored_HW, str):
         return stored_HW
-    if stored_HW.shape != size:
+    if stored_HW.shape not in (size, _stored_size(entry.image)):
         height, width = stored_HW.shape
         return f"its picture has {size[1]} × {size[0]} pixels, its map {width} × {height}"
     return renumber(stored_HW, numbering)
 
 
-def _write_picture(entry: Entry, path: Path, size: tuple[int, ...]) -> str | None:
-    """Write the picture in its new size unless it is there in it; returns what is wrong with it."""
+def _stored_size(path: Path) -> tuple[int, int] | None:
+    """The height and width of an image before it is turned upright; None for one that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            image = open_as_stored(file)
+            return image.height, image.width
+    except _UNREADABLE:
+        return None
+
+
+def _with_picture(labels_HW: Numbers, entry: Entry) -> Numbers:
+    """The map as its image is seen. Maps are of the pixels as they are stored, as every tool of these sets reads them,
+    except those that have the upright image's size alone."""
+    with entry.image.open("rb") as file:
+        image = open_as_stored(file)
+        orientation = read_orientation(image)
+        if orientation.value == 1 or labels_HW.shape != (image.height, image.width):
+            return labels_HW
+    return np.asarray(turn_upright(Image.fromarray(labels_HW), orientation))
+
+
+def _write_image(entry: Entry, path: Path, size: tuple[int, ...], *, as_stored: bool) -> str | None:
+    """Write the image at its new size unless it exists at that size; returns its fault.
+
+    What states its orientation is not kept: its pixels lie as those of its map do, `as_stored` or turned upright.
+    """
     if path.exists() and image_size(str(path)) == size:
         return None
     try:
-        with Image.open(entry.image) as image:
-            picture = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with entry.image.open("rb") as file:
+            stored = open_as_stored(file)
+            image = (stored if as_stored else turn_upright(stored, read_orientation(stored))).convert("RGB")
+    except _UNREADABLE:
         return "its picture cannot be read (decode_error)"
-    if (picture.height, picture.width) != size:
-        picture = shrink_picture(picture, (size[0], size[1]))
+    if (image.height, image.width) != size:
+        image = shrink_image(image, (size[0], size[1]))
     content = BytesIO()
-    picture.save(content, "JPEG")  # in Pillow's own quality, as the pictures that published figures are of
+    image.save(content, "JPEG")  # at Pillow's default quality, as for published results
     write_whole(path, content.getvalue())
     return None
 
 
 @contextmanager
-def _alone(maps: Path) -> Iterator[None]:
-    """Hold the folder of maps for this process; the system lets go of it when the process ends, however it does."""
+def _lock(maps: Path) -> Iterator[None]:
+    """Lock the folder of maps for this process; the lock ends with the process, even a killed one."""
     try:
         maps.mkdir(parents=True, exist_ok=True)
         folder = os.open(maps, os.O_RDONLY)
@@ -352,9 +388,9 @@ def _record_path(layout: Layout, folder: Path) -> Path:
 
 
 def _write_record(record: _Record, layout: Layout, folder: Path) -> None:
-    """Write the record, and the names of the classes as a text file, unless they are there."""
+    """Write the record, and the names of the classes as a text file, unless they exist."""
     content = {
-        "form": _FORM,
+        "form": _RECORD_VERSION,
         "name": layout.name,
         "official": record.official,
         "classes": record.classes,
@@ -372,12 +408,12 @@ def _write_record(record: _Record, layout: Layout, folder: Path) -> None:
 
 
 def _read_record(layout: Layout, folder: Path) -> _Record | None:
-    """The record of a set; None where there is none, or one of another version or of other classes."""
+    """The record of a set; None without one, or where its version or classes differ."""
     try:
         stored: Any = json.loads(_record_path(layout, folder).read_text(encoding="utf-8"))
         left_out = tuple(LeftOut(image_id, reason) for image_id, reason in stored["left_out"].items())
         record = _Record(tuple(stored["pictures"]), left_out, tuple(stored["classes"]), stored["official"])
-        same = (stored["form"], stored["name"]) == (_FORM, layout.name)
+        same = (stored["form"], stored["name"]) == (_RECORD_VERSION, layout.name)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     if not same or (layout.name != "pc459" and record.classes != shipped_classes(layout.name).names):
@@ -385,30 +421,23 @@ def _read_record(layout: Layout, folder: Path) -> _Record | None:
     return record
 
 
-def _gone(record: _Record, layout: Layout, folder: Path) -> list[str]:
-    """The pictures and maps that a record names and that are not there."""
-    pictures = _pictures(record, layout, folder)
-    paths = [path for one in pictures for path in (one.labels, one.image)]
-    there = {folder: _names_in(folder) for folder in {os.path.dirname(path) for path in paths}}
-    return [path for path in paths if os.path.basename(path) not in there[os.path.dirname(path)]]
+def _missing(record: _Record, layout: Layout, folder: Path) -> list[str]:
+    """The images and maps of a record that do not exist. Each folder is listed once: there may be 100,000 files."""
+    paths = [path for one in _images(record, layout, folder) for path in (one.labels, one.image)]
+    folders = {os.path.dirname(path) for path in paths}
+    existing = {path for folder in folders for path in glob.iglob(f"{glob.escape(folder)}/*")}
+    return [path for path in paths if path not in existing]
 
 
-def _names_in(folder: str) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))
-    except OSError:
-        return frozenset()
-
-
-def _pictures(record: _Record, layout: Layout, folder: Path) -> tuple[MappedPicture, ...]:
+def _images(record: _Record, layout: Layout, folder: Path) -> tuple[AnnotatedImage, ...]:
     images, maps = folder / layout.images, folder / layout.maps
     return tuple(
-        MappedPicture(one, str(images / f"{one}.jpg"), str(maps / f"{one}{layout.ending}")) for one in record.image_ids
+        AnnotatedImage(one, str(images / f"{one}.jpg"), str(maps / f"{one}{layout.ending}")) for one in record.image_ids
     )
 
 
 def _as_prepared(record: _Record, layout: Layout, folder: Path, *, written: int = 0) -> Prepared:
-    pictures = _pictures(record, layout, folder)
-    found = SemanticSet(layout.name, record.classes, pictures, layout.ignore, seen_classes(record.classes))
-    own = not ClassList(record.classes, ()).is_official(layout.name)
-    return Prepared(found, record.official, record.left_out, own, written)
+    images = _images(record, layout, folder)
+    dataset = SemanticSet(layout.name, record.classes, images, layout.ignore, seen_classes(record.classes))
+    own_classes = not ClassList(record.classes, ()).is_official(layout.name)
+    return Prepared(dataset, record.official, record.left_out, own_classes, written)

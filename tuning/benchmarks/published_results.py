@@ -1,7 +1,7 @@
-"""Published mIoU on the five sets, to stand beside one's own: figures of others, never measured here.
+"""Published mIoU on the five sets, for comparison: results of others, not reproduced here.
 
-They are those of OVSeg's paper (arXiv 2210.04150): its table 1, in which it cites the methods before it, the tables of
-its ablations, and the figures in its text; one is from its users. Where a table leaves out a set, there is no figure.
+They are from OVSeg's paper (arXiv 2210.04150): its table 1, which cites earlier methods, its ablations, and its text;
+one is from its users. A set that a table leaves out is left out here.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ Classes = Literal["all", "seen", "unseen"]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A row of somebody's table: mIoU in percent by the name of the set, over `classes` of it.
+class PublishedResult:
+    """A row of a published table: mIoU in percent by the name of the set, over `classes` of it.
 
-    `trained_on` is what the masks learnt from, `place` where in the source the figures are.
+    `trained_on` is the training set of the masks, `location` the table or section of the source.
     """
 
     method: str
     trained_on: str
     miou: Mapping[str, float]
-    place: str
+    location: str
     classes: Classes = "all"
     source: str = OVSEG
 
 
-def _main(method: str, trained_on: str, **miou: float) -> Published:
-    return Published(method, trained_on, miou, "table 1")
+def _main(method: str, trained_on: str, **miou: float) -> PublishedResult:
+    return PublishedResult(method, trained_on, miou, "table 1")
 
 
-def _ablation(method: str, place: str, **miou: float) -> Published:
-    """OVSeg's larger model, Swin-B and CLIP ViT-L/14, with something changed."""
-    return Published(method, "COCO-Stuff-171", miou, place)
+def _ablation(method: str, location: str, **miou: float) -> PublishedResult:
+    """OVSeg's larger model, Swin-B and CLIP ViT-L/14, with one thing changed."""
+    return PublishedResult(method, "COCO-Stuff-171", miou, location)
 
 
-PUBLISHED: tuple[Published, ...] = (
+PUBLISHED: tuple[PublishedResult, ...] = (
     _main("SPNet, R101", "15 classes of VOC", pc59=24.3, voc20=18.3),
     _main("ZS3Net, R101", "15 classes of VOC", pc59=19.4, voc20=38.3),
     _main("LSeg, R101", "15 classes of VOC", voc20=47.4),
@@ -76,12 +76,12 @@ PUBLISHED: tuple[Published, ...] = (
     _ablation("MaskFormer's classes alone", "table 4", ade150=19.6),
     _ablation("plain CLIP alone", "table 4", ade150=14.3),
     _ablation("tuned CLIP alone", "table 4", ade150=25.1),
-    Published("OVSeg", "COCO-Stuff-171", {"ade150": 37.6}, "appendix A.8", "seen"),
-    Published("OVSeg", "COCO-Stuff-171", {"ade150": 21.9}, "appendix A.8", "unseen"),
-    Published("true masks, plain CLIP, masked crops", "–", {"ade150": 20.1}, "section 1"),
-    Published("true masks, plain CLIP, unmasked crops", "–", {"ade150": 13.8}, "appendix A.1"),
-    Published("MaskFormer's masks, true classes", "COCO-Stuff-171", {"ade150": 66.5}, "section 1"),
-    Published(
+    PublishedResult("OVSeg", "COCO-Stuff-171", {"ade150": 37.6}, "appendix A.8", "seen"),
+    PublishedResult("OVSeg", "COCO-Stuff-171", {"ade150": 21.9}, "appendix A.8", "unseen"),
+    PublishedResult("true masks, plain CLIP, masked crops", "–", {"ade150": 20.1}, "section 1"),
+    PublishedResult("true masks, plain CLIP, unmasked crops", "–", {"ade150": 13.8}, "appendix A.1"),
+    PublishedResult("MaskFormer's masks, true classes", "COCO-Stuff-171", {"ade150": 66.5}, "section 1"),
+    PublishedResult(
         "the baseline after 10,000 of 120,000 steps",
         "COCO-Stuff-171",
         {"ade150": 18.0},
@@ -91,8 +91,8 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-def published_on(name: str) -> Iterator[tuple[Published, float]]:
-    """The rows that have a figure for a set, with it (percent)."""
+def published_on(name: str) -> Iterator[tuple[PublishedResult, float]]:
+    """The rows with a result for a set, and that result (percent)."""
     for row in PUBLISHED:
         if name in row.miou:
             yield row, row.miou[name]

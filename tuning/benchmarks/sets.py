@@ -1,4 +1,4 @@
-"""A set of pictures with a map of classes each: what segmentation is measured on."""
+"""A data set for semantic segmentation: images with a label map each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class MappedPicture:
-    """A picture and its label map: paths of files. `image_id` is unique in its set."""
+class AnnotatedImage:
+    """The paths of an image and its label map. `image_id` is unique in its set."""
 
     image_id: str
     image: str
@@ -16,14 +16,14 @@ class MappedPicture:
 
 @dataclass(frozen=True, slots=True)
 class SemanticSet:
-    """Pictures in a fixed order, and the classes that the numbers 0, 1 … in their label maps stand for.
+    """Images in a fixed order, and the classes of the numbers 0, 1 … in their label maps.
 
-    Label maps are PNG or TIFF of 8 or 16 bits and of their picture's size; `ignore` is the number for pixels that are
-    not counted. `seen` has the classes that the training of the proposals knew; None where nobody said.
+    Label maps are PNG or TIFF of 8 or 16 bits and of their image's size; `ignore` is the number of pixels that are not
+    counted. `seen` are the classes that the proposals were trained on, None where they are not known.
     """
 
     name: str
     classes: tuple[str, ...]
-    pictures: tuple[MappedPicture, ...]
+    images: tuple[AnnotatedImage, ...]
     ignore: int
     seen: frozenset[str] | None = None

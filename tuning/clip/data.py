@@ -1,8 +1,8 @@
-"""Batches from the shards of mining runs: any sample by its place in a tar, so that any order is exact.
+"""Batches from the shards of mining runs: random access to samples, so that any order is exact.
 
-The index of each shard says where a sample lies. So shards need not be dealt out to processes and workers, which leaves
-some over or gives some twice: batch 17 is the same samples for any number of processes, each takes its part of it, and
-whole batches are dealt to the workers that read ahead.
+The index of each shard says where a sample lies in its tar. So shards are not distributed to processes and workers,
+which would drop or repeat some: batch 17 has the same samples for any number of processes, each reads its part of it,
+and whole batches are assigned to the workers that read ahead.
 
 Shapes: B samples of this process in a batch, G those of all processes, S side of the input in pixels.
 """
@@ -13,8 +13,7 @@ import hashlib
 import io
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,33 +21,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from pydantic import ValidationError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry
-from schemas.sample import FORMAT_VERSION, READABLE_VERSIONS
-from schemas.tables import read_parquet
-from tuning.order import Integers, Place, Stream, shares_of_batch
-from tuning.samples import View, decode_sample, show_region
-from tuning.settings import Data, Source
+from maskmine.mining.images.crops import Crop
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import Manifest, ShardEntry, parse_manifest, refuse_wider_crops
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import is_damaged, why_no_score
+from maskmine.schemas.tables import read_parquet, with_later_columns
+from maskmine.tuning.clip.settings import Data, Source
+from maskmine.tuning.clip.transforms import View, decode_sample, show_region
+from maskmine.tuning.training.order import Integers, SampleRef, Stream, shares_of_batch
 
-_COLUMNS = ("key", "noun", "shard", "offset", "size_bytes")
-_SCORES = ("similarity", "margin")
+_COLUMNS = ("key", "noun", "shard", "offset", "size_bytes", "crc32")
+_SCORES = ("similarity", "margin", "lift", "evidence", "confidence")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSet:
-    """The finished shards of a mining run: a row for each sample that is to be seen, in the order of the shards."""
+    """The finished shards of a mining run, with an index row for each selected sample, in the order of the shards."""
 
     folder: Path
     fingerprint: str
     index: pa.Table
 
     def read(self, row: int) -> tuple[str, bytes, str]:
-        """Key, bytes in the tar, and the place for messages. Raises InputError when the tar ends before."""
-        key, _, shard, offset, size_bytes = (column[row].as_py() for column in self.index.columns)
+        """Key, bytes in the tar, and the path for messages. Raises InputError when they are not those of the index."""
+        key, _, shard, offset, size_bytes, crc32 = (column[row].as_py() for column in self.index.columns)
         path = self.folder / "shards" / shard
         try:
             with path.open("rb") as file:
@@ -56,12 +56,17 @@ class ShardSet:
                 span = file.read(size_bytes)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); bring it back, or mine again") from error
+        if is_damaged(span, crc32):
+            raise InputError(
+                f"{path}: sample {key} is not what was written there; run `maskmine verify {self.folder}`, and "
+                "`maskmine mine` again"
+            )
         return key, span, str(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a process sees of a batch. `nouns_G` are the numbers of all its nouns, those of other processes too."""
+    """The part of a batch that a process sees. `nouns_G` are the numbers of all its nouns, for all processes."""
 
     step: int
     pixels_B3SS: Tensor
@@ -75,7 +80,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pairs(Dataset["Batch | str"]):
-    """All samples, and the order in which they are seen. `numbers` are those of the nouns of each set's samples."""
+    """All samples, and their order. `numbers` are those of the nouns of each set's samples."""
 
     sets: tuple[ShardSet, ...]
     numbers: tuple[Integers, ...]
@@ -91,55 +96,52 @@ class Pairs(Dataset["Batch | str"]):
         return sum(stream.per_batch for stream in self.streams)
 
     def steps(self, epochs: float) -> int:
-        """Batches that show all samples of the first stream so many times; the last one may begin the next epoch."""
+        """Batches that make this number of epochs of the first stream; the last may begin the next epoch."""
         return math.ceil(epochs * self.streams[0].size / self.streams[0].per_batch - 1e-9)
 
-    def places(self, step: int) -> list[Place]:
+    def sample_refs(self, step: int) -> list[SampleRef]:
         """The samples of batch `step`, for all processes."""
-        return [place for stream in self.streams for place in stream.batch(step)]
+        return [ref for stream in self.streams for ref in stream.batch(step)]
 
     def keys(self, step: int) -> list[str]:
         """Their keys."""
-        return [self.sets[place.source].index["key"][place.row].as_py() for place in self.places(step)]
+        return [self.sets[ref.source].index["key"][ref.row].as_py() for ref in self.sample_refs(step)]
 
     def __getitem__(self, step: int) -> Batch | str:
-        """This process's part of a batch, or what is wrong with a sample, in one line.
-
-        A worker's exception would reach the trainer as a page of text, hence a value.
-        """
-        places = self.places(step)
-        share = len(places) // self.processes
+        """This process's part of a batch, or one line about what is wrong with a sample."""
+        refs = self.sample_refs(step)
+        count = len(refs) // self.processes
         try:
-            shown = [self._show(place) for place in places[self.rank * share : (self.rank + 1) * share]]
+            shown = [self._show(ref) for ref in refs[self.rank * count : (self.rank + 1) * count]]
         except InputError as error:
             return str(error)
         return Batch(
             step=step,
             pixels_B3SS=torch.stack([pixels_3SS for pixels_3SS, _ in shown]),
             masks_BSS=torch.stack([mask_SS for _, mask_SS in shown]),
-            nouns_G=torch.tensor([int(self.numbers[place.source][place.row]) for place in places]),
+            nouns_G=torch.tensor([int(self.numbers[ref.source][ref.row]) for ref in refs]),
         )
 
-    def _show(self, place: Place) -> tuple[Tensor, Tensor]:
-        key, span, path = self.sets[place.source].read(place.row)
-        region = decode_sample(span, key=key, place=path)
-        rng = np.random.default_rng([self.seed, place.source, place.row, place.epoch])
+    def _show(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
+        key, span, path = self.sets[ref.source].read(ref.row)
+        region = decode_sample(span, key=key, path=path)
+        rng = np.random.default_rng([self.seed, ref.source, ref.row, ref.epoch])
         return show_region(region, view=self.view, rng=rng)
 
 
 def open_sets(data: Data) -> tuple[ShardSet, ...]:
     """The shards of all sources.
 
-    Raises InputError for a folder that holds no finished run that this version reads, or whose pairs have no scores
-    where some are asked for.
+    Raises InputError for a folder that holds no finished run that this version reads, whose pairs have no scores where
+    some are asked for, or whose crops show less than `data.crop` does.
     """
-    return tuple(_open_set(source) for source in data.sources)
+    return tuple(_open_set(source, crop=data.crop) for source in data.sources)
 
 
 def nouns_of(sets: Sequence[ShardSet]) -> tuple[str, ...]:
     """The different nouns of all samples, in the order of their UTF-8 bytes."""
-    found = {noun for shards in sets for noun in shards.index["noun"].unique().to_pylist()}
-    return tuple(sorted(found, key=str.encode))
+    nouns = {noun for shards in sets for noun in shards.index["noun"].unique().to_pylist()}
+    return tuple(sorted(nouns, key=str.encode))
 
 
 def arrange(
@@ -152,11 +154,11 @@ def arrange(
     rank: int = 0,
     processes: int = 1,
 ) -> Pairs:
-    """The batches of a stage. Raises InputError when one holds more than an epoch, or is no whole share a process."""
+    """The batches of a phase. Raises InputError when one holds more than an epoch, or is no whole share a process."""
     if batch_size % processes:
         raise InputError(f"batch_size: {batch_size} cannot be shared by {processes} processes; choose a multiple")
-    known = {noun: number for number, noun in enumerate(nouns_of(sets))}
-    numbers = tuple(np.array([known[noun] for noun in s.index["noun"].to_pylist()], dtype=np.int64) for s in sets)
+    number_of = {noun: number for number, noun in enumerate(nouns_of(sets))}
+    numbers = tuple(np.array([number_of[noun] for noun in s.index["noun"].to_pylist()], dtype=np.int64) for s in sets)
     groups = [[number] for number in range(len(sets))]
     if data.sources[0].ratio is None:
         groups, shares = [list(range(len(sets)))], [batch_size]
@@ -179,29 +181,6 @@ def arrange(
     return Pairs(tuple(sets), numbers, streams, view, seed, rank, processes)
 
 
-def read_batches(pairs: Pairs, *, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Batches `start` … `stop` − 1 in order, read ahead by worker processes, of which each has a processor.
-
-    Raises InputError for a broken sample.
-    """
-    loader: DataLoader[Batch | str] = DataLoader(
-        pairs,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=usable_workers(workers, batches=stop - start),
-        pin_memory=pin_memory,
-    )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise InputError(batch)
-        yield batch
-
-
-def usable_workers(workers: int, *, batches: int) -> int:
-    """So many of the processes that are asked for have a processor and something to do."""
-    return min(workers, batches, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-
-
 def _refuse_large_batch(stream: Stream, data: Data) -> None:
     if stream.per_batch > stream.size:
         folder = data.sources[int(stream.sources_S[0])].folder if len(stream.sources_S) else data.sources[0].folder
@@ -211,43 +190,36 @@ def _refuse_large_batch(stream: Stream, data: Data) -> None:
         )
 
 
-def _open_set(source: Source) -> ShardSet:
+def _open_set(source: Source, *, crop: Crop) -> ShardSet:
     folder = Path(source.folder)
     manifest = _read_manifest(folder)
+    refuse_wider_crops(manifest, crop.expand_ratio, name="data.crop.expand_ratio", folder=source.folder)
     tables = [_read_index(folder, shard) for shard in manifest.shards]
     index = pa.concat_tables(tables) if tables else pa.table({name: [] for name in (*_COLUMNS, *_SCORES)})
-    for name, least in zip(_SCORES, (source.min_similarity, source.min_margin), strict=True):
-        if least is None:
-            continue
-        if index[name].null_count:
-            raise InputError(
-                f"data.sources: min_{name} {least} for {folder}, whose pairs have no {name}, as no CLIP made them; "
-                "leave it out"
-            )
-        index = index.filter(pc.greater_equal(index[name], least))
+    least = {name: getattr(source, f"min_{name}") for name in _SCORES}
+    for name in (name for name in _SCORES if least[name] is not None and len(index)):
+        if index[name].null_count == len(index):
+            why = why_no_score(name, manifest.format_version)
+            raise InputError(f"data.sources: min_{name} {least[name]} for {folder}, whose pairs have no {name}, {why}")
+    passes = pa.chunked_array([pa.array([True] * len(index), pa.bool_())])
+    for name, minimum in least.items():
+        if minimum is not None:  # a pair without the score, as of a noun that every image says, does not reach it
+            passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], minimum), False))
+    index = index.filter(passes)
     return ShardSet(folder, manifest.fingerprint, index.select(_COLUMNS).combine_chunks())
 
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        tree = json.loads(path.read_bytes())
-        version = tree["format_version"]
+        stored = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(
             f"{folder}: not a finished mining run (it has no manifest.json); give the `out` of `maskmine mine`"
         ) from error
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a manifest ({type(error).__name__}); mine again") from error
-    if version not in READABLE_VERSIONS:
-        raise InputError(
-            f"{path}: shards of format version {version}, and this version of maskmine reads {FORMAT_VERSION}; mine "
-            "again, or use the version that made them"
-        )
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path}: is no manifest ({error.error_count()} faults); mine again") from error
+    return parse_manifest(stored, path=str(path))
 
 
 def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
@@ -262,4 +234,5 @@ def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
         ) from error
     if hashlib.sha256(content).hexdigest() != shard.index_sha256 or size_bytes != shard.size_bytes:
         raise InputError(f"{path}: not the index that the manifest names; run `maskmine verify {folder}`")
-    return read_parquet(io.BytesIO(content)).select([*_COLUMNS, *_SCORES]).replace_schema_metadata(None)
+    table = with_later_columns(read_parquet(io.BytesIO(content)), SampleRow)
+    return table.select([*_COLUMNS, *_SCORES]).replace_schema_metadata(None)

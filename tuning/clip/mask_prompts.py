@@ -1,7 +1,7 @@
-"""Mask prompts: what a CLIP image tower sees where a region's mask leaves a patch blank (OVSeg, section 3.3).
+"""Mask prompts: learned inputs of a CLIP image tower for the patches that a mask leaves blank (OVSeg, section 3.3).
 
 The tower is any `VisionTransformer` of open_clip, used as it is: this file only walks through its modules in the order
-in which they would be called, and puts prompts in the place of blank patches on the way.
+in which they would be called, and replaces blank patches by prompts on the way.
 
 Shapes: B regions, H and W height and width in pixels, N patches, D width of the tower, P prompt depth, E width of the
 embedding.
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from schemas.errors import InputError
+from maskmine.schemas.errors import InputError
 
 _NEEDED = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "patch_size", "grid_size")
 
@@ -26,8 +26,8 @@ _NEEDED = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transf
 class PromptedTower(nn.Module):
     """An image tower with one parameter more: `prompts_PND`, one prompt for each depth and patch.
 
-    Patches without a pixel of the mask are replaced: prompt 0 takes the place of patch embeddings, before the class
-    token and positions join; prompt d that of the output of block d (counted from 1). The class token never is.
+    Patches without a pixel of the mask are replaced: prompt 0 replaces patch embeddings, before the class token
+    and positions are added; prompt d replaces outputs of block d (counted from 1). The class token never is.
     """
 
     def __init__(self, tower: Any, prompts_PND: Tensor) -> None:
@@ -43,7 +43,7 @@ class PromptedTower(nn.Module):
         self.prompts_PND = nn.Parameter(prompts_PND)
 
     def forward(self, pixels_B3HW: Tensor, masks_BHW: Tensor | None = None) -> Tensor:
-        """What the tower makes of normalised pixels, [B, E], not yet of unit length.
+        """The embeddings of normalised pixels, [B, E], not yet of unit length.
 
         `masks_BHW` is true (or not 0) in the foreground. Without it, or where it is true everywhere, the result is the
         bare tower's to the bit. Raises InputError when sizes are not those of the tower.
@@ -52,7 +52,7 @@ class PromptedTower(nn.Module):
         if not len(pixels_B3HW):  # open_clip cannot take an empty batch
             return pixels_B3HW.new_empty(0, embedding_width_of(self.tower))
         if masks_BHW is None:
-            return _features(self.tower(pixels_B3HW))
+            return tower_features(self.tower, pixels_B3HW)
         seen_BN1 = seen_patches(masks_BHW, patch_px=self.tower.patch_size)[:, :, None]
         pooled_BE, _ = self.tower._pool(self._blocks(self._patches(pixels_B3HW, seen_BN1), seen_BN1))
         embedded_BE: Tensor = pooled_BE if self.tower.proj is None else pooled_BE @ self.tower.proj
@@ -89,15 +89,15 @@ class PromptedTower(nn.Module):
         return torch.where(seen_BN1, patches_BND, self.prompts_PND[depth].to(patches_BND.dtype))
 
     def _check_sizes(self, pixels_B3HW: Tensor, masks_BHW: Tensor | None) -> None:
-        found, expected = tuple(pixels_B3HW.shape[2:]), tuple(self.tower.image_size)
-        if found != expected:
+        given, expected = tuple(pixels_B3HW.shape[2:]), tuple(self.tower.image_size)
+        if given != expected:
             raise InputError(
-                f"prompts: pictures of {_size(found)} pixels for a tower that takes {_size(expected)}; resize them"
+                f"prompts: images of {_size(given)} pixels for a tower that takes {_size(expected)}; resize them"
             )
-        if masks_BHW is not None and masks_BHW.shape != (len(pixels_B3HW), *found):
+        if masks_BHW is not None and masks_BHW.shape != (len(pixels_B3HW), *given):
             raise InputError(
-                f"prompts: masks of shape {tuple(masks_BHW.shape)} beside {len(pixels_B3HW)} pictures of "
-                f"{_size(found)} pixels; give one mask a picture, of its size"
+                f"prompts: masks of shape {tuple(masks_BHW.shape)} beside {len(pixels_B3HW)} images of "
+                f"{_size(given)} pixels; give one mask an image, of its size"
             )
 
 
@@ -155,14 +155,35 @@ def image_tower(model: Any) -> Any:
     return getattr(model, "visual", model)
 
 
+def tower_features(tower: Any, pixels_B3HW: Tensor) -> Tensor:
+    """The embeddings [B, E] of a bare tower, not yet of unit length; some models return tokens beside them."""
+    output = tower(pixels_B3HW)
+    features_BE: Tensor = output[0] if isinstance(output, tuple) else output
+    return features_BE
+
+
 def tower_sha256(tower: Any) -> str:
     """The hash of a tower's weights and activation, the same in full and in half precision (float16).
 
     It does not depend on the file that the weights came from. The activation counts, because OpenAI's weights load
     into towers with either, and only `-quickgelu` ones give what they should.
     """
-    activations = sorted({type(part).__name__ for part in tower.modules() if "GELU" in type(part).__name__})
-    weights = weights_sha256_of(tower.state_dict(), dtype=torch.float16)
+    return _sha256_of(tower.state_dict(), tower.named_modules())
+
+
+def text_side_sha256(model: Any) -> str:
+    """`tower_sha256` of all of an open_clip model but its image tower and the scale of its logits."""
+    tensors = {name: value for name, value in model.state_dict().items() if _is_text(name)}
+    return _sha256_of(tensors, ((name, part) for name, part in model.named_modules() if _is_text(name)))
+
+
+def _is_text(name: str) -> bool:
+    return name.partition(".")[0] not in ("visual", "logit_scale", "logit_bias")
+
+
+def _sha256_of(tensors: Mapping[str, Tensor], modules: Iterable[tuple[str, Any]]) -> str:
+    activations = sorted({type(part).__name__ for _, part in modules if "GELU" in type(part).__name__})
+    weights = weights_sha256_of(tensors, dtype=torch.float16)
     return hashlib.sha256(" ".join([weights, *activations]).encode()).hexdigest()
 
 
@@ -175,11 +196,6 @@ def weights_sha256_of(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | Non
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _features(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The embedding alone; some models give tokens, too."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _size(size_px: tuple[int, ...]) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rich.console import Console
-
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from tuning.settings import RayTrain, Tuning
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.tuning.clip.settings import RayTrain, Tuning
+from maskmine.tuning.console import plain_console
 
 _FAULTS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, OtherPlanError, IncompleteError)}
 
@@ -75,9 +74,9 @@ def _take_part(config: dict[str, str]) -> None:
     """What each process does; Ray has joined them and set `RANK`, `WORLD_SIZE` …"""
     import ray.train.torch
 
-    from tuning.train import tune
+    from maskmine.tuning.clip.train import tune
 
     settings = Tuning.model_validate_json(config["settings"])
     if config["gpus"] == "one_each":
         settings = settings.model_copy(update={"device": str(ray.train.torch.get_device())})
-    tune(settings, console=Console(quiet=True))
+    tune(settings, console=plain_console(quiet=True))

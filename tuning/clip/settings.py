@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mining.crops import Crop
-from mining.models.clip import Clip
-from schemas.settings import Settings
+from maskmine.mining.images.crops import SeenCrop
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.prompt_templates import Templates
+from maskmine.schemas.settings import AnyPath, ExecutionOnly, FromPreset, Settings, plain_values
+from maskmine.tuning.training.settings import Precision, fill_from_preset, yaml_number
 
 Mode = Literal["prompts", "finetune", "finetune_then_prompts", "joint"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["paper", "released"]
-
-
-def yaml_number(value: Any) -> Any:
-    """`1e-6` as the number that it is: YAML 1.1 takes it for a text, because it has no point."""
-    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+[eE][-+]?\d+", value) else value
 
 
 _Count = Annotated[int, Field(ge=1)]
 _Rate = Annotated[float, Field(gt=0), BeforeValidator(yaml_number)]
 _NotNegative = Annotated[float, Field(ge=0), BeforeValidator(yaml_number)]
 _Share = Annotated[float, Field(gt=0, le=1)]
+_Probability = Annotated[float, Field(ge=0, le=1)]
 
 # Where a configuration says nothing. The paper's table gives no warm-up; 100 steps are those of the scripts.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -40,22 +36,31 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Source(Settings):
-    """The `out` folder of a mining run. `ratio` is its share of every batch; give one to all sources or to none.
+    """A finished mining run whose pairs are trained on."""
 
-    Of its pairs only those are seen whose scores reach `min_similarity` and `min_margin`, where these are given.
-    """
-
-    folder: str
+    folder: Annotated[AnyPath, ExecutionOnly()]
+    """The `out` folder of the run."""
     ratio: _Share | None = None
+    """Share of every batch, 0–1; give one to all sources (they add up to 1) or to none."""
     min_similarity: float | None = None
+    """Lowest similarity of a pair that is used; null uses all."""
     min_margin: float | None = None
+    """Lowest margin of a pair that is used; null uses all."""
+    min_lift: float | None = None
+    """Lowest lift of a pair that is used, its similarity less the noun's level; null uses all."""
+    min_evidence: float | None = None
+    """Lowest evidence of a pair that is used, which weighs all scores of a pair; null uses all."""
+    min_confidence: _Probability | None = None
+    """Lowest confidence of a pair that is used, the calibrated probability that it is right, 0–1; null uses all."""
 
 
 class Jitter(Settings):
-    """A random part of the region's box: its share of the area, and its aspect relative to the box, from a to b."""
+    """A random part of the region's box, the same for image and mask."""
 
     scale: Annotated[tuple[_Share, _Share], Field(strict=False)] = (0.9, 1.0)
+    """Lowest and highest share of the box's area."""
     aspect: Annotated[tuple[_Rate, _Rate], Field(strict=False)] = (0.75, 4 / 3)
+    """Lowest and highest aspect ratio, relative to that of the box."""
 
     @model_validator(mode="after")
     def _from_less_to_more(self) -> Jitter:
@@ -67,18 +72,18 @@ class Jitter(Settings):
 
 
 class Data(Settings):
-    """Which pairs, and what is seen of them.
-
-    Without ratios, sources are one set; with them an epoch is one pass through the first source. `max_per_noun` is how
-    many pairs of a noun an epoch shows at most, other ones each time. `workers` are processes that read ahead, 0 for
-    none; the data do not depend on them.
-    """
+    """Which pairs are trained on, and how they are shown."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
-    crop: Crop = Crop()
+    """Finished mining runs. Without ratios they are one set; with ratios an epoch is one pass through the first."""
+    crop: SeenCrop = SeenCrop()
+    """What CLIP sees of a region."""
     jitter: Jitter | None = Jitter()
+    """Random cropping as augmentation; null shows every region alike."""
     max_per_noun: _Count | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
+    """Pairs of a noun that an epoch shows at most, other ones each time; null shows all."""
+    workers: Annotated[int, ExecutionOnly(), Field(ge=0)] = 2
+    """Processes that load data ahead; 0 for none. The data are the same."""
 
     @model_validator(mode="after")
     def _ratios_of_all_or_none(self) -> Data:
@@ -89,99 +94,117 @@ class Data(Settings):
 
 
 class Stage(Settings):
-    """How a part of the model learns: AdamW, linear warm-up, then half a cosine down to 0.
+    """How a part of the model is trained: AdamW, linear warm-up, then cosine decay to 0."""
 
-    `batch_size` is that of all processes together. `steps`, where given, counts instead of `epochs`.
-    """
-
-    learning_rate: _Rate
-    weight_decay: _NotNegative
-    batch_size: Annotated[int, Field(ge=2)]
-    epochs: _Rate
+    learning_rate: Annotated[_Rate, FromPreset()]
+    """Highest learning rate, reached after the warm-up."""
+    weight_decay: Annotated[_NotNegative, FromPreset()]
+    """Weight decay of AdamW."""
+    batch_size: Annotated[int, FromPreset(), Field(ge=2)]
+    """Pairs of a batch, over all processes together."""
+    epochs: Annotated[_Rate, FromPreset()]
+    """Passes through the data."""
     steps: _Count | None = None
-    warmup_steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps in place of `epochs`; null goes by epochs."""
+    warmup_steps: Annotated[int, FromPreset(), Field(ge=0)]
+    """Steps of linear warm-up."""
 
 
 class PromptStage(Stage):
-    """Prompts begin as normal noise of deviation `init_std`, and are put in at `depth` places."""
+    """How mask prompts are trained."""
 
     depth: _Count = 3
+    """Transformer layers that receive prompts, from the first on."""
     init_std: _NotNegative = 0.02
+    """Standard deviation of the normal noise that prompts are initialised with."""
 
 
 class Objective(Settings):
-    """`positives: paper` takes equal nouns of a batch for each other's negatives, as the paper does.
-
-    `templates` as in mining (`raw`: the bare noun, so the paper). `logit_scale` is locked unless said otherwise: it is
-    no part of the prompts that are handed on, and where the scripts train it, it follows the rate of the prompts.
-    """
+    """The contrastive loss."""
 
     positives: Literal["equal_nouns", "paper"] = "equal_nouns"
-    templates: str = "raw"
+    """`equal_nouns`: pairs of the same noun in a batch are positives for each other; `paper`: they are negatives, as in
+    the paper."""
+    templates: Templates = "raw"
+    """Prompt templates of nouns: `raw` (the bare noun, as in the paper), `vild`, `imagenet`, or a text file."""
     logit_scale: Literal["locked", "trained"] = "locked"
+    """Whether CLIP's logit scale is `locked` or `trained`; a trained one is not part of the prompts that are written
+    and uses the prompts' learning rate."""
 
 
 class Adam(Settings):
-    """AdamW's running means and its least denominator; `max_gradient_norm` cuts longer gradients."""
+    """The optimizer, AdamW."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay rate of the running mean of gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Decay rate of the running mean of squared gradients."""
     epsilon: _Rate = 1e-6
+    """Term added to the denominator for numerical stability."""
     max_gradient_norm: _Rate | None = None
+    """Norm to which gradients are clipped; null clips none."""
 
 
 class RayTrain(Settings):
-    """So many processes on a Ray cluster, each with a GPU where `gpus` is `one_each`.
-
-    `address` is that of a running cluster, null for a Ray of its own on this machine. After `restarts` deaths of a
-    process or node it gives up.
-    """
+    """Training processes on a Ray cluster."""
 
     processes: _Count = 1
+    """Training processes."""
     gpus: Literal["one_each", "none"] = "one_each"
+    """Whether each process has a GPU."""
     cpus_per_process: _Rate = 1.0
+    """CPUs that a process reserves."""
     restarts: Annotated[int, Field(ge=0)] = 3
+    """Deaths of a process or node after which training gives up."""
     address: str | None = None
+    """Address of a running cluster; null starts Ray on this machine."""
 
 
 class Tuning(Settings):
-    """The whole of a tuning run.
-
-    `joint` trains prompts and image tower at once, each at its own rate, for the steps of `prompts`. `precision: auto`
-    is bfloat16 on a GPU that has it and float32 elsewhere. `micro_batch_size` is how many pictures a process takes
-    through the tower at a time, null for all of its part: the loss is that of the whole batch all the same. With `ray`
-    the processes are Ray's; without it there is this one, or those that torchrun started.
-    """
+    """The whole of a tuning run."""
 
     clip: Clip
+    """The CLIP that is tuned."""
     data: Data
+    """Which pairs are trained on."""
     mode: Mode = "prompts"
+    """What is trained: mask `prompts`; `finetune`, the image tower; `finetune_then_prompts`, one after the other (the
+    paper's best); or `joint`, both at once, each at its own rate, for the steps of `prompts`."""
     preset: Preset = "paper"
-    prompts: PromptStage
-    finetune: Stage
+    """Fills in what `prompts` and `finetune` leave open: the figures of the `paper`, or those of its `released`
+    scripts."""
+    prompts: Annotated[PromptStage, FromPreset()]
+    """How mask prompts are trained; the preset fills in what is left out."""
+    finetune: Annotated[Stage, FromPreset()]
+    """How the image tower is trained; the preset fills in what is left out."""
     objective: Objective = Objective()
+    """The contrastive loss."""
     adam: Adam = Adam()
+    """The optimizer."""
     precision: Precision = "auto"
+    """Number format of the computation; `auto` is bfloat16 on a GPU that supports it and float32 elsewhere."""
     micro_batch_size: _Count | None = None
+    """Images that a process takes through the tower at once; lower it when memory is short. The loss is still that of
+    the whole batch. Null takes all of a process's share."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     seed: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
-    checkpoint_every: _Count = 500
-    log_every: _Count = 10
-    ray: RayTrain | None = None
-    out: str
+    """Seed of the order, the augmentation and the initial prompts."""
+    device: Annotated[str, ExecutionOnly()] = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
+    checkpoint_every: Annotated[_Count, ExecutionOnly()] = 500
+    """Steps between checkpoints, from which an interrupted tuning continues."""
+    log_every: Annotated[_Count, ExecutionOnly()] = 10
+    """Steps between lines of the log."""
+    ray: Annotated[RayTrain | None, ExecutionOnly()] = None
+    """Run the training processes on Ray; null trains in this process, or in those that torchrun started."""
+    out: Annotated[AnyPath, ExecutionOnly()]
+    """Folder for the results, the log and the checkpoint."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_the_preset(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        preset = PRESETS.get(str(tree.get("preset", "paper")), {})
-        filled = dict(tree)
-        for name, values in preset.items():
-            given = tree.get(name) or {}
-            filled[name] = {**values, **given} if isinstance(given, dict) else given
-        return filled
+        return fill_from_preset(tree, PRESETS, default="paper")
 
     def stages(self) -> tuple[Literal["finetune", "prompts", "joint"], ...]:
         """What is trained, in its order."""
@@ -190,9 +213,7 @@ class Tuning(Settings):
         return (self.mode,)
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that the result follows from: all but places, processors, and how often something is written."""
-        tree = self.model_dump(mode="json", exclude={"out", "checkpoint_every", "log_every", "device", "clip", "ray"})
-        del tree["data"]["workers"]
-        for source in tree["data"]["sources"]:
-            del source["folder"]
-        return tree
+        """The settings that the result follows from; the CLIP counts by its weights, and is left out here."""
+        values = plain_values(self)
+        del values["clip"]
+        return values

@@ -1,4 +1,4 @@
-"""A tuning run from its settings to its files: stages, their steps, checkpoints, and what they hand on.
+"""A tuning run from its settings to its files: its phases, their steps, checkpoints, and the weights they write.
 
 ```
 out/
@@ -11,39 +11,47 @@ out/
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-from mining.models.clip import WholeClip
-from schemas.errors import InputError
-from schemas.settings import fingerprint
-from tuning.artefacts import PROMPTS_FILE, PromptsRecord, load_clip_weights, save_clip, save_prompts
-from tuning.checkpoints import Checkpoint, read_checkpoint, restore, write_checkpoint
-from tuning.data import Batch, Pairs, ShardSet, arrange, nouns_of, open_sets, read_batches
-from tuning.files import write_whole
-from tuning.log import Row, Speed, open_log, show_progress
-from tuning.objective import noun_embeddings
-from tuning.processes import Processes, join_processes
-from tuning.prompts import PromptedTower, check_patches, new_prompts, prompt_shape, tower_sha256, weights_sha256_of
-from tuning.samples import View
-from tuning.settings import Stage, Tuning
-from tuning.steps import Learner, learn, new_optimizer, open_precision, rate_share
+from maskmine.mining.models.clip import WholeClip
+from maskmine.mining.storage.files import write_whole
+from maskmine.mining.vocabulary import Vocabulary, text_classifier
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import fingerprint
+from maskmine.tuning.clip.data import Pairs, ShardSet, arrange, nouns_of, open_sets
+from maskmine.tuning.clip.mask_prompts import (
+    PromptedTower,
+    check_patches,
+    new_prompts,
+    prompt_shape,
+    tower_features,
+    tower_sha256,
+    weights_sha256_of,
+)
+from maskmine.tuning.clip.settings import Stage, Tuning
+from maskmine.tuning.clip.step import ClipLearner, new_optimizer
+from maskmine.tuning.clip.transforms import View
+from maskmine.tuning.clip.weights_files import PROMPTS_FILE, PromptsRecord, load_clip_weights, save_clip, save_prompts
+from maskmine.tuning.training.batches import load_batches
+from maskmine.tuning.training.checkpoints import Checkpoint, Checkpoints
+from maskmine.tuning.training.log import Losses, Row, StepLog
+from maskmine.tuning.training.loop import train
+from maskmine.tuning.training.optim import Trainable, open_precision, warmup_cosine
+from maskmine.tuning.training.processes import Processes, join_processes
 
 CLIP_FOLDER = "clip"
 _KEYS_FILE = "failed-batch.txt"
-_KEYS_SHOWN = 3
+_KEYS_SHOWN = 3  # of a failed batch, in the error message
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What a run made: files and folders in `out` that this process wrote, and steps and last loss if it took any."""
+    """What a run wrote: files and folders in `out` of this process, and steps and last loss if it took any."""
 
     files: tuple[Path, ...]
     steps: int
@@ -52,20 +60,20 @@ class Tuned:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all stages share."""
+    """What all phases share."""
 
     settings: Tuning
     folder: Path
     clip: WholeClip
     sets: tuple[ShardSet, ...]
     nouns_VD: Tensor
-    fingerprint: str
+    checkpoints: Checkpoints
     processes: Processes
     console: Console
 
 
 def files_of(settings: Tuning) -> tuple[Path, ...]:
-    """What a finished run hands on."""
+    """The files and folders of weights that a finished run has."""
     clip = [Path(settings.out) / CLIP_FOLDER] if settings.mode != "prompts" else []
     prompts = [Path(settings.out) / PROMPTS_FILE] if settings.mode != "finetune" else []
     return (*clip, *prompts)
@@ -80,16 +88,16 @@ def tune(settings: Tuning, *, console: Console) -> Tuned:
     with join_processes(settings.device) as processes:
         run = _open_run(settings, processes, console)
         _check(run)
-        checkpoint = _claim(run)
+        checkpoint = run.checkpoints.claim(processes)
         steps, loss = 0, None
         for number, name in enumerate(settings.stages()):
-            if number < checkpoint.stage:
+            if number < checkpoint.phase:
                 load_clip_weights(run.folder / CLIP_FOLDER, run.clip.model)
                 continue
-            here = checkpoint if number == checkpoint.stage else Checkpoint(number, 0, None)
-            taken, loss = _run_stage(run, name, here)
+            start = checkpoint if number == checkpoint.phase else Checkpoint(number)
+            taken, loss = _run_phase(run, name, start)
             steps += taken
-        return Tuned(files_of(settings) if processes.leads else (), steps, loss)
+        return Tuned(files_of(settings) if processes.is_main else (), steps, loss)
 
 
 def _open_run(settings: Tuning, processes: Processes, console: Console) -> _Run:
@@ -101,63 +109,76 @@ def _open_run(settings: Tuning, processes: Processes, console: Console) -> _Run:
         "clip": [weights_sha256_of(clip.model.state_dict()), clip.mean, clip.std],
         "shards": [shards.fingerprint for shards in sets],
     }
-    nouns_VD = noun_embeddings(
-        nouns_of(sets), clip=settings.clip, templates=settings.objective.templates, device=str(processes.device)
-    )
+    embed = Vocabulary(templates=settings.objective.templates).open_names(settings.clip, str(processes.device))
     return _Run(
         settings=settings,
         folder=Path(settings.out),
         clip=replace(clip, model=clip.model.to(processes.device)),
         sets=sets,
-        nouns_VD=nouns_VD.to(processes.device),
-        fingerprint=fingerprint(decisive),
+        nouns_VD=text_classifier(nouns_of(sets), embed=embed).to(processes.device),
+        checkpoints=Checkpoints(
+            Path(settings.out), fingerprint(decisive), every=settings.checkpoint_every, is_main=processes.is_main
+        ),
         processes=processes,
         console=console,
     )
 
 
 def _check(run: _Run) -> None:
-    """Find what is wrong with any stage before the first one begins, and before the folder is taken."""
+    """Find what is wrong with any phase before the first one begins, and before the folder is claimed."""
+    _refuse_one_noun(run)
     for name in run.settings.stages():
-        _arrange(run, _stage(run.settings, name))
+        _arrange(run, _phase_settings(run.settings, name))
         if name != "finetune":
             prompt_shape(run.clip.model.visual, depth=run.settings.prompts.depth)
 
 
-def _claim(run: _Run) -> Checkpoint:
-    """Where the run is; a new one takes its folder."""
-    checkpoint = read_checkpoint(run.folder, fingerprint=run.fingerprint)
-    run.processes.wait()  # until all have looked
-    if checkpoint is None:
-        checkpoint = Checkpoint(0, 0, None)
-        if run.processes.leads:
-            write_checkpoint(run.folder, None, fingerprint=run.fingerprint, stage=0, step=0)
-    return checkpoint
+def _refuse_one_noun(run: _Run) -> None:
+    """A contrastive loss compares nouns: of one text it is 0 whatever the weights."""
+    nouns = nouns_of(run.sets)
+    if len(nouns) and bool((run.nouns_VD == run.nouns_VD[0]).all()):
+        raise InputError(
+            f"data.sources: the only noun of all pairs is `{nouns[0]}`"
+            + (f", as CLIP reads {len(nouns)} nouns alike" if len(nouns) > 1 else "")
+            + ", and there is nothing to tell it from; mine captions with other nouns, or lower the thresholds"
+        )
 
 
-def _run_stage(run: _Run, name: str, checkpoint: Checkpoint) -> tuple[int, float | None]:
-    """Train a stage to its end and write what it hands on; the steps taken now, and the loss of the last one."""
-    settings = run.settings
-    stage = _stage(settings, name)
-    pairs = _arrange(run, stage)
-    steps = stage.steps or pairs.steps(stage.epochs)
-    tower, learner = _learner(run, name)
-    if checkpoint.values:
-        restore(learner, checkpoint.values)
-    loss = _train(run, name, learner, pairs, checkpoint=checkpoint, steps=steps, stage=stage)
-    if run.processes.leads:
-        _hand_on(run, name, tower)
-        if checkpoint.stage + 1 < len(settings.stages()):
-            write_checkpoint(run.folder, None, fingerprint=run.fingerprint, stage=checkpoint.stage + 1, step=0)
+def _run_phase(run: _Run, name: str, start: Checkpoint) -> tuple[int, float | None]:
+    """Train a phase to its end and write its weights; the steps taken now, and the loss of the last one."""
+    settings, phase = run.settings, _phase_settings(run.settings, name)
+    pairs = _arrange(run, phase)
+    steps = phase.steps or pairs.steps(phase.epochs)
+    tower, learner = _new_learner(run, name)
+    loss = train(
+        learner,
+        lambda step: load_batches(
+            pairs,
+            start=step,
+            stop=steps,
+            workers=settings.data.workers,
+            pin_memory=run.processes.device.type == "cuda",
+        ),
+        steps=steps,
+        schedule=partial(warmup_cosine, steps=steps, warmup_steps=phase.warmup_steps),
+        start=start,
+        checkpoints=run.checkpoints,
+        log=_step_log(run, name, learner, pairs),
+        describe_batch=lambda step: _describe_batch(run, pairs, step),
+    )
+    if run.processes.is_main:
+        _write_weights(run, name, tower)
+        if start.phase + 1 < len(settings.stages()):
+            run.checkpoints.write(Checkpoint(start.phase + 1))
     run.processes.wait()
-    return steps - checkpoint.step, loss
+    return steps - start.step, loss
 
 
-def _stage(settings: Tuning, name: str) -> Stage:
+def _phase_settings(settings: Tuning, name: str) -> Stage:
     return settings.finetune if name == "finetune" else settings.prompts
 
 
-def _arrange(run: _Run, stage: Stage) -> Pairs:
+def _arrange(run: _Run, phase: Stage) -> Pairs:
     view = View(
         size_px=run.clip.size_px,
         mean=run.clip.mean,
@@ -169,15 +190,15 @@ def _arrange(run: _Run, stage: Stage) -> Pairs:
         run.sets,
         data=run.settings.data,
         view=view,
-        batch_size=stage.batch_size,
+        batch_size=phase.batch_size,
         seed=run.settings.seed,
         rank=run.processes.rank,
         processes=run.processes.count,
     )
 
 
-def _learner(run: _Run, name: str) -> tuple[PromptedTower | None, Learner]:
-    """The model of a stage, of which only what the stage trains has gradients, and its optimizer."""
+def _new_learner(run: _Run, name: str) -> tuple[PromptedTower | None, ClipLearner]:
+    """The model of a phase, of which only what the phase trains has gradients, and its optimizer."""
     settings, model = run.settings, run.clip.model
     model.requires_grad_(False)
     if name != "prompts":
@@ -191,109 +212,59 @@ def _learner(run: _Run, name: str) -> tuple[PromptedTower | None, Learner]:
     others = {f"visual.{n}": value for n, value in model.visual.named_parameters() if value.requires_grad}
     if settings.objective.logit_scale == "trained":
         others["logit_scale"] = model.logit_scale.requires_grad_(True)
-    optimizer = new_optimizer(
-        prompts=tower.prompts_PND if tower else None,
-        others=others,
-        prompt_stage=settings.prompts,
-        other_stage=settings.prompts if name == "prompts" else settings.finetune,
-        adam=settings.adam,
+    trainable = Trainable(
+        tensors={**({"prompts": tower.prompts_PND} if tower else {}), **others},
+        optimizer=new_optimizer(
+            prompts=tower.prompts_PND if tower else None,
+            others=others,
+            prompt_phase=settings.prompts,
+            other_phase=settings.prompts if name == "prompts" else settings.finetune,
+            adam=settings.adam,
+        ),
+        device=run.processes.device,
+        dtype=open_precision(settings.precision, run.processes.device),
+        max_gradient_norm=settings.adam.max_gradient_norm,
     )
-    learner = Learner(
-        embed=tower if tower else _without_masks(model.visual),
-        trained={**({"prompts": tower.prompts_PND} if tower else {}), **others},
+    learner = ClipLearner(
+        embed=tower or (lambda pixels_M3SS, _: tower_features(model.visual, pixels_M3SS)),
         logit_scale=model.logit_scale,
         nouns_VD=run.nouns_VD,
         positives=settings.objective.positives,
-        optimizer=optimizer,
+        trainable=trainable,
         processes=run.processes,
-        dtype=open_precision(settings.precision, run.processes.device),
         micro_batch_size=settings.micro_batch_size,
-        max_gradient_norm=settings.adam.max_gradient_norm,
     )
     return tower, learner
 
 
-def _train(
-    run: _Run,
-    name: str,
-    learner: Learner,
-    pairs: Pairs,
-    *,
-    checkpoint: Checkpoint,
-    steps: int,
-    stage: Stage,
-) -> float | None:
-    """Take the steps that are left; the loss of the last one, None when there was none."""
-    settings, leads = run.settings, run.processes.leads
-    batches = read_batches(
-        pairs,
-        start=checkpoint.step,
-        stop=steps,
-        workers=settings.data.workers,
-        pin_memory=run.processes.device.type == "cuda",
-    )
-    loss = None
-    with _watch(run, name, learner, pairs, done=checkpoint.step, steps=steps) as saw:
-        for batch in batches:
-            loss = learn(
-                learner, batch, rate_share=rate_share(batch.step, steps=steps, warmup_steps=stage.warmup_steps)
-            )
-            if not math.isfinite(loss):
-                raise InputError(_not_finite(run, pairs, batch, loss))
-            saw(batch, loss)
-            done = batch.step + 1
-            if leads and (done % settings.checkpoint_every == 0 or done == steps):
-                write_checkpoint(run.folder, learner, fingerprint=run.fingerprint, stage=checkpoint.stage, step=done)
-    return loss
+def _step_log(run: _Run, name: str, learner: ClipLearner, pairs: Pairs) -> StepLog:
+    first = pairs.streams[0]  # its passes are the epochs
+
+    def row(step: int, losses: Losses, images_per_s: float) -> Row:
+        return {
+            "stage": name,
+            "step": step,
+            "epoch": round(step * first.per_batch / first.size, 4),
+            "loss": losses["loss"],
+            "learning_rate": learner.trainable.optimizer.param_groups[0]["lr"],
+            "logit_scale": learner.logit_scale.detach().exp().item(),
+            "images_per_s": images_per_s,
+        }
+
+    every, is_main = run.settings.log_every, run.processes.is_main
+    return StepLog(run.folder, name, pairs.batch_size, every, row, run.console, is_main)
 
 
-@contextmanager
-def _watch(
-    run: _Run, name: str, learner: Learner, pairs: Pairs, *, done: int, steps: int
-) -> Iterator[Callable[[Batch, float], None]]:
-    """A function that is told of every step, and tells people and programs; silent where another process leads."""
-    if not run.processes.leads:
-        yield lambda batch, loss: None
-        return
-    speed = Speed()
-    first = pairs.streams[0]
-    with (
-        open_log(run.folder, stage=name, step=done, say=partial(run.console.print, markup=False)) as tell,
-        show_progress(run.console, stage=name, done=done, steps=steps) as advance,
-    ):
-
-        def saw(batch: Batch, loss: float) -> None:
-            step = batch.step + 1
-            speed.add(pairs.batch_size)
-            advance(loss, speed.now)
-            if step % run.settings.log_every == 0 or step == steps:
-                tell(
-                    Row(
-                        stage=name,
-                        step=step,
-                        epoch=round(step * first.per_batch / first.size, 4),
-                        loss=loss,
-                        learning_rate=learner.optimizer.param_groups[0]["lr"],
-                        logit_scale=learner.logit_scale.detach().exp().item(),
-                        images_per_s=round(speed.take(), 1),
-                    )
-                )
-
-        yield saw
-
-
-def _not_finite(run: _Run, pairs: Pairs, batch: Batch, loss: float) -> str:
-    keys = pairs.keys(batch.step)
+def _describe_batch(run: _Run, pairs: Pairs, step: int) -> str:
+    """The first keys of a batch whose loss is not finite; all of them are written to a file."""
+    keys = pairs.keys(step)
     path = run.folder / _KEYS_FILE
-    if run.processes.leads:
+    if run.processes.is_main:
         write_whole(path, "".join(f"{key}\n" for key in keys).encode())
-    return (
-        f"step {batch.step + 1}: the loss is {loss}; its batch is {', '.join(keys[:_KEYS_SHOWN])} … (all {len(keys)} "
-        f"in {path}); lower the learning rate, or use bfloat16 or float32"
-    )
+    return f"its batch is {', '.join(keys[:_KEYS_SHOWN])} … (all {len(keys)} in {path}); "
 
 
-def _hand_on(run: _Run, name: str, tower: PromptedTower | None) -> None:
+def _write_weights(run: _Run, name: str, tower: PromptedTower | None) -> None:
     tuned = name == "joint" or "finetune" in run.settings.stages()
     if name != "prompts":
         save_clip(run.folder / CLIP_FOLDER, run.clip)
@@ -305,14 +276,3 @@ def _hand_on(run: _Run, name: str, tower: PromptedTower | None) -> None:
             shards=tuple(shards.fingerprint for shards in run.sets),
         )
         save_prompts(run.folder / PROMPTS_FILE, tower.prompts_PND, record=record)
-
-
-def _without_masks(visual: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """Fine-tuning shows regions with their fill, and the tower itself knows of no masks."""
-
-    def embed(pixels_M3SS: Tensor, _: Tensor) -> Tensor:
-        features = visual(pixels_M3SS)
-        embedded_MD: Tensor = features[0] if isinstance(features, tuple) else features
-        return embedded_MD
-
-    return embed

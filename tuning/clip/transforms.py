@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,28 +18,29 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mining.crops import Crop, grow_box
-from schemas.errors import InputError
-from schemas.mask import Box
-from tuning.settings import Jitter
+from maskmine.mining.images.crops import Crop, grow_box, squeeze_crop
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Box
+from maskmine.schemas.sample import sample_members
+from maskmine.tuning.clip.settings import Jitter
 
-_ATTEMPTS = 10
+_ATTEMPTS = 10  # to draw a part of the box that fits into it, as in torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRegion:
     """A decoded sample: the crop as it was stored, the mask in its frame, the tight box of the whole region in it."""
 
-    picture_HW3: np.ndarray[Any, np.dtype[np.uint8]]
+    image_HW3: np.ndarray[Any, np.dtype[np.uint8]]
     mask_HW: np.ndarray[Any, np.dtype[np.bool_]]
     box_xyxy: Box
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How regions are shown to a tower: `mean` and `std` are those of colours from 0 to 1; no jitter where it is None.
+    """How regions are shown to a tower: `mean` and `std` are those of colours from 0 to 1; `jitter` may be None.
 
-    Without jitter a region looks as mining shows it to CLIP (`mining.crops.cut_regions`).
+    Without jitter a region looks as mining shows it to CLIP (`maskmine.mining.images.crops.cut_regions`).
     """
 
     size_px: int
@@ -50,39 +50,37 @@ class View:
     jitter: Jitter | None
 
 
-def decode_sample(span: bytes, *, key: str, place: str) -> StoredRegion:
+def decode_sample(span: bytes, *, key: str, path: str) -> StoredRegion:
     """A sample from its bytes in the tar. Raises InputError when they are not those of the sample `key`."""
     try:
-        members = _members(span, key)
-        image = next(members[name] for name in ("jpg", "png", "webp") if name in members)
-        record = json.loads(members["json"])
-        with Image.open(io.BytesIO(image)) as picture, Image.open(io.BytesIO(members["mask.png"])) as mask:
+        _, encoded, mask_png, _, record_json = sample_members(span, key)
+        with Image.open(io.BytesIO(encoded)) as image, Image.open(io.BytesIO(mask_png)) as mask:
             return StoredRegion(
-                picture_HW3=np.array(picture.convert("RGB")),
+                image_HW3=np.array(image.convert("RGB")),
                 mask_HW=np.array(mask) > 0,
-                box_xyxy=tuple(record["box_crop_xyxy"]),
+                box_xyxy=tuple(json.loads(record_json)["box_crop_xyxy"]),
             )
-    except (tarfile.TarError, LookupError, ValueError, StopIteration, OSError, UnidentifiedImageError) as error:
+    except (LookupError, ValueError, OSError, UnidentifiedImageError) as error:
         raise InputError(
-            f"{place}: sample {key} is not where the index has it ({type(error).__name__}); "
+            f"{path}: sample {key} is not where the index has it ({type(error).__name__}); "
             "run `maskmine verify` on the folder"
         ) from error
 
 
 def show_region(region: StoredRegion, *, view: View, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """What a tower sees: normalised pixels, float32 [3, S, S], and the mask, boolean [S, S].
+    """The input of a tower: normalised pixels, float32 [3, S, S], and the mask, boolean [S, S].
 
-    The box is jittered once for both, so they stay in step; the picture is resized bicubically without antialiasing
-    after it was filled, the mask to the nearest pixel.
+    The box is jittered once for both, so they stay in step; the image is resized as mining does it after it
+    was filled, the mask to the nearest pixel.
     """
     box = _seen_box(region, view)
     jittered = _jittered(box, view.jitter, rng) if view.jitter else box
     x0, y0, x1, y1 = jittered if _part(region.mask_HW, jittered).any() else box
     mask_HW = torch.from_numpy(region.mask_HW[y0:y1, x0:x1])
-    pixels_3HW = torch.from_numpy(region.picture_HW3[y0:y1, x0:x1]).permute(2, 0, 1).float()
+    pixels_3HW = torch.from_numpy(region.image_HW3[y0:y1, x0:x1]).permute(2, 0, 1).float()
     filled_3HW = _filled(pixels_3HW, mask_HW, view)
     size = (view.size_px, view.size_px)
-    pixels_3SS = interpolate(filled_3HW[None], size, mode="bicubic", align_corners=False)[0]
+    pixels_3SS = squeeze_crop(filled_3HW, size_px=view.size_px, crop=view.crop)
     mask_SS = interpolate(mask_HW[None, None].float(), size, mode="nearest")[0, 0] > 0
     return pixels_3SS, mask_SS
 
@@ -100,12 +98,6 @@ def jittered_part(jitter: Jitter, rng: np.random.Generator) -> tuple[float, floa
             x0, y0 = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
             return x0, y0, x0 + width, y0 + height
     return 0.0, 0.0, 1.0, 1.0
-
-
-def _members(span: bytes, key: str) -> dict[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
-        found = {member.name: tar.extractfile(member) for member in tar}
-        return {name.removeprefix(f"{key}."): file.read() for name, file in found.items() if file}
 
 
 def _seen_box(region: StoredRegion, view: View) -> Box:

@@ -1,4 +1,4 @@
-"""What tuning hands on: mask prompts as a small file of their own, and a tuned CLIP as open_clip saves it.
+"""The weights that tuning writes: mask prompts as a small file of their own, and a tuned CLIP as open_clip saves it.
 
 ```python
 model = open_clip.create_model("ViT-L-14-quickgelu", pretrained="openai").eval()
@@ -22,28 +22,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mining.models.clip import WholeClip
-from schemas.errors import InputError
-from schemas.settings import Settings, canonical_json
-from tuning.files import write_whole
-from tuning.prompts import PromptedTower, image_tower, tower_sha256
+from maskmine.mining.models.clip import WholeClip
+from maskmine.mining.storage.files import write_whole
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import Settings, canonical_json
+from maskmine.tuning.clip.mask_prompts import PromptedTower, image_tower, tower_sha256
 
 PROMPTS_FILE = "prompts.safetensors"
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _TENSOR, _METADATA = "mask_embedding", "maskmine"  # the tensor's name is that in OVSeg's files
-_OF_NO_USE = {"input_resolution", "context_length", "vocab_size"}  # numbers among the tensors of OpenAI's programs
+_UNUSED = {"input_resolution", "context_length", "vocab_size"}  # numbers among the tensors of OpenAI's programs
 
 
 class PromptsRecord(Settings):
-    """Where prompts come from. `tower_sha256` is that of the image tower which they belong to (`tower_sha256`).
-
-    `settings` are those of the tuning run, `shards` the fingerprints of the sets of pairs.
-    """
+    """The origin of mask prompts."""
 
     clip: str
+    """The CLIP that they were trained around."""
     tower_sha256: str
+    """SHA-256 of the image tower that they belong to."""
     settings: dict[str, Any]
+    """Settings of the tuning run."""
     shards: tuple[str, ...]
+    """Fingerprints of the sets of pairs."""
 
 
 def save_prompts(path: Path, prompts_PND: Tensor, *, record: PromptsRecord) -> None:
@@ -75,10 +76,10 @@ def load_prompts(path: str | Path, model: Any) -> PromptedTower:
     """
     tower = image_tower(model)
     prompts_PND, record = read_prompts(path)
-    if (found := tower_sha256(tower)) != record.tower_sha256:
+    if (sha256 := tower_sha256(tower)) != record.tower_sha256:
         raise InputError(
             f"{path}: prompts for the image tower of `{record.clip}` ({record.tower_sha256[:12]}), and this CLIP has "
-            f"another ({found[:12]}); load that one, in float32 or float16"
+            f"another ({sha256[:12]}); load that one, in float32 or float16"
         )
     return _around(tower, prompts_PND)
 
@@ -88,11 +89,36 @@ def load_ovseg_prompts(path: str | Path, model: Any) -> PromptedTower:
 
     Raises InputError when there are none, or they do not fit the tower.
     """
-    tensors = _read_tensors(path)
-    found = [value for name, value in tensors.items() if name.rpartition(".")[2] == _TENSOR]
-    if len(found) != 1 or found[0].ndim != 3:
+    prompts = _ovseg_prompts(path)
+    if not prompts:
         raise InputError(f"{path}: holds no `{_TENSOR}`; give a file of OVSeg that was tuned with mask prompts")
-    return _around(image_tower(model), found[0].float())
+    if len(prompts) > 1:
+        raise InputError(
+            f"{path}: holds {len(prompts)} of `{_TENSOR}` ({', '.join(sorted(prompts)[:3])}), and which of them is "
+            "meant is not known; give a file of one CLIP"
+        )
+    ((name, prompts_PND),) = prompts.items()
+    if prompts_PND.ndim != 3:
+        raise InputError(
+            f"{path}: {name} has shape {tuple(prompts_PND.shape)}; prompts are [depth, patches, width], so the file "
+            "is damaged or not OVSeg's"
+        )
+    return _around(image_tower(model), prompts_PND.float())
+
+
+def has_ovseg_prompts(path: str | Path) -> bool:
+    """Whether a file of OVSeg was tuned with mask prompts. Raises InputError when it cannot be read."""
+    return bool(_ovseg_prompts(path))
+
+
+def _ovseg_prompts(path: str | Path) -> dict[str, Tensor]:
+    """All that a file of OVSeg has under the name of prompts; the same tensor under two names counts once."""
+    found: dict[str, Tensor] = {}
+    for name, value in _read_tensors(path).items():
+        same = (one.shape == value.shape and torch.equal(one, value) for one in found.values())
+        if name.rpartition(".")[2] == _TENSOR and not any(same):
+            found[name] = value
+    return found
 
 
 def load_ovseg_clip(path: str | Path, model: Any) -> None:
@@ -139,7 +165,7 @@ def load_clip_weights(folder: Path, model: Any) -> None:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: the CLIP that this run tuned is gone ({type(error).__name__}); bring it back, or begin anew "
+            f"{folder}: the CLIP that this run tuned is gone ({type(error).__name__}); bring it back, or start again "
             "with another `out`"
         ) from error
 
@@ -180,8 +206,8 @@ def _clip_alone(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Te
     if not prefixes:
         raise InputError(f"{path}: holds no CLIP with a vision transformer; {_REMEDY}")
     inside = {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name.startswith(prefixes[0])}
-    return {name: value for name, value in inside.items() if not _passed_over(name)}
+    return {name: value for name, value in inside.items() if not _is_unused(name)}
 
 
-def _passed_over(name: str) -> bool:
-    return name in _OF_NO_USE or name.rpartition(".")[2] in (_TENSOR, "attn_mask")
+def _is_unused(name: str) -> bool:
+    return name in _UNUSED or name.rpartition(".")[2] in (_TENSOR, "attn_mask")

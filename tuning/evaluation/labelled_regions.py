@@ -1,8 +1,8 @@
-"""Regions of which one knows what they show: what a CLIP is examined with.
+"""Regions with a known class, on which CLIP is evaluated.
 
-They come from COCO instances, from label maps, or from pictures that are regions already, one folder a class.
+They come from COCO instances, from label maps, or from folders of cropped regions, one for each class.
 
-Shapes: N regions of a picture; H, W its height and width in pixels.
+Shapes: N regions of an image; H, W its height and width in pixels.
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mining.images import decode_image, read_bytes, read_image
-from mining.truth import Truth, read_truth
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from schemas.settings import Settings
+from maskmine.mining.evaluation.annotations import Annotations, read_annotations
+from maskmine.mining.images.decode import decode_image, open_as_stored
+from maskmine.mining.images.orientation import read_orientation, turn_upright
+from maskmine.mining.images.read import read_bytes, read_image
+from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, is_leftover, is_picture, utf8_name
+from maskmine.mining.text.labels import read_class_names
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import AnyPath, Settings
+from maskmine.tuning.benchmarks.label_maps import void_number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEY_RGB = (124, 116, 103)
-"""The colour of the background in regions that OVSeg's tools write."""
+"""The background colour of the regions that OVSeg's tools write."""
 
-_MOST_PIXELS = 100_000_000
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_MAPS = frozenset({".png", ".tif", ".tiff"})
+_MAX_PIXELS = 100_000_000  # a limit on memory, beyond any image of the known sets
+_MAPS = ("png", "tif", "tiff")
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledPicture:
-    """An upright picture, uint8 RGB [3, H, W], the masks of its regions, boolean [N, H, W], and the class of each."""
+class LabelledImage:
+    """An upright image, uint8 RGB [3, H, W], the masks of its regions, boolean [N, H, W], and the class of each."""
 
     name: str
     rgb_3HW: Tensor
@@ -50,57 +54,61 @@ class LabelledPicture:
 
 @dataclass(frozen=True, slots=True)
 class LabelledRegions:
-    """The classes by number, and a stream of pictures; `left_out` counts, as it is read, what came to nothing and why.
+    """The classes by number, and a stream of images; `left_out` counts the rejected ones by reason while it is read.
 
-    `has_background`: whether the pixels around regions are there.
+    `has_background`: whether the surroundings of the regions are in the image.
     """
 
     classes: tuple[str, ...]
-    pictures: Iterator[LabelledPicture]
+    images: Iterator[LabelledImage]
     left_out: Counter[str]
     has_background: bool = True
 
 
 class Instances(Settings):
-    """COCO instances and the folder of their images; groups that were drawn as one (`iscrowd`) are left out.
-
-    `annotations` may be any file of that form; the demo world writes one. Classes are its categories.
-    """
+    """COCO instances and the folder of their images; group annotations (`iscrowd`) are left out."""
 
     kind: Literal["instances"]
-    annotations: str
-    images: str
+    """An instances JSON in COCO's format; its categories are the classes."""
+    annotations: AnyPath
+    """The instances JSON."""
+    images: AnyPath
+    """Folder of the images."""
 
     def open(self) -> LabelledRegions:
-        """Read the annotations; pictures follow. Raises InputError for a file that is absent or of another form."""
-        truth = read_truth(self.annotations)
-        if unnamed := len(truth.sizes) - len(truth.files):
-            raise InputError(f"{self.annotations}: {unnamed:,} of `images` have no `file_name`; add it")
+        """Read the annotations; images follow. Raises InputError for a file that is absent or of another form."""
+        truth = read_annotations(self.annotations)
+        if not truth.files:
+            raise InputError(f"{self.annotations}: no entry of `images` has a `file_name`; add it")
         _require_folder(self.images, "regions.images")
-        left_out: Counter[str] = Counter()
+        left_out: Counter[str] = Counter(truth.truth.left_out.counts)
         return LabelledRegions(truth.categories, _instances(truth, Path(self.images), left_out), left_out)
 
 
 class Crops(Settings):
-    """Pictures that are regions already: a folder for each class, as torchvision's ImageFolder has it.
-
-    The background is where an alpha channel is 0, or where the colour is exactly `key_rgb` (null: everywhere is
-    foreground). `names` is a text file of the classes' names, a line for each folder in the order of their names;
-    without it a folder's name is that of its class, `_` for a blank.
-    """
+    """Images that are regions already: a folder for each class, as torchvision's ImageFolder has it."""
 
     kind: Literal["crops"]
-    folder: str
-    names: str | None = None
+    """A folder of crops for each class."""
+    folder: AnyPath
+    """The folder of the classes' folders."""
+    names: AnyPath | None = None
+    """Text file of class names, a line for each folder in alphabetical order; null uses the folders' names with `_` as
+    a blank."""
     key_rgb: tuple[Annotated[int, Field(ge=0, le=255)], ...] | None = Field(default=KEY_RGB, min_length=3, max_length=3)
+    """Colour that marks the background, beside pixels whose alpha is 0; null makes every pixel foreground."""
 
     def open(self) -> LabelledRegions:
-        """List the folders; pictures follow. Raises InputError where folder or names are not as described."""
+        """List the folders; images follow. Raises InputError where folder or names are not as described."""
         root = _require_folder(self.folder, "regions.folder")
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_leftover(path.name))
         if not folders:
             raise InputError(f"{root}: has no folders; put the regions of each class into a folder of its own")
-        names = read_names(self.names) if self.names else tuple(path.name.replace("_", " ") for path in folders)
+        names = (
+            read_class_names(self.names, setting="regions.names")
+            if self.names
+            else tuple(path.name.replace("_", " ") for path in folders)
+        )
         if len(names) != len(folders):
             raise InputError(f"{self.names}: {len(names)} names for the {len(folders)} folders of {root}")
         left_out: Counter[str] = Counter()
@@ -108,116 +116,120 @@ class Crops(Settings):
 
 
 class Semantic(Settings):
-    """Photographs and label maps of the same names (PNG or TIFF, 8 or 16 bits): each class in a picture is a region.
-
-    `names` is a text file of the classes, a line each; the number of a class in the maps is its line, counted from
-    `first`. Numbers beyond are no region, and neither is `ignore`.
-    """
+    """Images and label maps of the same names: each class in an image is a region."""
 
     kind: Literal["semantic"]
-    images: str
-    maps: str
-    names: str
+    """Label maps, PNG or TIFF of 8 or 16 bits."""
+    images: AnyPath
+    """Folder of the images."""
+    maps: AnyPath
+    """Folder of the label maps."""
+    names: AnyPath
+    """Text file of class names, one a line."""
     first: Annotated[int, Field(ge=0)] = 0
-    ignore: Annotated[int, Field(ge=0)] = 255
+    """Label of the first class in `names`."""
+    ignore: Annotated[int, Field(ge=0)] | None = None
+    """Label that belongs to no class, as labels beyond `names` do; null is 255, or 65535 where a class has that."""
 
     def open(self) -> LabelledRegions:
-        """List the maps; pictures follow. Raises InputError where folders or names are not as described."""
-        images = _by_stem(_require_folder(self.images, "regions.images"), _PICTURES)
+        """List the maps; images follow. Raises InputError where folders or names are not as described."""
+        images = _by_stem(_require_folder(self.images, "regions.images"), PICTURE_SUFFIXES)
         maps = _by_stem(_require_folder(self.maps, "regions.maps"), _MAPS)
         both = sorted(images.keys() & maps.keys())
         if not both:
             raise InputError(f"{self.maps}: none of its {len(maps):,} maps has the name of a picture in {self.images}")
-        names, left_out = read_names(self.names), Counter({"no picture": len(maps) - len(both)})
-        pictures = _semantic([(images[stem], maps[stem]) for stem in both], self, len(names), left_out)
-        return LabelledRegions(names, pictures, left_out)
+        names = read_class_names(self.names, setting="regions.names")
+        ignore = void_number(self.ignore, classes=len(names), first=self.first, setting="regions.ignore")
+        left_out = Counter({"no picture": len(maps) - len(both)})
+        pairs = [(images[stem], maps[stem]) for stem in both]
+        return LabelledRegions(names, _semantic(pairs, self.first, ignore, len(names), left_out), left_out)
 
 
 Source = Annotated[Instances | Crops | Semantic, Field(discriminator="kind")]
 
 
-def read_names(path: str) -> tuple[str, ...]:
-    """The names of classes, a line each. Raises InputError for a file that is absent or has an empty line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read; give a UTF-8 text file with a class a line") from error
-    names = tuple(line.strip() for line in lines)
-    if not names or not all(names):
-        raise InputError(f"{path}: has an empty line, or none at all; give a class a line")
-    return names
-
-
-def _instances(truth: Truth, images: Path, left_out: Counter[str]) -> Iterator[LabelledPicture]:
+def _instances(truth: Annotations, images: Path, left_out: Counter[str]) -> Iterator[LabelledImage]:
     numbers = {name: number for number, name in enumerate(truth.categories)}
-    for image_id in sorted(truth.packed):
-        objects = [one for one in truth.objects(image_id) if not one.crowd] if image_id in truth.sizes else []
+    for image_id in sorted(truth.truth.packed):
+        if image_id not in truth.sizes:
+            left_out["no size"] += 1
+            continue
+        every = truth.objects(image_id)
+        objects = [one for one in every if not one.crowd]
+        if unreadable := truth.unreadable(image_id, every):
+            left_out["masks that cannot be read"] += unreadable
         if not objects:
             continue
-        picture = read_image(str(images / truth.files[image_id]), max_pixels=_MOST_PIXELS)
-        if isinstance(picture, Rejection):
-            left_out[picture.reason] += 1
-        elif picture.rgb_HW3.shape[:2] != truth.sizes[image_id]:
+        if image_id not in truth.files:
+            left_out["no `file_name`"] += 1
+            continue
+        image = read_image(str(images / truth.files[image_id]), max_pixels=_MAX_PIXELS)
+        if isinstance(image, Rejection):
+            left_out[image.reason] += 1
+        elif image.rgb_HW3.shape[:2] != truth.sizes[image_id]:
             left_out["another size than its masks"] += 1
         else:
-            masks = np.stack([one.mask.to_array() for one in objects])
-            yield _picture(image_id, picture.rgb_HW3, masks, [numbers[one.category] for one in objects])
+            masks_NHW = np.stack([one.mask.to_array() for one in objects])
+            yield _labelled(image_id, image.rgb_HW3, masks_NHW, [numbers[one.category] for one in objects])
 
 
-def _crops(
-    folders: Sequence[Path], key_rgb: tuple[int, ...] | None, left_out: Counter[str]
-) -> Iterator[LabelledPicture]:
-    for number, folder in enumerate(folders):
-        for path in sorted(one for one in folder.rglob("*") if one.suffix.lower() in _PICTURES):
-            data = read_bytes(str(path))
-            picture = data if isinstance(data, Rejection) else decode_image(data, max_pixels=_MOST_PIXELS)
-            if isinstance(data, Rejection) or isinstance(picture, Rejection):
-                assert isinstance(picture, Rejection)
-                left_out[picture.reason] += 1
-                continue
-            mask_HW = _foreground(data, picture.rgb_HW3, key_rgb)
-            if not mask_HW.any():
-                left_out["no foreground"] += 1
-                continue
-            yield _picture(f"{folder.name}/{path.name}", picture.rgb_HW3, mask_HW[None], [number])
+def _crops(folders: Sequence[Path], key_rgb: tuple[int, ...] | None, left_out: Counter[str]) -> Iterator[LabelledImage]:
+    paths = ((number, folder, path) for number, folder in enumerate(folders) for path in sorted(folder.rglob("*")))
+    for number, folder, path in paths:
+        name = path.relative_to(folder).as_posix()
+        if not is_picture(name) or is_leftover(name):
+            continue
+        data = read_bytes(str(path))
+        image = data if isinstance(data, Rejection) else decode_image(data, max_pixels=_MAX_PIXELS)
+        if isinstance(data, Rejection) or isinstance(image, Rejection):
+            assert isinstance(image, Rejection)
+            left_out[image.reason] += 1
+            continue
+        mask_HW = _foreground(data, image.rgb_HW3, key_rgb)
+        if mask_HW.any():
+            yield _labelled(utf8_name(f"{folder.name}/{name}"), image.rgb_HW3, mask_HW[None], [number])
+        else:
+            left_out["no foreground"] += 1
 
 
 def _foreground(data: bytes, rgb_HW3: ByteArray, key_rgb: tuple[int, ...] | None) -> BoolArray:
-    """Where a region's picture shows the region."""
-    with Image.open(io.BytesIO(data)) as image:
+    """The mask of a cropped region."""
+    with open_as_stored(io.BytesIO(data)) as image:
         if "A" in image.getbands():
-            alpha_HW = np.asarray(image.getchannel("A")) > 0
+            orientation = read_orientation(image)
+            alpha = image.getchannel("A")
+            alpha_HW = np.asarray(alpha if image.format == "TIFF" else turn_upright(alpha, orientation)) > 0
             if alpha_HW.shape == rgb_HW3.shape[:2]:
                 return alpha_HW
     if key_rgb is None:
         return np.ones(rgb_HW3.shape[:2], np.bool_)
-    found: BoolArray = (rgb_HW3 != np.array(key_rgb, np.uint8)).any(axis=2)
-    return found
+    mask_HW: BoolArray = (rgb_HW3 != np.array(key_rgb, np.uint8)).any(axis=2)
+    return mask_HW
 
 
 def _semantic(
-    paths: Sequence[tuple[Path, Path]], settings: Semantic, classes: int, left_out: Counter[str]
-) -> Iterator[LabelledPicture]:
-    for image, labels in paths:
-        picture, map_HW = read_image(str(image), max_pixels=_MOST_PIXELS), _read_map(labels)
-        if isinstance(picture, Rejection) or isinstance(map_HW, str):
-            left_out[picture.reason if isinstance(picture, Rejection) else str(map_HW)] += 1
+    paths: Sequence[tuple[Path, Path]], first: int, ignore: int, classes: int, left_out: Counter[str]
+) -> Iterator[LabelledImage]:
+    for path, map_path in paths:
+        image, map_HW = read_image(str(path), max_pixels=_MAX_PIXELS), _read_map(map_path)
+        if isinstance(image, Rejection) or isinstance(map_HW, str):
+            left_out[image.reason if isinstance(image, Rejection) else str(map_HW)] += 1
             continue
-        if picture.rgb_HW3.shape[:2] != map_HW.shape:
+        if image.rgb_HW3.shape[:2] != map_HW.shape:
             left_out["another size than its map"] += 1
             continue
-        found = [int(value) - settings.first for value in np.unique(map_HW) if value != settings.ignore]
-        shown = [number for number in found if 0 <= number < classes]
-        if shown:
-            masks = np.stack([map_HW == number + settings.first for number in shown])
-            yield _picture(image.name, picture.rgb_HW3, masks, shown)
+        numbers = [int(value) - first for value in np.unique(map_HW) if value != ignore]
+        present = [number for number in numbers if 0 <= number < classes]
+        if present:
+            masks_NHW = np.stack([map_HW == number + first for number in present])
+            yield _labelled(path.name, image.rgb_HW3, masks_NHW, present)
 
 
 def _read_map(path: Path) -> np.ndarray[Any, Any] | str:
-    """A label map, whole numbers [H, W], or the reason why not; its size is looked at before its pixels."""
+    """A label map, integers [H, W], or the reason why not; its size is checked before it is decoded."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MOST_PIXELS:
+        with path.open("rb") as file, open_as_stored(file) as image:
+            if image.width * image.height > _MAX_PIXELS:
                 return "image_too_large"
             if image.mode not in ("L", "P", "I", "I;16", "I;16L", "I;16B"):
                 return f"a map of mode {image.mode}"
@@ -226,11 +238,11 @@ def _read_map(path: Path) -> np.ndarray[Any, Any] | str:
         return "decode_error"
 
 
-def _picture(name: str, rgb_HW3: ByteArray, masks_NHW: BoolArray, classes: Sequence[int]) -> LabelledPicture:
+def _labelled(name: str, rgb_HW3: ByteArray, masks_NHW: BoolArray, classes: Sequence[int]) -> LabelledImage:
     import torch
 
     rgb_3HW = torch.from_numpy(np.ascontiguousarray(rgb_HW3.transpose(2, 0, 1)))
-    return LabelledPicture(name, rgb_3HW, torch.from_numpy(masks_NHW.astype(np.bool_)), tuple(classes))
+    return LabelledImage(name, rgb_3HW, torch.from_numpy(masks_NHW.astype(np.bool_)), tuple(classes))
 
 
 def _require_folder(path: str, setting: str) -> Path:
@@ -239,5 +251,8 @@ def _require_folder(path: str, setting: str) -> Path:
     return Path(path)
 
 
-def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes}
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files by their stems; of several of one stem that with the first of `suffixes`, a photograph before a map."""
+    files = [path for path in sorted(folder.iterdir()) if not is_leftover(path.name)]
+    known = [(suffixes.index(suffix), path) for path in files if (suffix := path.suffix.lower()[1:]) in suffixes]
+    return {composed(path.stem): path for _, path in sorted(known, reverse=True)}

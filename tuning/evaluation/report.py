@@ -1,88 +1,88 @@
-"""What a person sees of an evaluation of CLIPs: a table, and in a folder its figures, regions won, and regions lost."""
+"""The report of an evaluation of CLIPs: tables, and a folder with figures, regions won and regions lost."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mining.labels import label_names, plain_words
-from schemas.errors import InputError
-from tuning.evaluation import MASKED, UNMASKED, Example, Findings, Hits
+from maskmine.mining.text.labels import label_names, plain_words
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.console import TextTable
+from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionResults, TopK
+from maskmine.tuning.fonts import dejavu
+from maskmine.tuning.tables import number_table, percent, rounded
 
 FIGURES_FILE, WON_FILE, LOST_FILE = "evaluation.json", "won.png", "lost.png"
 FREQUENCIES = (("never said", 0), ("in 1 image", 1), ("in 2–9 images", 2), ("in 10–99", 10), ("in ≥ 100", 100))
-"""Groups of classes with the least number of images whose captions say them."""
+"""Groups of classes by the number of images whose captions name them, with the least number of each."""
 
-_TILE_PX, _GAP_PX, _WORDS_PX, _COLUMNS = 168, 16, 64, 6
+_TILE_PX, _GAP_PX, _TEXT_PX, _COLUMNS = 168, 16, 64, 6  # three lines of text below each region
 _PAGE, _INK, _FAINT, _RIGHT, _WRONG = (250, 249, 246), (40, 42, 48), (125, 128, 136), (0, 114, 178), (213, 94, 0)
 
 
-def as_json(findings: Findings, *, said: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Plain values for evaluation.json; `said` tells in how many images captions say a noun."""
-    groups = group_by_frequency(findings.classes, said) if said is not None else {}
+def results_json(results: RegionResults, *, image_counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Plain values for evaluation.json; `image_counts` has the number of images whose captions have a noun."""
+    groups = group_by_frequency(results.classes, image_counts) if image_counts is not None else {}
     return {
-        "classes": len(findings.classes),
-        "left_out": dict(sorted(findings.left_out.items())),
+        "classes": len(results.classes),
+        "left_out": dict(sorted(results.left_out.items())),
         "masked_regions": {
             name: {
-                **_figures(hits),
-                "by_frequency": {group: _rounded(hits.accuracy(classes=found)) for group, found in groups.items()},
+                **_figures(top_k),
+                "by_frequency": {group: rounded(top_k.accuracy(classes=numbers)) for group, numbers in groups.items()},
                 "per_class": {
-                    class_: {"regions": of, "top1": right}
-                    for class_, of, right in zip(findings.classes, hits.of, hits.top1, strict=True)
-                    if of
+                    class_: {"regions": count, "top1": correct}
+                    for class_, count, correct in zip(results.classes, top_k.counts, top_k.top1, strict=True)
+                    if count
                 },
             }
-            for name, hits in findings.masked.items()
+            for name, top_k in results.masked.items()
         },
         "whole_pictures": {
-            name: _figures(hits) | {"identical": name in findings.identical} for name, hits in findings.whole.items()
+            name: _figures(top_k) | {"identical": name in results.identical} for name, top_k in results.whole.items()
         },
     }
 
 
-def group_by_frequency(classes: Sequence[str], said: Mapping[str, int]) -> dict[str, list[int]]:
-    """The numbers of the classes in each group of `FREQUENCIES`; a class counts as said by any of its names."""
+def group_by_frequency(classes: Sequence[str], image_counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """The numbers of the classes in each group of `FREQUENCIES`, by the most frequent of their names."""
     images: dict[str, int] = {}
-    for noun, count in said.items():
+    for noun, count in image_counts.items():
         images[plain_words(noun)] = max(count, images.get(plain_words(noun), 0))
     groups: dict[str, list[int]] = {name: [] for name, _ in FREQUENCIES}
     for number, class_ in enumerate(classes):
         count = max((images.get(name, 0) for name in label_names(class_)), default=0)
         groups[next(name for name, least in reversed(FREQUENCIES) if count >= least)].append(number)
-    return {name: found for name, found in groups.items() if found}
+    return {name: numbers for name, numbers in groups.items() if numbers}
 
 
-def render_evaluation(findings: Findings, *, said: Mapping[str, int] | None = None) -> RenderableType:
-    """The figures as tables, and in words what was left out of them."""
-    blocks: list[RenderableType] = [_masked_table(findings)]
-    if said is not None:
-        blocks += [Text(), _frequency_table(findings, group_by_frequency(findings.classes, said))]
-    if findings.whole:
-        blocks += [Text(), _whole_table(findings)]
-    for why, count in sorted(findings.left_out.items()):
+def render_results(results: RegionResults, *, image_counts: Mapping[str, int] | None = None) -> RenderableType:
+    """Tables, and a line for each kind of image that was left out."""
+    blocks: list[RenderableType] = [_masked_table(results), *_notes(results)]
+    if image_counts is not None:
+        blocks += [Text(), _frequency_table(results, group_by_frequency(results.classes, image_counts))]
+    if results.whole:
+        blocks += [Text(), _whole_table(results)]
+    for reason, count in sorted(results.left_out.items()):
         if count:
-            blocks.append(Text(f"not counted: {count:,} pictures ({why})"))
+            blocks.append(Text(f"not counted: {count:,} pictures ({reason})"))
     return Group(*blocks)
 
 
-def write_evaluation(findings: Findings, to: Path, *, said: Mapping[str, int] | None = None) -> list[str]:
-    """Write the figures and the pictures; returns the names of the files. Raises InputError when that cannot be."""
+def write_results(results: RegionResults, to: Path, *, image_counts: Mapping[str, int] | None = None) -> list[str]:
+    """Write the figures and the regions won and lost; returns the names of the files. Raises InputError on failure."""
     try:
         to.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(as_json(findings, said=said), indent=2, ensure_ascii=False)
+        text = json.dumps(results_json(results, image_counts=image_counts), indent=2, ensure_ascii=False)
         (to / FIGURES_FILE).write_text(text + "\n", encoding="utf-8")
         files = [FIGURES_FILE]
-        for name, examples in ((WON_FILE, findings.won), (LOST_FILE, findings.lost)):
+        for name, examples in ((WON_FILE, results.won), (LOST_FILE, results.lost)):
             (to / name).unlink(missing_ok=True)
             if examples:
                 draw_examples(examples).save(to / name)
@@ -93,91 +93,83 @@ def write_evaluation(findings: Findings, to: Path, *, said: Mapping[str, int] | 
 
 
 def draw_examples(examples: Sequence[Example]) -> Image.Image:
-    """Regions as CLIP sees them, each with its class, and with what it was taken for before and after tuning."""
+    """Regions as CLIP sees them, each with its class and the first guesses before and after tuning."""
     columns = min(_COLUMNS, len(examples))
     rows = -(-len(examples) // columns)
-    high_px, wide_px = _TILE_PX + _WORDS_PX + _GAP_PX, _TILE_PX + _GAP_PX
+    high_px, wide_px = _TILE_PX + _TEXT_PX + _GAP_PX, _TILE_PX + _GAP_PX
     sheet = Image.new("RGB", (columns * wide_px + _GAP_PX, rows * high_px + _GAP_PX), _PAGE)
     draw = ImageDraw.Draw(sheet)
     for number, example in enumerate(examples):
         x, y = _GAP_PX + number % columns * wide_px, _GAP_PX + number // columns * high_px
         tile = Image.fromarray(example.rgb_SS3).resize((_TILE_PX, _TILE_PX), Image.Resampling.BICUBIC)
         sheet.paste(tile, (x, y))
-        for line, (words, colour, size_px) in enumerate(_words(example)):
-            draw.text((x, y + _TILE_PX + 5 + 19 * line), _fitted(words, size_px), font=_font(size_px), fill=colour)
+        for line, (text, colour, size_px) in enumerate(_lines(example)):
+            draw.text((x, y + _TILE_PX + 5 + 19 * line), _fitted(text, size_px), font=dejavu(size_px), fill=colour)
     return sheet
 
 
-def _words(example: Example) -> Iterator[tuple[str, tuple[int, int, int], int]]:
+def _lines(example: Example) -> Iterator[tuple[str, tuple[int, int, int], int]]:
     yield example.class_, _INK, 14
     for when, guess in (("before", example.plain), ("after", example.tuned)):
         yield f"{when}: {guess}", _RIGHT if guess == example.class_ else _WRONG, 12
 
 
-def _masked_table(findings: Findings) -> Table:
-    table = _table("masked regions", "top-1", "top-5", "by class", "regions", "gain")
-    before = findings.masked[MASKED].accuracy()
-    for name, hits in findings.masked.items():
-        after = hits.accuracy()
+def _masked_table(results: RegionResults) -> TextTable:
+    table = number_table("masked regions", "top-1", "top-5", "by class", "regions", "gain")
+    before = results.masked[MASKED].accuracy()
+    for name, top_k in results.masked.items():
+        after = top_k.accuracy()
         tuned = name not in (UNMASKED, MASKED) and before is not None and after is not None
         gain = f"{100 * (after - before):+.1f}" if tuned and after is not None and before is not None else ""
-        shares = (after, hits.accuracy(top=5), hits.macro())
-        table.add_row(name, *map(_percent, shares), f"{hits.regions:,}", gain)
+        shares = (after, top_k.accuracy(top=5), top_k.macro())
+        table.add_row(name, *map(percent, shares), f"{top_k.regions:,}", gain)
     return table
 
 
-def _frequency_table(findings: Findings, groups: Mapping[str, Sequence[int]]) -> Table:
-    table = _table("classes by captions", *groups)
+def _notes(results: RegionResults) -> Iterator[Text]:
+    """What the figures of the table leave out."""
+    top_k = results.masked[MASKED]
+    if top_k.classes < len(results.classes):
+        without = len(results.classes) - top_k.classes
+        yield Text(f"by class: the mean of {top_k.classes:,} classes; {without:,} have no region here")
+    if len(results.classes) <= 5:
+        yield Text(f"top-5: no figure, as five of {len(results.classes)} classes are always right")
+    if top_k.regions == 1:
+        yield Text("one region only: its figures are 0 % or 100 % by chance")
+
+
+def _frequency_table(results: RegionResults, groups: Mapping[str, Sequence[int]]) -> TextTable:
+    table = number_table("classes by captions", *groups)
     table.add_row("  classes", *(f"{len(numbers):,}" for numbers in groups.values()), style="dim")
-    for name, hits in findings.masked.items():
-        table.add_row(name, *(_percent(hits.accuracy(classes=numbers)) for numbers in groups.values()))
+    for name, top_k in results.masked.items():
+        table.add_row(name, *(percent(top_k.accuracy(classes=numbers)) for numbers in groups.values()))
     return table
 
 
-def _whole_table(findings: Findings) -> Table:
-    table = _table("natural pictures", "top-1", "top-5", "pictures", "change")
-    plain, *_ = findings.whole.values()
-    for name, hits in findings.whole.items():
+def _whole_table(results: RegionResults) -> TextTable:
+    table = number_table("natural pictures", "top-1", "top-5", "pictures", "change")
+    plain, *_ = results.whole.values()
+    for name, top_k in results.whole.items():
         change = ""
-        if hits is not plain:
-            before, after = plain.accuracy() or 0.0, hits.accuracy() or 0.0
-            change = "none, to the bit" if name in findings.identical else f"{100 * (after - before):+.1f}"
-        shares = (hits.accuracy(), hits.accuracy(top=5))
-        table.add_row(name, *map(_percent, shares), f"{hits.regions:,}", change)
+        if top_k is not plain:
+            before, after = plain.accuracy() or 0.0, top_k.accuracy() or 0.0
+            change = "none, to the bit" if name in results.identical else f"{100 * (after - before):+.1f}"
+        shares = (top_k.accuracy(), top_k.accuracy(top=5))
+        table.add_row(name, *map(percent, shares), f"{top_k.regions:,}", change)
     return table
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=bool(number))
-    return table
-
-
-def _figures(hits: Hits) -> dict[str, Any]:
+def _figures(top_k: TopK) -> dict[str, Any]:
     return {
-        "regions": hits.regions,
-        "top1": _rounded(hits.accuracy()),
-        "top5": _rounded(hits.accuracy(top=5)),
-        "macro_top1": _rounded(hits.macro()),
+        "regions": top_k.regions,
+        "top1": rounded(top_k.accuracy()),
+        "top5": rounded(top_k.accuracy(top=5)),
+        "macro_top1": rounded(top_k.macro()),
+        "macro_classes": top_k.classes,
     }
 
 
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 6)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
 def _fitted(text: str, size_px: int) -> str:
-    while _font(size_px).getlength(text) > _TILE_PX:
+    while dejavu(size_px).getlength(text) > _TILE_PX:
         text = text[:-2].rstrip("…") + "…"
     return text
-
-
-@cache
-def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return ImageFont.truetype(folder / "DejaVuSans.ttf", size_px)

@@ -1,8 +1,8 @@
-"""What the training of an open-vocabulary MaskFormer begins with, and its losses.
+"""The initial model of the training of an open-vocabulary MaskFormer, and its losses.
 
 The MaskFormer is transformers' own, and so are matching and losses.
 
-Shapes: B pictures, Q queries, L classes and "no object", h × w the grid of the masks, C classes that one picture shows.
+Shapes: B images, Q queries, L classes and "no object", h × w the grid of the masks, C classes that one image shows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mining.models.maskformer import PLAIN
-from mining.models.open_checkpoint import BODY_FILE
-from mining.models.pretrained import load_pretrained, without_progress_bars
-from schemas.errors import InputError
+from maskmine.mining.models.pretrained import load_pretrained, without_progress_bars
+from maskmine.mining.proposers.maskformer import PLAIN
+from maskmine.mining.proposers.open_vocabulary_checkpoint import BODY_FILE
+from maskmine.schemas.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,14 @@ _SWIN_NAMES = {
 }
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
-Answer = tuple["Tensor", "Tensor"]
-"""Of a layer of the decoder: what it says of classes, [B, Q, L], and mask logits [B, Q, h, w]."""
+LayerOutput = tuple["Tensor", "Tensor"]
+"""Of a layer of the decoder: class logits [B, Q, L] and mask logits [B, Q, h, w]."""
+
+MaskLosses = Callable[[list[LayerOutput], list["Tensor"], list["Tensor"]], dict[str, "Tensor"]]
+"""From the outputs of all layers, the masks [C, H, W] of each image and their classes [C] to weighted losses by name.
+
+`class`, `mask` and `dice` are the last layer's.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +106,8 @@ def save_body(folder: Path, body: Body, *, half: bool) -> None:
         body.processor.save_pretrained(folder)
 
 
-def new_losses(
-    *, classes: int, device: torch.device
-) -> Callable[[list[Answer], list[Tensor], list[Tensor]], dict[str, Tensor]]:
-    """A function from the answers of all layers (class logits [B, Q, L]), the masks [C, H, W] that each picture shows
-    and their classes [C] to losses by name, weighted; `class`, `mask` and `dice` are the last layer's.
-    """
+def new_losses(*, classes: int, device: torch.device) -> MaskLosses:
+    """The matching and losses of MaskFormer for this number of classes."""
     from transformers.models.maskformer.modeling_maskformer import MaskFormerHungarianMatcher, MaskFormerLoss
 
     weights = {"loss_cross_entropy": CLASS_WEIGHT, "loss_mask": MASK_WEIGHT, "loss_dice": DICE_WEIGHT}
@@ -114,12 +116,11 @@ def new_losses(
     criterion: Any = MaskFormerLoss(classes, matcher=matcher, weight_dict=weights, eos_coef=NO_OBJECT_WEIGHT)
     criterion.to(device)
 
-    def losses(answers: list[Answer], masks: list[Tensor], shown: list[Tensor]) -> dict[str, Tensor]:
-        *inner, (logits_BQL, masks_BQhw) = answers
+    def losses(outputs: list[LayerOutput], masks: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
+        *inner, (logits_BQL, masks_BQhw) = outputs
         auxiliary = [{"class_queries_logits": logits, "masks_queries_logits": drawn} for logits, drawn in inner]
-        found = criterion(masks_BQhw, logits_BQL, masks, shown, auxiliary)
         weighted = {}
-        for name, loss in found.items():
+        for name, loss in criterion(masks_BQhw, logits_BQL, masks, labels, auxiliary).items():
             kind = next(kind for kind in weights if name.startswith(kind))
             weighted[names[kind] + name.removeprefix(kind)] = weights[kind] * loss
         return weighted
@@ -138,19 +139,19 @@ def _swin_name(name: str) -> str:
 
 
 def _fill_encoder(encoder: Any, donated: dict[str, Tensor], *, backbone: str) -> None:
-    """Give the encoder what a whole Swin or ResNet knows; the norms after stages, that no such model has, stay new."""
+    """Copy the weights of a Swin or ResNet; the norms after its stages, which no such model has, stay random."""
     import torch
 
-    lacking = []
+    missing = []
     with torch.no_grad():
         for name, value in (*encoder.named_parameters(), *encoder.named_buffers()):
             given = donated.get(name.removeprefix("model."), donated.get(_swin_name(name.removeprefix("model."))))
             if given is not None and given.shape == value.shape:
                 value.copy_(given)
             elif isinstance(value, torch.nn.Parameter) and "hidden_states_norms" not in name:
-                lacking.append(name)
-    if lacking:
+                missing.append(name)
+    if missing:
         raise InputError(
-            f"start.backbone: `{backbone}` lacks {len(lacking)} weights that a MaskFormer needs, such as {lacking[0]}; "
+            f"start.backbone: `{backbone}` lacks {len(missing)} weights that a MaskFormer needs, such as {missing[0]}; "
             "give a plain Swin or ResNet of transformers"
         )

@@ -12,10 +12,7 @@ Shapes: K classes, D width of CLIP's embeddings.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,24 +21,26 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mining.models.open_checkpoint import OpenRecord, new_head, save_head
-from mining.models.open_start import Body, from_backbone, from_maskformer, new_losses, save_body
-from mining.models.text_head import TextHead
-from mining.vocabulary import Vocabulary
-from schemas.errors import InputError
-from schemas.settings import fingerprint
-from tuning.checkpoints import read_checkpoint, restore, write_checkpoint
-from tuning.log import MaskRow, Speed, open_log, show_progress
-from tuning.processes import Processes, join_processes
-from tuning.prompts import weights_sha256_of
-from tuning.proposal_data import MappedPictures, open_maps, read_map_batches
-from tuning.proposal_learner import MaskLearner, learn_masks, new_optimizer, warmup_poly
-from tuning.proposal_settings import ProposalTraining
-from tuning.steps import open_precision
-from tuning.towers import embed_classes
+from maskmine.mining.proposers.open_vocabulary_checkpoint import OpenRecord, new_head, save_head
+from maskmine.mining.proposers.text_head import TextHead
+from maskmine.mining.vocabulary import Vocabulary, text_classifier
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import fingerprint
+from maskmine.tuning.clip.mask_prompts import weights_sha256_of
+from maskmine.tuning.open_vocabulary.data import AnnotatedImages, MapBatches, open_maps
+from maskmine.tuning.open_vocabulary.initial_model import Body, from_backbone, from_maskformer, new_losses, save_body
+from maskmine.tuning.open_vocabulary.settings import ProposalTraining
+from maskmine.tuning.open_vocabulary.step import MaskLearner, changing_tensors, new_optimizer
+from maskmine.tuning.training.batches import load_batches
+from maskmine.tuning.training.checkpoints import Checkpoints
+from maskmine.tuning.training.log import Losses, Row, StepLog
+from maskmine.tuning.training.loop import train
+from maskmine.tuning.training.optim import Trainable, open_precision, warmup_poly
+from maskmine.tuning.training.processes import Processes, join_processes
 
 MODEL_FOLDER = "maskformer"
-_STAGE = "proposals"
+_VERSION = 2  # of what a step does: 2 has SSD's colours in full, and weighs images alike in all processes
+_PHASE = "proposals"  # in the log, and the folder of the curves
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class _Run:
 
     settings: ProposalTraining
     folder: Path
-    pictures: MappedPictures
+    dataset: AnnotatedImages
     record: OpenRecord
     body: Body
     head: TextHead
-    fingerprint: str
+    checkpoints: Checkpoints
     processes: Processes
     console: Console
 
@@ -67,23 +66,35 @@ def train_proposals(settings: ProposalTraining, *, console: Console) -> Path:
     """
     with join_processes(settings.device) as processes:
         run = _open_run(settings, processes, console)
-        checkpoint = read_checkpoint(run.folder, fingerprint=run.fingerprint)
-        processes.wait()  # until all have looked
-        if checkpoint is None and processes.leads:
-            write_checkpoint(run.folder, None, fingerprint=run.fingerprint, stage=0, step=0)
-        learner = _new_learner(run)
-        if checkpoint and checkpoint.values:
-            restore(learner, checkpoint.values)
-        _train(run, learner, start=checkpoint.step if checkpoint else 0)
-        if processes.leads:
-            _hand_on(run)
+        start = run.checkpoints.claim(processes)
+        learner, optimizer = _new_learner(run), settings.optimizer
+        batches = MapBatches(
+            run.dataset, settings.view, optimizer.batch_size, settings.seed, processes.rank, processes.count
+        )
+        train(
+            learner,
+            lambda step: load_batches(batches, start=step, stop=optimizer.steps, workers=settings.maps.workers),
+            steps=optimizer.steps,
+            schedule=partial(
+                warmup_poly,
+                steps=optimizer.steps,
+                power=optimizer.power,
+                warmup_steps=optimizer.warmup_steps,
+                warmup_factor=optimizer.warmup_factor,
+            ),
+            start=start,
+            checkpoints=run.checkpoints,
+            log=_step_log(run, learner),
+        )
+        if processes.is_main:
+            _write_model(run)
         processes.wait()
     return run.folder / MODEL_FOLDER
 
 
 def _open_run(settings: ProposalTraining, processes: Processes, console: Console) -> _Run:
     _refuse_odd_batch(settings, processes)
-    pictures = open_maps(settings.maps)
+    dataset = open_maps(settings.maps)
     clip = settings.clip.record()
     record = OpenRecord(
         clip=" ".join(os.path.basename(word) if os.path.isabs(word) else word for word in clip.name.split(" ")),
@@ -93,27 +104,29 @@ def _open_run(settings: ProposalTraining, processes: Processes, console: Console
         hidden=settings.head.hidden,
         layers=settings.head.layers,
         pixels=settings.head.sees == "queries_and_pixels",
-        classes=pictures.classes,
+        classes=dataset.classes,
     )
-    embed = Vocabulary(templates=settings.head.templates).open(settings.clip, str(processes.device))
-    classes_KD = embed_classes(pictures.classes, embed=embed)
+    embed = Vocabulary(templates=settings.head.templates).open_names(settings.clip, str(processes.device))
+    classes_KD = text_classifier(dataset.classes, embed=embed)
     torch.manual_seed(settings.seed)
     body = _open_body(settings)
     head = new_head(classes_KD, record, network=body.network)
     decisive = {
+        "version": _VERSION,
         "settings": settings.decisive(),
         "start": weights_sha256_of(body.network.state_dict()),
         "texts": weights_sha256_of({"classes": classes_KD}),
-        "pictures": pictures.fingerprint,
+        "pictures": dataset.fingerprint,
     }
+    folder = Path(settings.out)
     return _Run(
         settings=settings,
-        folder=Path(settings.out),
-        pictures=pictures,
+        folder=folder,
+        dataset=dataset,
         record=record,
         body=body,
         head=head,
-        fingerprint=fingerprint(decisive),
+        checkpoints=Checkpoints(folder, fingerprint(decisive), settings.checkpoint_every, processes.is_main),
         processes=processes,
         console=console,
     )
@@ -144,102 +157,59 @@ def _open_body(settings: ProposalTraining) -> Body:
 def _new_learner(run: _Run) -> MaskLearner:
     settings, network, device = run.settings, run.body.network, run.processes.device
     network.to(device).requires_grad_(settings.trains == "all").train(settings.trains == "all")
-    network.class_predictor.requires_grad_(False)  # the head stands in its place
+    network.class_predictor.requires_grad_(False)  # the head replaces it
     head = run.head.to(device)
     if run.processes.count > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    mean, std = run.body.processor.image_mean, run.body.processor.image_std
+    processor = run.body.processor
     return MaskLearner(
         network=network,
         head=head,
-        losses=new_losses(classes=len(run.pictures.classes), device=device),
-        mean_3=torch.tensor(mean, device=device),
-        std_3=torch.tensor(std, device=device),
+        losses=new_losses(classes=len(run.dataset.classes), device=device),
+        mean_3=torch.tensor(processor.image_mean, device=device),
+        std_3=torch.tensor(processor.image_std, device=device),
         logit_scale=settings.head.logit_scale,
-        optimizer=new_optimizer(network, head, optimizer=settings.optimizer),
+        trainable=Trainable(
+            tensors=changing_tensors(network, head),
+            optimizer=new_optimizer(network, head, optimizer=settings.optimizer),
+            device=device,
+            dtype=open_precision(settings.precision, device),
+            max_gradient_norm=settings.optimizer.max_gradient_norm,
+        ),
         processes=run.processes,
-        dtype=open_precision(settings.precision, device),
-        max_gradient_norm=settings.optimizer.max_gradient_norm,
         seed=settings.seed,
     )
 
 
-def _train(run: _Run, learner: MaskLearner, *, start: int) -> None:
-    """Take the steps that are left."""
-    settings, leads = run.settings, run.processes.leads
-    steps = settings.optimizer.steps
-    batches = read_map_batches(
-        run.pictures,
-        view=settings.view,
-        batch_size=settings.optimizer.batch_size,
-        seed=settings.seed,
-        start=start,
-        stop=steps,
-        workers=settings.maps.workers,
-        rank=run.processes.rank,
-        processes=run.processes.count,
-    )
-    with _watch(run, learner, done=start) as saw:
-        for batch in batches:
-            said = learn_masks(learner, batch, rate_share=warmup_poly(batch.step, optimizer=settings.optimizer))
-            if not math.isfinite(said["loss"]):
-                raise InputError(
-                    f"step {batch.step + 1}: the loss is {said['loss']}; lower optimizer.learning_rate, or use "
-                    "precision bfloat16 or float32"
-                )
-            done = batch.step + 1
-            saw(done, said)
-            if leads and (done % settings.checkpoint_every == 0 or done == steps):
-                write_checkpoint(run.folder, learner, fingerprint=run.fingerprint, stage=0, step=done)
+def _step_log(run: _Run, learner: MaskLearner) -> StepLog:
+    def row(step: int, losses: Losses, images_per_s: float) -> Row:
+        return {
+            "stage": _PHASE,
+            "step": step,
+            "loss": losses["loss"],
+            "class_loss": losses["class"],
+            "mask_loss": losses["mask"],
+            "dice_loss": losses["dice"],
+            "gradient_norm": losses["gradient_norm"],
+            "learning_rate": max(group["lr"] for group in learner.trainable.optimizer.param_groups),
+            "images_per_s": images_per_s,
+        }
+
+    settings, is_main = run.settings, run.processes.is_main
+    return StepLog(run.folder, _PHASE, settings.optimizer.batch_size, settings.log_every, row, run.console, is_main)
 
 
-@contextmanager
-def _watch(run: _Run, learner: MaskLearner, *, done: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function that is told of every step, and tells people and programs; silent where another process leads."""
-    if not run.processes.leads:
-        yield lambda step, said: None
-        return
-    speed, steps = Speed(), run.settings.optimizer.steps
-    with (
-        open_log(run.folder, stage=_STAGE, step=done, say=partial(run.console.print, markup=False)) as tell,
-        show_progress(run.console, stage=_STAGE, done=done, steps=steps) as advance,
-    ):
-
-        def saw(step: int, said: dict[str, float]) -> None:
-            speed.add(run.settings.optimizer.batch_size)
-            advance(said["loss"], speed.now)
-            if step % run.settings.log_every == 0 or step == steps:
-                rate = max(group["lr"] for group in learner.optimizer.param_groups)
-                tell(_row(step, said, learning_rate=rate, images_per_s=speed.take()))
-
-        yield saw
-
-
-def _row(step: int, said: dict[str, float], *, learning_rate: float, images_per_s: float) -> MaskRow:
-    return MaskRow(
-        stage=_STAGE,
-        step=step,
-        loss=said["loss"],
-        class_loss=said["class"],
-        mask_loss=said["mask"],
-        dice_loss=said["dice"],
-        gradient_norm=said["gradient_norm"],
-        learning_rate=learning_rate,
-        images_per_s=round(images_per_s, 1),
-    )
-
-
-def _hand_on(run: _Run) -> None:
+def _write_model(run: _Run) -> None:
     folder, half = run.folder / MODEL_FOLDER, run.settings.half
-    below = run.body.folder if run.settings.trains == "head" else None
-    if below is None:
+    body_folder = run.body.folder if run.settings.trains == "head" else None
+    if body_folder is None:
         save_body(folder, run.body, half=half)
-    save_head(folder, run.head, run.record, half=half, body=below)
+    save_head(folder, run.head, run.record, half=half, body=body_folder)
 
 
 def _refuse_odd_batch(settings: ProposalTraining, processes: Processes) -> None:
     if settings.optimizer.batch_size % processes.count:
         raise InputError(
-            f"optimizer.batch_size: {settings.optimizer.batch_size} pictures cannot be shared evenly by "
+            f"optimizer.batch_size: {settings.optimizer.batch_size} images cannot be shared evenly by "
             f"{processes.count} processes"
         )

@@ -1,9 +1,9 @@
-"""What the maps of a set of pictures come to: counted picture by picture, added up, and read off class by class.
+"""mIoU of a data set: each image is counted on its own, counts are added, and scores are read off by class.
 
-A picture's count is a row of whole numbers, so what pictures come to together depends neither on their order nor on how
-they are shared out among workers. Counting is that of `mining.segmentation_scores`, which is OVSeg's rule.
+The counts of an image are a row of integers, so the sum over images depends neither on their order nor on their
+distribution over workers. Counting is that of `maskmine.tuning.segmentation.confusion`, which is OVSeg's rule.
 
-Shapes: H, W height and width of a map; K classes of the set; L = K + 1, the classes and NOTHING.
+Shapes: H, W height and width of a map; K classes of the set; L = K + 1, the classes and IGNORE.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from mining.segmentation_scores import NOTHING, Confusion, Labels, SegmentationScores
-from schemas.errors import InputError
-from schemas.rows import Rejection
-from tuning.segmentation_rules import BACKGROUND
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.tuning.segmentation.confusion import IGNORE, Confusion, Labels, SegmentationScores
+from maskmine.tuning.segmentation.semantic_inference import BACKGROUND
 
 
 @dataclass(frozen=True, slots=True)
 class CountedMap:
-    """A map against the truth: `pixels[i]` pixels of class `true[i]` were taken for class `predicted[i]`.
+    """The nonzero cells of a map's confusion: `pixels[i]` pixels of class `true[i]` were predicted as `predicted[i]`.
 
-    Classes are numbers; the number after the last class is NOTHING. `case` says which map of the picture it is.
+    Classes are numbers; the number after the last class is IGNORE. `case` tells several maps of an image apart.
     """
 
     case: str
@@ -36,33 +36,33 @@ class CountedMap:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedRow:
-    """A picture and its counted maps, none where it was rejected."""
+    """An image and its counted maps; none where it was rejected."""
 
     image_id: str
     maps: tuple[CountedMap, ...]
     rejection: Rejection | None
 
 
-def as_labels(stored_HW: np.ndarray[Any, np.dtype[Any]], *, classes: int, ignore: int, place: str) -> Labels:
-    """A label map as it is stored, with NOTHING in the place of `ignore`, int32 [H, W].
+def as_labels(stored_HW: np.ndarray[Any, np.dtype[Any]], *, classes: int, ignore: int, path: str) -> Labels:
+    """A stored label map with IGNORE in place of `ignore`, int32 [H, W].
 
-    Raises InputError, which names `place`, for numbers beyond the classes.
+    Raises InputError, which names `path`, for numbers beyond the classes.
     """
     labels_HW = stored_HW.astype(np.int32)
-    labels_HW[stored_HW == ignore] = NOTHING
-    greatest = int(labels_HW.max(initial=NOTHING))
-    if greatest >= classes or int(labels_HW.min(initial=0)) < NOTHING:
+    labels_HW[stored_HW == ignore] = IGNORE
+    greatest = int(labels_HW.max(initial=IGNORE))
+    if greatest >= classes or int(labels_HW.min(initial=0)) < IGNORE:
         raise InputError(
-            f"{place}: has the label {greatest}, the {classes} classes are 0 to {classes - 1} and {ignore} is not "
+            f"{path}: has the label {greatest}, the {classes} classes are 0 to {classes - 1} and {ignore} is not "
             "counted; is the set prepared, are these its classes, is --ignore right?"
         )
     return labels_HW
 
 
-def count_map(predicted_HW: Labels, *, truth_HW: Labels, classes: int, case: str) -> CountedMap:
+def count_map(predicted_HW: Labels, *, gt_HW: Labels, classes: int, case: str) -> CountedMap:
     """Count a map; raises ValueError as `Confusion.add` does."""
     confusion = Confusion.of_classes(classes)
-    confusion.add(predicted_HW, truth_HW=truth_HW)
+    confusion.add(predicted_HW, gt_HW=gt_HW)
     true, predicted = confusion.pixels_KL.nonzero()
     pixels = confusion.pixels_KL[true, predicted]
     return CountedMap(case, *(tuple(numbers.tolist()) for numbers in (true, predicted, pixels)))
@@ -71,23 +71,20 @@ def count_map(predicted_HW: Labels, *, truth_HW: Labels, classes: int, case: str
 def add_up(rows: Iterable[EvaluatedRow], *, classes: int) -> dict[str, Confusion]:
     """The confusion of each case, in the order in which cases first appear."""
     sums: dict[str, Confusion] = {}
-    for row in rows:
-        for counted in row.maps:
-            confusion = sums.setdefault(counted.case, Confusion.of_classes(classes))
-            true, predicted, pixels = (
-                np.array(numbers, np.int64) for numbers in (counted.true, counted.predicted, counted.pixels)
-            )
-            confusion.pixels_KL[true, predicted] += pixels
+    for counted in (counted for row in rows for counted in row.maps):
+        confusion = sums.setdefault(counted.case, Confusion.of_classes(classes))
+        true, predicted, pixels = np.array((counted.true, counted.predicted, counted.pixels), np.int64)
+        confusion.pixels_KL[true, predicted] += pixels
     return sums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """What a segmenter is asked for, so that it names the classes of a set: every name once, in the set's order.
+class ClassMapping:
+    """From a segmenter's classes to those of a set: each name once, in the set's order.
 
-    Of classes that have one name, which nothing in a picture can tell apart, the first is asked for. `names` are those
-    that a map may have, `numbers` theirs among the set's classes, and NOTHING. A class that has the name of the
-    background is asked for as such, and has no label in a map.
+    Of classes with the same name, which no model can tell apart, the segmenter gets the first. `names` are those that
+    a map may have, `numbers` their numbers in the set, IGNORE last. A class that is called like the background is
+    passed to the segmenter as background, and has no label in a map.
     """
 
     names: tuple[str, ...]
@@ -95,35 +92,50 @@ class Question:
     with_background: bool = False
 
     @staticmethod
-    def about(classes: Sequence[str]) -> Question:
-        """The question about the classes of a set."""
+    def of(classes: Sequence[str]) -> ClassMapping:
+        """The mapping for the classes of a set."""
         first: dict[str, int] = {}
         for number, name in enumerate(classes):
-            first.setdefault(" ".join(name.split()).casefold(), number)
+            first.setdefault(_plain(name), number)
         named = [number for name, number in first.items() if name != BACKGROUND]
         names = tuple(classes[number] for number in named)
-        return Question(names, np.array([*named, NOTHING], np.int32), BACKGROUND in first)
+        return ClassMapping(names, np.array([*named, IGNORE], np.int32), BACKGROUND in first)
 
     @property
-    def asked(self) -> tuple[str, ...]:
-        """What to give a segmenter as its classes."""
+    def segmenter_classes(self) -> tuple[str, ...]:
+        """The classes to give to a segmenter."""
         return (*self.names, BACKGROUND) if self.with_background else self.names
 
-    def only(self, truth_HW: Labels) -> Question:
-        """The question about those of its classes alone that a map has."""
-        present = set(np.unique(truth_HW).tolist())
-        kept = [place for place, number in enumerate(self.numbers[:-1].tolist()) if number in present]
-        return Question(tuple(self.names[place] for place in kept), self.numbers[[*kept, -1]])
+    def only_in(self, gt_HW: Labels) -> ClassMapping:
+        """The same for those of its classes alone that a label map has."""
+        present = set(np.unique(gt_HW).tolist())
+        indices = [index for index, number in enumerate(self.numbers[:-1].tolist()) if number in present]
+        return ClassMapping(tuple(self.names[index] for index in indices), self.numbers[[*indices, -1]])
 
-    def as_set_labels(self, labels_HW: Labels) -> Labels:
+    def to_set_labels(self, labels_HW: Labels) -> Labels:
         """A segmenter's map with the numbers of the set's classes."""
-        labels: Labels = self.numbers[labels_HW]  # NOTHING, which is -1, finds the last entry
+        labels: Labels = self.numbers[labels_HW]  # IGNORE, which is -1, picks the last entry
         return labels
+
+
+def repeated_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes whose name an earlier one has: no map shows them, so they count as never found."""
+    seen: set[str] = set()
+    repeated = []
+    for name in classes:
+        if _plain(name) in seen:
+            repeated.append(name)
+        seen.add(_plain(name))
+    return tuple(repeated)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).casefold()
 
 
 @dataclass(frozen=True)
 class SetScores:
-    """What a set comes to. `seen` are the classes that the training of the proposals knew, None where nobody said."""
+    """The scores of a set. `seen` are the classes that the proposals were trained on, None where they are not known."""
 
     classes: tuple[str, ...]
     confusion: Confusion
@@ -135,47 +147,52 @@ class SetScores:
         return self.confusion.scores()
 
     @property
+    def classes_in_mean(self) -> int:
+        """The classes of which `mean_iou` is the mean: those with a pixel in the annotations or in a map."""
+        return int((~np.isnan(self.scores.iou_K)).sum())
+
+    @property
     def seen_iou(self) -> float | None:
-        """The mean IoU of the seen classes, by the same rule; None without any of them."""
+        """The mean IoU of the seen classes; None without any of them."""
         return None if self.seen is None else self._mean_iou(self.seen)
 
     @property
     def unseen_iou(self) -> float | None:
-        """The same of all others."""
+        """The mean IoU of all other classes."""
         return None if self.seen is None else self._mean_iou(frozenset(self.classes) - self.seen)
 
     @property
     def harmonic_iou(self) -> float | None:
-        """The harmonic mean of both, which is low where one of them is; None where one is unknown."""
+        """The harmonic mean of both; None where one is unknown."""
         seen, unseen = self.seen_iou, self.unseen_iou
         if seen is None or unseen is None:
             return None
         return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
 
     def figures(self) -> dict[str, float | None]:
-        """The figures of the set by their names in the field, from 0 to 1."""
+        """The scores by their names in the field, from 0 to 1."""
         scores = self.scores
-        found = {
+        figures = {
             "mIoU": scores.mean_iou,
             "fwIoU": scores.weighted_iou,
             "mACC": scores.mean_accuracy,
             "pACC": scores.pixel_accuracy,
         }
         if self.seen is not None:
-            found |= {"seen mIoU": self.seen_iou, "unseen mIoU": self.unseen_iou, "harmonic": self.harmonic_iou}
-        return found
+            figures |= {"seen mIoU": self.seen_iou, "unseen mIoU": self.unseen_iou, "harmonic": self.harmonic_iou}
+        return figures
 
     def by_class(self) -> list[ClassScores]:
         """A row for each class, in the set's order."""
         true_K, predicted_K = self.confusion.pixels_KL.sum(1), self.confusion.pixels_KL[:, :-1].sum(0)
-        columns = (self.classes, self.scores.iou_K, self.scores.accuracy_K, true_K, predicted_K)
+        columns = (self.classes, self.scores.iou_K, self.scores.accuracy_K, true_K.tolist(), predicted_K.tolist())
         return [
             ClassScores(
                 name,
-                None if np.isnan(iou) else float(iou),
-                None if np.isnan(accuracy) else float(accuracy),
-                int(true),
-                int(predicted),
+                _or_none(iou),
+                _or_none(accuracy),
+                true,
+                predicted,
                 None if self.seen is None else name in self.seen,
             )
             for name, iou, accuracy, true, predicted in zip(*columns, strict=True)
@@ -189,7 +206,7 @@ class SetScores:
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """A class of a set: IoU and accuracy from 0 to 1 (None where they are of no pixel), and its pixels."""
+    """A class of a set: IoU and accuracy from 0 to 1 (None without a pixel to divide by), and its pixels."""
 
     name: str
     iou: float | None
@@ -197,3 +214,7 @@ class ClassScores:
     true_px: int
     predicted_px: int
     seen: bool | None
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,7 +1,7 @@
-"""Open-vocabulary segmentation in two stages: masks first, then what CLIP, plain or tuned, calls each of them.
+"""Two-stage open-vocabulary segmentation: class-agnostic masks, which a plain or a tuned CLIP classifies.
 
-    pictures ─▶ proposals ─▶ keep ─▶ crops ─▶ CLIP, with or without prompts ─┐
-    classes ──▶ templates ─▶ CLIP's text side ───────────────────────────────┴▶ votes [N, C] ─▶ map [H, W]
+    images ──▶ proposals ─▶ keep ─▶ crops ─▶ CLIP, with or without prompts ─┐
+    classes ─▶ templates ─▶ CLIP's text tower ──────────────────────────────┴▶ votes [N, C] ─▶ map [H, W]
 
 ```python
 segment = load_settings(Segmenter, "configs/segment.yaml").open()
@@ -9,16 +9,18 @@ segment = load_settings(Segmenter, "configs/segment.yaml").open()
 found.labels_HW
 ```
 
-Shapes: N proposals of one picture, R regions of a batch, C classes that vote, D width of CLIP's embeddings, S side of
-its input in pixels; H, W height and width of a picture in pixels. A size is `(height_px, width_px)`.
+Shapes: N proposals of one image, R regions of a batch, C classes, D width of CLIP's embeddings, S side of its input in
+pixels; H, W height and width of an image in pixels. A size is `(height_px, width_px)`.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -26,24 +28,27 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mining.crops import Crop, cut_masks, cut_regions, tight_boxes
-from mining.decoder import Decoding
-from mining.devices import fix_threads, open_device
-from mining.embeddings import chunk_regions
-from mining.models.clip import Clip, embed_in_batches
-from mining.models.maskformer import MaskFormer
-from mining.proposals import Keep, LoadedImage, Proposals, Proposer, areas_px_of, keep_proposals
-from mining.regions import AnyProposals, plan_batches
-from mining.segmentation_scores import NOTHING
-from mining.vocabulary import Vocabulary
-from mining.weights import weights_sha256
-from schemas.errors import InputError
-from schemas.mask import Box
-from schemas.models import ModelRecord
-from schemas.rows import Rejection
-from schemas.settings import Settings
-from tuning.own_classifier import OwnClassifier, open_own
-from tuning.segmentation_rules import (
+from maskmine.mining.images.batches import plan_batches
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.crops import Crop, PictureCrop, cut_masks, cut_regions, tight_boxes
+from maskmine.mining.models.clip import Clip, embed_in_batches
+from maskmine.mining.models.devices import Precision, fix_threads, open_device, resolve_precision
+from maskmine.mining.models.embeddings import chunk_regions
+from maskmine.mining.models.prompt_templates import Templates
+from maskmine.mining.proposers.maskformer import MaskFormer
+from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, areas_px_of, keep_proposals
+from maskmine.mining.regions import AnyProposals
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.mining.vocabulary import Vocabulary, text_classifier
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.mask import Box
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import ExecutionOnly, Settings
+from maskmine.tuning.clip.towers import Tuned, bare_tower, tuned_tower
+from maskmine.tuning.segmentation.confusion import IGNORE
+from maskmine.tuning.segmentation.proposal_classifier import ProposalClassifier, open_proposal_classifier
+from maskmine.tuning.segmentation.semantic_inference import (
     BACKGROUND,
     best_masks,
     clip_probabilities,
@@ -51,12 +56,11 @@ from tuning.segmentation_rules import (
     paint_hard,
     paint_soft,
 )
-from tuning.towers import Tuned, bare_tower, embed_classes, tuned_tower
 
-MOST_CLASSES = 65_535
-"""So many classes fit in a label map of 16 bits, beside the number for no class."""
+MAX_CLASSES = 65_535
+"""A label map of 16 bits has room for these, and for the number of no class."""
 
-_CPU_BATCH = 8
+_CPU_BATCH = 8  # a CPU is no faster with larger batches, and the last one is padded
 
 Rgb = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int32]]
@@ -64,9 +68,9 @@ Labels = np.ndarray[Any, np.dtype[np.int32]]
 
 @dataclass(frozen=True, slots=True)
 class NamedRegion:
-    """A region that was kept: its box, its size, how sure the proposer is of it, and the class that it votes for most.
+    """A kept region: its box, its area, the proposer's score, and the class with its greatest vote.
 
-    `class_` is None where that is the background; `probability` is that vote.
+    `class_` is None where that is the background; `probability` is the vote.
     """
 
     box_xyxy: Box
@@ -78,10 +82,10 @@ class NamedRegion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
-    """A picture's map: `labels_HW` has the number of a class in `classes`, or NOTHING.
+    """The map of an image: `labels_HW` has numbers of `classes`, or IGNORE.
 
-    `scores` has for each class the greatest vote that a region has for it (0 to 1), None where there is no region.
-    `proposed` is the number of proposals before some were kept as `regions`.
+    `scores` has the greatest vote for each class (0 to 1), None without any region. `proposed` is the number of
+    proposals before filtering, `regions` are those that were kept.
     """
 
     classes: tuple[str, ...]
@@ -92,69 +96,81 @@ class Segmentation:
 
 
 class Segment(Protocol):
-    """What `Segmenter.open()` returns: pictures to their maps, in order."""
+    """What `Segmenter.open()` returns: images to their maps, in order."""
 
     def __call__(
-        self, pictures: Sequence[Rgb], *, classes: Sequence[str], image_ids: Sequence[str] | None = None
+        self, images: Sequence[Rgb], /, *, classes: Sequence[str], image_ids: Sequence[str] | None = None
     ) -> list[Segmentation | Rejection]:
-        """Pictures are upright RGB, uint8 [H, W, 3] of any sizes; `image_ids` are for proposals from annotations.
+        """Images are upright RGB, uint8 [H, W, 3] of any sizes; proposals from annotations need `image_ids`.
 
-        On a CPU a picture's map does not depend on the others. A Rejection stands where annotations do not know a
-        picture. Raises InputError for classes as `check_classes` does, and where the rule needs a classifier that the
-        proposals have not; ValueError for arrays of another kind.
+        On a CPU the map of an image does not depend on the other images. An image without annotations is a Rejection.
+        Raises InputError for classes as `check_classes` does, and where the rule needs a classifier that the
+        proposals do not have; ValueError for other arrays.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """CLIP: `regions` embeds those of some pictures, [N, D] for each; `classes` embeds names, [C, D]."""
+class RegionClassifier:
+    """CLIP: `embed_regions` takes images and their masks and gives [N, D] for each, `embed_classes` gives [C, D]."""
 
-    regions: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
-    classes: Callable[[tuple[str, ...]], Tensor]
+    embed_regions: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+    embed_classes: Callable[[tuple[str, ...]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What is loaded once: the proposer, and CLIP where the rule needs it, both on `device`.
+    """The loaded models, all on `device`: the proposer, and CLIP where the rule needs it.
 
-    `own` is the proposals' classifier; without it, it is opened with the settings.
+    `proposal_classifier` is the one that comes with the proposals; without it, `Segmenter.open` opens it.
     """
 
     device: torch.device
     propose: Proposer
-    look: Look | None
-    own: OwnClassifier | None = None
+    region_classifier: RegionClassifier | None
+    proposal_classifier: ProposalClassifier | None = None
 
 
 class Segmenter(Settings):
-    """Which masks, which CLIP, and how votes become a map. The defaults are the models of configs/coco.yaml.
-
-    `tuned` puts a fine-tuned CLIP, mask prompts or both in the place of `clip`'s image side.
-    `rule`: who gives the votes: `clip`, the `proposals`' own classifier, or both as OVSeg's `ensemble`, in which
-    `clip_weight` is λ. `paint`: `sum` lets all masks vote, softly where the proposer's masks are soft;
-    `best_per_class` lets only those vote that are the best one of some class, and leaves other pixels without a class;
-    with a `granularity` g below 1 those as well whose vote for a class is above g × its best.
-    `keep`, `batch_size` and what follows are as in `Regions`.
-    """
+    """Which masks, which CLIP, and how their votes become a label map. The defaults are the models of
+    configs/coco.yaml."""
 
     proposals: AnyProposals = MaskFormer(kind="maskformer", checkpoint="facebook/maskformer-swin-base-coco")
+    """What proposes masks; `kind` chooses the model."""
     keep: Keep = Keep(min_area_px=1, max_area_ratio=1.0)
+    """Which proposals vote."""
     clip: Clip = Clip(model="ViT-L-14", pretrained="openai")
+    """The CLIP that classifies regions."""
     tuned: Tuned | None = None
-    crop: Crop = Crop()
-    templates: str = "vild"
+    """A fine-tuned CLIP, mask prompts, or both, in place of `clip`'s image tower."""
+    crop: PictureCrop = PictureCrop()
+    """What CLIP sees of a region."""
+    templates: Templates = "vild"
+    """Prompt templates of classes: `vild`, `imagenet`, `raw`, or a text file."""
     logit_scale: Annotated[float, Field(gt=0, le=1000)] = 100.0
+    """Factor of the cosines before the softmax over classes."""
     rule: Literal["clip", "proposals", "ensemble"] = "clip"
+    """Which classifier votes: `clip`, the `proposals`' own, or OVSeg's `ensemble` of both."""
     clip_weight: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Weight λ of CLIP in the ensemble p^(1−λ) · p̂^λ."""
     paint: Literal["sum", "best_per_class"] = "sum"
+    """`sum`: all masks vote, softly where the proposer's masks are soft. `best_per_class`: only the best mask of each
+    class votes, and other pixels have no class."""
     granularity: Annotated[float, Field(ge=0, le=1)] = 1.0
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    device: str = "auto"
+    """With `best_per_class`, masks whose vote is above this factor × the best vote of a class count too; 1 takes the
+    best alone."""
+    batch_size: Annotated[int, ExecutionOnly(), Field(ge=1)] = 8
+    """Images of one size that the proposer sees at once. Results agree within rounding."""
+    device: Annotated[str, ExecutionOnly()] = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`. Results agree within rounding."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
-    decode_threads: Annotated[int, Field(ge=1)] = 2
-    decoding: Decoding = Decoding()
-    cpu_threads: Annotated[int, Field(ge=1)] = 2
+    """Larger images are rejected before they are decoded."""
+    decode_threads: Annotated[int, ExecutionOnly(), Field(ge=1)] = 2
+    """Images that are decoded at the same time, each in a process of its own."""
+    decoding: Annotated[Decoding, ExecutionOnly()] = Decoding()
+    """Limits of the decoding processes."""
+    cpu_threads: Annotated[int, ExecutionOnly(hash_default=True), Field(ge=1)] = 2
+    """Threads of the models on a CPU. Results agree within rounding."""
 
     @model_validator(mode="after")
     def _a_classifier_where_the_rule_needs_one(self) -> Segmenter:
@@ -175,33 +191,37 @@ class Segmenter(Settings):
     def load(self) -> Models:
         """Load the models; raises InputError when they cannot be had.
 
-        They serve all settings that differ in `keep`, `logit_scale`, `rule`, `clip_weight`, `paint` and `granularity`
-        alone; without CLIP, where `rule` is `proposals`, those that leave it so.
+        They serve all settings that differ only in `keep`, `logit_scale`, `rule`, `clip_weight`, `paint` and
+        `granularity`; with `rule: proposals` CLIP is not loaded, so the rule has to stay.
         """
         device = open_device(self.device)
         fix_threads(self.device, cpu_threads=self.cpu_threads)
         propose = self.proposals.open(device=self.device)
-        look = None if self.rule == "proposals" else open_look(self, device=device)
-        return Models(device, propose, look, self._own_classifier())
+        clip = None
+        if self.rule != "proposals":
+            clip = open_region_classifier(
+                self.clip, self.tuned, crop=self.crop, templates=self.templates, device=device
+            )
+        return Models(device, propose, clip, self._proposal_classifier())
 
     def open(self, *, models: Models | None = None) -> Segment:
-        """The function from pictures to maps, with `models` that were loaded before, or as `load` loads them."""
+        """The function from images to maps, with `models` that were loaded before, or as `load` loads them."""
         loaded = models or self.load()
-        if loaded.look is None and self.rule != "proposals":
+        if loaded.region_classifier is None and self.rule != "proposals":
             raise ValueError(f"these models were loaded without CLIP, and `rule: {self.rule}` needs it")
-        loaded = replace(loaded, own=loaded.own or self._own_classifier())
+        loaded = replace(loaded, proposal_classifier=loaded.proposal_classifier or self._proposal_classifier())
 
         def segment(
-            pictures: Sequence[Rgb], *, classes: Sequence[str], image_ids: Sequence[str] | None = None
+            images: Sequence[Rgb], /, *, classes: Sequence[str], image_ids: Sequence[str] | None = None
         ) -> list[Segmentation | Rejection]:
-            named, ids = check_classes(classes), image_ids or [str(number) for number in range(len(pictures))]
-            found: dict[int, Segmentation | Rejection] = {}
-            for batch in plan_batches([_size_px(rgb_HW3) for rgb_HW3 in pictures], batch_size=self.batch_size):
-                images = [LoadedImage(ids[i], _on_device(pictures[i], loaded.device)) for i in batch]
+            names, ids = check_classes(classes), image_ids or [str(number) for number in range(len(images))]
+            maps: dict[int, Segmentation | Rejection] = {}
+            for batch in plan_batches([_size_px(rgb_HW3) for rgb_HW3 in images], batch_size=self.batch_size):
+                on_device = [LoadedImage(ids[i], _on_device(images[i], loaded.device)) for i in batch]
                 with torch.inference_mode():
-                    answers = _segment_batch(images, classes=named, settings=self, models=loaded)
-                found.update(zip(batch, answers, strict=True))
-            return [found[i] for i in range(len(pictures))]
+                    answers = _segment_batch(on_device, classes=names, settings=self, models=loaded)
+                maps.update(zip(batch, answers, strict=True))
+            return [maps[i] for i in range(len(images))]
 
         return segment
 
@@ -212,104 +232,115 @@ class Segmenter(Settings):
             return [self.proposals.record(), *texts]
         return [self.proposals.record(), self.clip.record(), *_tuned_records(self.tuned, self.clip)]
 
-    def _own_classifier(self) -> OwnClassifier:
-        return open_own(self.proposals, clip=self.clip, device=self.device, at_once=self.rule != "clip")
+    def _proposal_classifier(self) -> ProposalClassifier:
+        return open_proposal_classifier(self.proposals, clip=self.clip, device=self.device, at_once=self.rule != "clip")
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes as they vote: one of the name BACKGROUND last; it joins by itself where there is one class only.
+    """The classes that get votes, BACKGROUND last where it is named; it is added where there is only one class.
 
-    Raises InputError when there is no class, one without a letter, one twice (case and spaces apart), or too many.
+    Raises InputError when there is no class, an empty one, one twice (case and spaces apart), or too many.
     """
     plain = [" ".join(class_.split()) for class_ in classes]
     if "" in plain:
         raise InputError(f"classes: number {plain.index('') + 1} is empty; give each a name")
-    if repeated := _first_repeated([class_.casefold() for class_ in plain]):
+    repeated = next((name for name, count in Counter(map(str.casefold, plain)).items() if count > 1), None)
+    if repeated:
         raise InputError(f"classes: `{repeated}` is there twice; name each class once")
     named = [class_ for class_ in plain if class_.casefold() != BACKGROUND]
     if not named:
         raise InputError("classes: none is named; give at least one, such as --classes 'dog, tree'")
-    if len(named) > MOST_CLASSES:
-        raise InputError(f"classes: {len(named):,} are too many for a map of 16 bits; give at most {MOST_CLASSES:,}")
+    if len(named) > MAX_CLASSES:
+        raise InputError(f"classes: {len(named):,} are too many for a map of 16 bits; give at most {MAX_CLASSES:,}")
     return (*named, BACKGROUND) if len(named) == 1 or len(named) < len(plain) else tuple(named)
 
 
-def open_look(settings: Segmenter, *, device: torch.device) -> Look:
-    """CLIP as the settings want it, on `device`. Raises InputError when it cannot be had."""
-    clip, tuned = settings.clip, settings.tuned
-    if device.type == "cpu":  # which gains nothing from large batches, and the last one is filled up
+def class_numbers(classes: Sequence[str]) -> tuple[int, ...]:
+    """The number of each class that a map may have: its place in the list as it was given, in which BACKGROUND keeps
+    its own though no pixel has it."""
+    return tuple(n for n, class_ in enumerate(classes) if " ".join(class_.split()).casefold() != BACKGROUND)
+
+
+def open_region_classifier(
+    clip: Clip, tuned: Tuned | None, *, crop: Crop, templates: str, device: torch.device
+) -> RegionClassifier:
+    """The CLIP of a `Segmenter` on `device`. Raises InputError when it cannot be had."""
+    if device.type == "cpu":
         clip = clip.model_copy(update={"batch_size": min(clip.batch_size, _CPU_BATCH)})
     plain = clip.open_whole()
-    tower = (
-        tuned_tower(tuned, plain, device=device, place="tuned") if tuned else bare_tower(plain.model.visual.to(device))
-    )
+    visual = tuned_tower(tuned, plain, device=device, place="tuned") if tuned else None
+    tower = visual or bare_tower(plain.model.visual.to(device))
     size_px, dim, mean, std = plain.size_px, plain.dim, plain.mean, plain.std
     batch_size, dtype = clip.batch_size, _dtype(clip.precision, device)
-    embed_nouns = Vocabulary(templates=settings.templates).open(clip, settings.device)
+    embed_nouns = Vocabulary(templates=templates).open_names(clip, str(device))
 
     def forward(pixels_and_masks_B4SS: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return tower(pixels_and_masks_B4SS[:, :3], pixels_and_masks_B4SS[:, 3] > 0)
 
-    def embed(pictures: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    def embed_regions(images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
         counts = [len(masks_NHW) for masks_NHW in masks]
         parts = [torch.empty(0, dim, device=device)]
-        for chunk in chunk_regions(counts, size=batch_size):  # of all pictures: memory is bounded by one batch
-            rgb, shown = [pictures[i] for i, _ in chunk], [masks[i][span] for i, span in chunk]
-            pixels_R3SS = cut_regions(rgb, shown, size_px=size_px, mean=mean, std=std, crop=settings.crop)
-            masks_RSS = cut_masks(shown, size_px=size_px, crop=settings.crop)
+        for chunk in chunk_regions(counts, size=batch_size):  # across images: memory is bounded by one batch
+            rgb, masks_of = [images[i] for i, _ in chunk], [masks[i][span] for i, span in chunk]
+            pixels_R3SS = cut_regions(rgb, masks_of, size_px=size_px, mean=mean, std=std, crop=crop)
+            masks_RSS = cut_masks(masks_of, size_px=size_px, crop=crop)
             joined_R4SS = torch.cat([pixels_R3SS, masks_RSS[:, None].to(pixels_R3SS.dtype)], dim=1)
             parts.append(embed_in_batches(joined_R4SS, forward=forward, batch_size=batch_size, dim=dim))
         return list(torch.split(torch.cat(parts), counts))
 
     @functools.lru_cache(maxsize=1)
-    def classes(names: tuple[str, ...]) -> Tensor:
-        return embed_classes(names, embed=embed_nouns).to(device)
+    def embed_names(names: tuple[str, ...]) -> Tensor:
+        return text_classifier(names, embed=embed_nouns).to(device)
 
-    return Look(embed, classes)
+    return RegionClassifier(embed_regions, embed_names)
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    name = {"cuda": "float16"}.get(device.type, "float32") if precision == "auto" else precision
-    dtype: torch.dtype = getattr(torch, name)
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, resolve_precision(precision, device, on_gpu="float16"))
     return dtype
 
 
 def _segment_batch(
-    images: Sequence[LoadedImage],
+    images: Sequence[LoadedImage], *, classes: tuple[str, ...], settings: Segmenter, models: Models
+) -> list[Segmentation | Rejection]:
+    """The maps of images of one size, in order."""
+    # Filtered one at a time: the masks of one image are a hundred times its size.
+    answers = [
+        answer if isinstance(answer, Rejection) else (keep_proposals(answer, keep=settings.keep), len(answer))
+        for answer in models.propose(images, min_score=settings.keep.min_score)
+    ]
+    # CLIP embeds the regions of all images together, in batches of its own.
+    clip = None if settings.rule == "proposals" else models.region_classifier
+    clip_votes: Iterator[Tensor | None] = repeat(None)
+    if clip:
+        good = [(image, answer[0]) for image, answer in zip(images, answers, strict=True) if isinstance(answer, tuple)]
+        regions = clip.embed_regions([image.rgb_3HW for image, _ in good], [kept.masks_NHW for _, kept in good])
+        classes_CD = clip.embed_classes(classes) if good else torch.empty(0)
+        clip_votes = (clip_probabilities(one_ND, classes_CD, logit_scale=settings.logit_scale) for one_ND in regions)
+    return [
+        answer
+        if isinstance(answer, Rejection)
+        else _segment_one(*answer, next(clip_votes), classes=classes, settings=settings, models=models)
+        for answer in answers
+    ]
+
+
+def _segment_one(
+    kept: Proposals,
+    proposed: int,
+    clip_NC: Tensor | None,
     *,
     classes: tuple[str, ...],
     settings: Segmenter,
     models: Models,
-) -> list[Segmentation | Rejection]:
-    """The maps of pictures of one size, in order."""
-    look = None if settings.rule == "proposals" else models.look
-    answers = list(_kept(models.propose(images, min_score=settings.keep.min_score), keep=settings.keep))
-    found = {i: answer[0] for i, answer in enumerate(answers) if not isinstance(answer, Rejection)}
-    seen: dict[int, Tensor] = {}
-    if look:
-        pictures = [images[i].rgb_3HW for i in found]
-        embedded = look.regions(pictures, [kept.masks_NHW for kept in found.values()])
-        seen = dict(zip(found, embedded, strict=True))
-    maps: list[Segmentation | Rejection] = []
-    for i, answer in enumerate(answers):
-        if isinstance(answer, Rejection):
-            maps.append(answer)
-            continue
-        kept, proposed = answer
-        clip_NC = None
-        if look:
-            clip_NC = clip_probabilities(seen[i], look.classes(classes), logit_scale=settings.logit_scale)
-        votes_NC = _votes(kept, clip_NC, classes=classes, settings=settings, models=models)
-        labels_HW = _paint(kept, votes_NC, classes=classes, settings=settings)
-        maps.append(_as_segmentation(kept, votes_NC, labels_HW, classes=classes, proposed=proposed))
-    return maps
-
-
-def _kept(answers: Iterator[Proposals | Rejection], *, keep: Keep) -> Iterator[tuple[Proposals, int] | Rejection]:
-    """The proposals to keep of each picture, and how many there were."""
-    for answer in answers:
-        yield answer if isinstance(answer, Rejection) else (keep_proposals(answer, keep=keep), len(answer))
+) -> Segmentation:
+    votes_NC = _votes(kept, clip_NC, classes=classes, settings=settings, models=models)
+    labels_HW = _paint(kept, votes_NC, classes=classes, settings=settings)
+    names = tuple(class_ for class_ in classes if class_ != BACKGROUND)
+    labels: Labels = torch.where(labels_HW < len(names), labels_HW, IGNORE).to(torch.int32).cpu().numpy()
+    scores = votes_NC.amax(dim=0).tolist()[: len(names)] if len(kept) else [None] * len(names)
+    return Segmentation(names, labels, tuple(scores), tuple(_regions(kept, votes_NC, names)), proposed)
 
 
 def _votes(
@@ -318,9 +349,9 @@ def _votes(
     if settings.rule == "clip":
         assert clip_NC is not None
         return clip_NC
-    assert models.own is not None  # `Segmenter.open` sees to it
-    own_NC = models.own(kept, classes)
-    return own_NC if clip_NC is None else ensemble(own_NC, clip_NC, clip_weight=settings.clip_weight)
+    assert models.proposal_classifier is not None  # `Segmenter.open` sees to it
+    proposal_NC = models.proposal_classifier(kept, classes)
+    return proposal_NC if clip_NC is None else ensemble(proposal_NC, clip_NC, clip_weight=settings.clip_weight)
 
 
 def _paint(kept: Proposals, votes_NC: Tensor, *, classes: Sequence[str], settings: Segmenter) -> Tensor:
@@ -333,16 +364,7 @@ def _paint(kept: Proposals, votes_NC: Tensor, *, classes: Sequence[str], setting
     return paint_soft(votes_NC, kept.soft_Nhw, size_px=(height_px, width_px))
 
 
-def _as_segmentation(
-    kept: Proposals, votes_NC: Tensor, labels_HW: Tensor, *, classes: Sequence[str], proposed: int
-) -> Segmentation:
-    named = tuple(class_ for class_ in classes if class_ != BACKGROUND)
-    labels: Labels = torch.where(labels_HW < len(named), labels_HW, NOTHING).to(torch.int32).cpu().numpy()
-    scores = votes_NC.amax(dim=0).tolist()[: len(named)] if len(kept) else [None] * len(named)
-    return Segmentation(named, labels, tuple(scores), tuple(_regions(kept, votes_NC, named)), proposed)
-
-
-def _regions(kept: Proposals, votes_NC: Tensor, named: Sequence[str]) -> Iterator[NamedRegion]:
+def _regions(kept: Proposals, votes_NC: Tensor, names: Sequence[str]) -> Iterator[NamedRegion]:
     if not len(kept):
         return
     votes_N, class_N = votes_NC.max(dim=1)
@@ -354,26 +376,17 @@ def _regions(kept: Proposals, votes_NC: Tensor, named: Sequence[str]) -> Iterato
         votes_N.tolist(),
     )
     for (x0, y0, x1, y1), area_px, score, number, vote in zip(*columns, strict=True):
-        yield NamedRegion((x0, y0, x1, y1), area_px, score, named[number] if number < len(named) else None, vote)
+        yield NamedRegion((x0, y0, x1, y1), area_px, score, names[number] if number < len(names) else None, vote)
 
 
 def _size_px(rgb_HW3: Rgb) -> tuple[int, int]:
     if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3 or not rgb_HW3.size:
-        raise ValueError(f"a picture is uint8 [H, W, 3], not {rgb_HW3.dtype} {list(rgb_HW3.shape)}")
+        raise ValueError(f"an image is uint8 [H, W, 3], not {rgb_HW3.dtype} {list(rgb_HW3.shape)}")
     return rgb_HW3.shape[0], rgb_HW3.shape[1]
 
 
 def _on_device(rgb_HW3: Rgb, device: torch.device) -> Tensor:
     return torch.tensor(rgb_HW3, device=device).permute(2, 0, 1).contiguous()
-
-
-def _first_repeated(values: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
 
 
 def _tuned_records(tuned: Tuned | None, plain: Clip) -> Iterator[ModelRecord]:
@@ -385,4 +398,4 @@ def _tuned_records(tuned: Tuned | None, plain: Clip) -> Iterator[ModelRecord]:
     files = (("prompts", tuned.prompts, own_licence), ("ovseg", tuned.ovseg, "CC-BY-NC-4.0"))
     for role, path, licence in files:
         if path is not None:
-            yield ModelRecord(role, os.path.basename(path), weights_sha256(path), licence)
+            yield ModelRecord(role=role, name=os.path.basename(path), sha256=weights_sha256(path), licence=licence)

@@ -1,10 +1,10 @@
-"""From proposals with probabilities of classes to a map: who votes, with what, and which class a pixel gets.
+"""Semantic inference: from proposals with class probabilities to a label map.
 
-Every function is pure and works where its tensors are. The formulas are those of OVSeg (arXiv 2210.04150, section 3.1)
-and of MaskFormer's semantic inference (arXiv 2107.06278, section 3.4); docs/segment.md has them side by side.
+Every function is pure and runs on the device of its tensors. The formulas are those of OVSeg (arXiv 2210.04150,
+section 3.1) and of MaskFormer (arXiv 2107.06278, section 3.4); docs/segment.md shows them side by side.
 
-Shapes: N proposals of one picture, C classes asked for, K the proposer's own classes, D width of CLIP's embeddings;
-H, W height and width of the picture in pixels, h, w those of the proposer's own grid, P pixels, flat.
+Shapes: N proposals of one image, C requested classes, K classes of the proposer, D width of CLIP's embeddings; H, W
+height and width of the image in pixels, h, w those of the proposer's grid, P pixels, flat, U distinct sets of masks.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mining.labels import label_names, plain_words
-from mining.segmentation_scores import NOTHING
-from schemas.errors import InputError
+from maskmine.mining.text.labels import label_names, plain_words
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.segmentation.confusion import IGNORE
 
 BACKGROUND = "others"
-"""The class of whatever is none of the classes asked for: it votes like any other, and its pixels have no class."""
+"""The class of everything else: it gets votes like any other, and its pixels have no label."""
 
-_ROUNDING = 1e-5  # what sums may differ by that would be equal if numbers had no end
-_BITS = 36  # a set, of which there are no more than pixels, and so many masks are one whole number
-_CHUNK_VALUES = 1 << 22  # 16 MiB of float32: what is summed at once stays in the cache of a CPU
+_ROUNDING = 1e-5  # relative error of sums that are equal in exact arithmetic
+_BITS = 36  # masks that are packed beside the number of a set in 63 bits; there are no more sets than pixels
+_CHUNK_VALUES = 1 << 22  # 16 MiB of float32, which stays in the cache of a CPU
 
 
 def clip_probabilities(regions_ND: Tensor, classes_CD: Tensor, *, logit_scale: float) -> Tensor:
-    """What CLIP says of each region, [N, C]: the softmax over the classes of `logit_scale` × cosine.
+    """CLIP's class probabilities of each region, [N, C]: the softmax over classes of `logit_scale` × cosine.
 
     Both sides are unit vectors.
     """
     return (logit_scale * regions_ND @ classes_CD.T).softmax(dim=-1)
 
 
-def own_probabilities(classes_NK: Tensor, *, names: Sequence[str | None], classes: Sequence[str]) -> Tensor:
-    """What the proposer's own classifier says of the classes asked for, [N, C]; never renormalised.
+def proposal_probabilities(classes_NK: Tensor, *, names: Sequence[str | None], classes: Sequence[str]) -> Tensor:
+    """The proposer's probabilities of the requested classes, [N, C]; not renormalised.
 
-    A class has the sum of the columns that it names ("wall" those of "wall-brick" and "wall-stone"), BACKGROUND that of
-    the columns which no class names. Raises InputError for a class that the classifier does not know.
+    A class gets the sum of the columns that it names ("wall" those of "wall-brick" and "wall-stone"), BACKGROUND that
+    of the columns that no class names. Raises InputError for a class that the classifier does not know.
     """
     columns = {class_: _columns(class_, names) for class_ in classes if class_ != BACKGROUND}
-    if unknown := [class_ for class_, found in columns.items() if not found]:
+    if unknown := [class_ for class_, numbers in columns.items() if not numbers]:
         raise InputError(f"rule: {_unknown(unknown[0], names)}")
     columns[BACKGROUND] = set(range(len(names))).difference(*columns.values())
     belongs_KC = torch.zeros(len(names), len(classes), device=classes_NK.device)
@@ -52,16 +52,16 @@ def own_probabilities(classes_NK: Tensor, *, names: Sequence[str | None], classe
     return classes_NK @ belongs_KC
 
 
-def ensemble(own_NC: Tensor, clip_NC: Tensor, *, clip_weight: float) -> Tensor:
-    """Both opinions in one, [N, C]: p^(1 − λ) · p̂^λ, where p is the proposer's, p̂ CLIP's, and λ `clip_weight`."""
-    return own_NC ** (1 - clip_weight) * clip_NC**clip_weight
+def ensemble(proposal_NC: Tensor, clip_NC: Tensor, *, clip_weight: float) -> Tensor:
+    """The geometric ensemble, [N, C]: p^(1 − λ) · p̂^λ with p of the proposer, p̂ of CLIP, and λ `clip_weight`."""
+    return proposal_NC ** (1 - clip_weight) * clip_NC**clip_weight
 
 
 def best_masks(votes_NC: Tensor, *, classes: Sequence[str], granularity: float = 1.0) -> list[int]:
-    """The proposals that any class but BACKGROUND chooses, in their order.
+    """The proposals that are selected by any class but BACKGROUND, in their order.
 
-    A class chooses the one with its greatest vote, of equal ones the first; where `granularity` g is below 1, every one
-    with a vote above g × that, too. So a smaller g never drops a mask, and 0 takes all that have a vote.
+    A class selects the one with its greatest vote, the first of equal ones; with `granularity` g below 1 also every one
+    with a vote above g × that. So a smaller g never drops a mask, and 0 selects all with a vote.
     """
     if not len(votes_NC):
         return []
@@ -76,14 +76,14 @@ def best_masks(votes_NC: Tensor, *, classes: Sequence[str], granularity: float =
 def paint_soft(votes_NC: Tensor, soft_Nhw: Tensor, *, size_px: tuple[int, int]) -> Tensor:
     """The class of every pixel, int64 [H, W]: the greatest sum over proposals of vote × probability of the pixel.
 
-    S_c = Σ_q votes[q, c] · soft[q]. It is summed on the proposer's grid, and S brought to the picture's size
-    bilinearly, which is the same as the sum of resized masks and leaves fewer to resize: only the classes that can have
-    a pixel. Of equal sums the first class has the pixel; NOTHING where every sum is 0.
+    S_c = Σ_q votes[q, c] · soft[q] is summed on the proposer's grid and resized to the image bilinearly, which equals
+    the sum of resized masks but resizes fewer: only the classes that can win a pixel. Of equal sums the first class
+    wins; IGNORE where every sum is 0.
     """
     candidates_K = _candidates(votes_NC, soft_Nhw)
     votes_NK = votes_NC[:, candidates_K]
     best_HW = torch.zeros(size_px, device=votes_NC.device)
-    labels_HW = torch.full(size_px, NOTHING, device=votes_NC.device)
+    labels_HW = torch.full(size_px, IGNORE, device=votes_NC.device)
     step = max(1, _CHUNK_VALUES // (size_px[0] * size_px[1]))
     for start in range(0, len(candidates_K), step):
         sums_chw = torch.einsum("nc,nhw->chw", votes_NK[:, start : start + step], soft_Nhw)
@@ -96,25 +96,25 @@ def paint_soft(votes_NC: Tensor, soft_Nhw: Tensor, *, size_px: tuple[int, int]) 
 
 
 def paint_hard(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
-    """`paint_soft` for boolean masks of the picture's size: the sum of the votes of the masks that cover a pixel."""
+    """`paint_soft` for boolean masks of the image's size: the sum of the votes of the masks that cover a pixel."""
     size_px = masks_NHW.shape[1:]
     if not len(votes_NC):
-        return torch.full(size_px, NOTHING, device=votes_NC.device)
-    under_NU, set_P = _sets_of_masks(masks_NHW.flatten(1))
-    labels_U = torch.empty(under_NU.shape[1], dtype=torch.long, device=votes_NC.device)
+        return torch.full(size_px, IGNORE, device=votes_NC.device)
+    covers_NU, set_P = _sets_of_masks(masks_NHW.flatten(1))
+    labels_U = torch.empty(covers_NU.shape[1], dtype=torch.long, device=votes_NC.device)
     step = max(1, _CHUNK_VALUES // max(1, *votes_NC.shape))
     for start in range(0, len(labels_U), step):
-        sums_CU = votes_NC.T @ under_NU[:, start : start + step].float()
+        sums_CU = votes_NC.T @ covers_NU[:, start : start + step].float()
         sum_U, class_U = sums_CU.max(dim=0)
-        labels_U[start : start + step] = torch.where(sum_U > 0, class_U, NOTHING)
+        labels_U[start : start + step] = torch.where(sum_U > 0, class_U, IGNORE)
     return labels_U[set_P].view(size_px)
 
 
 def _candidates(votes_NC: Tensor, soft_Nhw: Tensor) -> Tensor:
-    """The classes that can have a pixel of `paint_soft`, by number, in order, int64 [K].
+    """The numbers of the classes that can win a pixel in `paint_soft`, ascending, int64 [K].
 
-    A pixel's sums are means of those of its four neighbours on the grid. So a class has it only where its greatest sum
-    among the four reaches the least one of every other class: of hundreds of classes a few are left.
+    A pixel's sums are weighted means of those of its four neighbours on the grid. So a class can win only where its
+    greatest sum among the four reaches the least one of every other class: of hundreds of classes a few are left.
     """
     if not len(votes_NC):
         return torch.empty(0, dtype=torch.long, device=votes_NC.device)
@@ -131,17 +131,17 @@ def _candidates(votes_NC: Tensor, soft_Nhw: Tensor) -> Tensor:
 
 
 def _of_fours(values_chw: Tensor, which: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The least or the greatest of every four neighbours; a grid of one row or column has twos, or ones."""
+    """The minimum or maximum of every four neighbours; of two in a grid of one row or column."""
     if values_chw.shape[1] > 1:
         values_chw = which(values_chw[:, 1:], values_chw[:, :-1])
     return which(values_chw[:, :, 1:], values_chw[:, :, :-1]) if values_chw.shape[2] > 1 else values_chw
 
 
 def _sets_of_masks(masks_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """The different sets of masks that lie over some pixel [N, U], and the number of every pixel's set [P]."""
+    """The distinct sets of masks that cover a pixel [N, U], and the index of every pixel's set [P]."""
     unique: Any = torch.unique  # it has no types
     set_P = torch.zeros(masks_NP.shape[1], dtype=torch.long, device=masks_NP.device)
-    for start in range(0, len(masks_NP), _BITS):  # the sets so far, and some masks more, as one number
+    for start in range(0, len(masks_NP), _BITS):  # the sets of earlier masks and the next masks, packed into one number
         for mask_P in masks_NP[start : start + _BITS]:
             set_P.mul_(2).add_(mask_P)
         _, set_P = unique(set_P, return_inverse=True)

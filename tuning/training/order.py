@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from schemas.errors import InputError
+from maskmine.schemas.errors import InputError
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A sample as it is seen: row of a source's index, in this epoch of its stream."""
+class SampleRef:
+    """A sample of a batch: row of a source's index, in this epoch of its stream."""
 
     source: int
     row: int
@@ -32,7 +32,7 @@ class Place:
 
 @dataclass
 class Stream:
-    """Samples that take turns, `per_batch` in each batch. The arrays name them; `nouns_S` are numbers of nouns."""
+    """Samples that are shown in turn, `per_batch` in each batch; `nouns_S` are the numbers of their nouns."""
 
     number: int
     sources_S: Integers
@@ -49,21 +49,23 @@ class Stream:
         _, counts = np.unique(self.nouns_S, return_counts=True)
         return int(np.minimum(counts, self.max_per_noun or len(self.nouns_S)).sum())
 
-    def batch(self, step: int) -> list[Place]:
+    def batch(self, step: int) -> list[SampleRef]:
         """What the stream gives to batch `step`, counted from 0."""
-        places = []
+        refs = []
         for position in range(step * self.per_batch, (step + 1) * self.per_batch):
             epoch, turn = divmod(position, self.size)
             sample = self._order(epoch)[turn]
-            places.append(Place(int(self.sources_S[sample]), int(self.rows_S[sample]), epoch))
-        return places
+            refs.append(SampleRef(int(self.sources_S[sample]), int(self.rows_S[sample]), epoch))
+        return refs
 
     def _order(self, epoch: int) -> Integers:
-        """The order of an epoch; that of the one before is kept, since batches lie across their border."""
+        """The order of an epoch; that of the epoch before stays in memory, since batches cross the border."""
         if epoch not in self._orders:
-            made = epoch_order(self.nouns_S, seed=(self.seed, self.number), epoch=epoch, max_per_noun=self.max_per_noun)
-            self._orders = {other: order for other, order in self._orders.items() if other == epoch - 1}
-            self._orders[epoch] = made
+            order = epoch_order(
+                self.nouns_S, seed=(self.seed, self.number), epoch=epoch, max_per_noun=self.max_per_noun
+            )
+            self._orders = {n: earlier for n, earlier in self._orders.items() if n == epoch - 1}
+            self._orders[epoch] = order
         return self._orders[epoch]
 
 
@@ -79,7 +81,7 @@ def epoch_order(nouns_S: Integers, *, seed: Sequence[int], epoch: int, max_per_n
 
 
 def shares_of_batch(ratios: Sequence[float], *, batch_size: int) -> list[int]:
-    """How many samples of a batch each source gives: whole numbers nearest to the ratios, their sum the batch.
+    """The number of samples of each source in a batch: nearest to the ratios, with the batch size as their sum.
 
     Raises InputError when a source would give none.
     """

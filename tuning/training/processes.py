@@ -1,4 +1,4 @@
-"""Several processes that train as one: torchrun or Ray start them, torch.distributed carries what they tell each other.
+"""Data parallel training: torchrun or Ray start the processes, torch.distributed connects them.
 
 Shapes: B rows of this process, G those of all processes in the order of their ranks, D width of the embedding.
 """
@@ -14,25 +14,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mining.devices import open_device
-from schemas.errors import InputError
+from maskmine.mining.models.devices import open_device
+from maskmine.schemas.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among `count`: its rank, and the device that is its own."""
+    """The rank of this process among `count`, and its device."""
 
     rank: int
     count: int
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def gather(self, features_BD: Tensor) -> list[Tensor]:
-        """The rows of every process, by rank, without gradients. All give the same number of rows."""
+        """The rows of each process, by rank, without gradients. All must give the same number of rows."""
         own_BD = features_BD.detach().contiguous()
         if self.count == 1:
             return [own_BD]
@@ -40,14 +40,21 @@ class Processes:
         dist.all_gather(gathered, own_BD)
         return gathered
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, without gradients."""
+        total = values.detach().clone()
+        if self.count > 1:
+            dist.all_reduce(total)
+        return total
+
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Let every process have the sum of all gradients."""
+        """Replace the gradients by their sums over all processes."""
         for parameter in parameters if self.count > 1 else ():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait for all processes."""
         if self.count > 1:
             dist.barrier()
 

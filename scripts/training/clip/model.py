@@ -1,10 +1,10 @@
-"""The tiny CLIP of the demo world: its shape, its tokenizer, its loss, and how it is saved.
+"""The tiny CLIP of the demo world: its shape, its tokenizer, its forward passes, and how it is saved.
 
 It is a plain open_clip model: a ViT with patch embeddings and a class token, so mask prompts fit. The tokenizer knows
 the words of the demo world and spells all others, which keeps the text side small; open_clip reads it from the folder
 of the weights.
 
-Shapes: B pictures or texts of a batch, T tokens of a text, N tokens of a picture, Y and X rows and columns of patches,
+Shapes: B images or texts of a batch, T tokens of a text, N tokens of an image, Y and X rows and columns of patches,
 D width of a tower or of the embedding, S side in pixels.
 """
 
@@ -19,22 +19,19 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mining.models.clip import ImageTower, TextTower
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
-MOST_SCALE = 100.0  # of the cosine, as in CLIP
-
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[SOT]", "[EOT]"
 _CHARACTERS = string.ascii_lowercase + string.digits
-_EMBEDDED_AT_ONCE = 128
 
 
 def tiny_clip(vocabulary: int) -> dict[str, Any]:
-    """The configuration of the model, as open_clip reads it, for a tokenizer of so many tokens."""
-    config: dict[str, Any] = json.loads(resources.files("scripts").joinpath("data/tiny_clip.json").read_text("utf-8"))
+    """The configuration of the model, as open_clip reads it, for a vocabulary of this number of tokens."""
+    config: dict[str, Any] = json.loads(
+        resources.files("maskmine.scripts").joinpath("data/tiny_clip.json").read_text("utf-8")
+    )
     config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
     return config
 
@@ -71,34 +68,34 @@ def make_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tokens_of(texts: Sequence[str], *, tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
-    """What open_clip's tokenizer makes of texts, int64 [B, T]; long ones are cut before their end token."""
-    found = tokenizer(list(texts), max_length=length, padding="max_length", truncation=True, return_tensors="pt")
-    tokens_BT: Tensor = found.input_ids
+    """The tokens of open_clip's tokenizer, int64 [B, T]; long texts are cut before their end token."""
+    encoded = tokenizer(list(texts), max_length=length, padding="max_length", truncation=True, return_tensors="pt")
+    tokens_BT: Tensor = encoded.input_ids
     return tokens_BT
 
 
 def embed_pixels(model: Any, pixels_B3SS: Tensor) -> Tensor:
-    """What open_clip's `encode_image` makes of pixels, unit vectors [B, D], for any side of whole patches.
+    """The embeddings of `encode_image` of open_clip, unit vectors [B, D], for any side of whole patches.
 
-    Position embeddings belong to places in the picture: for a smaller grid of patches they are interpolated.
+    Position embeddings belong to positions in the image: for a smaller grid of patches they are interpolated.
     """
     import torch
     from torch.nn.functional import interpolate, normalize
 
     visual = model.visual
     patches_BDYX = visual.conv1(pixels_B3SS)
-    places_1D, rest_ND = visual.positional_embedding.split([1, math.prod(visual.grid_size)])
+    position_1D, rest_ND = visual.positional_embedding.split([1, math.prod(visual.grid_size)])
     rest_1DYX = rest_ND.T.reshape(1, -1, *visual.grid_size)
     if rest_1DYX.shape[2:] != patches_BDYX.shape[2:]:
         rest_1DYX = interpolate(rest_1DYX, size=patches_BDYX.shape[2:], mode="bilinear", align_corners=False)
-    class_B1D = (visual.class_embedding + places_1D).expand(len(patches_BDYX), 1, -1)
+    class_B1D = (visual.class_embedding + position_1D).expand(len(patches_BDYX), 1, -1)
     values_BND = torch.cat([class_B1D, (patches_BDYX + rest_1DYX).flatten(2).transpose(1, 2)], dim=1)
     values_BND = visual.transformer(visual.ln_pre(values_BND))
     return normalize(visual.ln_post(values_BND[:, 0]) @ visual.proj, dim=-1)
 
 
 def embed_tokens(model: Any, tokens_BT: Tensor) -> Tensor:
-    """What open_clip's `encode_text` makes of tokens, unit vectors [B, D], without the cost of padding.
+    """The embeddings of `encode_text` of open_clip, unit vectors [B, D], without the cost of padding.
 
     A text is read from its first token to its end token and no token sees later ones, so padding changes nothing.
     """
@@ -113,20 +110,6 @@ def embed_tokens(model: Any, tokens_BT: Tensor) -> Tensor:
     return normalize(ends_BD @ model.text_projection, dim=-1)
 
 
-def contrastive_loss(image_BD: Tensor, text_BD: Tensor, *, scale: Tensor) -> Tensor:
-    """CLIP's loss of unit vectors, in both directions.
-
-    A text that occurs twice in a batch does no harm: its two rows are the same, so that right and wrong share evenly,
-    and the sum is that of a loss in which it is right for both pictures.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    logits_BB = scale * image_BD @ text_BD.T
-    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    return (cross_entropy(logits_BB, own_B) + cross_entropy(logits_BB.T, own_B)) / 2
-
-
 def normalised(pixels_BSS3: Tensor, config: dict[str, Any]) -> Tensor:
     """Pixels as the model wants them, float32 [B, 3, S, S], of uint8 [B, S, S, 3]."""
     import torch
@@ -135,36 +118,8 @@ def normalised(pixels_BSS3: Tensor, config: dict[str, Any]) -> Tensor:
     return ((pixels_BSS3.float() / 255 - mean_3) / std_3).permute(0, 3, 1, 2).contiguous()
 
 
-def towers_of(
-    model: Any, *, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any]
-) -> tuple[ImageTower, TextTower]:
-    """The two sides of a model in training, as `mining.models.clip` opens those of a saved one."""
-    import torch
-
-    device = model.logit_scale.device
-    length, dim = config["model_cfg"]["text_cfg"]["context_length"], config["model_cfg"]["embed_dim"]
-
-    def embed_images(pixels_B3SS: Tensor) -> Tensor:
-        return _in_pieces(lambda some: model.encode_image(some.to(device), normalize=True), pixels_B3SS, dim)
-
-    def embed_texts(texts: Sequence[str]) -> Tensor:
-        tokens_BT = tokens_of(texts, tokenizer=tokenizer, length=length)
-        return _in_pieces(lambda some: model.encode_text(some.to(device), normalize=True), tokens_BT, dim)
-
-    image = ImageTower(
-        size_px=config["model_cfg"]["vision_cfg"]["image_size"],
-        mean=tuple(config["preprocess_cfg"]["mean"]),
-        std=tuple(config["preprocess_cfg"]["std"]),
-        dim=dim,
-        batch_size=_EMBEDDED_AT_ONCE,
-        device=device,
-        embed=torch.inference_mode()(embed_images),
-    )
-    return image, TextTower(dim=dim, batch_size=_EMBEDDED_AT_ONCE, embed=torch.inference_mode()(embed_texts))
-
-
 def save_clip(folder: Path, model: Any, *, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any]) -> None:
-    """A folder that `mining.models.clip` opens: configuration, tokenizer, and weights in half precision."""
+    """A folder that `maskmine.mining.models.clip` opens: configuration, tokenizer, and weights in half precision."""
     import torch
     from safetensors.torch import save_file
 
@@ -173,10 +128,3 @@ def save_clip(folder: Path, model: Any, *, tokenizer: PreTrainedTokenizerFast, c
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _in_pieces(embed: Any, items: Tensor, dim: int) -> Tensor:
-    import torch
-
-    pieces = [embed(some).float().cpu() for some in torch.split(items, _EMBEDDED_AT_ONCE) if len(some)]
-    return torch.cat(pieces) if pieces else torch.empty(0, dim)

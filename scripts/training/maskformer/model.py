@@ -1,11 +1,10 @@
 """The tiny MaskFormer of the demo world: its shape, first weights that make it learn fast, and how it is saved.
 
 It is a plain MaskFormer of transformers: a small ResNet, a feature pyramid, and a decoder whose queries look at the
-ResNet's last map. What is unusual is where it starts: each query has a place, on a grid over the picture, and its first
-look is at what lies there. So a query can be told from the first step on which object is its own, and nothing has to be
-matched.
+ResNet's last map. What is unusual is its initialisation: each query has a reference point, on a grid over the image,
+and attends first to what lies there. So each query has a target from the first step on, and nothing has to be matched.
 
-Shapes: B pictures of a batch, Q queries, D width of the decoder, E of the mask features, h × w the grid of the masks (a
+Shapes: B images of a batch, Q queries, D width of the decoder, E of the mask features, h × w the grid of the masks (a
 quarter of the input), H × W the input's pixels.
 """
 
@@ -24,24 +23,24 @@ if TYPE_CHECKING:
 _STRIDE_PX = 16  # of the ResNet's last map: inputs are stretched to whole cells of it
 _LONG_TO_SHORT_SIDE = 5 / 3
 _TEMPERATURE = 10_000.0  # of MaskFormer's position embeddings
-_NEARNESS = 24.0  # of the first look: a cell beside the place counts e⁻³ as much as the one at it
+_NEARNESS = 24.0  # of the first look: a cell beside the point counts e⁻³ as much as the one at it
 _HALF_CELL = 0.05  # MaskFormer says of a cell where it ends
 _CAUTION = 0.2  # of the first masks, which would else be sure of themselves
 
 
 def tiny_maskformer() -> dict[str, Any]:
     """The shape of the model and of its input."""
-    text = resources.files("scripts").joinpath("data/tiny_maskformer.json").read_text("utf-8")
+    text = resources.files("maskmine.scripts").joinpath("data/tiny_maskformer.json").read_text("utf-8")
     config: dict[str, Any] = json.loads(text)
     return config
 
 
 def input_size(size_hw: tuple[int, int], *, short_side_px: int) -> tuple[int, int]:
-    """What the saved image processor makes of a picture's size."""
+    """The input size that the saved image processor makes of an image's size."""
     from transformers.image_transforms import get_size_with_aspect_ratio
 
-    found = get_size_with_aspect_ratio(size_hw, short_side_px, int(short_side_px * _LONG_TO_SHORT_SIDE))
-    height_px, width_px = (math.ceil(side_px / _STRIDE_PX) * _STRIDE_PX for side_px in found)
+    size_hw = get_size_with_aspect_ratio(size_hw, short_side_px, int(short_side_px * _LONG_TO_SHORT_SIDE))
+    height_px, width_px = (math.ceil(side_px / _STRIDE_PX) * _STRIDE_PX for side_px in size_hw)
     return height_px, width_px
 
 
@@ -50,8 +49,8 @@ def mask_size(input_hw: tuple[int, int]) -> tuple[int, int]:
     return input_hw[0] // 4, input_hw[1] // 4
 
 
-def query_places(config: dict[str, Any]) -> Tensor:
-    """Where each query looks, as shares of height and width, float32 [Q, 2]."""
+def query_points(config: dict[str, Any]) -> Tensor:
+    """The reference point of each query, as shares of height and width, float32 [Q, 2]."""
     import torch
 
     rows, columns = config["grid"]
@@ -76,12 +75,12 @@ def new_model(config: dict[str, Any]) -> Any:
     }
     model = transformers.MaskFormerForInstanceSegmentation(transformers.MaskFormerConfig(**shape))
     _start_evenly(model)
-    _start_at_places(model, config)
+    _start_at_points(model, config)
     return model
 
 
 def save_maskformer(folder: Path, model: Any, *, config: dict[str, Any]) -> None:
-    """A folder that `mining.models.maskformer` opens: configurations, and weights in half precision."""
+    """A folder that `maskmine.mining.proposers.maskformer` opens: configurations, and weights in half precision."""
     import transformers
     from transformers.utils import logging as transformers_logging
 
@@ -129,10 +128,10 @@ def _start_evenly(model: Any) -> None:
         model.mask_embedder.layers[-1].layers[0].weight.mul_(_CAUTION)
 
 
-def _start_at_places(model: Any, config: dict[str, Any]) -> None:
-    """Give the queries the positions of their places, and have the first layer attend where positions agree.
+def _start_at_points(model: Any, config: dict[str, Any]) -> None:
+    """Give the queries the positions of their points, and have the first layer attend where positions agree.
 
-    Its heads compare the high frequencies alone: the sum of the cosines of differences is largest at the place itself.
+    Its heads compare the high frequencies alone: the sum of the cosines of differences is largest at the point itself.
     Features start out in the other channels, so that they do not move the look.
     """
     import torch
@@ -144,7 +143,7 @@ def _start_at_places(model: Any, config: dict[str, Any]) -> None:
     rates = width // heads // 4
     high = [axis * width // 2 + channel for axis in range(2) for channel in range(2 * rates)]
     with torch.no_grad():
-        module.queries_embedder.weight.copy_(_positions(query_places(config) + _HALF_CELL, width))
+        module.queries_embedder.weight.copy_(_positions(query_points(config) + _HALF_CELL, width))
         module.input_projection.weight[high] = 0.0
         attention = module.decoder.layers[0].encoder_attn
         for projection in (attention.q_proj, attention.k_proj):
@@ -152,10 +151,10 @@ def _start_at_places(model: Any, config: dict[str, Any]) -> None:
             projection.bias.zero_()
 
 
-def _positions(places_Q2: Tensor, width: int) -> Tensor:
-    """MaskFormer's embedding of places, [Q, D]: first down, then across, sine and cosine of each frequency."""
+def _positions(points_Q2: Tensor, width: int) -> Tensor:
+    """MaskFormer's position embedding of points, [Q, D]: first down, then across, sine and cosine of each frequency."""
     import torch
 
     rates_F = _TEMPERATURE ** (-torch.arange(width // 4) / (width // 4))
-    angles_Q2F = (places_Q2 * 2 * math.pi)[:, :, None] * rates_F
+    angles_Q2F = (points_Q2 * 2 * math.pi)[:, :, None] * rates_F
     return torch.stack([angles_Q2F.sin(), angles_Q2F.cos()], dim=3).flatten(1)

@@ -1,4 +1,4 @@
-"""The demo world in the form of COCO-Stuff: pictures, and a map of classes for each, of some of its nouns alone.
+"""The demo world in the form of COCO-Stuff: images, and a map of classes for each, of some of its nouns alone.
 
 ```
 FOLDER/images/000000.jpg …   scenes on which only taught nouns are drawn
@@ -7,24 +7,25 @@ FOLDER/names.txt             the taught nouns, one a line
 ```
 
 Taught are about as many nouns as COCO-Stuff has classes. They are chosen by the hash that says whose masks may be
-learned (demo_seen.py), and are among these.
+learned (demo_world/splits.py), and are among these.
 """
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from scripts.demo_nouns import DemoNoun, demo_nouns
-from scripts.demo_scene import draw_scene
-from scripts.demo_seen import noun_share
-from scripts.demo_world import jpeg
+from maskmine.mining.storage.files import write_whole
+from maskmine.scripts.demo_world.draw import jpeg
+from maskmine.scripts.demo_world.nouns import DemoNoun, demo_nouns
+from maskmine.scripts.demo_world.scene import draw_scene
+from maskmine.scripts.demo_world.splits import noun_share
+from maskmine.scripts.training.scenes import map_in_processes
 
 NO_CLASS = 65_535
 TAUGHT_SHARE = 0.235
@@ -34,7 +35,7 @@ _SCENES_AT_ONCE = 50
 def write_mapped(
     folder: Path, *, seed: int, scenes: int, workers: int, tick: Callable[[int], None] = lambda scenes: None
 ) -> None:
-    """Draw what is lacking of the first scenes of a world; the files do not depend on `workers`, so many processes.
+    """Draw what is missing of the first scenes of a world; the files do not depend on `workers`.
 
     Calls `tick` with how many more are there. Raises InputError when the font is missing.
     """
@@ -44,13 +45,8 @@ def write_mapped(
     missing = [index for index in range(scenes) if not _files(folder, index)[1].exists()]
     tick(scenes - len(missing))
     draw = functools.partial(_draw, folder, seed)
-    if min(workers, len(missing)) <= 1:
-        for index in missing:
-            tick(draw(index))
-        return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(missing))) as pool:
-        for drawn in pool.imap_unordered(draw, missing, chunksize=_SCENES_AT_ONCE):
-            tick(drawn)
+    for drawn in map_in_processes(draw, missing, workers=workers, at_once=_SCENES_AT_ONCE):
+        tick(drawn)
 
 
 def is_taught(noun: str) -> bool:
@@ -60,7 +56,7 @@ def is_taught(noun: str) -> bool:
 
 @functools.cache
 def taught_nouns() -> tuple[DemoNoun, ...]:
-    """The taught nouns in the order of the demo world's table: their places are the numbers in the maps."""
+    """The taught nouns in the order of the demo world's table: their indices are the numbers in the maps."""
     return tuple(noun for noun in demo_nouns() if is_taught(noun.noun))
 
 
@@ -74,9 +70,9 @@ def _draw(folder: Path, seed: int, index: int) -> int:
     numbers_HW = np.full(scene.picture_HW3.shape[:2], NO_CLASS, np.uint16)
     for noun, mask_HW in zip(scene.nouns, scene.masks_NHW, strict=True):
         numbers_HW[mask_HW] = taught_nouns().index(noun)
-    picture, mapped = _files(folder, index)
-    picture.write_bytes(jpeg(Image.fromarray(scene.picture_HW3)))
-    partial = mapped.with_suffix(f".{os.getpid()}.partial")
-    Image.fromarray(numbers_HW).save(partial, "PNG", compress_level=1)
-    partial.rename(mapped)
+    image, mapped = _files(folder, index)
+    image.write_bytes(jpeg(Image.fromarray(scene.picture_HW3)))
+    buffer = io.BytesIO()
+    Image.fromarray(numbers_HW).save(buffer, "PNG", compress_level=1)
+    write_whole(mapped, buffer.getbuffer())
     return 1

@@ -2,7 +2,7 @@
 
     bash scripts/train_open_maskformer runs/open-maskformer --seed 0
 
-Scenes of the taught nouns are drawn once as pictures and maps of classes, in the form of COCO-Stuff. The training
+Scenes of the taught nouns are drawn once as images and maps of classes, in the form of COCO-Stuff. The training
 begins with the shipped MaskFormer and is that of `maskmine train-proposals`, with checkpoints; the same command goes on
 after an interruption. At the end `OUT/maskformer` holds the model, and `OUT/training.json` says who names objects right
 on scenes that no training saw: the model itself, CLIP, or both.
@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from mining.weights import weights_sha256
-from schemas.errors import IncompleteError, InputError, OtherPlanError
-from scripts.demo_scene import Scene, draw_scene
-from scripts.demo_seeds import TRAINING_SEEDS, VALIDATION_SEEDS
-from scripts.open_accuracy import OpenAccuracy, demo_segmenter, measure_open, ways
-from scripts.train_open_maskformer_scenes import write_mapped
-from scripts.training import CONSOLE, progress_bar, write_json
-from scripts.training_plan import Cache, Out, SceneCount, Seed, Threads, Workers
-from tuning.proposal_settings import ProposalTraining
-from tuning.proposal_training import train_proposals
+from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.scripts.accuracy.open_vocabulary import OpenAccuracy, demo_segmenter, measure_open, ways
+from maskmine.scripts.demo_world.nouns import OPENMOJI_LICENCE
+from maskmine.scripts.demo_world.scene import Scene, draw_scene
+from maskmine.scripts.demo_world.splits import TRAINING_SEEDS, VALIDATION_SEEDS
+from maskmine.scripts.training import arguments
+from maskmine.scripts.training.open_vocabulary.scenes import write_mapped
+from maskmine.scripts.training.plan import write_json
+from maskmine.scripts.training.run import CONSOLE, counting, expected_errors
+from maskmine.tuning.console import TextTable
+from maskmine.tuning.open_vocabulary.settings import ProposalTraining
+from maskmine.tuning.open_vocabulary.train import train_proposals
 
-SHIPPED = Path(__file__).parent / "models"
+SHIPPED = Path(__file__).parents[2] / "models"
 BATCH_SIZE = 8
 _FIRST_MEASURED = 10_000  # of the validation world
 
@@ -38,7 +39,7 @@ def demo_training(out: Path, *, scenes: Path, seed: int, steps: int) -> Proposal
     """The settings of the demo world's training."""
     maps = {name: str(scenes / file) for name, file in (("images", "images"), ("maps", "maps"), ("names", "names.txt"))}
     tree = {
-        "clip": {"model": str(SHIPPED / "clip"), "licence": "CC-BY-SA-4.0"},
+        "clip": {"model": str(SHIPPED / "clip"), "licence": OPENMOJI_LICENCE},
         "maps": {**maps, "workers": 0},
         "start": {"checkpoint": str(SHIPPED / "maskformer")},
         "head": {"hidden": 512, "sees": "queries_and_pixels"},
@@ -68,15 +69,15 @@ def measure(model: Path, *, seed: int, scenes: int) -> dict[str, OpenAccuracy]:
     def drawn() -> Iterator[Scene]:
         for index in range(_FIRST_MEASURED, _FIRST_MEASURED + scenes):
             yield draw_scene(VALIDATION_SEEDS[seed], index=index)
-            tick(1)
+            tick(1, "")
 
-    with progress_bar("measuring", unit="scenes", total=scenes) as tick:
+    with counting("measuring", unit="scene", total=scenes) as tick:
         return measure_open(demo_segmenter(model, clip=SHIPPED / "clip"), drawn())
 
 
-def as_table(found: dict[str, OpenAccuracy]) -> Table:
+def as_table(found: dict[str, OpenAccuracy]) -> TextTable:
     """Top-1 accuracy by way and kind of nouns, among all of them and among those of the kind."""
-    table = Table(box=None, pad_edge=False)
+    table = TextTable(box=None, pad_edge=False)
     table.add_column("right with one guess")
     for kind, accuracy in found.items():
         table.add_column(f"{kind} nouns ({accuracy.matched:,} of {accuracy.objects:,})", justify="right")
@@ -88,29 +89,28 @@ def as_table(found: dict[str, OpenAccuracy]) -> Table:
 
 
 def main(
-    out: Out,
-    seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Batches of eight pictures.")] = 4000,
-    scenes: SceneCount = 5_000,
+    out: arguments.Out,
+    seed: arguments.Seed = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of eight images.")] = 4000,
+    scenes: arguments.SceneCount = 5_000,
     measured: Annotated[int, typer.Option(min=1, help="Scenes on which the model is measured.")] = 300,
-    threads: Threads = 1,
-    cache: Cache = None,
-    workers: Workers = 2,
+    threads: arguments.Threads = 1,
+    cache: arguments.Cache = None,
+    workers: arguments.Workers = 2,
 ) -> None:
     """Train the demo world's open-vocabulary MaskFormer; the same command again goes on after an interruption."""
     import torch
 
     torch.set_num_threads(threads)
     drawn = cache or out / "scenes"
-    try:
-        with progress_bar("drawing", unit="scenes", total=scenes) as tick:
-            write_mapped(drawn, seed=TRAINING_SEEDS[seed], scenes=scenes, workers=workers, tick=tick)
+    with expected_errors():
+        with counting("drawing", unit="scene", total=scenes) as tick:
+            write_mapped(
+                drawn, seed=TRAINING_SEEDS[seed], scenes=scenes, workers=workers, tick=lambda more: tick(more, "")
+            )
         settings = demo_training(out, scenes=drawn, seed=seed, steps=steps)
         model = train_proposals(settings, console=CONSOLE)
         found = measure(model, seed=seed, scenes=measured)
-    except (InputError, IncompleteError, OtherPlanError) as error:
-        CONSOLE.print(f"error: {error}", highlight=False)
-        raise typer.Exit(2) from error
     outcome: dict[str, Any] = {
         "settings": settings.decisive(),
         "scenes": scenes,

@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cells import MakeCell, PartReport, Tick
-from pipelines.grid import Stage
-from pipelines.run_folder import RunFolder
-from schemas.errors import InputError
-from scripts.bench_engines import Growth, Sample, cells_per_s, growth_by_stage, made_twice, seconds_per_cell
-from scripts.bench_mining import Seconds
-from scripts.engine_load import Load, cells_for, cells_sha256, images_for, repeat_scenes
-from scripts.engine_runs import Event, LoggedJob, new_events, read_events, run_two_processes
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.benches.engine_runs import (
+    Event,
+    Load,
+    LoggedJob,
+    TwoProcesses,
+    cells_sha256,
+    images_for,
+    read_events,
+    repeat_scenes,
+)
+from maskmine.scripts.measures import Seconds
+from tests.support.runs import fake_step
 
 
 def test_the_load_is_a_tenth_longer_than_was_asked_for() -> None:
@@ -26,16 +33,6 @@ def test_the_load_is_a_tenth_longer_than_was_asked_for() -> None:
 
 def test_the_smallest_load_still_has_parts_for_everyone() -> None:
     assert images_for(minutes=0.001, per_image_s=1, workers=2) == 32
-
-
-@pytest.mark.parametrize(
-    ("seconds", "cell_s", "cells", "parts"),
-    [(60, 2.0, 100, 30), (60, 1.3, 100, 46), (60, 0.1, 100, 100), (60, 0.1, 99, 98), (1, 60.0, 100, 16)],
-)
-def test_a_stage_is_measured_on_an_even_number_of_parts_that_exist(
-    seconds: float, cell_s: float, cells: int, parts: int
-) -> None:
-    assert cells_for(seconds, cell_s=cell_s, cells=cells) == parts
 
 
 WORLD = {
@@ -65,18 +62,13 @@ def test_a_world_is_repeated_under_new_ids_with_all_that_is_said_of_each_image()
     assert longer["categories"] == WORLD["categories"]
 
 
-def event(what: str, part: int, at_s: float, *, stage: str = "regions", pid: int = 1) -> Event:
-    return Event(what, stage, part, pid, at_s)  # type: ignore[arg-type]
-
-
-def test_a_cell_that_was_begun_again_is_work_done_twice() -> None:
-    killed = [event("begin", 0, 0), event("end", 0, 1), event("begin", 1, 1), event("begin", 2, 1, pid=2)]
-    again = [event("begin", 1, 5, pid=3), event("begin", 2, 5, pid=4), event("begin", 1, 6, stage="pairs")]
-    assert made_twice(killed) == 0
-    assert made_twice([*killed, *again]) == 2
+def event(what: str, part: int, at_s: float, *, step: str = "regions", pid: int = 1, rss: int = 0) -> Event:
+    return Event(what, step, part, pid, at_s, rss)  # type: ignore[arg-type]
 
 
 def test_a_rate_counts_only_while_all_processes_are_at_work() -> None:
+    from maskmine.scripts.benches.engines import cells_per_s  # loads torch, which the processes of a test here need not
+
     early = [event("begin", 0, 0), event("end", 0, 4), event("begin", 1, 4), event("end", 1, 8)]
     late = [event("begin", 2, 2, pid=2), event("end", 2, 4, pid=2), event("begin", 3, 4, pid=2)]
     events = [*early, *late, event("end", 3, 6, pid=2)]
@@ -84,24 +76,22 @@ def test_a_rate_counts_only_while_all_processes_are_at_work() -> None:
     assert cells_per_s(events) == pytest.approx((0.5 + 0.5 + 1 + 1) / 4), "from second 2 to second 6"
 
 
-def test_the_time_of_a_cell_is_that_of_the_process_that_finished_it() -> None:
-    events = [event("begin", 0, 0, pid=2), event("begin", 0, 10), event("end", 0, 14, pid=2), event("begin", 1, 20)]
-    assert seconds_per_cell([*events, event("end", 1, 22)]) == {"regions": 8.0}
+def test_memory_is_compared_within_a_step_and_for_one_process() -> None:
+    from maskmine.scripts.benches.engines import (
+        Growth,
+        growths,
+    )  # loads torch, which the processes of a test here need not
 
-
-def test_memory_is_compared_within_a_stage_and_for_one_process() -> None:
-    events = [event("end", part, part, stage=stage) for part, stage in enumerate(["nouns"] * 20 + ["shards"] * 20)]
-    flat = [Sample(1, second, 100 if second < 20 else 300) for second in range(40)]
-    other = [Sample(2, second, 10_000 * second) for second in range(40)]
-    growths = list(growth_by_stage(events, [*flat, *other], pid=1))
-    assert growths == [Growth("nouns", 100, 100), Growth("shards", 300, 300)]
-    assert next(growth_by_stage(events, other, pid=2)).ratio == pytest.approx(18.5 / 5)
-
-
-def test_a_stage_that_is_shorter_than_the_time_between_samples_takes_the_nearest() -> None:
-    events = [event("end", part, part) for part in range(10)]
-    assert list(growth_by_stage(events, [Sample(1, -5, 100), Sample(1, 20, 120)], pid=1)) == [
-        Growth("regions", 100, 120)
+    flat = [
+        event("end", part, part, step=step, rss=rss)
+        for step, rss in (("nouns", 100), ("shards", 300))
+        for part in range(20)
+    ]
+    growing = [event("end", part, part, pid=2, rss=10 * part) for part in range(20)]
+    assert list(growths([*flat, *growing])) == [
+        Growth("nouns", 100, 100),
+        Growth("shards", 300, 300),
+        Growth("regions", 50, 185),
     ]
 
 
@@ -138,33 +128,22 @@ class EmptyJob:
                 assert self.run.exists("nouns", f"{part:05d}.parquet")
             with self.run.write(*(["once.parquet"] if self.step == "once" else [self.step, f"{part:05d}.parquet"])):
                 pass
-            return PartReport(self.step, part, 1, 0, 0, 0.0)
+            return PartReport(step=self.step, part=part, images=1, rejected=0, made=0, seconds=0.0)
 
         return make
 
 
 def test_two_processes_make_every_cell_once_and_the_log_tells_who_made_which(tmp_path: Path) -> None:
     run, log = RunFolder(str(tmp_path)), tmp_path / "log"
-    stages = [
-        Stage(name, "", LoggedJob(EmptyJob(run, name), name, str(log)), cells=5, once=name == "once")
+    steps = [
+        fake_step(run, name, LoggedJob(EmptyJob(run, name), name, str(log)), parts=5, once=name == "once")
         for name in ("nouns", "once", "pairs")
     ]
     before = set(threading.enumerate())
-    run_two_processes(run, stages, Seconds())
+    TwoProcesses().run(run, steps, Seconds())
     events = read_events(log)
-    made = sorted((event.stage, event.part) for event in events if event.what == "end")
+    made = sorted((event.step, event.part) for event in events if event.what == "end")
     assert made == [*[("nouns", part) for part in range(5)], ("once", 0), *[("pairs", part) for part in range(5)]]
-    makers = {(event.part % 2, event.pid) for event in events if event.stage == "nouns"}
+    makers = {(event.part % 2, event.pid) for event in events if event.step == "nouns"}
     assert len({pid for _, pid in makers}) == 2
     assert set(threading.enumerate()) <= before
-
-
-def test_a_log_is_read_on_where_it_was_left(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    job = LoggedJob(EmptyJob(RunFolder(str(tmp_path)), "nouns"), "nouns", str(log))
-    job.open()
-    with log.open() as file:
-        assert [event.what for event in new_events(file)] == ["open"]
-        assert list(new_events(file)) == []
-        job.open()(0, lambda records: None)
-        assert [event.what for event in new_events(file)] == ["open", "begin", "end"]

@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
-from schemas.errors import InputError
-from scripts.bench_proposers import read_coco, sam2_config, sam_config
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.benches.fixtures import sam_config
+from maskmine.scripts.benches.proposers import read_coco, sam2_config
 
 
 def millions(network_class: Any, config: Any) -> float:

@@ -1,7 +1,7 @@
 """Poison for tests: Python imports this file at its start when its folder is in PYTHONPATH (see `tests/conftest.py`).
 
 Every process has a disk that may be full (`full_disk.py`). In the process that decodes pictures, and in no other, a PNG
-whose text `poison` names one of these does it.
+whose private chunk `PoIS` names one of these does it.
 """
 
 import ctypes
@@ -13,10 +13,10 @@ from full_disk import install
 
 install()
 
-if "mining.decoder" in sys.orig_argv:
+if "maskmine.mining.images.decoder_process" in sys.orig_argv:
     from PIL import PngImagePlugin
 
-    def _act(poison: object) -> None:
+    def _act(poison: str) -> None:
         if poison == "segfault":
             ctypes.string_at(0)
         if poison == "loop":
@@ -28,18 +28,19 @@ if "mining.decoder" in sys.orig_argv:
             bytearray(50 * 10**9)
         if poison == "exception":
             raise RuntimeError("nobody foresaw this")
-        if isinstance(poison, str) and poison.startswith("once:") and not os.path.exists(poison[5:]):
+        if poison.startswith("once:") and not os.path.exists(poison[5:]):
             with open(poison[5:], "w"):
                 os._exit(7)
 
     class _PoisonousPng(PngImagePlugin.PngImageFile):
         def _open(self) -> None:
             super()._open()
-            if self.info.get("poison", "").startswith("header "):
-                _act(self.info["poison"].removeprefix("header "))
+            self.poison = next((content.decode() for name, content, *_ in self.private_chunks if name == b"PoIS"), "")
+            if self.poison.startswith("header "):
+                _act(self.poison.removeprefix("header "))
 
         def load(self):  # type: ignore[no-untyped-def]
-            _act(self.info.get("poison"))
+            _act(self.poison)
             return super().load()
 
     PngImagePlugin.PngImageFile = _PoisonousPng  # type: ignore[misc]

@@ -11,20 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-import tuning.benchmarks as benchmarks
-from pipelines.cli import run_app
-from schemas.errors import IncompleteError, InputError
-from tests.miniature_sets import read_map, save_map, save_picture, write_ade_index, write_miniature
-from tuning.ade_index import read_ade_index
-from tuning.benchmark_classes import ClassList, context_classes, seen_classes, shipped_classes
-from tuning.benchmark_layouts import LAYOUTS
-from tuning.benchmark_maps import shrink_map, shrink_picture, shrunk_size
-from tuning.benchmarks import BENCHMARKS, NAMES, VOID, class_names, open_benchmark, prepare
-
-SHIPPED = [name for name in NAMES if name != "pc459"]
+import maskmine.tuning.benchmarks.prepare as benchmarks
+from maskmine.pipelines.cli.main import run_app
+from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.tuning.benchmarks.ade_index import read_ade_index
+from maskmine.tuning.benchmarks.classes import context_classes
+from maskmine.tuning.benchmarks.layouts import LAYOUTS
+from maskmine.tuning.benchmarks.prepare import NAMES, VOID, class_names, open_benchmark, prepare
+from tests.support.benchmark_layouts import read_map, save_map, save_picture, write_ade_index, write_miniature
 
 
 def files_below(root: Path) -> dict[str, tuple[bytes, int]]:
@@ -45,9 +41,9 @@ def fault(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_set_comes_to_the_right_maps_pixel_by_pixel(name: str, tmp_path: Path) -> None:
     expected = write_miniature(name, tmp_path)
-    found = prepare(name, str(tmp_path), partial=True).pictures
-    assert sorted(one.image_id for one in found.pictures) == sorted(expected)
-    for one in found.pictures:
+    found = prepare(name, str(tmp_path), partial=True).dataset
+    assert sorted(one.image_id for one in found.images) == sorted(expected)
+    for one in found.images:
         labels_HW = read_map(one.labels)
         assert labels_HW.dtype == expected[one.image_id].dtype
         assert np.array_equal(labels_HW, expected[one.image_id]), one.image_id
@@ -64,7 +60,7 @@ def test_a_second_preparation_gives_the_same_and_writes_nothing(name: str, tmp_p
     before = files_below(tmp_path)
     second = prepare(name, str(tmp_path), partial=True)
     assert files_below(tmp_path) == before
-    assert (first.pictures, first.left_out) == (second.pictures, second.left_out)
+    assert (first.dataset, first.left_out) == (second.dataset, second.left_out)
     assert second.written == 0
     assert first.written == 2
     assert open_benchmark(name, str(tmp_path)) == second
@@ -88,7 +84,7 @@ def test_what_was_stopped_half_way_goes_on_with_what_is_missing(
     (maps / f"{half.name}.partial").write_bytes(b"what a killed process left")
     found = prepare(name, str(tmp_path), partial=True)
     assert half.stat().st_mtime_ns == written
-    assert (found.written, len(found.pictures.pictures)) == (1, len(expected))
+    assert (found.written, len(found.dataset.images)) == (1, len(expected))
 
 
 def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
@@ -106,7 +102,7 @@ def test_a_download_that_nobody_may_write_to_is_prepared_through_links(tmp_path:
     for name in ("images", "annotations"):
         (root / name).symlink_to(data / name)
     before = files_below(data)
-    assert len(prepare("ade150", str(root.parent), partial=True).pictures.pictures) == len(expected)
+    assert len(prepare("ade150", str(root.parent), partial=True).dataset.images) == len(expected)
     assert files_below(data) == before
 
 
@@ -154,7 +150,7 @@ def test_a_whole_set_is_complete_and_is_opened_by_its_record_alone(
     assert found.complete
     assert found.line() == "voc20: all 2 pictures"
     shutil.rmtree(tmp_path / "VOCdevkit/VOC2012/SegmentationClassAug")  # needed no more
-    assert prepare("voc20", str(tmp_path)).pictures == found.pictures
+    assert prepare("voc20", str(tmp_path)).dataset == found.dataset
 
 
 FIRST_MISSING = {
@@ -238,7 +234,7 @@ def test_bad_files_cost_their_own_pictures_and_the_result_says_so(tmp_path: Path
         "6": "its map has the number 151, which is no class",
         "8": "its map is in colour (RGB), so it is none of numbers",
     }
-    assert [one.image_id[-1] for one in found.pictures.pictures] == ["1", "2"]
+    assert [one.image_id[-1] for one in found.dataset.images] == ["1", "2"]
     assert "2 of 2,000 pictures" in found.line()
     assert "1 left out: no map" in found.line()
     assert open_benchmark("ade150", str(tmp_path)).left_out == found.left_out
@@ -307,16 +303,16 @@ def test_either_list_of_pascal_contexts_pictures_will_do(tmp_path: Path) -> None
         {"file_name": f"2008_00000{n}.jpg", "phase": phase} for n, phase in ((2, "val"), (1, "train"), (3, "val"))
     ]
     (folder / "trainval_merged.json").write_text(json.dumps({"images": images, "annos_segmentation": []}))
-    found = prepare("pc59", str(tmp_path), partial=True).pictures
-    assert [one.image_id for one in found.pictures] == ["2008_000002", "2008_000003"]
+    found = prepare("pc59", str(tmp_path), partial=True).dataset
+    assert [one.image_id for one in found.images] == ["2008_000002", "2008_000003"]
 
 
 def test_voc_without_the_grown_maps_is_prepared_from_its_own_ones(tmp_path: Path) -> None:
     expected = write_miniature("voc20", tmp_path)
     folder = tmp_path / "VOCdevkit/VOC2012"
     (folder / "SegmentationClassAug").rename(folder / "SegmentationClass")
-    found = prepare("voc20", str(tmp_path), partial=True).pictures
-    assert all(np.array_equal(read_map(one.labels), expected[one.image_id]) for one in found.pictures)
+    found = prepare("voc20", str(tmp_path), partial=True).dataset
+    assert all(np.array_equal(read_map(one.labels), expected[one.image_id]) for one in found.images)
 
 
 class Hostile:
@@ -375,15 +371,6 @@ def test_an_index_of_another_release_is_named(tmp_path: Path) -> None:
     assert "another release" in fault(lambda: prepare("ade847", str(tmp_path), partial=True))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_lists_of_classes_are_those_that_are_pinned(name: str) -> None:
-    classes = shipped_classes(name)
-    assert classes.is_official(name)
-    assert not ClassList(classes.names[::-1], classes.stored).is_official(name)
-    assert len(set(classes.names)) == len(set(classes.stored)) == len(classes.names)
-    assert class_names(name) == classes.names
-
-
 def test_the_classes_of_pc459_come_with_its_download_and_an_own_list_is_said_to_be_one(tmp_path: Path) -> None:
     assert "give --root" in fault(lambda: class_names("pc459"))
     write_miniature("pc459", tmp_path)
@@ -410,48 +397,6 @@ def test_another_labels_txt_of_pascal_context_is_named(
     assert said in fault(lambda: context_classes(path))
 
 
-def test_a_class_is_seen_that_coco_stuff_names_or_a_synonym_of_one() -> None:
-    names = (
-        "sofa",
-        "diningtable",
-        "road, route",
-        "wall",
-        "tvmonitor",
-        "armchair",
-        "lamp",
-        "andiron, firedog, dog, dog-iron",
-    )
-    assert seen_classes(names) == {"sofa", "diningtable", "road, route", "wall", "tvmonitor"}
-    assert {name: len(seen_classes(class_names(name))) for name in BENCHMARKS if name != "pc459"} == {
-        "ade150": 69,
-        "ade847": 121,
-        "pc59": 53,
-        "voc20": 20,
-    }
-
-
-def test_a_large_picture_is_shrunk_to_a_short_side_of_512_and_a_small_one_is_not() -> None:
-    assert shrunk_size((2000, 3000), 512) == (512, 768)
-    assert shrunk_size((3000, 2000), 512) == (768, 512)
-    assert shrunk_size((600, 512), 512) == (600, 512)
-    assert shrunk_size((400, 800), 512) == (400, 800)
-    assert shrunk_size((513, 513), 512) == (512, 512)
-
-
-def test_labels_are_shrunk_without_new_numbers_and_pictures_linearly() -> None:
-    labels_HW = np.arange(6 * 9).reshape(6, 9)
-    assert np.array_equal(shrink_map(labels_HW, (4, 6)), labels_HW[[0, 1, 3, 4]][:, [0, 1, 3, 4, 6, 7]])
-    rgb_HW3 = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
-    shrunk = np.asarray(shrink_picture(Image.fromarray(rgb_HW3), (4, 6))).astype(float)
-    at_y, at_x = (np.arange(4) + 0.5) * 1.5 - 0.5, (np.arange(6) + 0.5) * 1.5 - 0.5
-    y, x = np.floor(at_y).astype(int), np.floor(at_x).astype(int)
-    down, right = (at_y - y)[:, None, None], (at_x - x)[None, :, None]
-    corners = [rgb_HW3[np.clip(y + i, 0, 5)][:, np.clip(x + j, 0, 8)] for i in (0, 1) for j in (0, 1)]
-    weights = [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
-    linear = sum(weight * corner for weight, corner in zip(weights, corners, strict=True))
-    assert np.abs(shrunk - linear).max() <= 1
-
-
 def test_the_command_prepares_says_what_it_left_out_and_opens_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -466,13 +411,3 @@ def test_the_command_prepares_says_what_it_left_out_and_opens_nothing_else(
     assert "2007_000042: no picture" in capsys.readouterr().err
     assert run_app(["benchmark", "voc20", "--prepare-only"]) == 2
     assert run_app(["benchmark", "voc20", "--root", str(tmp_path), "--partial"]) == 2
-
-
-def test_synonyms_are_listed_under_classes_of_coco_stuff_and_stand_for_no_other() -> None:
-    table = yaml.safe_load((Path(benchmarks.__file__).with_name("class_lists") / "seen_classes.yaml").read_text())
-    coco = class_names("coco-stuff-171")
-    assert set(table["synonyms"]) <= set(coco)
-    listed = [name for names in table["synonyms"].values() for name in names]
-    assert len(set(listed)) == len(listed)
-    assert not set(listed) & set(coco)
-    assert set(table["other_sense"]) <= {name for one in BENCHMARKS if one != "pc459" for name in class_names(one)}

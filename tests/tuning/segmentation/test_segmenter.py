@@ -15,25 +15,22 @@ import transformers
 from pydantic import ValidationError
 from torch.nn.functional import normalize
 
-from mining.crops import Crop, cut_masks, cut_regions
-from mining.models.clip import Clip
-from mining.proposals import LoadedImage, Proposals, keep_proposals
-from mining.segmentation_scores import NOTHING, Confusion
-from mining.templates import fill_template, load_templates
-from pipelines.settings import load_settings
-from schemas.errors import InputError
-from schemas.mask import Mask
-from schemas.rows import Rejection
-from scripts.demo_scene import Scene, draw_scene
-from tests.test_maskformer import SIZE, network
-from tuning.artefacts import PromptsRecord, load_prompts, save_prompts
-from tuning.prompts import new_prompts, tower_sha256
-from tuning.segmenter import MOST_CLASSES, Segment, Segmentation, Segmenter, check_classes
+from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.prompt_templates import fill_template, load_templates
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, keep_proposals
+from maskmine.pipelines.settings.mining import load_settings
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import Rejection
+from maskmine.scripts.demo_world.scene import Scene
+from maskmine.tuning.clip.mask_prompts import new_prompts, tower_sha256
+from maskmine.tuning.clip.weights_files import PromptsRecord, load_prompts, save_prompts
+from maskmine.tuning.segmentation.confusion import IGNORE
+from maskmine.tuning.segmentation.segmenter import MAX_CLASSES, Segment, Segmentation, Segmenter, check_classes
+from tests.support.models import CLIP, CONFIG, MASKFORMER, SCENES, SIZE, mean_iou, network
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "segment-demo.yaml"
-CLIP, MASKFORMER = ROOT / "scripts" / "models" / "clip", ROOT / "scripts" / "models" / "maskformer"
-SCENES = [draw_scene(33, index=index) for index in range(4)]
 PICTURES = [scene.picture_HW3 for scene in SCENES]
 CLASSES = ("globe", "church", "goat", "pumpkin")
 
@@ -162,17 +159,6 @@ def test_the_proposals_classifier_alone_needs_no_clip(with_classes: str) -> None
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
-def mean_iou(found: Segmentation, scene: Scene) -> float:
-    """Against the truth, where what is no object is a class of its own."""
-    nothing = len(found.classes)
-    truth_HW = np.full(found.labels_HW.shape, nothing)
-    for mask_HW, noun in zip(scene.masks_NHW, scene.nouns, strict=True):
-        truth_HW[mask_HW] = found.classes.index(noun.noun)
-    confusion = Confusion.of_classes(nothing + 1)
-    confusion.add(np.where(found.labels_HW == NOTHING, nothing, found.labels_HW), truth_HW=truth_HW)
-    return confusion.scores().mean_iou or 0.0
-
-
 def test_the_maps_of_scenes_are_mostly_right_and_plain_truth_with_true_masks(tmp_path: Path) -> None:
     nouns = sorted({noun.noun for scene in SCENES for noun in scene.nouns})
     found = segmented(PICTURES, nouns)
@@ -220,7 +206,7 @@ def test_a_finer_choice_covers_no_less_of_the_picture_and_leaves_the_votes() -> 
     for granularity in (1.0, 0.5, 0.0):
         segment = settings_of(paint="best_per_class", granularity=granularity).open(models=models)
         (found,) = whole(segment(PICTURES[:1], classes=CLASSES[:2]))
-        covered.append(int((found.labels_HW != NOTHING).sum()))
+        covered.append(int((found.labels_HW != IGNORE).sum()))
         regions.append(found.regions)
     assert covered == sorted(covered)
     assert covered[0] < covered[-1]
@@ -243,7 +229,7 @@ def test_models_without_clip_serve_no_rule_that_asks_it(with_classes: str) -> No
 def test_without_proposals_the_map_is_empty_and_classes_have_no_score() -> None:
     (found,) = segmented(PICTURES[:1], **{"keep.min_score": 1.0})
     assert found.labels_HW.shape == PICTURES[0].shape[:2]
-    assert np.unique(found.labels_HW).tolist() == [NOTHING]
+    assert np.unique(found.labels_HW).tolist() == [IGNORE]
     assert found.scores == (None,) * len(CLASSES)
     assert found.regions == ()
 
@@ -255,10 +241,10 @@ def test_one_class_stands_against_others_which_are_no_class_of_the_map() -> None
     alone, said = segmented(PICTURES[:1], ("globe",))[0], segmented(PICTURES[:1], ("Others", "globe"))[0]
     assert same(alone, said)
     assert alone.classes == ("globe",)
-    assert set(np.unique(alone.labels_HW)) == {NOTHING, 0}
+    assert set(np.unique(alone.labels_HW)) == {IGNORE, 0}
     assert {region.class_ for region in alone.regions} == {"globe", None}
     (summed,) = segmented(PICTURES[:1], ("globe",), paint="sum")
-    assert set(np.unique(summed.labels_HW)) == {NOTHING, 0}
+    assert set(np.unique(summed.labels_HW)) == {IGNORE, 0}
     globe_HW = SCENES[0].masks_NHW[[noun.noun for noun in SCENES[0].nouns].index("globe")]
     assert (alone.labels_HW[globe_HW] == 0).mean() > 0.6
     assert (alone.labels_HW[~globe_HW] == 0).mean() < 0.05
@@ -277,7 +263,7 @@ def test_with_several_classes_others_join_only_where_they_are_asked_for() -> Non
         (["others"], "none is named"),
         (["dog", " "], "number 2 is empty"),
         (["dog", "cat", "Dog"], "`dog` is there twice"),
-        ([f"class {number}" for number in range(MOST_CLASSES + 1)], "too many"),
+        ([f"class {number}" for number in range(MAX_CLASSES + 1)], "too many"),
     ],
 )
 def test_classes_that_cannot_be_are_refused(classes: list[str], words: str) -> None:
@@ -339,7 +325,7 @@ def test_every_model_is_recorded_with_its_hash(prompts: str) -> None:
 def test_arrays_that_are_no_pictures_are_errors_of_the_program() -> None:
     segment = opened("{}")
     for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
-        with pytest.raises(ValueError, match="a picture is uint8"):
+        with pytest.raises(ValueError, match="an image is uint8"):
             segment([array], classes=CLASSES)
 
 

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from mining.segmentation_scores import NOTHING
-from schemas.errors import InputError
-from tuning import segmentation_rules
-from tuning.segmentation_rules import (
+from maskmine.schemas.errors import InputError
+from maskmine.tuning.segmentation import semantic_inference as segmentation_rules
+from maskmine.tuning.segmentation.confusion import IGNORE
+from maskmine.tuning.segmentation.semantic_inference import (
     BACKGROUND,
     best_masks,
     clip_probabilities,
     ensemble,
-    own_probabilities,
     paint_hard,
     paint_soft,
+    proposal_probabilities,
 )
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31))
@@ -35,7 +35,7 @@ def random_votes(proposals: int, classes: int, seed: int) -> tuple[Tensor, torch
 
 def argmax_of(sums_C: list[float]) -> int:
     best = max(sums_C)
-    return sums_C.index(best) if best > 0 else NOTHING
+    return sums_C.index(best) if best > 0 else IGNORE
 
 
 # --- votes ------------------------------------------------------------------------------------------------------------
@@ -76,13 +76,13 @@ def test_a_small_weight_leaves_the_proposals_opinion_and_a_large_one_clips() -> 
 def test_the_proposals_classifier_votes_with_the_columns_that_a_class_names_and_is_not_renormalised() -> None:
     names = ("wall-brick", "wall-stone", "road, route", "Fire_Hydrant", None)
     own_1K = torch.tensor([[0.1, 0.2, 0.05, 0.3, 0.15]])  # 0.2 for "no object"
-    found = own_probabilities(own_1K, names=names, classes=("wall", "brick wall", "route", "fire hydrant"))
+    found = proposal_probabilities(own_1K, names=names, classes=("wall", "brick wall", "route", "fire hydrant"))
     assert found[0].tolist() == pytest.approx([0.3, 0.1, 0.05, 0.3])
 
 
 def test_the_background_has_what_no_class_names() -> None:
     own_1K = torch.tensor([[0.5, 0.1, 0.2]])  # 0.2 for "no object"
-    found = own_probabilities(own_1K, names=("cat", BACKGROUND, None), classes=("cat", BACKGROUND))
+    found = proposal_probabilities(own_1K, names=("cat", BACKGROUND, None), classes=("cat", BACKGROUND))
     assert found[0].tolist() == pytest.approx([0.5, 0.3])
 
 
@@ -93,7 +93,7 @@ def test_a_class_that_the_classifier_does_not_know_is_refused_in_one_line(
     names: tuple[str | None, ...], words: str
 ) -> None:
     with pytest.raises(InputError, match=f"rule: .*{words}.*use `rule: clip`"):
-        own_probabilities(torch.rand(2, len(names)), names=names, classes=("dog",))
+        proposal_probabilities(torch.rand(2, len(names)), names=names, classes=("dog",))
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_soft_mask_gives_a_pixel_outside_of_it_less_but_not_nothing() -> None:
     soft_2hw = torch.tensor([[[0.9, 0.4]], [[0.2, 0.3]]])
     votes_2C = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert paint_soft(votes_2C, soft_2hw, size_px=(1, 2)).tolist() == [[0, 0]]
-    assert paint_hard(votes_2C, soft_2hw > 0.5).tolist() == [[0, NOTHING]]
+    assert paint_hard(votes_2C, soft_2hw > 0.5).tolist() == [[0, IGNORE]]
 
 
 @pytest.mark.parametrize("values", [1, 7, 40])
@@ -158,12 +158,12 @@ def test_without_proposals_no_pixel_has_a_class_and_the_map_has_the_pictures_siz
     soft_HW = paint_soft(votes_0C, torch.empty(0, 2, 2), size_px=(5, 4))
     hard_HW = paint_hard(votes_0C, torch.empty(0, 5, 4, dtype=torch.bool))
     for labels_HW in (soft_HW, hard_HW):
-        assert labels_HW.tolist() == [[NOTHING] * 4] * 5
+        assert labels_HW.tolist() == [[IGNORE] * 4] * 5
     assert best_masks(votes_0C, classes=("a", "b", "c")) == []
 
 
 def test_a_mask_that_votes_for_nothing_leaves_its_pixels_without_a_class() -> None:
-    assert paint_hard(torch.zeros(1, 2), torch.ones(1, 1, 2, dtype=torch.bool)).tolist() == [[NOTHING, NOTHING]]
+    assert paint_hard(torch.zeros(1, 2), torch.ones(1, 1, 2, dtype=torch.bool)).tolist() == [[IGNORE, IGNORE]]
 
 
 # --- the demo's rule --------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_the_background_chooses_no_mask_but_votes_where_another_class_chose() ->
     chosen = best_masks(weak_NC, classes=("cat", BACKGROUND))
     masks_NHW = torch.tensor([[[True, False]], [[False, True]]])
     assert chosen == [0]
-    assert paint_hard(weak_NC[chosen], masks_NHW[chosen]).tolist() == [[1, NOTHING]]
+    assert paint_hard(weak_NC[chosen], masks_NHW[chosen]).tolist() == [[1, IGNORE]]
 
 
 def test_only_the_chosen_masks_vote_but_with_all_that_they_say() -> None:
@@ -216,7 +216,7 @@ def test_only_the_chosen_masks_vote_but_with_all_that_they_say() -> None:
     masks_NHW = torch.tensor([[[True, True, False]], [[False, True, False]], [[False, False, True]]])
     chosen = best_masks(votes_NC, classes=("cat", "dog"))
     assert chosen == [0, 1]
-    assert paint_hard(votes_NC[chosen], masks_NHW[chosen]).tolist() == [[0, 1, NOTHING]]
+    assert paint_hard(votes_NC[chosen], masks_NHW[chosen]).tolist() == [[0, 1, IGNORE]]
     assert paint_hard(votes_NC, masks_NHW).tolist() == [[0, 1, 0]]
 
 
@@ -233,6 +233,6 @@ def test_hundreds_of_classes_and_dozens_of_masks_give_the_map_of_the_plain_sum()
     assert torch.equal(paint_soft(votes_NC, soft_Nhw, size_px=(37, 50)), plain_CHW.argmax(dim=0))
     masks_NHW = interpolate(soft_Nhw[None], size=(37, 50))[0] > 0.7
     hard_CHW = torch.einsum("nc,nhw->chw", votes_NC, masks_NHW.float())
-    wanted_HW = torch.where(masks_NHW.any(dim=0), hard_CHW.argmax(dim=0), NOTHING)
+    wanted_HW = torch.where(masks_NHW.any(dim=0), hard_CHW.argmax(dim=0), IGNORE)
     assert torch.equal(paint_hard(votes_NC, masks_NHW), wanted_HW)
     assert len(wanted_HW.unique()) > 5  # or anything would do

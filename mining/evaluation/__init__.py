@@ -1,0 +1,1 @@
+"""Pairs held against ground truth."""

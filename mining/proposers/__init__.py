@@ -1,0 +1,1 @@
+"""Mask proposers: a file for each library."""

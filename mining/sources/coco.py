@@ -1,0 +1,151 @@
+"""A COCO captions file and the folder of its images."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from maskmine.mining.sources.entries import NOTHING_MORE, Entry, as_tables, broken, captions_of, clean_text
+from maskmine.mining.sources.files import SourceFile, check_images, joined, list_files
+from maskmine.mining.storage.coco_json import FaultLines, coco_id, coco_items, coco_lists, coco_number, is_unreadable
+from maskmine.mining.storage.locations import rejected_location
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+from maskmine.schemas.settings import AnyPath, Settings
+
+_LINES = FaultLines(
+    absent="{path}: no such file; `captions.annotations` names the COCO captions JSON",
+    folder="{path}: a folder; `captions.annotations` names the COCO captions JSON",
+    broken="{path}: not valid JSON ({reason}); get the file again",
+    lacking="{path}: no list `{name}` at the top; this is not a COCO captions file",
+)
+
+# Positions in a list of captions are the last bits of an order; ids that leave no room for them, which are hashes more
+# than numbers, give no order, and the file's holds.
+_CAPTIONS_OF_ONE = 1 << 10
+_LARGEST_ORDER = 1 << 52
+
+
+class CocoCaptions(Settings):
+    """A COCO captions file and the folder of its images."""
+
+    kind: Literal["coco"] = "coco"
+    """A captions JSON in COCO's format."""
+    name: str | None = None
+    """Name of the source in samples and in `licences.captions`; its `kind` when null. Two sources of one kind
+    need one each."""
+    annotations: AnyPath
+    """The captions JSON, such as `annotations/captions_train2017.json`; a path or an object store URL."""
+    images: AnyPath
+    """Folder of the images that the file names; a path or an object store URL."""
+    per_image: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """Captions read of each image, in the order of their annotation ids: 1 as in the paper's main set, a number, or
+    `all`."""
+
+    @property
+    def location(self) -> str:
+        """What messages call the source."""
+        return self.annotations
+
+    @property
+    def root(self) -> str:
+        """The folder that paths of images start from."""
+        return self.images
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders that paths of images start from."""
+        return (self.root,)
+
+    def list_files(self) -> list[SourceFile]:
+        """The captions file."""
+        return list_files(self.annotations, suffixes=(".json",))
+
+    def check(self) -> None:
+        """Raises InputError when the folder of the images is not there."""
+        check_images(self.images)
+
+    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
+        """The entries (`mining/sources/entries.py`). Raises InputError when the file cannot be read."""
+        return as_tables(self._entries())
+
+    def _entries(self) -> Iterator[Entry]:
+        """The entries of both lists in one pass. An entry that cannot be used is one of its own, a broken record."""
+        images = usable = some = 0
+        fault = ""
+        for name, number, item in coco_lists(self.annotations, {"images": "list", "annotations": "list"}, lines=_LINES):
+            place = f"entry {number} of `{name}`"
+            nameless = f"{posixpath.basename(self.annotations)}#{name}/{number}"
+            image_id = coco_id((item or {}).get("id" if name == "images" else "image_id"))
+            images += name == "images"
+            if item is None or image_id is None:
+                key = "id" if name == "images" else "image_id"
+                said = f"{place} is no object" if item is None else f"{place} has no usable `{key}`"
+                fault = fault or said
+                yield broken(nameless, number, said)
+            elif name == "images" and is_unreadable(item.get("file_name")):
+                fault_of_name = Rejection("broken_record", f"{place}: its `file_name` is no text in UTF-8")
+                yield clean_text(image_id), rejected_location(fault_of_name), None, number, None, NOTHING_MORE
+            elif name == "images":
+                path = self._path(item, number)
+                fault = fault or ("" if path else f"{place} has no `file_name`")
+                usable += path is not None
+                missing = Rejection("missing_file", f"{place} has no `file_name`")
+                yield clean_text(image_id), path or rejected_location(missing), None, number, None, NOTHING_MORE
+            else:
+                try:
+                    captions = list(_captions(item, number))
+                except UnicodeDecodeError:
+                    yield broken(nameless, number, f"{place}: its `caption` is no text in UTF-8")
+                    continue
+                for position, caption in captions:
+                    some += bool(caption)
+                    yield clean_text(image_id), None, None, position, caption, NOTHING_MORE
+        if not images:
+            raise InputError(f"{self.annotations}: `images` is empty; there is nothing to mine")
+        if not usable:
+            raise InputError(f"{self.annotations}: no image can be used ({fault}); this is not a COCO captions file")
+        if not some:
+            raise InputError(
+                f"{self.annotations}: no annotation has a `caption`; is this the captions file, and not the instances?"
+            )
+
+    def read_images(self) -> Iterator[tuple[str, str]]:
+        """`(image id, path)` for every entry of the file's `images` that has both, in the file's order.
+
+        Raises InputError where none has.
+        """
+        some, number = False, -1
+        for number, image in enumerate(coco_items(self.annotations, "images", lines=_LINES, need="list")):
+            image_id, path = coco_id((image or {}).get("id")), self._path(image or {}, number)
+            if image_id is not None and path is not None:
+                some = True
+                yield clean_text(image_id), path
+        if number >= 0 and not some:
+            raise InputError(
+                f"{self.annotations}: no entry of `images` has a usable `id` and `file_name`; "
+                "this is not a COCO captions file"
+            )
+
+    def _path(self, image: Mapping[str, Any], number: int) -> str | None:
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name.strip() or "\0" in name or is_unreadable(name):
+            return None
+        return joined(self.images, clean_text(name))
+
+
+def _captions(annotation: Mapping[str, Any], number: int) -> Iterator[tuple[int, str]]:
+    """`(position, caption)` for the captions of an annotation: one, a list of them, or records that have them.
+
+    Captions of an image sort by the annotation's id, and within it as they are listed. A caption that is missing or no
+    text is empty: the image keeps its row, and its reason.
+    """
+    order = coco_number(annotation.get("id"))
+    if order is None or abs(order) >= _LARGEST_ORDER:
+        order = number
+    for n, caption in enumerate(captions_of(annotation.get("caption"))):
+        yield order * _CAPTIONS_OF_ONE + min(n, _CAPTIONS_OF_ONE - 1), caption

@@ -1,0 +1,103 @@
+"""The images of an earlier run, with or without its captions."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from maskmine.mining.sources.entries import NOTHING_MORE, Entry
+from maskmine.mining.sources.files import FileSource, SourceFile, list_files, one_line_parquet, open_source
+from maskmine.mining.storage.locations import rejected_location
+from maskmine.mining.storage.stores import describe
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import CaptionsRow, ImageRow, Rejection
+from maskmine.schemas.sample import cell_name
+from maskmine.schemas.settings import AnyPath
+from maskmine.schemas.tables import arrow_schema, read_parquet
+
+_MINE_AGAIN = "run the same `maskmine mine` there again"  # ends every message about a damaged run
+
+
+class EarlierRun(FileSource):
+    """The images of an earlier run, in the same parts.
+
+    Other sources listed beside it may name the images by their ids.
+    """
+
+    kind: Literal["run"]
+    """The `out` folder of an earlier mining run."""
+    name: str | None = None
+    """Name of the source in samples and in `licences.captions`; its `kind` when null."""
+    files: AnyPath
+    """The `out` folder of the earlier run."""
+    captions: bool = True
+    """Whether the captions of the earlier run are mined too; `false` takes its images alone."""
+    per_image: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Captions read of each image, the first ones: a number, or `all`."""
+
+    @property
+    def root(self) -> str:
+        """Images are where the earlier run found them."""
+        return ""
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders that the earlier run's paths start from, as its plan has them; none of a run made before."""
+        try:
+            with open_source(posixpath.join(self.files, "plan.json")) as file:
+                named = {root for of_source in json.load(file).get("roots", ()) for root in of_source if root}
+        except (ValueError, AttributeError, InputError):  # said when it is read
+            return ("",)
+        return tuple(sorted(named)) or ("",)
+
+    def list_files(self) -> list[SourceFile]:
+        """The lists of images of its parts. Raises InputError when it is no run folder."""
+        if describe(posixpath.join(self.files, "plan.json")) is None:
+            raise InputError(f"captions.files: {self.files} is no run folder; give the `out` of a `maskmine mine` run")
+        return list_files(posixpath.join(self.files, "images"), suffixes=(".parquet",))
+
+    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+        for part, name in enumerate(self._cells()):
+            captions: dict[str, Any] = {}
+            if self.captions:
+                path = posixpath.join(self.files, "captions", name)
+                captions = dict(zip(*_columns(path, CaptionsRow, "image_id", "captions"), strict=True))
+            images = _columns(posixpath.join(self.files, "images", name), ImageRow, "image_id", "path")
+            position = 0
+            for image_id, path in zip(*images, strict=True):
+                location = path or rejected_location(
+                    Rejection("missing_file", "the earlier run did not know where it is")
+                )
+                for caption in captions.get(image_id) or [None]:
+                    yield image_id, location, part, position, caption, NOTHING_MORE
+                    position += 1
+
+    def _cells(self) -> list[str]:
+        """The names of the run's cells, one a part. Raises InputError when parts of its plan are missing."""
+        plan = posixpath.join(self.files, "plan.json")
+        there = {file.name for file in self.list_files()}
+        try:
+            with open_source(plan) as file:
+                cells = [cell_name(part) for part in range(json.load(file)["parts"])]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{plan}: not a whole plan; {_MINE_AGAIN}") from error
+        for name in cells:
+            if name not in there:
+                raise InputError(f"{posixpath.join(self.files, 'images', name)}: missing; {_MINE_AGAIN}")
+        return cells
+
+
+def _columns(path: str, row_type: type, *names: str) -> list[list[Any]]:
+    """Columns of a cell of a run. Raises InputError when it does not have them as runs do."""
+    with open_source(path) as file, one_line_parquet(path):
+        table = read_parquet(file)
+    for name in names:
+        field = arrow_schema(row_type).field(name)
+        is_there = name in table.column_names and table.schema.field(name).type == field.type
+        if not is_there or (table[name].null_count and not field.nullable):
+            raise InputError(f"{path}: has no column `{name}` as runs have it; {_MINE_AGAIN}")
+    return [table[name].to_pylist() for name in names]

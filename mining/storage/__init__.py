@@ -1,0 +1,1 @@
+"""Bytes at a path, wherever it lies. Nothing here knows of images."""

@@ -1,0 +1,71 @@
+"""Writing a finished run for another program: export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from maskmine.pipelines.cli.app import FolderArgument, NounsOption, app, err, print_line
+from maskmine.pipelines.run_folder.folder import read_folder
+from maskmine.tuning.console import plain_progress
+
+
+@app.command()
+def export(
+    folder: FolderArgument,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="webdataset, openclip, ovseg, coco, hf, …: docs/exports.md.")
+    ],
+    target: Annotated[str, typer.Option("--out", metavar="DIR", help="The folder to write, here or on a store.")],
+    min_similarity: Annotated[float | None, typer.Option(help="Only pairs of this similarity or more.")] = None,
+    min_margin: Annotated[float | None, typer.Option(help="Only pairs of this margin or more.")] = None,
+    min_lift: Annotated[float | None, typer.Option(help="Only pairs of this lift or more.")] = None,
+    min_evidence: Annotated[float | None, typer.Option(help="Only pairs of this evidence or more.")] = None,
+    min_confidence: Annotated[float | None, typer.Option(help="Only pairs of this confidence or more, 0–1.")] = None,
+    nouns: NounsOption = None,
+    without_nouns: Annotated[str | None, typer.Option(metavar="A,B|@FILE", help="No pairs of these nouns.")] = None,
+    held_out: Annotated[str | None, typer.Option(metavar="A,B|@FILE", help="Nouns for later splits alone.")] = None,
+    split: Annotated[str, typer.Option(metavar="A=X,B=Y", help="Shares of the images.")] = "train=1",
+    split_seed: Annotated[int, typer.Option(help="Another seed, other images in each split.")] = 0,
+    licences: Annotated[str | None, typer.Option(metavar="A,B", help="Captions and images of these alone.")] = None,
+    licence_policy: Annotated[
+        str, typer.Option(help="any, or commercial: refuse what is not known to allow it.")
+    ] = "any",
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
+    image_format: Annotated[str | None, typer.Option(help="jpg, png or webp; else as in the run.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpg and webp.")] = 95,
+    max_side: Annotated[int | None, typer.Option(min=8, help="Longer side of an image in pixels, at most.")] = None,
+    fill: Annotated[str, typer.Option(help="Around the masks of openclip: mean, zero or none.")] = "mean",
+    expand: Annotated[float, typer.Option(help="Factor by which masked crops grow the box of the mask.")] = 1.0,
+    csv_prefix: Annotated[str, typer.Option(help="Before the paths in OVSeg's table.")] = "",
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Images made at the same time.")] = 2,
+) -> None:
+    """Write the pairs of a finished run for another program, or continue after any interruption."""
+    from maskmine.pipelines.export.export import export_run
+    from maskmine.pipelines.export.options import parse_export
+
+    least = {"min_lift": min_lift, "min_evidence": min_evidence, "min_confidence": min_confidence}
+    images = {"image_format": image_format, "quality": quality, "max_side_px": max_side}
+    settings = parse_export(
+        to,
+        selection={"min_similarity": min_similarity, "min_margin": min_margin, **least, "seed": split_seed},
+        lists={"nouns": nouns, "without_nouns": without_nouns, "held_out": held_out},
+        split=split,
+        pictures={**images, "fill": fill, "expand_ratio": expand, "threads": threads},
+        licences=licences,
+        more={"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix},
+    )
+    with plain_progress(console=err) as progress:
+
+        def begin(samples: int) -> Callable[[int], None]:
+            task = progress.add_task(f"to {to}", total=samples, state="")
+            return lambda more: progress.advance(task, more)
+
+        exported = export_run(read_folder(folder), settings, out=target, begin=begin)
+    if exported.size_bytes is None:
+        print_line(f"{target} is complete; nothing to do")
+        return
+    counts = ", ".join(f"{name} {count:,}" for name, count in exported.totals.samples.items())
+    print_line(f"{target}: {counts} pairs, {exported.size_bytes / 1e6:,.1f} MB")

@@ -1,0 +1,66 @@
+"""The command line. Exit codes (`Exit`): 0 complete, 2 bad settings or arguments, 3 finished but more rejected than
+allowed, 4 incomplete (run again), 5 the folder belongs to another plan, 130 interrupted."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+# Each file brings its commands; the help lists them in this order.
+# isort: off
+from maskmine.pipelines.cli import settings, mine, reports, audit, review, export, tune, segment  # noqa: F401
+# isort: on
+
+from maskmine.pipelines.cli.app import app, err
+from maskmine.pipelines.settings.faults import SettingsError
+from maskmine.schemas.errors import Exit, IncompleteError, InputError, OtherPlanError, ServerStoppedError, exit_of
+
+
+def main() -> NoReturn:
+    """The console command `maskmine`."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run_app())
+
+
+def run_app(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; expected faults are printed as one line each on stderr."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="maskmine", standalone_mode=False)
+    except SettingsError as error:
+        for line in error.args:
+            _print_fault(line)
+        return Exit.BAD_INPUT
+    except (InputError, IncompleteError, OtherPlanError) as error:
+        _print_fault(error)
+        return exit_of(error)
+    except typer.TyperException as error:  # a wrong option or argument, or none: then it is the help
+        message = error.format_message().replace("Value error, ", "")
+        if message.startswith("Usage:"):
+            err.print(message)
+        else:
+            _print_fault(message)
+        return Exit.BAD_INPUT
+    except ServerStoppedError:
+        _print_fault("stopped")
+        return Exit.INTERRUPTED
+    if code == Exit.INTERRUPTED:  # what typer returns for an interrupt
+        err.print("interrupted; what is finished stays, run the same command again to continue")
+    return int(code or 0)
+
+
+def _print_fault(error: Exception | str) -> None:
+    err.print(f"maskmine: {' '.join(str(error).splitlines())}")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

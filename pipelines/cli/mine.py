@@ -1,0 +1,208 @@
+"""Mining, and looking at how far a run is: mine, status, verify, errors, doctor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maskmine.pipelines.cli.app import (
+    ConfigArgument,
+    DryRunOption,
+    EngineOption,
+    EngineOptOption,
+    FetchOption,
+    FolderArgument,
+    JsonOption,
+    LimitOption,
+    LogOption,
+    MetricsOption,
+    SetOption,
+    StalledOption,
+    app,
+    err,
+    out,
+    print_json,
+    print_line,
+)
+from maskmine.pipelines.run_folder.folder import read_folder
+from maskmine.schemas.errors import Exit, InputError
+from maskmine.tuning.console import TextTable
+
+if TYPE_CHECKING:
+    from maskmine.pipelines.mine import Exceeded, MineResult
+    from maskmine.pipelines.settings.mining import Mining
+    from maskmine.schemas.manifest import Totals
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def mine(
+    context: typer.Context,
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    limit: LimitOption = None,
+    engine: EngineOption = "local",
+    engine_options: EngineOptOption = None,
+    dry_run: DryRunOption = False,
+    log_json: LogOption = None,
+    metrics: MetricsOption = None,
+    stalled_after: StalledOption = 10,
+    fetch: FetchOption = None,
+    regions: Annotated[
+        str | None, typer.Option("--regions", metavar="DIR", help="Reuse the regions of this earlier run.")
+    ] = None,
+) -> None:
+    """Mine the pairs of a configuration, or continue after any interruption.
+
+    Arguments after `--` are passed to Beam.
+    """
+    from maskmine.mining.captions import guesses
+    from maskmine.pipelines.engines.choose import choose_engine
+    from maskmine.pipelines.estimate import estimate, render_estimate
+    from maskmine.pipelines.mine import mine as run_mining
+    from maskmine.pipelines.settings.mining import load_mining
+    from maskmine.pipelines.watch.observers import observe
+
+    # Settings and engine: every fault of them is found before anything is written.
+    fetching = [f"regions.decoding.fetch.allow={str(fetch == 'allow').lower()}"] if fetch else []
+    settings = load_mining(config, overrides=[*(overrides or ()), *fetching])
+    run_engine = choose_engine(engine, options=engine_options or (), pipeline_options=context.args)
+    if dry_run:
+        if regions:
+            raise InputError("--dry-run: estimates a run that makes its own regions; give it without --regions")
+        err.print("mining a few images in a temporary folder …")
+        out.print(render_estimate(estimate(settings, limit=limit)))
+        return
+
+    # The run itself, watched.
+    with observe(
+        err,
+        run=settings.out,
+        engine=engine,
+        log_json=log_json,
+        metrics=metrics,
+        stalled_after_s=60 * stalled_after,
+        plan_line=True,
+    ) as observer:
+        for line in guesses(settings.sources):
+            err.print(line)
+        outcome = run_mining(settings, engine=run_engine, observer=observer, limit=limit, regions_from=regions)
+        observer.ends_as = Exit.TOO_MANY_REJECTED if outcome.exceeded else Exit.COMPLETE
+
+    _print_outcome(outcome, settings)
+    if outcome.exceeded:
+        raise typer.Exit(Exit.TOO_MANY_REJECTED)
+
+
+@app.command()
+def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Show how far a run is: the grid of steps × parts."""
+    from maskmine.pipelines.steps.status import render_status, run_status
+
+    state = run_status(read_folder(folder))
+    if as_json:
+        print_json(state.as_json())
+        return
+    out.print(f"{state.images:,} images in {state.parts:,} parts: {'complete' if state.complete else 'not complete'}")
+    out.print(render_status(state))
+
+
+@app.command()
+def verify(folder: FolderArgument) -> None:
+    """Hash, count and read everything again; each problem is a line, and then the exit code is 4."""
+    from maskmine.pipelines.dataset.finished_run import FinishedRun
+    from maskmine.pipelines.dataset.verify import verify_run
+
+    run = read_folder(folder)
+    problems = 0
+    for problem in verify_run(run):
+        problems += 1
+        err.print(str(problem))
+    if problems:
+        raise typer.Exit(Exit.INCOMPLETE)
+    samples = FinishedRun.open(run).manifest.totals.samples
+    print_line(f"{folder}: {samples:,} samples verified: checksums, counts, members, masks, index")
+
+
+@app.command()
+def errors(
+    folder: FolderArgument,
+    most: Annotated[int, typer.Option(min=0, help="Examples of each reason.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a rejected image.")] = False,
+) -> None:
+    """List the rejected images by step and reason, with examples."""
+    from maskmine.pipelines.steps.status import masks_left_out, rejected_images, render_rejected
+
+    run = read_folder(folder)
+    rejected = rejected_images(run)
+    if as_json:
+        for image in rejected:
+            print_json(asdict(image))
+        return
+    table = render_rejected(rejected, examples=most)
+    out.print(table if table.rows else "no image was rejected")
+    for line in masks_left_out(run, most=most):
+        print_line(line)
+
+
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Look for what it needs, too.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Check what a run needs before it starts: libraries, machine, input, models, licences."""
+    from maskmine.pipelines.doctor import diagnose, ready, render
+    from maskmine.pipelines.settings.mining import load_mining
+
+    findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
+    out.print(render(findings))
+    if not ready(findings):
+        raise typer.Exit(Exit.BAD_INPUT)
+
+
+def _print_outcome(outcome: MineResult, settings: Mining) -> None:
+    for step, cells in outcome.stale.items():
+        err.print(f"{step}: {cells} parts were of other settings, inputs or cells, and were made again")
+    for note in outcome.notes:
+        err.print(note, markup=False)
+    if outcome.manifest is None:
+        print_line(f"{settings.out} is complete; nothing to do")
+        return
+    totals = outcome.manifest.totals
+    out.print(_render_totals(totals))
+    if not (totals.samples or outcome.exceeded):
+        reason = max(totals.rejected, key=totals.rejected.__getitem__)
+        err.print(f"no image has a pair, most of them by `{reason}`; see `maskmine errors {settings.out}`")
+    for exceeded in outcome.exceeded:
+        err.print(_exceeded_line(exceeded, out=settings.out))
+
+
+def _exceeded_line(exceeded: Exceeded, *, out: str) -> str:
+    what, mend = {
+        "max_rejected": ("were rejected", "mend their files"),
+        "max_empty": ("came to nothing", "change captions, masks, rule or filters"),
+    }[exceeded.setting]
+    return (
+        f"{exceeded.images / exceeded.of:.1%} of the images {what} ({exceeded.images:,} of {exceeded.of:,}), most by "
+        f"`{exceeded.reason}`, and {exceeded.setting} allows {exceeded.limit:.1%}: see `maskmine errors {out}`, "
+        f"{mend}, or raise {exceeded.setting}"
+    )
+
+
+def _render_totals(totals: Totals) -> TextTable:
+    table = TextTable(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    table.add_row("images", f"{totals.images:,}")
+    table.add_row("  with pairs", f"{totals.with_pairs:,}")
+    for reason, count in totals.empty.items():
+        table.add_row(f"  empty, {reason}", f"{count:,}")
+    for reason, count in totals.faults.items():
+        table.add_row(f"  rejected, {reason}", f"{count:,}")
+    if totals.masks_left_out:
+        table.add_row("masks that cannot be read", f"{totals.masks_left_out:,}")
+    table.add_row("pairs", f"{totals.samples:,}")
+    table.add_row("different nouns", f"{totals.nouns:,}")
+    table.add_row("megabytes", f"{totals.size_bytes / 1e6:,.1f}")
+    return table

@@ -1,0 +1,1 @@
+"""The finished run: published, described, verified."""

@@ -1,0 +1,183 @@
+"""A finished run as reports, exports and evaluations read it: manifest, plan, and the rows of its parts."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import pyarrow as pa
+import yaml
+
+from maskmine.mining.storage.stores import fault_line, fetch
+from maskmine.pipelines.planning.plan import Plan, require_plan
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.settings.mining import Mining, parse_mining
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.manifest import Manifest, parse_manifest
+from maskmine.schemas.rows import CaptionsRow, ImageRow, LevelRow, NounsRow, Pair, PairsRow, RegionsRow, SampleRow
+from maskmine.schemas.sample import StoredSample, cell_name, parse_sample, sample_key
+from maskmine.schemas.seal import open_sealed
+from maskmine.schemas.tables import from_table
+
+Row = TypeVar("Row")
+
+# The folder of the cells that hold each type of row.
+_STEPS: Mapping[type, str] = {
+    ImageRow: "images",
+    CaptionsRow: "captions",
+    NounsRow: "nouns",
+    RegionsRow: "regions",
+    PairsRow: "pairs",
+    SampleRow: "shards",
+}
+_LEVELS = "levels.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class MinedImage:
+    """An image of a run with its row of every step; `pairs` are those of its pairs that are in the shards, or all."""
+
+    image: ImageRow
+    captions: CaptionsRow
+    nouns: NounsRow
+    regions: RegionsRow
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with a manifest. The cells of one part are in memory at a time.
+
+    A manifest can be that of an earlier run which one of other settings is replacing. Reading the index of a shard
+    that was replaced raises IncompleteError; `open_complete` asks before anything is read.
+    """
+
+    folder: RunFolder
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: RunFolder) -> FinishedRun:
+        """Raises IncompleteError when there is no manifest yet, InputError when this maskmine cannot read it."""
+        stored = folder.read_json("manifest.json")
+        if stored is None:
+            raise IncompleteError(f"{folder.root}: not finished (no manifest.json); run `maskmine mine` again")
+        return cls(folder, parse_manifest(stored, path=folder.path("manifest.json")))
+
+    @classmethod
+    def open_published(cls, folder: RunFolder) -> FinishedRun:
+        """A run whose set is complete, as `_SUCCESS` says; its other cells may be gone. Raises as `open`."""
+        finished = cls.open(folder)
+        if not folder.exists(SUCCESS_FILE):
+            raise IncompleteError(f"{folder.root}: not finished (no {SUCCESS_FILE}); run `maskmine mine` again")
+        return finished
+
+    @classmethod
+    def open_complete(cls, folder: RunFolder) -> FinishedRun:
+        """A run of which every cell is there and none is being replaced. Raises as `open`."""
+        finished = cls.open(folder)
+        missing = [step for step in _STEPS.values() if len(folder.done(step)) < len(finished.parts)]
+        current = {"fingerprint": finished.manifest.fingerprint}
+        if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
+            why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
+            raise IncompleteError(f"{folder.root}: not finished ({why}); run `maskmine mine` again")
+        return finished
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return posixpath.basename(self.folder.root.rstrip("/"))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Raises InputError when there is none."""
+        return require_plan(self.folder)
+
+    @property
+    def parts(self) -> range:
+        """The numbers of its parts."""
+        return range(self.plan.parts)
+
+    @cached_property
+    def settings(self) -> Mining:
+        """The settings that it was mined with, paths included. Raises InputError when they do not hold here."""
+        with self.folder.open("mining.yaml") as file:
+            return parse_mining(yaml.safe_load(file), place=self.folder.path("mining.yaml"))
+
+    def paths(self, row_type: type) -> list[str]:
+        """The paths of the cells of one type of row, one a part."""
+        return [self.folder.cell_path(_STEPS[row_type], part) for part in self.parts]
+
+    def table(self, part: int, row_type: type) -> pa.Table:
+        """A cell. Raises IncompleteError when it is missing or broken, or an index that is not this manifest's."""
+        fingerprint = self.manifest.fingerprint if row_type is SampleRow else None
+        return self.folder.read_table(_STEPS[row_type], cell_name(part), fingerprint=fingerprint)
+
+    def columns(self, part: int, row_type: type, names: Sequence[str]) -> pa.Table:
+        """Some columns of a cell, without reading the others. Raises IncompleteError when it is missing or broken."""
+        path = (_STEPS[row_type], cell_name(part))
+        try:
+            with self.folder.open(*path) as file:
+                return open_sealed(file).read(columns=list(names))
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise IncompleteError(
+                f"{self.folder.path(*path)}: missing or not whole; run `maskmine mine` again"
+            ) from error
+
+    def rows(self, part: int, row_type: type[Row]) -> list[Row]:
+        """The rows of a cell; raises as `table`."""
+        return from_table(self.table(part, row_type), row_type)
+
+    def all_rows(self, row_type: type[Row]) -> Iterator[Row]:
+        """The rows of all parts; raises as `table`."""
+        for part in self.parts:
+            yield from self.rows(part, row_type)
+
+    def written_keys(self, part: int) -> set[str]:
+        """The keys of the samples in the shard of a part; raises as `table`."""
+        return set(self.table(part, SampleRow)["key"].to_pylist())
+
+    def images(self, part: int, *, every_pair: bool = False) -> Iterator[MinedImage]:
+        """The images of a part in the plan's order, with the pairs that are in the shards, or `every_pair` of the rule.
+
+        Raises as `table`.
+        """
+        keys = None if every_pair else self.written_keys(part)
+        steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
+        for image, captions, nouns, regions, matched in zip(
+            *steps, self.rows(part, RegionsRow), self.rows(part, PairsRow), strict=True
+        ):
+            pairs = matched.pairs
+            if keys is not None:
+                pairs = tuple(pair for n, pair in enumerate(pairs) if sample_key(matched.image_id, n) in keys)
+            yield MinedImage(image, captions, nouns, regions, pairs)
+
+    @property
+    def levels_path(self) -> str | None:
+        """Where the levels of the nouns are; None for a run without them: by labels, or of format version 1 or 2."""
+        return self.folder.path(_LEVELS) if self.manifest.format_version >= 3 and self.folder.exists(_LEVELS) else None
+
+    def levels(self) -> Iterator[LevelRow] | None:
+        """The levels of the nouns in the order of the vocabulary, a row group in memory; None as `levels_path`."""
+        if self.levels_path is None:
+            return None
+        return (row for block in self.folder.read_blocks(_LEVELS, row_type=LevelRow) for row in block)
+
+    def sample(self, row: SampleRow) -> StoredSample:
+        """A sample out of its shard. Raises IncompleteError when it is not where the index has it, or unreadable."""
+        path = self.folder.path("shards", row.shard)
+        try:
+            span = fetch(path, start=row.offset, max_bytes=row.size_bytes)
+        except FileNotFoundError as error:
+            raise IncompleteError(f"{path}: missing; run `maskmine mine` again") from error
+        except OSError as error:
+            raise IncompleteError(fault_line(error, path)) from error
+        return parse_sample(span, row, path=path)
+
+
+def read_noun_counts(folder: RunFolder) -> dict[str, int]:
+    """In how many images of a run the captions say each noun. Raises IncompleteError before there is a vocabulary."""
+    vocabulary = folder.read_table("vocabulary.parquet")
+    return dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True))

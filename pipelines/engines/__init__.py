@@ -1,0 +1,1 @@
+"""Where cells are made: in this process, on Ray, on Beam."""

@@ -1,0 +1,48 @@
+"""The seam between the pipeline and where it runs: an engine is a map of steps over part numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import PartReport
+
+
+class RunObserver:
+    """Sees a run go on and does nothing about it; progress bars, logs and metrics override what they need."""
+
+    def on_plan(self, plan: Plan) -> None:
+        """It is known how many images and parts there are; comes before any step."""
+
+    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+        """A step begins; `todo` are the parts that it will make."""
+
+    def on_records(self, step: str, records: int) -> None:
+        """`records` more images (nouns in `vocabulary`) are finished in a step that has begun."""
+
+    def on_part_done(self, report: PartReport) -> None:
+        """A cell was made."""
+
+    def on_step_done(self, step: Step) -> None:
+        """All cells of the step are there."""
+
+
+class Engine(Protocol):
+    """Where cells are made. `models_run_here`: in this process, which then needs the GPU itself."""
+
+    @property
+    def models_run_here(self) -> bool: ...
+
+    def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
+        """Make the missing cells of all steps, each step after those that it reads; return when they exist."""
+
+
+@runtime_checkable
+class KnowsGpus(Protocol):
+    """An engine whose workers are elsewhere, and which can tell whether they have GPUs."""
+
+    def workers_have_gpus(self) -> bool | None:
+        """None where the workers are on this machine."""

@@ -1,0 +1,157 @@
+"""The Ray engine: one pool of workers for CPU steps and one for GPU steps; part 17 goes on as soon as it can.
+
+Plain actors, no Ray Data: a row would be a part number, and what an engine does is to say who makes which cell when.
+Only part numbers and reports travel; cells are read and written by the worker that makes them. A worker is
+never restarted by Ray (`max_restarts=0`): the driver starts another one and counts the attempts of the part that was
+in progress, so that a part that kills its worker ends after `max_attempts` and cannot loop.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+import maskmine
+from maskmine.pipelines.engines.cell_queue import CellQueue
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.engines.ray_sizes import pool_sizes
+from maskmine.pipelines.engines.ray_workers import Scheduler, WorkerPool, alive_nodes, last_line, seen_file
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.jobs import Job
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import Settings
+
+_WITH_TOKEN = "(one that asks for a token needs RAY_AUTH_MODE=token and the token)"
+OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it
+
+
+class RayEngine(Settings):
+    """Makes cells in Ray actors. The fields are what `--engine-opt name=value` sets.
+
+    A process that is connected to Ray keeps its connection. Steps with models run on GPU workers when their device is
+    `cuda`, or is `auto` and the cluster has GPUs.
+    """
+
+    models_run_here: ClassVar[bool] = False
+
+    address: str | None = None
+    """`auto`, `host:port` or `ray://host:port` of a running cluster, which receives this code but must have its
+    dependencies; null starts Ray on this machine."""
+    cpu_workers: Annotated[int, Field(ge=1)] | None = None
+    """Workers without a GPU; null is as many as fit, with one CPU left free."""
+    gpu_workers: Annotated[int, Field(ge=1)] | None = None
+    """Workers with a GPU; null is as many as fit."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs that a worker reserves."""
+    gpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """GPUs that a GPU worker reserves; below 1 several workers share one."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 30
+    """Seconds to wait for a cluster to answer."""
+    no_progress_timeout_s: Annotated[float, Field(gt=0)] = 1800
+    """Seconds without a finished part after which the run ends; raise it for parts that take longer."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Attempts at a part whose worker dies."""
+
+    def workers_have_gpus(self) -> bool | None:
+        """Whether the cluster has GPUs, which decides what `auto` is; None for Ray on this machine. Raises as `run`."""
+        if self.address is None:
+            return None
+        with _connected(self):
+            return sum(node.gpus for node in alive_nodes()) > 0
+
+    def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
+        """Make the missing cells of all steps. What a worker raises is raised here, as it is.
+
+        Raises InputError when Ray is not installed, does not answer or has less than was asked for, or when its
+        workers do not see the run folder; IncompleteError for parts whose workers die, or when nothing is finished.
+        """
+        todo = [step.todo() for step in steps]
+        if not any(todo):
+            return
+        with _connected(self), seen_file(run) as (seen_path, token):
+            # Which steps have work, and which of them on GPUs.
+            jobs = {step.name: step.job for step, parts in zip(steps, todo, strict=True) if parts}
+            nodes = alive_nodes()
+            gpus = sum(node.gpus for node in nodes)
+            on_gpu = {name for name, job in jobs.items() if _wants_gpu(job, gpus=gpus)}
+            sizes = pool_sizes(
+                nodes,
+                gpu_steps=bool(on_gpu),
+                **self.model_dump(include={"cpu_workers", "gpu_workers", "cpus_per_worker", "gpus_per_worker"}),
+            )
+
+            # GPU workers are placed first, before their nodes' CPUs are taken.
+            gpu_pool = WorkerPool(sizes.gpu, {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker})
+            cpu_pool = WorkerPool(sizes.cpu, {"num_cpus": self.cpus_per_worker, "num_gpus": 0})
+            scheduler = Scheduler(
+                queue=CellQueue(steps, todo),
+                observer=observer,
+                pools=[gpu_pool, cpu_pool],
+                pool_of=[gpu_pool if step.name in on_gpu else cpu_pool for step in steps],
+                env={"jobs": jobs, "seen_path": seen_path, "token": token},
+                max_attempts=self.max_attempts,
+                no_progress_timeout_s=self.no_progress_timeout_s,
+            )
+            try:
+                scheduler.run()
+            finally:
+                scheduler.kill_workers()
+
+
+@contextmanager
+def _connected(engine: RayEngine) -> Iterator[None]:
+    """Ray while the block runs; what is started here is stopped here, a connection of the caller is left alone."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("engine ray: Ray is not installed; pip install 'maskmine[ray]'") from error
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if engine.address is None:
+            ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        else:
+            _check_answers(engine.address, timeout_s=engine.connect_timeout_s)
+            # The workers run the driver's code, whatever they have installed.
+            ray.init(engine.address, runtime_env={"py_modules": [maskmine.__path__[0]]}, **quiet)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str, *, timeout_s: float) -> None:
+    """Connect from another process first: in this one, Ray would try for two minutes and then end the process."""
+    program = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", program, address], capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"address: Ray at `{address}` does not answer within {timeout_s:g} s; give host:port of a running cluster "
+            f"{_WITH_TOKEN}, or leave it out to start Ray on this machine"
+        ) from error
+    if tried.returncode:
+        raise InputError(
+            f"address: no connection to Ray at `{address}` ({last_line(tried.stderr)}); give host:port of a running "
+            f"cluster {_WITH_TOKEN}, or leave it out to start Ray on this machine"
+        )
+
+
+def _wants_gpu(job: Job, *, gpus: float) -> bool:
+    device = job.device
+    return device is not None and (device.startswith("cuda") or (device == "auto" and gpus > 0))

@@ -1,0 +1,1 @@
+"""Which images a run has, cut into parts."""

@@ -1,0 +1,66 @@
+"""The entries of all caption sources, each source read once, with the key that they are sorted by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maskmine.mining.sources.entries import ENTRIES
+from maskmine.mining.storage.stores import scheme_of
+from maskmine.mining.storage.urls import URL_SCHEMES, require_aiohttp
+from maskmine.pipelines.settings.mining import Mining
+from maskmine.schemas.errors import InputError
+
+
+def refuse_urls(settings: Mining, where: str) -> None:
+    """Refuse images at URLs. Raises InputError where the user did not allow them, or the library is missing."""
+    if not settings.regions.decoding.fetch.allow:
+        raise InputError(
+            f"{where}: has URLs, and nothing is fetched unless you say so; add --fetch allow for a few thousand "
+            "pictures, and for more let img2dataset fetch them first"
+        )
+    require_aiohttp()
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Known when all entries have been read: whether a source lists images, and whether some are at URLs."""
+
+    listed: bool = False
+    urls: bool = False
+
+
+_LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffled", pa.uint64())])
+
+
+def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
+    """Read each source once, a table at a time; memory does not grow with the data set."""
+    for number, source in enumerate(settings.sources):
+        for table in source.read(images_per_part=settings.shards.images_per_part):
+            loaded.listed = loaded.listed or table["path"].null_count < len(table)
+            if not loaded.urls and _has_url(table["path"]):
+                refuse_urls(settings, source.location)
+                loaded.urls = True
+            columns = [pa.array(np.full(len(table), number)), _shuffled(table["image_id"])]
+            yield pa.table([*table.columns, *columns], schema=_LOADED)
+    if not loaded.listed:
+        raise InputError(
+            f"{settings.sources[0].location}: says nothing of where the pictures are; give `path_col`, or list the "
+            "source of the images (such as `kind: run`) beside it"
+        )
+
+
+def _shuffled(image_ids: pa.ChunkedArray) -> pa.Array:
+    """The first 64 bits of the SHA-256 of each id; images that share them are ordered by their ids."""
+    digests = b"".join([hashlib.sha256(image_id.encode()).digest()[:8] for image_id in image_ids.to_pylist()])
+    return pa.array(np.frombuffer(digests, ">u8").astype(np.uint64))
+
+
+def _has_url(paths: pa.ChunkedArray) -> bool:
+    candidates = paths.filter(pc.starts_with(paths, "http")).to_pylist()
+    return any(scheme_of(path) in URL_SCHEMES for path in candidates)

@@ -1,0 +1,78 @@
+"""Images that were moved: whether those at the new paths are the ones that a run's masks were made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from maskmine.mining.images.read import read_bytes
+from maskmine.mining.storage.locations import parse_location
+from maskmine.mining.storage.stores import scheme_of
+from maskmine.mining.storage.urls import URL_SCHEMES
+from maskmine.pipelines.planning.external_sort import read_spilled
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import OtherPlanError
+from maskmine.schemas.sample import cell_name
+
+_COMPARED = 256
+"""Images that are read: of other pictures nearly every one differs, so a few would do."""
+_CELLS = 16  # of `regions`, of which the pictures are taken
+_AT_ONCE = 16
+
+
+def refuse_other_pictures(run: RunFolder, paths: Sequence[str], *, where: str) -> None:
+    """Compare some of the planned images with the hashes of those that the run has regions of.
+
+    `paths` are the files with the planned images, `where` names their source. Pictures that cannot be read are left
+    to the run, which says so of each. Raises OtherPlanError when one is another picture.
+    """
+    known = _known_pictures(run)
+    planned = _planned(paths, known) if known else []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = pool.map(lambda image: (image[0], _sha256(image[1])), planned)
+        for image_id, sha256 in found:
+            if sha256 is not None and sha256 != known[image_id]:
+                raise OtherPlanError(
+                    f"{run.root}: belongs to other pictures (the one of image id {image_id} in {where} is not that "
+                    "from which its masks were made); choose another `out`, or delete the folder"
+                )
+
+
+def _known_pictures(run: RunFolder) -> dict[str, str]:
+    """The SHA-256 of the files of some images that the run has regions of, by id."""
+    done = sorted(run.done("regions"))
+    known: dict[str, str] = {}
+    for part in done[:: max(1, len(done) // _CELLS)][:_CELLS]:
+        with run.open("regions", cell_name(part)) as file:
+            hashes = pq.ParquetFile(file).read(columns=["image_id", "sha256"]).drop_null()
+        each = max(1, _COMPARED // min(len(done), _CELLS))
+        known.update(zip(*(hashes[name].slice(0, each).to_pylist() for name in hashes.column_names), strict=True))
+    return known
+
+
+def _planned(paths: Sequence[str], known: dict[str, str]) -> list[tuple[str, str]]:
+    """`(image id, path)` of the planned images that are known; those at URLs are left out."""
+    wanted = pa.array(list(known), pa.string())
+
+    def chosen() -> Iterator[tuple[str, str]]:
+        for table in (table for path in paths for table in read_spilled(path)):
+            rows = table.filter(pc.is_in(table["image_id"], value_set=wanted)).select(["image_id", "path"]).drop_null()
+            yield from zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True)
+
+    return [(image_id, path) for image_id, path in chosen() if not _is_fetched(path)]
+
+
+def _is_fetched(path: str) -> bool:
+    location = parse_location(path)
+    return isinstance(location, str) and scheme_of(location) in URL_SCHEMES
+
+
+def _sha256(path: str) -> str | None:
+    """The SHA-256 of an image's file; None when it cannot be read."""
+    data = read_bytes(path)
+    return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None

@@ -1,0 +1,1 @@
+"""Pages, sheets and tables of a finished run."""

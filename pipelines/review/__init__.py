@@ -1,0 +1,1 @@
+"""Pairs of a run, judged by people on a web page."""

@@ -1,0 +1,152 @@
+"""A typed handle for the cells of a step: a file for each part, or one for the whole run, whose rows have one type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Generic, NamedTuple, TypeVar
+
+import pyarrow as pa
+
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.schemas.sample import cell_name
+from maskmine.schemas.seal import CheckedFile
+from maskmine.schemas.tables import from_pieces
+
+Row = TypeVar("Row")
+
+_MADE_FROM_KEY = "maskmine.made_from"
+
+
+class Ties(NamedTuple):
+    """What stands for the content of a cell, and for that of the cells that it was made from, by step."""
+
+    identity: str | None
+    made_from: dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class Cells(Generic[Row]):
+    """The cells of a step in a run folder. A handle is a value and may travel to a worker.
+
+    What is written carries `fingerprint`, and a cell that has another one is not read; with an empty fingerprint
+    everything is read. A step that runs `once` has part 0 alone, as a file beside the folders of the others. A cell
+    exists when its files of all `suffixes` do.
+    """
+
+    run: RunFolder
+    step: str
+    row_type: type[Row]
+    fingerprint: str = ""
+    once: bool = False
+    suffixes: tuple[str, ...] = ("parquet",)
+
+    def names(self, part: int = 0, suffix: str = "parquet") -> tuple[str, ...]:
+        """A file of a cell, as the methods of `RunFolder` take it."""
+        return (f"{self.step}.{suffix}",) if self.once else (self.step, cell_name(part, suffix))
+
+    def path(self, part: int = 0, suffix: str = "parquet") -> str:
+        """The path of a file of a cell."""
+        return self.run.path(*self.names(part, suffix))
+
+    def read(self, part: int = 0) -> list[Row]:
+        """The rows of a cell. Raises IncompleteError as `RunFolder.read_table` does."""
+        return self.run.read_rows(*self.names(part), row_type=self.row_type, fingerprint=self.fingerprint or None)
+
+    def read_table(self, part: int = 0) -> pa.Table:
+        """The rows of a cell as a table."""
+        return self.run.read_table(*self.names(part), fingerprint=self.fingerprint or None)
+
+    def read_metadata(self, part: int = 0) -> dict[str, str]:
+        """The metadata in the footer of a cell; empty when there is none."""
+        return self.run.read_metadata(*self.names(part))
+
+    def write(
+        self,
+        part: int,
+        rows: Iterable[Row] | pa.Table,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        made_from: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a cell from rows as they come, or a table with their columns, whole or not at all.
+
+        `made_from` has the identities of the cells that it was made from, by the names of their steps.
+        """
+        if made_from is not None:
+            metadata = {**(metadata or {}), _MADE_FROM_KEY: json.dumps(dict(made_from), sort_keys=True)}
+        self.run.write_rows(
+            *self.names(part), rows=rows, row_type=self.row_type, fingerprint=self.fingerprint, metadata=metadata
+        )
+
+    def write_pieces(self, part: int, pieces: Iterable[pa.Table]) -> None:
+        """`write` of tables of a few rows as they come, see `rows_in_order`."""
+        self.run.write_pieces(*self.names(part), pieces=pieces, row_type=self.row_type, fingerprint=self.fingerprint)
+
+    def read_blocks(self, part: int = 0) -> Iterator[list[Row]]:
+        """The rows of a cell, one row group in memory at a time."""
+        return self.run.read_blocks(*self.names(part), row_type=self.row_type, fingerprint=self.fingerprint or None)
+
+    def read_groups(self, part: int = 0) -> Iterator[pa.Table]:
+        """The row groups of a cell as tables, one in memory at a time."""
+        return self.run.read_groups(*self.names(part), fingerprint=self.fingerprint or None)
+
+    def read_rows(self, part: int = 0) -> Iterator[Row]:
+        """The rows of a cell one after the other, one row group in memory at a time."""
+        tables = self.read_groups(part)
+        return (row for table in tables for row in from_pieces(table, self.row_type))
+
+    def write_blocks(
+        self, part: int, blocks: Iterable[Sequence[Row]], *, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """`write` of blocks of rows as they come."""
+        self.write(part, chain.from_iterable(blocks), metadata=metadata)
+
+    def check(self, part: int = 0) -> CheckedFile:
+        """Check every byte of a cell. Raises IncompleteError as `RunFolder.read_table` does."""
+        return self.run.check_table(*self.names(part), fingerprint=self.fingerprint or None)
+
+    def identity(self, part: int = 0) -> str | None:
+        """What stands for the content of a cell, from its footer; None when it is missing or damaged."""
+        return self.run.identity(*self.names(part))
+
+    def ties(self, part: int = 0) -> Ties:
+        """Identity and what a cell was made from, by one reading of its footer."""
+        metadata = self.read_metadata(part)
+        return Ties(self.run.identity_in(metadata, *self.names(part)), _made_from(metadata))
+
+    def exists(self, part: int) -> bool:
+        """Whether a cell is there, whatever it was made from."""
+        return all(self.run.exists(*self.names(part, suffix)) for suffix in self.suffixes)
+
+    def done(self) -> set[int]:
+        """The parts whose cells are there, whatever they were made from, by one listing."""
+        if self.once:
+            return {0} if self.exists(0) else set()
+        return self.run.done(self.step, suffixes=self.suffixes)
+
+    def missing(self, parts: int) -> list[int]:
+        """The parts of `parts` whose cells are not there."""
+        return sorted(set(range(parts)) - self.done())
+
+    def is_current(self) -> bool:
+        """Whether all that is there was made with this fingerprint, as the folder says; of `once` cells the file."""
+        if self.once:
+            return self.run.read_fingerprint(*self.names()) == self.fingerprint
+        return bool(self.run.read_json(self.step, FINGERPRINT_FILE) == {"fingerprint": self.fingerprint})
+
+    def mark_current(self) -> None:
+        """Say in the folder that all cells there have this fingerprint."""
+        self.run.write_json(self.step, FINGERPRINT_FILE, value={"fingerprint": self.fingerprint})
+
+    def delete(self, part: int) -> None:
+        """Remove the files of a cell."""
+        for suffix in self.suffixes:
+            self.run.delete(*self.names(part, suffix))
+
+
+def _made_from(metadata: Mapping[str, str]) -> dict[str, str] | None:
+    stored = metadata.get(_MADE_FROM_KEY)
+    return None if stored is None else json.loads(stored)

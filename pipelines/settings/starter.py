@@ -1,0 +1,140 @@
+"""The configuration that `maskmine init` writes: what must be set, and beside it each setting with its meaning."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskmine.mining.sources.files import source_root
+from maskmine.mining.storage.locations import parse_location
+from maskmine.pipelines.settings.help import json_schema, section_help
+from maskmine.pipelines.settings.mining import Mining, parse_mining
+from maskmine.pipelines.settings.presets import PACKAGE, with_absolute_paths
+from maskmine.pipelines.settings.source_kinds import SourceKind, captions_section
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
+
+# The models of configs/coco.yaml, which are those of the paper.
+_MODELS: dict[str, Any] = {
+    "proposals": {"kind": "maskformer", "checkpoint": "facebook/maskformer-swin-base-coco"},
+    "clip": {"model": "ViT-L-14", "pretrained": "openai"},
+}
+# Captions of the web name much that cannot be seen.
+_WEB, _WEB_NOUNS = ("img2dataset",), {"skip_words": "not_visual"}
+_LOOKED_AT = 20  # images that are looked for before their folder is taken for the wrong one
+_WIDTH = 110  # columns of a comment
+_FETCH_NOTE = "the images are at URLs, which are read only with `maskmine mine --fetch allow`"
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """What was written: the kind of the source, and what else the user should know."""
+
+    kind: str
+    notes: tuple[str, ...]
+
+
+def write_starter(
+    source: str,
+    *,
+    kind: SourceKind | None,
+    to: Path,
+    images: str | None,
+    caption_col: str | None,
+    out: str | None,
+    force: bool,
+) -> Starter:
+    """Write a configuration for the images and captions at a path. Raises InputError and writes nothing else.
+
+    The source is opened, and its first entries are read, so that what is written can be mined.
+    """
+    if to.exists() and not force:
+        raise InputError(f"{to}: exists; give --force to write over it, or another --to")
+    captions = captions_section(source, kind=kind, images=images, caption_col=caption_col)
+    files = source_root(source) if "*" in source else source
+    name = Path(files).name.partition(".")[0] or "mined"
+    tree = {
+        "captions": captions,
+        "nouns": {"model": "en_core_web_sm", **(_WEB_NOUNS if captions["kind"] in _WEB else {})},
+        "regions": _MODELS,
+        "vocabulary": {"templates": "vild"},
+        "pairs": {"rule": "best_region_per_noun"},
+        "shards": {"images_per_part": 1000},
+        "out": out or f"runs/{name}",
+    }
+    _check_source(with_absolute_paths(parse_mining(tree, place=str(to))))
+    try:
+        to.write_text(_render(tree), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{to}: cannot be written ({error.strerror}); give another --to") from error
+    return Starter(captions["kind"], (_FETCH_NOTE,) if "url_col" in captions else ())
+
+
+def _check_source(settings: Mining) -> None:
+    """Read the beginning of the source. Raises InputError when it cannot be mined as it is."""
+    source = settings.sources[0]
+    source.check()
+    table = next(iter(source.read(images_per_part=settings.shards.images_per_part)), None)
+    paths = table["path"].to_pylist()[:_LOOKED_AT] if table is not None else []
+    if getattr(source, "path_col", None) and not any(path and os.path.exists(path) for path in paths):
+        first = parse_location(paths[0])
+        why = first.detail if isinstance(first, Rejection) else paths[0]
+        raise InputError(
+            f"{source.location}: none of its first images is there ({why}); give the folder that their paths "
+            "start from by --images DIR"
+        )
+    column = getattr(source, "caption_col", None)
+    captions = table["caption"].drop_null().to_pylist() if table is not None else []
+    if column and captions and not any(captions):
+        raise InputError(
+            f"{source.location}: none of its first {len(captions):,} records has a caption in `{column}`; "
+            "give --caption-col NAME"
+        )
+
+
+def _render(tree: Mapping[str, Any]) -> str:
+    schema = json_schema(Mining, name="mine")
+    head = [
+        f"# yaml-language-server: $schema={(PACKAGE / 'configs' / 'schema' / 'mine.json').as_posix()}",
+        "# Written by `maskmine init`. A line that begins with `# key:` shows a default; remove the `# ` to change it.",
+        "# `maskmine settings SECTION` lists what else there is, such as `maskmine settings regions.proposals`.",
+    ]
+    return "\n".join([*head, *_section(schema, "", tree, indent="")]) + "\n"
+
+
+def _section(schema: dict[str, Any], section: str, values: Mapping[str, Any], *, indent: str) -> Iterator[str]:
+    """The lines of a section: what is given as settings, the other plain settings as comments with their defaults."""
+    tag = values.get("kind") or values.get("rule")
+    for setting in section_help(schema, f"{section}.{tag}" if tag else section):
+        name = f"{section}.{setting.key}" if section else setting.key
+        value = values.get(setting.key)
+        if isinstance(value, dict):
+            yield from ([""] if not indent else [])
+            yield from _comment(setting.description, indent)
+            yield f"{indent}{setting.key}:"
+            yield from _section(schema, name, value, indent=f"{indent}  ")
+        elif setting.key in values:
+            yield from ([""] if not indent else [])
+            yield from _comment(setting.description, indent)
+            yield f"{indent}{setting.key}: {_yaml(value)}"
+        elif setting.type.startswith("section") or setting.default == "see there":
+            yield f"{indent}# {setting.key}: see `maskmine settings {name}`"
+        else:
+            yield from _comment(setting.description, indent)
+            yield f"{indent}# {setting.key}: {setting.default}"
+
+
+def _comment(text: str, indent: str) -> Iterator[str]:
+    for line in textwrap.wrap(text, _WIDTH - len(indent)):
+        yield f"{indent}# {line}"
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("...\n").strip()  # which marks the end of a document that is a single value

@@ -1,0 +1,55 @@
+"""Which files each step of a run writes, as typed handles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from maskmine.pipelines.planning.plan import PLANNED
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.rows import (
+    CaptionsRow,
+    ImageRow,
+    LevelRow,
+    NounsRow,
+    PairsRow,
+    RegionsRow,
+    SampleRow,
+    SelectionRow,
+    VocabularyRow,
+)
+
+SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the account, which is written last
+
+
+@dataclass(frozen=True)
+class RunCells:
+    """The cells of a run: what the plan wrote, then the steps in the order of their work."""
+
+    images: Cells[ImageRow]
+    captions: Cells[CaptionsRow]
+    nouns: Cells[NounsRow]
+    vocabulary: Cells[VocabularyRow]
+    regions: Cells[RegionsRow]
+    levels: Cells[LevelRow]
+    pairs: Cells[PairsRow]
+    selection: Cells[SelectionRow]
+    shards: Cells[SampleRow]
+
+
+def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> RunCells:
+    """Handles of all cells of a run, with the fingerprint of each step; without them they read whatever is there."""
+    of, prints = partial(Cells, run), fingerprints or {}
+    return RunCells(
+        images=of("images", ImageRow, PLANNED),
+        captions=of("captions", CaptionsRow, PLANNED),
+        nouns=of("nouns", NounsRow, prints.get("nouns", "")),
+        vocabulary=of("vocabulary", VocabularyRow, prints.get("vocabulary", ""), once=True),
+        regions=of("regions", RegionsRow, prints.get("regions", "")),
+        levels=of("levels", LevelRow, prints.get("levels", ""), once=True),
+        pairs=of("pairs", PairsRow, prints.get("pairs", "")),
+        selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),
+        shards=of("shards", SampleRow, prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
+    )

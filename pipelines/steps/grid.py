@@ -1,0 +1,207 @@
+"""The grid of a run: its steps in order, which cells of each are still to be made, and which are stale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from maskmine.mining.pairs import ClipPairs
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
+from maskmine.pipelines.settings.mining import Mining
+from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
+from maskmine.pipelines.steps.jobs import (
+    Job,
+    LevelsJob,
+    NounsJob,
+    PairsJob,
+    RegionsJob,
+    VocabularyJob,
+)
+from maskmine.pipelines.steps.shards_job import SelectionJob, ShardsJob
+from maskmine.pipelines.steps.ties import TiesReader, identities
+
+_AT_ONCE = 16  # requests to an object store at a time; a disk does not mind
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run: the cells that it writes, the job that makes one, and the steps that have to come before.
+
+    `label` is the word for what its reports count as made. A step that runs `once` and has `first_parts` reads these
+    parts alone of the steps whose parts it reads itself.
+    """
+
+    output: Cells[Any]
+    job: Job
+    parts: int
+    label: str
+    reads: tuple[str, ...] = ()
+    first_parts: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `regions`."""
+        return self.output.step
+
+    @property
+    def fingerprint(self) -> str:
+        """What its cells carry."""
+        return self.output.fingerprint
+
+    @property
+    def once(self) -> bool:
+        """Whether it makes one file for the whole run, not a cell for each part."""
+        return self.output.once
+
+    @property
+    def uses_models(self) -> bool:
+        """Whether it runs models, for which a GPU is worth having."""
+        return self.job.device is not None
+
+    def todo(self) -> list[int]:
+        """The parts whose cells do not exist yet, in order."""
+        if self.once:
+            return [] if self.output.is_current() else [0]
+        return self.output.missing(self.parts)
+
+    def existing(self) -> set[int]:
+        """The parts whose cells are there, and were made from these settings and inputs."""
+        return set(range(self.parts)) - set(self.todo())
+
+    def has_work(self) -> bool:
+        """Whether a run will make cells of this step: some are missing, or may be stale."""
+        return bool(self.todo()) or not (self.once or self.output.is_current())
+
+
+def plan_steps(
+    run: RunFolder, plan: Plan, settings: Mining, identity: Identity, *, reused: ReusedRun | None = None
+) -> list[Step]:
+    """The steps of a run, each after those that it reads. Regions and text embeddings of `reused` are used again."""
+    regions, pairs, parts = settings.regions, settings.pairs, plan.parts
+    levels = isinstance(pairs, ClipPairs)
+    first_parts = min(parts, settings.levels.first_parts(plan.images / parts)) if levels else 0
+    cells = run_cells(run, step_fingerprints(plan, identity))
+    text_clip = regions.clip if isinstance(pairs, ClipPairs) else None
+    vocabulary = VocabularyJob(cells, settings.vocabulary, regions, text_clip, parts, identity.text, reused)
+    steps = [
+        Step(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", READS["nouns"]),
+        Step(cells.vocabulary, vocabulary, 1, "nouns", READS["vocabulary"]),
+        Step(cells.regions, RegionsJob(cells, regions, reused), parts, "regions", READS["regions"]),
+    ]
+    if levels:
+        job = LevelsJob(cells, first_parts)
+        steps.append(Step(cells.levels, job, 1, "nouns", READS["levels"], first_parts))
+    reads = [name for name in READS["pairs"] if levels or name != "levels"]
+    steps.append(Step(cells.pairs, PairsJob(cells, pairs, first_parts), parts, "pairs", tuple(reads)))
+    write = ShardsJob(cells, settings.shards, pairs, regions, identity.wrong)
+    shards = Step(cells.shards, write, parts, "samples", READS["shards"])
+    if pairs.max_per_noun is None:
+        return [*steps, shards]
+    cap = SelectionJob(cells, pairs, parts, identity.wrong)
+    selection = Step(cells.selection, cap, 1, "nouns", READS["selection"])
+    return [*steps, selection, replace(shards, reads=(*shards.reads, selection.name))]
+
+
+def missing_cells(steps: Sequence[Step]) -> dict[str, int]:
+    """How many cells each step still lacks; steps that are complete are left out."""
+    todo = {step.name: len(step.todo()) for step in steps}
+    return {name: count for name, count in todo.items() if count}
+
+
+def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
+    """Delete the cells that were made from other settings or inputs; returns how many for each step.
+
+    The fingerprint of a step's cells stands once in its folder, so that a listing is enough to know what is done;
+    each cell carries it too, and is looked into only when the folder's differs.
+    """
+    dropped = {}
+    for name in {"levels", "selection"} - {step.name for step in steps}:
+        run.delete(f"{name}.parquet")
+    for cells in [step.output for step in steps if not step.once]:
+        if cells.is_current():
+            continue
+        stale = _delete_stale(cells)
+        if parts := {stem for name in stale if (stem := name.partition(".")[0]).isdigit()}:  # not sizes.json
+            dropped[cells.step] = len(parts)
+        cells.mark_current()
+    return dropped
+
+
+def drop_untied(steps: Sequence[Step]) -> dict[str, int]:
+    """Delete the cells that were made from other cells than those that are there; returns how many for each step.
+
+    Footers alone are read, each once. Nothing is known of a cell while one that it was made from is missing.
+    """
+    ties = TiesReader()
+    dropped: dict[str, int] = {}
+    for step in steps:
+        parts = sorted(step.existing()) if step.job.inputs else []
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            tied = list(pool.map(lambda part, step=step: _is_tied(step, part, ties), parts))
+        untied = [part for part, is_tied in zip(parts, tied, strict=True) if not is_tied]
+        for part in untied:
+            ties.delete(step.output, part)
+        if untied:
+            dropped[step.name] = len(untied)
+    return dropped
+
+
+def steps_before_doubt(steps: Sequence[Step]) -> int:
+    """How many of the first steps can be made before `drop_untied` has to be asked again.
+
+    A cell that is made anew may differ from the one that existing cells were made from.
+    """
+    for number, step in enumerate(steps[:-1]):
+        todo = step.todo()
+        if todo and any(_reads(later, step, todo) for later in _readers(step, steps)):
+            return number + 1
+    return len(steps)
+
+
+def _readers(step: Step, steps: Sequence[Step]) -> list[Step]:
+    """The later steps that read a step, directly or through others."""
+    found = {step.name}
+    readers = []
+    for later in steps:
+        if found.intersection(later.reads):
+            found.add(later.name)
+            readers.append(later)
+    return readers
+
+
+def _reads(later: Step, step: Step, todo: Sequence[int]) -> bool:
+    """Whether any cell of a later step exists that may have been made from the cells `todo` of a step."""
+    existing = later.existing()
+    if later.once and later.first_parts is not None and not step.once:
+        return bool(existing) and min(todo) < later.first_parts
+    return bool(existing) if step.once or later.once else not existing.isdisjoint(todo)
+
+
+def _is_tied(step: Step, part: int, ties: TiesReader) -> bool:
+    wanted = identities(step.job.inputs, part, read=ties.identity)
+    return wanted is None or ties.read(step.output, part).made_from == wanted
+
+
+def _delete_stale(cells: Cells[Any]) -> list[str]:
+    """Look into all cells of a step, some at a time: each is a request or two where the folder is far away."""
+    run, step = cells.run, cells.step
+    names = [name for name in run.names(step) if name != FINGERPRINT_FILE]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        current = list(pool.map(lambda name: _is_current(cells, name), names))
+        stale = [name for name, is_current in zip(names, current, strict=True) if not is_current]
+        list(pool.map(lambda name: run.delete(step, name), stale))
+    return stale
+
+
+def _is_current(cells: Cells[Any], name: str) -> bool:
+    if name.endswith(".parquet"):
+        return cells.run.read_fingerprint(cells.step, name) == cells.fingerprint
+    part = name.partition(".")[0]  # a tar is current when the account beside it is: that one is written after it
+    account = cells.run.read_json(cells.step, f"{part}.json")
+    return isinstance(account, dict) and account.get("fingerprint") == cells.fingerprint

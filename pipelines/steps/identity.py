@@ -1,0 +1,132 @@
+"""The identity of a run: what of its settings decides results, and from it the fingerprint of each step.
+
+A fingerprint covers a step's own settings and the fingerprints of what it reads. So a new threshold changes `shards`
+alone, and new captions everything but `regions`. What a setting names counts by its content alone: by the hash of a
+file, of a model's weights, of a list's words.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskmine.mining.evaluation.verdicts import PairId, Verdicts, read_verdicts
+from maskmine.mining.models.devices import DeviceKind, kind_of
+from maskmine.mining.pairs import ClipPairs, Filters
+from maskmine.mining.selection import THRESHOLDS
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
+from maskmine.pipelines.settings.mining import Mining
+from maskmine.schemas.sample import FORMAT_VERSION
+from maskmine.schemas.settings import fingerprint
+
+# The steps whose fingerprints enter a step's own, in this order; those that they read in turn follow through them. Each
+# step stands after those that it reads. `shards` also waits for `selection`, whose cut follows from `pairs` and filters
+# that it has too.
+READS: Mapping[str, tuple[str, ...]] = {
+    "nouns": (),
+    "vocabulary": ("nouns",),
+    "regions": (),
+    "levels": ("nouns", "regions", "vocabulary"),
+    "pairs": ("nouns", "regions", "vocabulary", "levels"),
+    "selection": ("pairs",),
+    "shards": ("pairs",),
+}
+# Raised when the code of a step changes what it writes; cells of the old code are then stale.
+STEP_VERSIONS = {
+    "nouns": 2,
+    "vocabulary": 2,
+    "regions": 2,
+    "levels": 1,
+    "pairs": 3,
+    "selection": 1,
+    "shards": FORMAT_VERSION,
+}
+# The settings of `pairs` that `shards` applies: pairs that fall to them are in the cells of `pairs` all the same.
+_FILTERS = {*Filters.model_fields, *(f"min_{score}" for score in THRESHOLDS)}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the results of a run, as plain values: `settings` whole as the manifest has them, and by step.
+
+    `text` is the fingerprint of what text embeddings are made by; `fetching` are the limits on images at URLs, which
+    count where there are any; `wrong` are the pairs that verdicts leave out.
+    """
+
+    settings: Mapping[str, Any]
+    by_step: Mapping[str, Sequence[Any]]
+    text: str
+    fetching: Sequence[Any] = ()
+    wrong: frozenset[PairId] = frozenset()
+
+
+def settle(
+    settings: Mining, known: Mapping[str, Any] | None = None, *, here: Callable[[str], DeviceKind] = kind_of
+) -> Mining:
+    """The settings with whatever they leave to the machine decided: device, precisions, commits of a hub.
+
+    `known` are those of this folder as an earlier run identified them, or of the run whose regions are reused: `auto`
+    goes on as it was, so that a set is never made in two ways. `here` tells the kind of a device by its name.
+    """
+    before = (known or {}).get("regions", {})
+    regions = settings.regions
+    kind = before.get("device") if regions.device == "auto" else None
+    settled = regions.settled(kind if kind is not None else here(regions.device))
+    named = before.get("proposals", {}).get("checkpoint")
+    checkpoint = settled.proposals.contents().get("checkpoint")
+    if isinstance(named, Mapping) and named.get("revision") and with_known(checkpoint, named) != checkpoint:
+        pinned = settled.proposals.model_copy(update={"revision": named["revision"]})
+        settled = settled.model_copy(update={"proposals": pinned})
+    return settings.model_copy(update={"regions": settled})
+
+
+def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identity:
+    """The identity of a run of these settings, `settle`d. Files that they name are hashed, so this is done once a run.
+
+    Lists that a name stands for count by what is in them, so that an edited list makes its cells stale; verdicts by the
+    pairs that they call wrong, whoever gave them. What is not on this machine counts as it did in `known`. Raises
+    InputError when a list or verdicts cannot be read.
+    """
+    values, pairs = with_known(portable(settle(settings, known)), known), settings.pairs
+    clip = values["regions"]["clip"]
+    of_text = clip if isinstance(pairs, ClipPairs) else None
+    device = {name: values["regions"][name] for name in ("device", "cpu_threads")} if of_text else None
+    text = fingerprint([deciding(of_text), device, deciding(values["vocabulary"])])
+    regions = {**values["regions"], "clip": clip and {**clip, "tokenizer": None}}  # it reads no text
+    filters = {name: getattr(pairs, name) for name in sorted(type(pairs).model_fields) if name in _FILTERS}
+    rule = {name: value for name, value in values["pairs"].items() if name not in _FILTERS}
+    verdicts = read_verdicts(settings.shards.verdicts) if settings.shards.verdicts is not None else Verdicts(())
+    if settings.shards.verdicts is not None:
+        name = posixpath.basename(settings.shards.verdicts.rstrip("/"))
+        values["shards"]["verdicts"] = {"name": name, "wrong": len(verdicts.wrong), "wrong_sha256": verdicts.digest}
+    shards = {name: value for name, value in values["shards"].items() if name != "verdicts"}
+    decided = [verdicts.digest] if verdicts.wrong else []
+    by_step: dict[str, Sequence[Any]] = {
+        "nouns": (deciding(values["nouns"]),),
+        "vocabulary": (text,),
+        "regions": (deciding(regions),),
+        "levels": (values["levels"] if isinstance(pairs, ClipPairs) else None,),
+        "pairs": (deciding(rule),),
+        "selection": (filters, *decided),
+        "shards": (filters, shards, *decided),
+    }
+    fetch = settings.regions.decoding.fetch
+    fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots)
+    return Identity(values, by_step, text, fetching, verdicts.wrong)
+
+
+def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
+    """The fingerprint of the cells of each step in a run of this plan."""
+    of_plan: dict[str, tuple[Any, ...]] = {
+        "nouns": (plan.captions_sha256, plan.images_sha256),
+        "regions": (plan.images_sha256, plan.parts, *(identity.fetching if plan.urls else ())),
+        "shards": (plan.captions_sha256, plan.sources_sha256),
+    }
+    prints: dict[str, str] = {}
+    for step, reads in READS.items():
+        read = [prints[name] for name in reads]
+        prints[step] = fingerprint([step, STEP_VERSIONS[step], *of_plan.get(step, ()), *read, *identity.by_step[step]])
+    return prints

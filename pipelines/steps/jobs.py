@@ -1,0 +1,361 @@
+"""One small job a step: read the cells of a part, do the step's work on them, write one cell.
+
+A job is a value that travels to a worker; `open()` loads what is heavy there and returns the function that makes
+cells. Nothing but part numbers and reports passes between a worker and the driver.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maskmine.mining.levels import measure_levels
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.devices import fix_threads
+from maskmine.mining.nouns import Nouns
+from maskmine.mining.pairs import ClipPairs, LabelPairs, TextSide
+from maskmine.mining.regions import FindRegions, Regions
+from maskmine.mining.scores.noun_tables import NounTables
+from maskmine.mining.scores.scale import LevelScale
+from maskmine.mining.vocabulary import Vocabulary, count_nouns
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
+from maskmine.pipelines.steps.cells_of_run import RunCells
+from maskmine.pipelines.steps.gpu_use import watch_gpu
+from maskmine.pipelines.steps.ties import Input, identities, remember_once
+from maskmine.schemas.rows import ImageRow, LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
+from maskmine.schemas.tables import from_pieces, row_groups, rows_in_order
+
+Tick = Callable[[int], None]  # takes how many more records of a cell are finished
+
+Counted = TypeVar("Counted", NounsRow, RegionsRow, PairsRow)
+
+IMAGES_AT_ONCE = 1000
+"""Images of a part whose regions are in memory together. Batches of models are cut within them."""
+
+_TEXT_KEY = "maskmine.text"  # in the footer of a vocabulary: the fingerprint of what its embeddings were made by
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReport:
+    """The report of a finished cell: how many images it saw and rejected, how much it made, in what time.
+
+    `gpu_percent` is the mean use of the worker's GPU meanwhile (0–100), `gpu_peak_bytes` the most memory taken on it;
+    None where no GPU worked or its use is not known.
+    """
+
+    step: str
+    part: int
+    images: int
+    rejected: int
+    made: int
+    seconds: float
+    gpu_percent: float | None = None
+    gpu_peak_bytes: int | None = None
+
+
+MakeCell = Callable[[int, Tick], PartReport]
+
+
+class Job(Protocol):
+    """The work of a step on one run folder.
+
+    `device` says where its models run: `auto`, `cpu`, `cuda` or `cuda:N`; None for a step that has none.
+    """
+
+    @property
+    def device(self) -> str | None: ...
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """The cells that a cell is made from, which its footer names; those that the plan wrote are not among them."""
+
+    def open(self) -> MakeCell:
+        """Load what is heavy; returns the function that makes the cell of a part."""
+
+
+def no_tick(records: int) -> None:
+    """Ignore single records: workers elsewhere report whole cells only."""
+
+
+@dataclass(frozen=True)
+class NounsJob:
+    """captions → nouns."""
+
+    device = None
+    inputs = ()
+    cells: RunCells
+    settings: Nouns
+
+    def open(self) -> MakeCell:
+        find_nouns = self.settings.open()
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s, counts = time.monotonic(), Counts()
+            rows = find_nouns(self.cells.captions.read(part))
+            self.cells.nouns.write(part, counts.of(rows, lambda row: len(row.nouns)))
+            tick(len(rows))
+            return counts.report("nouns", part, start_s=start_s)
+
+        return make
+
+
+@dataclass(frozen=True)
+class VocabularyJob:
+    """All nouns → vocabulary, once. `clip` is None where the pairs need no text embeddings.
+
+    Text embeddings that a vocabulary of this folder or of the reused run holds are used again.
+    """
+
+    cells: RunCells
+    settings: Vocabulary
+    regions: Regions
+    clip: Clip | None
+    parts: int
+    text_fingerprint: str
+    reused: ReusedRun | None = None
+
+    @property
+    def device(self) -> str | None:
+        return self.regions.device if self.clip is not None else None
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        return (Input(self.cells.nouns, self.parts),)
+
+    def open(self) -> MakeCell:
+        if self.clip is not None:
+            fix_threads(self.regions.device, cpu_threads=self.regions.cpu_threads)
+        embed = self.settings.open(self.clip, self.regions.device)
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s = time.monotonic()
+            made_from, nouns = identities(self.inputs, part), 0
+            paths = [self.cells.nouns.path(p) for p in range(self.parts)]
+
+            def rows() -> Iterator[VocabularyRow]:
+                nonlocal nouns
+                for row in embed(count_nouns(paths), known=self._stored_embeddings()):
+                    yield row
+                    nouns += 1
+                    tick(1)
+
+            footer = {_TEXT_KEY: self.text_fingerprint}
+            self.cells.vocabulary.write(part, rows(), metadata=footer, made_from=made_from)
+            return report_once("vocabulary", part, nouns, start_s=start_s)
+
+        return make if self.clip is None else with_gpu_use(make, device=self.regions.device)
+
+    def _stored_embeddings(self) -> dict[str, bytes]:
+        """The embeddings of stored vocabularies that were made by the same text tower with the same templates."""
+        embeddings: dict[str, bytes] = {}
+        own = self.cells.vocabulary
+        for run in (own.run, self.reused.run) if self.reused else (own.run,):
+            stored = replace(own, run=run, fingerprint="")
+            if stored.read_metadata().get(_TEXT_KEY) == self.text_fingerprint:
+                embeddings |= {row.noun: row.embedding for row in stored.read() if row.embedding is not None}
+        return embeddings
+
+
+@dataclass(frozen=True)
+class RegionsJob:
+    """images → regions. No caption is read, so new captions never make this step run again.
+
+    With a reused run no model sees an image that it has; where it has all, none is loaded.
+    """
+
+    cells: RunCells
+    settings: Regions
+    reused: ReusedRun | None = None
+
+    @property
+    def device(self) -> str:
+        return self.settings.device
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        return ()
+
+    def open(self) -> MakeCell:
+        make = self._open_models() if self.reused is None else self._open_reused(self.reused)
+        return with_gpu_use(make, device=self.device)
+
+    def _open_models(self) -> MakeCell:
+        find_regions = self.settings.open()
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s, counts = time.monotonic(), Counts()
+            rows = _find_in_windows(find_regions, self.cells.images.read(part), tick)
+            self.cells.regions.write(part, counts.of(rows, lambda row: len(row.regions)))
+            return counts.report("regions", part, start_s=start_s)
+
+        return make
+
+    def _open_reused(self, reused: ReusedRun) -> MakeCell:
+        rows_of = reused.open()
+        open_models = functools.cache(self.settings.open)  # a run without new images needs none
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s = time.monotonic()
+            images = self.cells.images.read(part)
+            # What the reused run has, then what it has not.
+            table = rows_of([image.image_id for image in images])
+            tick(len(table))
+            stored = set(table["image_id"].to_pylist())
+            if new := [image for image in images if image.image_id not in stored]:
+                found = _find_in_windows(open_models(), new, tick)
+                table = pa.concat_tables([table, *row_groups(found, RegionsRow)])
+            # In the order of the plan.
+            order = pc.index_in(pa.array([image.image_id for image in images], pa.string()), table["image_id"])
+            self.cells.regions.write_pieces(part, rows_in_order(table, order.to_pylist()))
+            return PartReport(
+                step="regions",
+                part=part,
+                images=len(table),
+                rejected=len(table) - table["rejection"].null_count,
+                made=int(pc.sum(pc.list_value_length(table["regions"])).as_py() or 0),
+                seconds=time.monotonic() - start_s,
+            )
+
+        return make
+
+
+@dataclass(frozen=True)
+class LevelsJob:
+    """nouns and regions of the first parts, vocabulary → levels, once."""
+
+    device = None
+    cells: RunCells
+    first_parts: int
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        cells = self.cells
+        return (Input(cells.nouns, self.first_parts), Input(cells.regions, self.first_parts), Input(cells.vocabulary))
+
+    def open(self) -> MakeCell:
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s = time.monotonic()
+            made_from, cells, nouns = identities(self.inputs, part), self.cells, 0
+            sample = (
+                row
+                for p in range(self.first_parts)
+                for row in zip(cells.nouns.read_rows(p), cells.regions.read_rows(p), strict=True)
+            )
+            scale, measured = measure_levels(sample, cells.vocabulary.read_blocks)
+
+            def rows() -> Iterator[LevelRow]:
+                nonlocal nouns
+                for block in measured:
+                    yield from block
+                    nouns += len(block)
+                    tick(len(block))
+
+            cells.levels.write(part, rows(), metadata=scale.metadata(), made_from=made_from)
+            return report_once("levels", part, nouns, start_s=start_s)
+
+        return make
+
+
+@dataclass(frozen=True)
+class PairsJob:
+    """nouns, regions, vocabulary, levels → pairs. Levels were measured on the `first_parts`."""
+
+    device = None
+    cells: RunCells
+    settings: ClipPairs | LabelPairs
+    first_parts: int
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        cells = self.cells
+        of_texts = (cells.vocabulary, cells.levels) if isinstance(self.settings, ClipPairs) else ()
+        return tuple(map(Input, (cells.nouns, cells.regions, *of_texts)))
+
+    def open(self) -> MakeCell:
+        match, read = self.settings.open(), remember_once(self.inputs)
+        known = NounTables.open(*self._text_cells()) if isinstance(self.settings, ClipPairs) else None
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s, counts = time.monotonic(), Counts()
+            made_from = identities(self.inputs, part, read=read)
+            nouns = self.cells.nouns.read_table(part)
+            text = _text_side(known, nouns, measured=part < self.first_parts)
+            rows_left = iter(from_pieces(nouns, NounsRow))
+
+            def rows() -> Iterator[PairsRow]:
+                for regions in self.cells.regions.read_blocks(part):
+                    yield from match(list(islice(rows_left, len(regions))), regions, text)
+
+            self.cells.pairs.write(part, counts.of(rows(), lambda row: len(row.pairs)), made_from=made_from)
+            if counts.images != len(nouns):
+                raise AssertionError(f"part {part}: {len(nouns)} rows of nouns, {counts.images} of regions")
+            tick(counts.images)
+            return counts.report("pairs", part, start_s=start_s)
+
+        return make
+
+    def _text_cells(self) -> tuple[LevelScale, Iterator[pa.Table], Iterator[pa.Table]]:
+        cells = self.cells
+        return LevelScale.read(cells.levels.read_metadata()), cells.levels.read_groups(), cells.vocabulary.read_groups()
+
+
+def with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:
+    """The same function, with the use of the GPU in its reports."""
+
+    def make_and_watch(part: int, tick: Tick) -> PartReport:
+        with watch_gpu(device) as use:
+            report = make(part, tick)
+        return replace(report, gpu_percent=use.percent, gpu_peak_bytes=use.peak_bytes)
+
+    return make_and_watch
+
+
+@dataclass
+class Counts:
+    """What goes into a cell, counted as it passes."""
+
+    images: int = 0
+    rejected: int = 0
+    made: int = 0
+
+    def of(self, rows: Iterable[Counted], made: Callable[[Counted], int]) -> Iterator[Counted]:
+        """The rows as they come; `made` says how much is in one."""
+        for row in rows:
+            self.images += 1
+            self.rejected += row.rejection is not None
+            self.made += made(row)
+            yield row
+
+    def report(self, step: str, part: int, *, start_s: float) -> PartReport:
+        """The report of the cell."""
+        seconds = time.monotonic() - start_s
+        return PartReport(
+            step=step, part=part, images=self.images, rejected=self.rejected, made=self.made, seconds=seconds
+        )
+
+
+def report_once(step: str, part: int, nouns: int, *, start_s: float) -> PartReport:
+    """The report of a step that goes through nouns, not images."""
+    seconds = time.monotonic() - start_s
+    return PartReport(step=step, part=part, images=nouns, rejected=0, made=nouns, seconds=seconds)
+
+
+def _text_side(known: NounTables | None, nouns: pa.Table, *, measured: bool) -> TextSide:
+    """What is known of the nouns of a part."""
+    if known is None:
+        return TextSide({})
+    embeddings, scorer = known.of_nouns(pc.struct_field(pc.list_flatten(nouns["nouns"]), "text"))
+    return TextSide(embeddings, scorer, measured)
+
+
+def _find_in_windows(find: FindRegions, images: Sequence[ImageRow], tick: Tick) -> Iterator[RegionsRow]:
+    """The rows of a part's images; those of one window are in memory at a time."""
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        yield from find(images[start : start + IMAGES_AT_ONCE], tick=tick)

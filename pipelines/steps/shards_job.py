@@ -1,0 +1,164 @@
+"""The jobs at the end of a run: the cut for nouns with too many pairs, and the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow.compute as pc
+
+from maskmine.mining.evaluation.verdicts import PairId
+from maskmine.mining.evaluation.wrong_pairs import find_wrong_pairs
+from maskmine.mining.pairs import ClipPairs, LabelPairs
+from maskmine.mining.regions import Regions
+from maskmine.mining.selection import cap_nouns, keep_pair
+from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.steps.cells_of_run import RunCells
+from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
+from maskmine.pipelines.steps.ties import Input, identities, remember_once
+
+
+@dataclass(frozen=True)
+class SelectionJob:
+    """All pairs → the cut for each noun that has more than `max_per_noun`, once. `wrong` pairs do not count."""
+
+    device = None
+    cells: RunCells
+    settings: ClipPairs | LabelPairs
+    parts: int
+    wrong: frozenset[PairId] = frozenset()
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        regions = [Input(self.cells.regions, self.parts)] if self.wrong else []
+        return (Input(self.cells.pairs, self.parts), *regions)
+
+    def open(self) -> MakeCell:
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s, made_from = time.monotonic(), identities(self.inputs, part)
+            pairs = [self.cells.pairs.path(p) for p in range(self.parts)]
+            regions = [self.cells.regions.path(p) for p in range(self.parts)]
+            rows = cap_nouns(self.settings, pairs, left_out=find_wrong_pairs(pairs, regions, wrong=self.wrong))
+            self.cells.selection.write(part, rows, made_from=made_from)
+            return report_once("selection", part, len(rows), start_s=start_s)
+
+        return make
+
+
+@dataclass(frozen=True)
+class ShardsJob:
+    """images, captions, nouns, regions, pairs → a tar, its index and its account. The account is written last.
+
+    Verdicts were read when the run began and travel here as `wrong`: reviewers may go on meanwhile.
+    """
+
+    device = None
+    cells: RunCells
+    settings: Shards
+    pairs: ClipPairs | LabelPairs
+    regions: Regions
+    wrong: frozenset[PairId] = frozenset()
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        cells: list[Cells[Any]] = [self.cells.nouns, self.cells.regions, self.cells.pairs]
+        if self.pairs.min_count > 1:
+            cells.append(self.cells.vocabulary)
+        if self.pairs.max_per_noun is not None:
+            cells.append(self.cells.selection)
+        return [Input(one) for one in cells]
+
+    def open(self) -> MakeCell:
+        counts, remembered = self._frequent_nouns(), remember_once(self.inputs)
+        capped = self.cells.selection.read() if self.pairs.max_per_noun is not None else []
+        last_kept = {row.noun: row.last for row in capped}
+        keep = keep_pair(self.pairs, images_of_noun=counts, last_kept=last_kept)
+        read = partial(self.regions.decoding.read, max_pixels=self.regions.max_image_pixels)
+        shards = self.cells.shards
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s, made_from = time.monotonic(), identities(self.inputs, part, read=remembered)
+            sums = {cells.step: cells.check(part).sha256 for cells in self._of_part()}
+            folder, name = shards.names(part, "tar")
+            with shards.run.write(folder, name) as file:
+                index, account = write_shard(
+                    file,
+                    self._images(part),
+                    shards=self.settings,
+                    keep=keep,
+                    shard=name,
+                    read=read,
+                    wrong=self.wrong,
+                    tick=tick,
+                )
+            shards.write(part, index, made_from=made_from)
+            seconds = time.monotonic() - start_s
+            written = {**self._account(part, account, seconds), "cells": sums}
+            shards.run.write_json(*shards.names(part, "json"), value=written)
+            return PartReport(
+                step="shards",
+                part=part,
+                images=account.images,
+                rejected=len(account.rejections),
+                made=account.samples,
+                seconds=seconds,
+            )
+
+        return make
+
+    def _of_part(self) -> tuple[Cells[Any], ...]:
+        """The cells of a part that its shard vouches for in its account."""
+        return self.cells.nouns, self.cells.regions, self.cells.pairs
+
+    def _frequent_nouns(self) -> dict[str, int]:
+        """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
+        if self.pairs.min_count == 1:
+            return {}
+        columns = (table.select(["noun", "images"]) for table in self.cells.vocabulary.read_groups())
+        frequent = (table.filter(pc.field("images") >= self.pairs.min_count) for table in columns)
+        return {row["noun"]: row["images"] for table in frequent for row in table.to_pylist()}
+
+    def _images(self, part: int) -> Iterator[ImageToWrite]:
+        cells = self.cells
+        rows = zip(
+            cells.images.read_rows(part),
+            cells.captions.read_rows(part),
+            cells.nouns.read_rows(part),
+            cells.regions.read_rows(part),
+            cells.pairs.read_rows(part),
+            strict=True,
+        )
+        for image, captions, nouns, regions, pairs in rows:
+            if len({image.image_id, captions.image_id, nouns.image_id, regions.image_id, pairs.image_id}) != 1:
+                raise AssertionError(f"part {part}: the cells' rows are not those of one image: {image.image_id}")
+            rejected = first_rejection(nouns=nouns.rejection, regions=regions.rejection, pairs=pairs.rejection)
+            yield ImageToWrite(
+                image, captions.captions, regions, pairs, rejected, captions.sources, captions.additional
+            )
+
+    def _account(self, part: int, account: ShardAccount, seconds: float) -> dict[str, object]:
+        index = self.cells.shards.run.read_bytes(*self.cells.shards.names(part))
+        return {
+            "fingerprint": self.cells.shards.fingerprint,
+            "part": part,
+            "images": account.images,
+            "with_pairs": account.with_pairs,
+            "pairs": account.pairs,
+            "rejected": account.by_reason,
+            "samples": account.samples,
+            "bytes": account.size_bytes,
+            "sha256": account.sha256,
+            "index_sha256": hashlib.sha256(index).hexdigest(),
+            "rejections": [
+                {"image_id": image_id, "step": step, **asdict(rejection)}
+                for image_id, step, rejection in account.rejections
+            ],
+            "masks_left_out": account.masks_left_out,
+            "seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }

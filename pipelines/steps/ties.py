@@ -1,0 +1,95 @@
+"""What ties a cell to the cells that it was made from: their identities, which its footer holds.
+
+A fingerprint says which settings and inputs a cell belongs to; it does not say that a cell of `pairs`, which counts
+regions by number, was made from the regions that are there now. An identity stands for every byte of a cell and costs
+its reader a footer, so all ties of a run are compared without reading a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from maskmine.pipelines.run_folder.cells import Cells, Ties
+
+_AT_ONCE = 16  # footers read at a time
+
+ReadIdentity = Callable[[Cells[Any], int], str | None]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Cells that a job reads: of a step that runs once the file, of another the same part, or the first `parts`."""
+
+    cells: Cells[Any]
+    parts: int | None = None
+
+
+def read_identity(cells: Cells[Any], part: int) -> str | None:
+    """The identity of a cell, from its footer."""
+    return cells.identity(part)
+
+
+def identities(inputs: Sequence[Input], part: int, *, read: ReadIdentity = read_identity) -> dict[str, str] | None:
+    """The identities of what the cell of a part is made from, by step; None when any of it is missing or damaged."""
+    found: dict[str, str] = {}
+    for one in inputs:
+        if one.parts is not None:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                identity = _together(pool.map(lambda other, cells=one.cells: read(cells, other), range(one.parts)))
+        else:
+            identity = read(one.cells, 0 if one.cells.once else part)
+        if identity is None:
+            return None
+        found[one.cells.step] = identity
+    return found
+
+
+def remember_once(inputs: Sequence[Input]) -> ReadIdentity:
+    """`read_identity` that reads those of steps that run once now, and not again: a worker loads them once."""
+    fixed = {one.cells.step: one.cells.identity() for one in inputs if one.cells.once}
+    return lambda cells, part: fixed[cells.step] if cells.step in fixed else cells.identity(part)
+
+
+class TiesReader:
+    """`Cells.ties` that reads each footer once, whichever threads ask for it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], Future[Ties]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, cells: Cells[Any], part: int) -> Ties:
+        """The ties of a cell as they were when it was first asked for."""
+        with self._lock:
+            is_first = (cells.step, part) not in self._known
+            future = self._known.setdefault((cells.step, part), Future())
+        if is_first:
+            try:
+                future.set_result(cells.ties(part))
+            except Exception as error:
+                future.set_exception(error)
+                raise
+        return future.result()
+
+    def identity(self, cells: Cells[Any], part: int) -> str | None:
+        """As `read_identity`."""
+        return self.read(cells, part).identity
+
+    def delete(self, cells: Cells[Any], part: int) -> None:
+        """Delete a cell; from here on it is missing."""
+        cells.delete(part)
+        future = self._known[cells.step, part] = Future[Ties]()
+        future.set_result(Ties(None, None))
+
+
+def _together(parts: Iterable[str | None]) -> str | None:
+    """One identity for those of many parts, in their order."""
+    digest, whole = hashlib.sha256(), True
+    for identity in parts:
+        whole = whole and identity is not None
+        digest.update(f"{identity}\n".encode())
+    return digest.hexdigest() if whole else None

@@ -1,0 +1,1 @@
+"""What the pages of `maskmine serve` and `maskmine review` share: the server, its headers and checks, the style."""

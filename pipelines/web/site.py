@@ -1,0 +1,97 @@
+"""The rules that every page follows: security headers, host names, the origin of forms, files of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",  # with none, browsers would not say where a form comes from
+    "cross-origin-resource-policy": "same-origin",
+}
+_WEB = "maskmine.pipelines.web"
+_SHARED = ("web.css", "icon.svg")
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+
+def make_site(
+    routes: Iterable[BaseRoute],
+    *,
+    hosts: Sequence[str] | None,
+    package: str,
+    static: Sequence[str],
+    exception_handlers: Mapping[Any, Callable[..., Any]],
+) -> Starlette:
+    """An application of these routes, and `/static/{file}` for the shared files and those of a package's `data`.
+
+    `hosts` are the allowed host names; None allows any. The check stops DNS rebinding: another site could point its
+    name at this machine and read the page. Responses are not kept by browsers unless they say so themselves.
+    """
+    owners = dict.fromkeys(_SHARED, _WEB) | dict.fromkeys(static, package)
+
+    async def static_file(request: Request) -> Response:
+        name = request.path_params["file"]
+        if name not in owners:
+            raise HTTPException(404, "no such file")
+        content = files(owners[name]).joinpath("data", name).read_bytes()
+        return Response(content, media_type=_TYPES[name.rpartition(".")[2]])
+
+    allowed = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)] if hosts else []
+    return Starlette(
+        routes=[*routes, Route("/static/{file}", static_file)],
+        middleware=[Middleware(_with_headers), *allowed],
+        exception_handlers=dict(exception_handlers),
+    )
+
+
+def is_from_another_site(request: Request) -> bool:
+    """Whether a browser says that a page of another site submitted the form."""
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    return origin is not None and origin.partition("://")[2] != host
+
+
+def bounded(receive: Receive, max_bytes: int, *, error: Exception) -> Receive:
+    """The body of a request, which raises `error` once it has more than `max_bytes`."""
+    left = max_bytes
+
+    async def receive_and_count() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise error
+        return message
+
+    return receive_and_count
+
+
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """Middleware that adds the security headers to every response."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return call

@@ -1,0 +1,1 @@
+"""What `bash scripts/bench` measures: a file for each subject."""

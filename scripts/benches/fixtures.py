@@ -1,0 +1,114 @@
+"""Models with random weights and images for the benches, made here so that nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import SamConfig
+
+WIDTH_PX, HEIGHT_PX = 640, 480  # of most photographs in COCO
+SWIN_B: dict[str, Any] = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "window_size": 12}
+
+
+def save_random_maskformer(
+    folder: Path,
+    *,
+    embed_dim: int = 96,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    num_heads: Sequence[int] = (3, 6, 12, 24),
+    window_size: int = 7,
+) -> Path:
+    """A MaskFormer with random weights, saved as a checkpoint; of the size of facebook/maskformer-swin-tiny-coco."""
+    from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, MaskFormerImageProcessor, SwinConfig
+
+    torch.manual_seed(0)
+    backbone = SwinConfig(
+        depths=list(depths),
+        num_heads=list(num_heads),
+        embed_dim=embed_dim,
+        window_size=window_size,
+        image_size=384,
+        out_features=["stage1", "stage2", "stage3", "stage4"],  # type: ignore[call-arg]
+    )
+    config = MaskFormerConfig(backbone_config=backbone, num_labels=133)  # type: ignore[call-arg]
+    MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
+    MaskFormerImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333}, size_divisor=32).save_pretrained(folder)
+    return folder
+
+
+def sam_config(*, large: bool) -> SamConfig:
+    """The sizes of facebook/sam-vit-large, or those of facebook/sam-vit-base."""
+    from transformers import SamConfig
+
+    vision: dict[str, Any] = {"initializer_range": 0.02}
+    if large:
+        vision |= {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+        vision |= {"global_attn_indexes": [5, 11, 17, 23]}
+    return SamConfig(vision_config=vision)
+
+
+def save_random_sam(folder: Path, *, large: bool) -> Path:
+    """A SAM with random weights."""
+    from transformers import SamImageProcessor, SamModel
+
+    torch.manual_seed(0)
+    SamModel(sam_config(large=large)).save_pretrained(folder)
+    SamImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def save_random_clip(file: Path, *, model: str = "ViT-B-16") -> Path:
+    """An open_clip architecture with random weights, saved as safetensors."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = open_clip.create_model(model, load_weights=False).state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, file)
+    return file
+
+
+def read_photo(path: Path) -> Tensor:
+    """A photograph as uint8 [3, H, W], 640 × 480."""
+    with Image.open(path) as photo:
+        pixels = np.asarray(photo.convert("RGB").resize((WIDTH_PX, HEIGHT_PX)))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def noise(count: int) -> list[Tensor]:
+    """Images of noise in the same size, where there are no photographs."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, HEIGHT_PX, WIDTH_PX)
+    return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(count)]
+
+
+def ellipses(count: int, *, seed: int) -> Tensor:
+    """Masks of all sizes up to most of the image, small ones more often, boolean [N, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    draws_N4 = torch.rand(count, 4, generator=generator)
+    x_W, y_H1 = torch.arange(WIDTH_PX), torch.arange(HEIGHT_PX)[:, None]
+    masks = []
+    for across, down, x, y in draws_N4.tolist():
+        half_width_px, half_height_px = 8 + 0.45 * across**2 * WIDTH_PX, 8 + 0.45 * down**2 * HEIGHT_PX
+        distance_HW = ((x_W - x * WIDTH_PX) / half_width_px) ** 2 + ((y_H1 - y * HEIGHT_PX) / half_height_px) ** 2
+        masks.append(distance_HW < 1)
+    return torch.stack(masks)
+
+
+def drawn_photos(folder: Path, *, photos: int = 24) -> list[Path]:
+    """Smooth noise as JPEGs of COCO's size, where no photographs are at hand."""
+    paths = []
+    for number in range(photos):
+        colours = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        path = folder / f"{number}.jpg"
+        Image.fromarray(colours).resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC).save(path, quality=92)
+        paths.append(path)
+    return paths

@@ -1,0 +1,79 @@
+"""The step `regions` at full size on a GPU: how fast, and how busy the GPU is.
+
+MaskFormer Swin-B and CLIP ViT-L/14 with random weights on images of 640 × 480. The paper's figure is 0.8 s an image on
+an RTX A5000, for proposals and CLIP together.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.devices import open_device
+from maskmine.mining.proposers.maskformer import MaskFormer
+from maskmine.mining.proposers.proposals import Keep
+from maskmine.mining.regions import Regions
+from maskmine.pipelines.steps.gpu_use import watch_gpu
+from maskmine.schemas.rows import ImageRow
+from maskmine.scripts.benches.fixtures import SWIN_B, drawn_photos, read_photo, save_random_clip, save_random_maskformer
+from maskmine.scripts.measures import Measure, at_least
+
+BATCHES, IMAGES = 200, 64
+
+
+def bench_gpu(photos: Sequence[Path], *, batches: int = BATCHES, device: str = "cuda") -> list[Measure]:
+    """Images and crops a second, and the GPU's use. Raises InputError without a GPU."""
+    open_device(device)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        regions = Regions(
+            proposals=MaskFormer(
+                kind="maskformer", checkpoint=str(save_random_maskformer(folder / "maskformer", **SWIN_B))
+            ),
+            # random weights score every proposal alike: keep as many as a trained model would
+            keep=Keep(max_iou=1.0, top=30, min_score=0.0),
+            clip=Clip(
+                model="ViT-L-14", pretrained=str(save_random_clip(folder / "clip.safetensors", model="ViT-L-14"))
+            ),
+            device=device,
+        )
+        return measure_regions(_save_images(photos, folder), regions=regions, batches=batches)
+
+
+def measure_regions(paths: Sequence[str], *, regions: Regions, batches: int) -> list[Measure]:
+    """The figures of a step `regions` over a number of batches of these images, which are all of one size."""
+    find = regions.open()
+    rows = [ImageRow(f"image{n}", paths[n % len(paths)]) for n in range(batches * regions.batch_size)]
+    find(rows[: 2 * regions.batch_size])  # kernels are chosen, memory is taken
+    with watch_gpu(regions.device) as use:
+        start = time.perf_counter()
+        found = find(rows)
+        whole_s = time.perf_counter() - start
+    image_s, crops = whole_s / len(rows), sum(len(row.regions) for row in found)
+    busy = use.percent
+    measures = [
+        Measure("images a second", len(rows) / whole_s, "images/s"),
+        Measure("seconds an image (the paper: 0.8)", image_s, "s"),
+        Measure("crops a second", crops / whole_s, "crops/s"),
+        Measure("crops an image", crops / len(rows), "crops"),
+    ]
+    if busy is not None:
+        measures.append(at_least("GPU busy", busy, "%", 85))
+    return measures
+
+
+def _save_images(photos: Sequence[Path], folder: Path) -> list[str]:
+    """Photographs, or noise where there are none, as JPEGs of one size."""
+    if not photos:
+        return [str(path) for path in drawn_photos(folder, photos=IMAGES)]
+    paths = []
+    for number in range(IMAGES):
+        paths.append(str(folder / f"{number}.jpg"))
+        pixels_HW3 = read_photo(photos[number % len(photos)]).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels_HW3).save(paths[-1], quality=90)
+    return paths

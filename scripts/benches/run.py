@@ -1,0 +1,109 @@
+"""What the README and the release notes claim, measured in one run against the plain way to do the same."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskmine.schemas.errors import InputError
+from maskmine.scripts.benches.engines import SECTIONS, bench_engines
+from maskmine.scripts.benches.export import bench_exports
+from maskmine.scripts.benches.gpu import bench_gpu
+from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
+from maskmine.scripts.benches.nouns import bench_levels, bench_nouns
+from maskmine.scripts.benches.proposers import bench_proposers
+from maskmine.scripts.benches.regenerate import bench_regenerate
+from maskmine.scripts.benches.regions import bench_region_cutting
+from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
+from maskmine.scripts.benches.shards import bench_shards
+from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
+from maskmine.scripts.benches.tuning import bench_tuning
+from maskmine.scripts.measures import Measure
+from maskmine.scripts.review_rate import bench_review
+from maskmine.tuning.console import TextTable, plain_console
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+CONSOLE = plain_console(width=max(110, plain_console().width))
+
+
+def main(
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="nouns, levels, regions, shards, export, regenerate, segmenter, tuning, proposers, engines (or a part "
+            "of it: engines-start-up, engines-time, engines-memory), sources, review, planning, gpu, gpu-tuning, "
+            "gpu-segment."
+        ),
+    ] = None,
+    captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
+    photos: Annotated[Path, typer.Option(help="A folder of JPEG photographs.")] = SHARED / "coco-mini" / "train2017",
+    coco_mini: Annotated[Path, typer.Option(help="COCO's folder with train2017 and annotations.")] = SHARED
+    / "coco-mini",
+    proposer_images: Annotated[int, typer.Option(min=1, help="Images that each proposer is measured on.")] = 2,
+    planning_images: Annotated[
+        int, typer.Option(min=1, help="Generated images that planning is measured on.")
+    ] = PLANNED,
+    engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
+) -> None:
+    """Print a table of measures, each with its goal."""
+    images = sorted(photos.glob("*.jpg"))
+    benches: dict[str, Callable[[], Iterable[Measure]]] = {
+        "nouns": lambda: bench_nouns(_present(captions, "--captions")),
+        "levels": bench_levels,
+        "regions": lambda: bench_region_cutting(images or None),
+        "shards": lambda: bench_shards(images),
+        "export": lambda: bench_exports(images),
+        "regenerate": bench_regenerate,
+        "segmenter": lambda: bench_segmenter(images),
+        "tuning": bench_tuning,
+        "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
+        "engines": lambda: bench_engines(minutes=engine_minutes),
+        **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
+        "sources": bench_sources,
+        "review": bench_review,
+        "planning": lambda: bench_planning(planning_images),
+        "gpu": lambda: bench_gpu(images),
+        "gpu-tuning": bench_gpu_tuning,
+        "gpu-segment": lambda: bench_gpu_segment(images),
+    }
+    unknown = set(only or ()) - benches.keys()
+    if unknown:
+        raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
+    table = TextTable("bench", "measure", "value", "unit", "goal", "reached", box=None, pad_edge=False)
+    try:
+        for name in only or [name for name in benches if _is_default(name)]:
+            CONSOLE.print(f"{name} …", style="dim")
+            for measure in benches[name]():
+                reached = "" if measure.reached is None else "yes" if measure.reached else "NO"
+                table.add_row(name, measure.name, f"{measure.value:,.4g}", measure.unit, measure.goal, reached)
+    finally:  # results so far are printed even if a later bench fails
+        CONSOLE.print(table)
+
+
+def _is_default(name: str) -> bool:
+    """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
+    return not name.startswith(("engines-", "planning", "proposers")) and (not name.startswith("gpu") or _has_gpu())
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _present(path: Path, option: str) -> Path:
+    if not path.exists():
+        raise InputError(f"bench: {path} is not there; give {option}")
+    return path
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except InputError as error:
+        sys.exit(str(error))

@@ -1,0 +1,1 @@
+"""Experiments that compare rules, tunings and segmentations."""

@@ -1,0 +1,57 @@
+"""One bad record never stops a run and never removes another: a world of faulty pictures and captions, mined whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.steps.status import rejected_images
+from maskmine.schemas.mask import Mask
+from tests.support import toy
+from tests.support.corrupt_images import CAPTIONS, PICTURES
+from tests.support.runs import run_toy, samples
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "images").mkdir()
+    images, captions, instances = [], [], []
+    cases = {**{name: ("A square.", make) for name, (make, _) in PICTURES.items()}}
+    cases |= {name: (caption, PICTURES["good"][0]) for name, (caption, _) in CAPTIONS.items()}
+    mask = Mask.from_array(toy.shape_mask("square"))
+    for number, (name, (caption, make)) in enumerate(cases.items(), start=1):
+        if make is not None:
+            (folder / "images" / f"{number}.jpg").write_bytes(make())
+        images.append({"id": name, "file_name": f"{number}.jpg", "height": toy.HEIGHT_PX, "width": toy.WIDTH_PX})
+        captions.append({"id": number, "image_id": name, "caption": caption})
+        rle = {"size": [toy.HEIGHT_PX, toy.WIDTH_PX], "counts": mask.counts.decode("ascii")}
+        instances.append({"id": number, "image_id": name, "category_id": 1, "segmentation": rle, "iscrowd": 0})
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    categories = [{"id": 1, "name": "square"}]
+    instances_json = {"images": images, "annotations": instances, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(instances_json))
+    return folder
+
+
+def test_every_faulty_record_is_rejected_with_its_reason_and_every_other_gives_its_pair(world: Path) -> None:
+    run, outcome, _ = run_toy(toy.write_config(world), "shards.images_per_part=8")
+    expected = {name: reason for name, (_, reason) in (PICTURES | CAPTIONS).items()}
+    found = {image.image_id: image.reason for image in rejected_images(run)}
+    assert found == {name: reason for name, reason in expected.items() if reason}
+    assert {row.image_id for row in samples(run)} == {name for name, reason in expected.items() if reason is None}
+    assert outcome.manifest is not None
+    totals = outcome.manifest.totals
+    assert totals.images == totals.with_pairs + sum(totals.rejected.values()) == len(expected)
+    assert [str(problem) for problem in verify_run(run)] == []
+
+
+def test_every_rejection_says_what_is_wrong_without_naming_the_machine(world: Path) -> None:
+    run, _, _ = run_toy(toy.write_config(world), f"out={world / 'details'}")
+    for image in rejected_images(run):
+        assert image.detail, image
+        assert str(world) not in image.detail
+        assert "\n" not in image.detail

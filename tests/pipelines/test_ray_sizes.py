@@ -1,0 +1,53 @@
+"""Sizes of the Ray engine's pools: what fits, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from maskmine.pipelines.engines.ray import RayEngine
+from maskmine.pipelines.engines.ray_sizes import Node, Sizes, pool_sizes
+from maskmine.schemas.errors import InputError
+
+
+def sizes(settings: dict[str, Any], nodes: Sequence[Node], *, gpu_steps: bool) -> Sizes:
+    fields = {"cpu_workers", "gpu_workers", "cpus_per_worker", "gpus_per_worker"}
+    return pool_sizes(nodes, gpu_steps=gpu_steps, **RayEngine(**settings).model_dump(include=fields))
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "gpu_steps", "expected"),
+    [
+        ({}, [Node(8, 0)], False, Sizes(7, 0)),
+        ({}, [Node(1, 0)], False, Sizes(1, 0)),
+        ({}, [Node(8, 2)], True, Sizes(5, 2)),
+        ({}, [Node(8, 2)], False, Sizes(7, 0)),
+        ({}, [Node(8, 0), Node(4, 1)], True, Sizes(10, 1)),
+        ({"gpus_per_worker": 0.5}, [Node(8, 1)], True, Sizes(5, 2)),
+        ({"cpus_per_worker": 3}, [Node(8, 0), Node(8, 0)], False, Sizes(4, 0)),
+        ({"cpu_workers": 8}, [Node(8, 0)], False, Sizes(8, 0)),
+        ({"cpu_workers": 2, "gpu_workers": 1}, [Node(8, 2)], True, Sizes(2, 1)),
+    ],
+)
+def test_pools_take_what_fits_and_leave_one_cpu(
+    settings: dict[str, Any], nodes: list[Node], gpu_steps: bool, expected: Sizes
+) -> None:
+    assert sizes(settings, nodes, gpu_steps=gpu_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        ({"cpu_workers": 9}, [Node(8, 0)], "cpu_workers: 9 of 1 CPUs do not fit, Ray has 8 CPUs and 0 GPUs on 1 nodes"),
+        ({"cpus_per_worker": 5}, [Node(4, 0), Node(4, 0)], "cpu_workers: 1 of 5 CPUs do not fit, Ray has 8 CPUs"),
+        ({"gpu_workers": 3}, [Node(8, 2)], "gpu_workers: 3 of 1 GPUs and 1 CPUs do not fit, Ray has 8 CPUs and 2 GPUs"),
+        ({"gpus_per_worker": 2}, [Node(8, 1), Node(8, 1)], "gpu_workers: 1 of 2 GPUs"),
+        ({}, [Node(1, 1)], "cpu_workers: 1 of 1 CPUs do not fit beside 1 GPU workers"),
+    ],
+)
+def test_more_than_there_is_is_refused(settings: dict[str, Any], nodes: list[Node], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        sizes(settings, nodes, gpu_steps=any(node.gpus for node in nodes))
+    assert str(caught.value).startswith(message)

@@ -1,0 +1,1 @@
+"""The five public data sets of open-vocabulary segmentation."""

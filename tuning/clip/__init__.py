@@ -1,0 +1,1 @@
+"""Tuning CLIP on mask–noun pairs."""

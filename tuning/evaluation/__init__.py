@@ -1,0 +1,1 @@
+"""The accuracy of CLIP on masked regions."""

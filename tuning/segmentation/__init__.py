@@ -1,0 +1,1 @@
+"""Two-stage segmentation, and its mIoU."""

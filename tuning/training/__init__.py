@@ -1,0 +1,1 @@
+"""What every training has: order, processes, checkpoints, log, schedules."""
