@@ -5,8 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CHECKOUT = Path(__file__).resolve().parent
-# What the code imports as `maskmine.mining` lies at the top of a checkout. Links make it so for Python, mypy and editors
-# alike; they are made here and not kept in git, as archives and file copies of a repository lose links.
+# What the code imports as `maskmine.mining` lies at the top of a checkout. Links serve Python, mypy and editors alike;
+# they are made here and not kept in git, as archives and file copies of a repository lose links.
 for folder in ("configs", "demo", "mining", "pipelines", "schemas", "scripts", "tuning"):
     link = CHECKOUT / "maskmine" / folder
     if not link.is_dir() and (CHECKOUT / folder).is_dir():  # neither in a source distribution nor a second time

@@ -5,11 +5,9 @@ A pair is known by image, noun and mask, so a verdict outlives the run that it w
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,6 +15,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from maskmine.mining.sources.delimited import Asked, delimited_records, dialect_of
 from maskmine.mining.storage.stores import describe, fetch, open_store, os_errors
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import VERDICTS, Verdict, VerdictRow
@@ -80,8 +79,9 @@ def pair_of(row: VerdictRow) -> PairId:
 def read_verdicts(path: str, *, pair_of_key: Mapping[str, PairId] | None = None) -> Verdicts:
     """The verdicts in a folder of Parquet files, in one such file, or in a CSV; on a disk or an object store.
 
-    The CSV has `image_id,noun,mask,verdict`, or `key,verdict` with the keys of samples, which `pair_of_key` explains;
-    further columns may be `reviewer`, `at` and `seconds`; lines without a verdict are left out. Raises InputError when
+    The CSV, which may be as a spreadsheet saves it (semicolons or tabs, UTF-16, `sep=;`), has
+    `image_id,noun,mask,verdict`, or `key,verdict` with the keys of samples, which `pair_of_key` explains; further
+    columns may be `reviewer`, `at` and `seconds`; lines without a verdict are left out. Raises InputError when
     something cannot be read.
     """
     about = describe(path)
@@ -131,38 +131,28 @@ def _read(path: str, *, max_bytes: int | None = None) -> bytes:
 
 
 def _read_csv(path: str, pair_of_key: Mapping[str, PairId] | None) -> Verdicts:
-    try:
-        text = _read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: neither Parquet nor a CSV in UTF-8; give a file of verdicts") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    columns = _needed_columns(path, dialect_of(path, Asked("csv", {})).columns, pair_of_key)
+    asked = Asked("csv", {name: name for name in columns})
     rows: list[VerdictRow] = []
     unknown: list[str] = []
-    try:
-        columns = _needed_columns(path, reader.fieldnames or (), pair_of_key)
-        for line, values in _lines(reader):
-            if not values.get("verdict"):
+    for line, record in delimited_records(path, asked):
+        if isinstance(record, str):
+            raise InputError(f"{path}: {record.partition(';')[0]}; mend the line, or save the table as CSV in UTF-8")
+        values = {name: str(text or "").strip() for name, text in record.items()}
+        if not values["verdict"]:
+            continue
+        missing = next((name for name in columns if not values[name]), None)
+        if missing:
+            raise InputError(f"{path}: line {line}: no `{missing}`; complete the line")
+        if pair_of_key is not None and "key" in columns:
+            pair = pair_of_key.get(values["key"])
+            if pair is None:
+                unknown.append(values["key"])
                 continue
-            missing = next((name for name in columns if not values.get(name)), None)
-            if missing:
-                raise InputError(f"{path}: line {line}: no `{missing}`; complete the line")
-            if pair_of_key is not None and "key" in columns:
-                pair = pair_of_key.get(values["key"])
-                if pair is None:
-                    unknown.append(values["key"])
-                    continue
-            else:
-                pair = (values["image_id"], values["noun"], values["mask"])
-            rows.append(_row(pair, values, place=f"{path}: line {line}"))
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.reader.line_num}: not valid CSV ({error}); mend the line") from error
+        else:
+            pair = (values["image_id"], values["noun"], values["mask"])
+        rows.append(_row(pair, values, place=f"{path}: line {line}"))
     return Verdicts(tuple(rows), tuple(unknown))
-
-
-def _lines(reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The numbers of the lines that are not empty, with their values, stripped."""
-    for values in reader:
-        yield reader.line_num, {name: (text or "").strip() for name, text in values.items() if isinstance(name, str)}
 
 
 def _needed_columns(path: str, found: Iterable[str], pair_of_key: Mapping[str, PairId] | None) -> tuple[str, ...]:

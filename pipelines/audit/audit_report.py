@@ -35,12 +35,15 @@ def write_audit(audit: Audit, to: Path) -> list[str]:
     return [to.name, diagram.name]
 
 
-def render_audit(audit: Audit) -> RenderableType:
-    """The precision, by stratum too, what thresholds keep, and notes on what was left out."""
+def render_audit(audit: Audit, *, says_why: bool = True) -> RenderableType:
+    """The precision, by stratum too, what thresholds keep, and notes on what was left out.
+
+    `says_why`: also why there is no calibration, which the caller else says as an error.
+    """
     blocks: list[RenderableType] = [_precision(audit), Text(), _strata(audit)]
     if audit.fitted is not None:
         blocks += [Text(), _thresholds(audit.fitted)]
-    return Group(*blocks, Text(), *(Text(note) for note in _lines(audit)))
+    return Group(*blocks, Text(), *(Text(note) for note in _lines(audit, says_why=says_why)))
 
 
 def draw_reliability(fitted: Fitted, path: Path) -> None:
@@ -119,7 +122,7 @@ def _stay(kept: Kept, everything: Kept) -> str:
     return percent(kept.expected_right / everything.expected_right) if everything.expected_right else "–"
 
 
-def _lines(audit: Audit) -> Iterator[str]:
+def _lines(audit: Audit, *, says_why: bool) -> Iterator[str]:
     words = ", ".join(f"{word.replace('_', ' ')} {count:,}" for word, count in sorted(audit.words.items()))
     yield f"of {audit.sample:,} pairs drawn at random, judged by {audit.judged_by}: {words}"
     if audit.fitted is not None:
@@ -130,7 +133,7 @@ def _lines(audit: Audit) -> Iterator[str]:
         )
         if audit.fitted.without:
             yield f"{audit.fitted.without:,} pairs have no confidence: their nouns have no level"
-    if audit.no_calibration is not None:
+    if says_why and audit.no_calibration is not None:
         yield f"no calibration: {audit.no_calibration}"
     for share, of in ((audit.every, "pairs"), (audit.written, "written pairs")):
         if share.unseen:

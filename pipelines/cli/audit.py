@@ -74,7 +74,7 @@ def _report(found: Audit, *, to: Path | None, is_asked: bool, as_json: bool) -> 
     if as_json:
         print_json(found.as_json())
     else:
-        out.print(render_audit(found))
+        out.print(render_audit(found, says_why=not is_asked))
     if found.fitted is None and is_asked:
         raise InputError(f"no calibration: {found.no_calibration}")
     if missed is not None:

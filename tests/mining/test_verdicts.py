@@ -88,6 +88,26 @@ def test_a_csv_has_times_of_any_zone_and_words_as_people_write_them(tmp_path: Pa
     assert (other.reviewer, other.mask, other.seconds) == ("bob", "aa", None)
 
 
+def test_a_csv_may_be_as_a_spreadsheet_saves_it(tmp_path: Path) -> None:
+    lines = ["image_id,noun,mask,verdict", "7,café,aa,right", "8,cat,bb,bad mask"]
+    plain = read_verdicts(csv(tmp_path, "\n".join(lines))).rows
+    assert [row.noun for row in plain] == ["café", "cat"]
+    semicolons = "\r\n".join(line.replace(",", ";") for line in lines)
+    for text, encoding in (
+        (semicolons, "utf-8-sig"),
+        (f"sep=;\r\n{semicolons}\r\n", "utf-8"),
+        ("\r\n".join(line.replace(",", "\t") for line in lines), "utf-16"),
+        ("\r".join(lines), "utf-8"),
+    ):
+        (tmp_path / "saved.csv").write_bytes(text.encode(encoding))
+        assert read_verdicts(str(tmp_path / "saved.csv")).rows == plain
+    (tmp_path / "saved.csv").write_bytes(semicolons.encode("cp1252"))
+    with pytest.raises(
+        InputError, match=r"line 2 is no text in utf-8; mend the line, or save the table as CSV in UTF-8"
+    ):
+        read_verdicts(str(tmp_path / "saved.csv"))
+
+
 def test_a_csv_of_keys_needs_to_know_their_pairs(tmp_path: Path) -> None:
     path = csv(tmp_path, "key,verdict\n7-000,bad_mask\n9-000,right\n")
     verdicts = read_verdicts(path, pair_of_key={"7-000": ("7", "cat", "aa")})
@@ -104,9 +124,10 @@ def test_a_csv_of_keys_needs_to_know_their_pairs(tmp_path: Path) -> None:
         ("image_id,noun,verdict\n7,cat,right\n", "no column `mask`; expected image_id,noun,mask,verdict, or key"),
         (HEADER + "7,cat,aa,right,,\n7,dog,aa,maybe,,\n", "line 3: `maybe` is no verdict; expected right, wrong_noun"),
         (HEADER + "7,,aa,right,,\n", "line 2: no `noun`"),
-        (HEADER + "7,cat,,right\n", "line 2: no `mask`"),
+        (HEADER + "7,cat,,right,,\n", "line 2: no `mask`"),
+        (HEADER + "7,cat,aa,right\n", "line 2 has 4 fields, the header 6; mend the line"),
         (HEADER + "7,cat,aa,right,ann,yesterday\n", "line 2: Invalid isoformat string: 'yesterday'"),
-        (HEADER + '7,"cat,aa,right\n', "line 2: not valid CSV"),
+        (HEADER + '7,"cat,aa,right\n', "line 2: a quote in it is not closed"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said_with_its_line(tmp_path: Path, text: str, words: str) -> None:
