@@ -131,7 +131,11 @@ def _read(path: str, *, max_bytes: int | None = None) -> bytes:
 
 
 def _read_csv(path: str, pair_of_key: Mapping[str, PairId] | None) -> Verdicts:
-    columns = _needed_columns(path, dialect_of(path, Asked("csv", {})).columns, pair_of_key)
+    try:
+        found = dialect_of(path, Asked("csv", {})).columns
+    except InputError as error:
+        raise InputError(f"{path}: neither Parquet nor a CSV in UTF-8 or UTF-16; give a file of verdicts") from error
+    columns = _needed_columns(path, found, pair_of_key)
     asked = Asked("csv", {name: name for name in columns})
     rows: list[VerdictRow] = []
     unknown: list[str] = []
