@@ -23,13 +23,13 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
 
-from maskmine.mining.models.devices import DeviceKind, kind_of, open_device
+from maskmine.mining.models.devices import open_device
 from maskmine.mining.proposers.ground_truth import GroundTruth, read_masks
 from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.stores import OBJECT_STORES, fault_line, refusal, scheme_of
 from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.dataset.publish import DERIVED_FILE, BrokenShardsError, mark_success, publish, published
-from maskmine.pipelines.engines.engine import Engine, KnowsGpus, RunObserver
+from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
 from maskmine.pipelines.planning.plan import Plan, make_plan
 from maskmine.pipelines.regenerate import differences, known_identity, open_reused_run, reuse_regions, write_identity
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
@@ -82,7 +82,7 @@ def mine(
     # What is to be done, and what is left of it.
     run, asked = RunFolder(settings.out), settings
     known = known_identity(run, regions_from)
-    settings = settle(asked, known, here=partial(_kind_of, engine=engine))
+    settings = settle(asked, known, here=partial(device_kind, engine=engine))
     identity = identify(settings, known)
     reused = open_reused_run(regions_from, identity, out=run.root) if regions_from else None
     plan = make_plan(run, settings, limit=limit)
@@ -147,14 +147,6 @@ def _make_and_publish(
     sweep(run)
     _refuse_changed(settings, known, identity, run=run)
     return publish(run, plan, settings, identity, steps)
-
-
-def _kind_of(name: str, *, engine: Engine) -> DeviceKind:
-    """The kind of a device where the models run."""
-    gpus = engine.workers_have_gpus() if name == "auto" and isinstance(engine, KnowsGpus) else None
-    if gpus is None:
-        return kind_of(name)
-    return "cuda" if gpus else "cpu"
 
 
 def _open_settled_device(asked: Mining, settings: Mining) -> None:

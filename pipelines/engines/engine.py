@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
@@ -46,3 +47,11 @@ class KnowsGpus(Protocol):
 
     def workers_have_gpus(self) -> bool | None:
         """None where the workers are on this machine."""
+
+
+def device_kind(name: str, *, engine: Engine) -> DeviceKind:
+    """The kind of a device, `auto` among them, where the engine's models run."""
+    gpus = engine.workers_have_gpus() if name == "auto" and isinstance(engine, KnowsGpus) else None
+    if gpus is None:
+        return kind_of(name)
+    return "cuda" if gpus else "cpu"

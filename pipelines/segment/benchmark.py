@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from maskmine.mining.images.decode import DecodedImage, open_as_stored
 from maskmine.mining.images.read import read_bytes
 from maskmine.mining.models.devices import open_device
-from maskmine.pipelines.engines.engine import Engine, RunObserver
+from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder, sweep
@@ -131,6 +131,10 @@ def run_benchmark(benchmark: Benchmark, *, engine: Engine, observer: RunObserver
 
     Raises InputError for faults of the settings or of the set, IncompleteError when cells are missing at the end.
     """
+    # A GPU has another precision by default, so maps of one kind of device are not counted with those of another.
+    settings = benchmark.settings
+    settled = settings.settled(device_kind(settings.device, engine=engine))
+    benchmark = replace(benchmark, settings=settled)
     dataset, run, step = benchmark.dataset, benchmark.run, benchmark.step()
     if not dataset.images:
         raise InputError(f"{dataset.name}: has no pictures; check its folders")

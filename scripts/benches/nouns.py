@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import spacy
 
 from maskmine.mining.levels import measure_levels
 from maskmine.mining.nouns import Nouns, find_pipeline
+from maskmine.mining.scores.noun_tables import NounTables
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
@@ -38,6 +40,7 @@ _LEVELS = {"nouns": 30_000, "images": 5_000, "regions": 30, "dim": 768, "said": 
 _COCO_IMAGES = 118_287
 _MINED_SCENES = 60
 _VOCABULARIES = (200_000, 5_000_000)
+_TABLES = (200_000, 2_000_000)
 _DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo-models.yaml"
 
 
@@ -100,10 +103,34 @@ def bench_levels() -> Iterator[Measure]:
     yield Measure(f"levels of {rows:,} nouns on {images:,} images of {_LEVELS['regions']} regions", levels_s, "CPU s")
     yield Measure("mining a drawn scene with the demo's tiny models", 1000 * image_s, "CPU ms")
     yield at_most(f"levels, share of mining {_COCO_IMAGES:,} such images", share, "%", 2)
-    few, many = (_peak_mb(count) for count in _VOCABULARIES)
+    few, many = (_in_own_process("measure_memory", count) for count in _VOCABULARIES)
     yield Measure(f"levels of {_VOCABULARIES[0]:,} nouns: peak memory", few, "MB")
     yield Measure(f"levels of {_VOCABULARIES[1]:,} nouns: peak memory", many, "MB")
     yield at_most("levels: memory of the many / of the few", many / few, "×", 1.15)
+
+
+def bench_noun_memory() -> Iterator[Measure]:
+    """What a noun of the vocabulary costs a worker of `pairs` or of `shards`."""
+    few, many = (_in_own_process("measure_tables", count) for count in _TABLES)
+    cost = (many - few) / (_TABLES[1] - _TABLES[0])
+    yield Measure(f"worker's own memory with {_TABLES[1]:,} nouns", many / 2**20, "MB")
+    yield at_most("a noun more, own memory", cost, "bytes", 64)
+
+
+def measure_tables(nouns: int) -> None:
+    """Print the bytes of memory of its own, not mapped from files, that a process has which looks nouns up."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        cells = run_cells(RunFolder(folder))
+        cells.vocabulary.write_blocks(0, _vocabulary(nouns, dim=64))
+        sample = _sample(rng, images=200, regions=3, dim=64, nouns=1000, said=4)
+        scale, blocks = measure_levels(sample, cells.vocabulary.read_blocks)
+        cells.levels.write_blocks(0, blocks, metadata=scale.metadata())
+        tables = NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups())
+        tables.of_nouns(pa.array([f"n{number:08d}" for number in range(0, nouns, nouns // 1000)]))
+        pa.default_memory_pool().release_unused()
+        status = Path("/proc/self/status").read_text()
+    sys.stdout.write(str(1024 * int(status.partition("RssAnon:")[2].split()[0])))
 
 
 def measure_memory(nouns: int) -> None:
@@ -118,8 +145,8 @@ def measure_memory(nouns: int) -> None:
     sys.stdout.write(f"{peak_bytes() / 2**20}\n")
 
 
-def _peak_mb(nouns: int) -> float:
-    program = f"from maskmine.scripts.benches.nouns import measure_memory; measure_memory({nouns})"
+def _in_own_process(measure: str, nouns: int) -> float:
+    program = f"from maskmine.scripts.benches.nouns import {measure}; {measure}({nouns})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(done.stdout)
 

@@ -6,19 +6,29 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from maskmine.mining.images.crops import Crop, cut_regions, tight_boxes
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import Region, RegionsRow
 from maskmine.scripts.benches.fixtures import ellipses, noise, read_photo
-from maskmine.scripts.measures import Measure, at_least, at_most, in_turns
+from maskmine.scripts.measures import Measure, at_least, at_most, in_turns, peak_bytes
 
 _SIZE_PX = 224  # what most CLIPs take
 _MASKS, _IMAGES, _ROUNDS = 30, 8, 7
+_LARGE_PART = (1000, 1000, 1152)  # images, regions of each, dimensions of CLIP: 2.3 GB in one column
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 Cut = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -83,3 +93,43 @@ def _cut_plainly(images: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
             pixels = (pixels - mean_px) / std_px
             regions.append(interpolate(pixels[None], size=(_SIZE_PX, _SIZE_PX), mode="bicubic", align_corners=False))
     return torch.cat(regions)
+
+
+def bench_large_part() -> Iterator[Measure]:
+    """A part whose embeddings pass the 2 GiB that Arrow reads of a column at once: written, read, and the memory."""
+    program = "from maskmine.scripts.benches.regions import measure_large_part; measure_large_part()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    size, write_peak, read_peak, read, whole = map(float, done.stdout.split())
+    images, regions, _ = _LARGE_PART
+    yield Measure(f"cell of {images:,} images × {regions:,} regions", size / 2**30, "GiB")
+    yield at_most("peak memory of writing it", write_peak / 2**20, "MB", 1500)
+    yield at_most("peak memory of reading its rows", read_peak / 2**20, "MB", 1500)
+    yield at_least("regions read of a hundred written, row by row", 100 * read / (images * regions), "", 100)
+    yield at_least("and as one table", 100 * whole / (images * regions), "", 100)
+
+
+def measure_large_part() -> None:
+    """Print the cell's bytes, the peaks after writing and reading by rows, and the regions read in both ways."""
+    images, regions, dim = _LARGE_PART
+    mask = Mask(1, 1, b"")
+
+    def rows() -> Iterator[RegionsRow]:
+        for number in range(images):
+            vectors = np.random.default_rng(number).normal(size=(regions, dim)).astype("<f2")
+            found = (
+                Region(mask=mask, box_xyxy=(0, 0, 1, 1), area_px=1, score=1.0, label=None, embedding=vector.tobytes())
+                for vector in vectors
+            )
+            yield RegionsRow(
+                image_id=str(number), sha256="", height_px=1, width_px=1, regions=tuple(found), rejection=None
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        cells = run_cells(RunFolder(folder)).regions
+        cells.write(0, rows())
+        written = peak_bytes()
+        read = sum(len(row.regions) for row in cells.read_rows(0))
+        by_rows = peak_bytes()
+        whole = int(pc.sum(pc.list_value_length(cells.read_table(0)["regions"])).as_py())
+        size = Path(cells.path(0)).stat().st_size
+    sys.stdout.write(f"{size} {written} {by_rows} {read} {whole}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,10 @@ from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
-from maskmine.scripts.benches.nouns import bench_levels, bench_nouns
+from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, bench_nouns
 from maskmine.scripts.benches.proposers import bench_proposers
 from maskmine.scripts.benches.regenerate import bench_regenerate
-from maskmine.scripts.benches.regions import bench_region_cutting
+from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
 from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
 from maskmine.scripts.benches.shards import bench_shards
 from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
@@ -35,9 +36,9 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="nouns, levels, regions, shards, export, regenerate, segmenter, tuning, proposers, engines (or a part "
-            "of it: engines-start-up, engines-time, engines-memory), sources, review, planning, gpu, gpu-tuning, "
-            "gpu-segment."
+            help="nouns, levels, regions, memory, shards, export, regenerate, segmenter, tuning, proposers, engines ("
+            "or a part of it: engines-start-up, engines-time, engines-memory), sources, review, planning, gpu, "
+            "gpu-tuning, gpu-segment."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
@@ -56,6 +57,7 @@ def main(
         "nouns": lambda: bench_nouns(_present(captions, "--captions")),
         "levels": bench_levels,
         "regions": lambda: bench_region_cutting(images or None),
+        "memory": lambda: chain(bench_noun_memory(), bench_large_part()),
         "shards": lambda: bench_shards(images),
         "export": lambda: bench_exports(images),
         "regenerate": bench_regenerate,
@@ -87,7 +89,9 @@ def main(
 
 def _is_default(name: str) -> bool:
     """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
-    return not name.startswith(("engines-", "planning", "proposers")) and (not name.startswith("gpu") or _has_gpu())
+    return not name.startswith(("engines-", "memory", "planning", "proposers")) and (
+        not name.startswith("gpu") or _has_gpu()
+    )
 
 
 def _has_gpu() -> bool:

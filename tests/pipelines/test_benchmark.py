@@ -19,12 +19,13 @@ from rich.console import Console
 
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.engines.beam import BeamEngine
-from maskmine.pipelines.engines.engine import Engine
+from maskmine.pipelines.engines.engine import Engine, RunObserver
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.segment.benchmark import AS_SET, Benchmark, BenchmarkResult, run_benchmark
 from maskmine.pipelines.segment.benchmark_report import render_report, write_report
 from maskmine.pipelines.segment.benchmark_sets import BenchmarkSet, first_images, set_of_folders
+from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.watch.progress import RunProgress
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
@@ -181,6 +182,31 @@ def test_the_work_of_a_part_travels_to_other_machines(folder: Path, tmp_path: Pa
     benchmark = Benchmark(of_folder(folder), Segmenter(device="cpu"), RunFolder(str(tmp_path / "run")), False, 2)
     job = pickle.loads(pickle.dumps(benchmark.step().job))
     assert job.open()(1, lambda records: None).images == 2
+
+
+class Elsewhere:
+    """An engine whose workers say whether they have GPUs, and are of this process nonetheless."""
+
+    models_run_here = False
+
+    def __init__(self, *, gpus: bool) -> None:
+        self.gpus = gpus
+
+    def workers_have_gpus(self) -> bool:
+        return self.gpus
+
+    def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
+        LOCAL.run(run, steps, observer)
+
+
+def test_maps_of_another_kind_of_device_are_made_again(folder: Path) -> None:
+    found = of_folder(folder)
+    asked = Benchmark(found, Segmenter(device="auto"), RunFolder(str(folder / "run")), False, 2)
+    stale = [
+        run_benchmark(asked, engine=Elsewhere(gpus=gpus), observer=RunProgress()).stale
+        for gpus in (False, False, True, True)
+    ]
+    assert stale == [0, 0, 2, 0], "a GPU computes in another precision by default"
 
 
 def test_pixels_without_a_true_class_count_nowhere_and_those_without_a_predicted_one_are_missed(folder: Path) -> None:

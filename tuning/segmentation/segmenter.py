@@ -32,7 +32,7 @@ from maskmine.mining.images.batches import plan_batches
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import Crop, PictureCrop, cut_masks, cut_regions, tight_boxes
 from maskmine.mining.models.clip import Clip, embed_in_batches
-from maskmine.mining.models.devices import Precision, fix_threads, open_device, resolve_precision
+from maskmine.mining.models.devices import DeviceKind, Precision, fix_threads, open_device, resolve_precision
 from maskmine.mining.models.embeddings import chunk_regions
 from maskmine.mining.models.prompt_templates import Templates
 from maskmine.mining.proposers.maskformer import MaskFormer
@@ -187,6 +187,10 @@ class Segmenter(Settings):
                 "use `paint: best_per_class`"
             )
         return self
+
+    def settled(self, kind: DeviceKind) -> Segmenter:
+        """These settings with what `precision: auto` comes to on a kind of device, which is part of the result."""
+        return self.model_copy(update={"proposals": self.proposals.settled(kind), "clip": self.clip.settled(kind)})
 
     def load(self) -> Models:
         """Load the models; raises InputError when they cannot be had.
