@@ -251,7 +251,14 @@ TABLES: dict[str, TableFault] = {
         "jsonl", _lines(_ROW) + b'{"id": "\xff"}\n', {"good": None, "#2": "broken_record"}
     ),
     "jsonl: a lone surrogate": TableFault(
-        "jsonl", b'{"id": "a\\ud83d", "path": "good.png", "caption": "\\ud83d"}\n', {"a\ufffd": None}
+        "jsonl",
+        _lines(_ROW) + b'{"id": "a\\ud83d", "path": "good.png", "caption": "a cat"}\n',
+        {"good": None, "#2": "broken_record"},
+    ),
+    "jsonl: a lone surrogate in a caption": TableFault(
+        "jsonl",
+        _lines(_ROW) + b'{"id": "half", "path": "good.png", "caption": "\\ud83d"}\n',
+        {"good": None, "half": None},
     ),
     "jsonl: upward path": TableFault(
         "jsonl", _lines({**_ROW, "path": "../" * 40 + "etc/none.png"}), {"good": "missing_file"}
