@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,24 +73,31 @@ class Mining(Settings):
         return self
 
 
-def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
+def load_mining(config: str | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Mining:
     """Read a configuration file and apply `a.b=c` overrides (the value is YAML).
 
-    `config` is a file or the name of a packaged preset. Local paths become absolute, so that the run folder can be used
-    from anywhere. Raises SettingsError, an InputError, with the place of each fault and what was expected there.
+    `config` is a file, the name of a packaged preset, or a tree of plain values. Local paths become absolute, so that
+    the run folder can be used from anywhere. Raises SettingsError, an InputError, with the place of each fault and what
+    was expected there.
     """
     tree, lines, package = _read_tree(config, overrides)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
     if isinstance(tree.get("captions"), dict):
         tree["captions"].setdefault("kind", "coco")
-    return with_absolute_paths(parse_mining(tree, place=config, lines=lines), package=package)
+    return with_absolute_paths(parse_mining(tree, place=_place(config), lines=lines), package=package)
 
 
-def load_settings(of: type[AnySettings], config: str | None, *, overrides: Sequence[str] = ()) -> AnySettings:
+def load_settings(
+    of: type[AnySettings], config: str | Mapping[str, Any] | None, *, overrides: Sequence[str] = ()
+) -> AnySettings:
     """`load_mining` for settings of another kind, such as those of a tuning; without a file, their defaults."""
     tree, lines, package = _read_tree(config, overrides)
-    return with_absolute_paths(_parse(of, tree, place=config or "settings", lines=lines), package=package)
+    return with_absolute_paths(_parse(of, tree, place=_place(config), lines=lines), package=package)
+
+
+def _place(config: str | Mapping[str, Any] | None) -> str:
+    return config if isinstance(config, str) else "settings"
 
 
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:
@@ -124,10 +132,18 @@ def dump_yaml(settings: Settings) -> str:
     return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _read_tree(config: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, int], Path | None]:
+def _read_tree(
+    config: str | Mapping[str, Any] | None, overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, int], Path | None]:
     """The tree of plain values with the overrides, the line of each setting, and the package for a packaged preset."""
-    file, package = find_config(config) if config is not None else (None, None)
-    tree, lines = _read_yaml(file, str(config)) if file else ({}, {})
+    package: Path | None = None
+    tree: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    if isinstance(config, str):
+        file, package = find_config(config)
+        tree, lines = _read_yaml(file, config)
+    elif config is not None:
+        tree = copy.deepcopy(dict(config))
     for override in overrides:
         name = _apply(tree, override)
         lines = {inner: line for inner, line in lines.items() if not f"{inner}.".startswith(f"{name}.")}

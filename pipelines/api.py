@@ -1,0 +1,179 @@
+"""What `import maskmine` offers: mining, reading a run, tuning and segmenting from Python.
+
+Each function takes a configuration as the command line does (a file, or the name of a preset) or as a dictionary, and
+raises InputError, IncompleteError or OtherPlanError with the line that the command would print.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from maskmine.mining.images.decode import decode_image
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.engines.choose import choose_engine
+from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.mine import Exceeded
+from maskmine.pipelines.mine import mine as run_mining
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, read_folder
+from maskmine.pipelines.settings.mining import load_mining, load_settings
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.manifest import Manifest
+from maskmine.schemas.rows import Rejection, SampleRow
+from maskmine.schemas.sample import StoredSample, cell_name
+from maskmine.schemas.tables import arrow_schema, from_pieces
+
+if TYPE_CHECKING:
+    from maskmine.tuning.clip.train import Tuned
+    from maskmine.tuning.segmentation.segmenter import Segmenter
+
+Configuration = str | Path | Mapping[str, Any]
+"""A YAML file, the name of a preset such as `coco`, or settings as a dictionary."""
+
+
+@dataclass(frozen=True)
+class MinedPair:
+    """A pair of a run: `key`, `noun`, the `record` of its JSON, and the row of the index in `row`."""
+
+    row: SampleRow
+    stored: StoredSample = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """The name of its members in the shard."""
+        return self.row.key
+
+    @property
+    def noun(self) -> str:
+        """The noun as the caption has it."""
+        return self.row.noun
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of `KEY.json`."""
+        return self.stored.record
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The crop around the mask, RGB, not blanked."""
+        decoded = decode_image(self.stored.image, max_pixels=_MAX_CROP_PIXELS)
+        if isinstance(decoded, Rejection):
+            raise IncompleteError(f"{self.row.shard}: crop of {self.key}: {decoded.detail}; run `maskmine verify`")
+        return Image.fromarray(decoded.rgb_HW3)
+
+    @cached_property
+    def mask(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """The mask in the crop, bool [H, W]."""
+        with Image.open(io.BytesIO(self.stored.mask_png), formats=["PNG"]) as mask:
+            return np.asarray(mask.convert("L")) > 0
+
+
+_MAX_CROP_PIXELS = 1 << 28  # a crop has at most 16,383 pixels a side
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with a manifest; `exceeded` are the limits on images without pairs for which it was not published."""
+
+    finished: FinishedRun = field(repr=False)
+    exceeded: tuple[Exceeded, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Where it lies: a local folder, or an address on an object store."""
+        return self.finished.folder.root
+
+    @property
+    def published(self) -> bool:
+        """Whether the set is whole and within its limits."""
+        return self.finished.folder.exists(SUCCESS_FILE)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Counts, settings, models and licences of the run."""
+        return self.finished.manifest
+
+    @property
+    def shards(self) -> list[str]:
+        """The paths of its tars, in order, as `webdataset.WebDataset` takes them."""
+        folder = self.finished.folder
+        return [folder.path("shards", cell_name(part, "tar")) for part in self.finished.parts]
+
+    def index(self) -> pa.Table:
+        """The index of all shards, a row a pair: `run.index().to_pandas()`, or a table for DuckDB."""
+        tables = [self.finished.table(part, SampleRow) for part in self.finished.parts]
+        return pa.concat_tables(tables) if tables else arrow_schema(SampleRow).empty_table()
+
+    def pairs(self) -> Iterator[MinedPair]:
+        """All pairs with crop and mask, in the order of the shards. Raises IncompleteError for a damaged one."""
+        for part in self.finished.parts:
+            for row in from_pieces(self.finished.table(part, SampleRow), SampleRow):
+                yield MinedPair(row, self.finished.sample(row))
+
+
+def mine(
+    config: Configuration,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    regions_from: str | None = None,
+    engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
+    observer: RunObserver | None = None,
+) -> Run:
+    """Mine, or go on with what is left, as `maskmine mine`; returns the finished run.
+
+    `settings` are single ones by their names, such as `{"pairs.min_evidence": 1.25}`. `limit` mines a random sample of
+    so many images, `regions_from` uses the regions of an earlier run. `observer` sees the run go on.
+    """
+    asked = load_mining(_as_config(config), overrides=_overrides(settings, out))
+    options = [f"{name}={json.dumps(value)}" for name, value in (engine_options or {}).items()]
+    outcome = run_mining(
+        asked,
+        engine=choose_engine(engine, options=options),
+        observer=observer or RunObserver(),
+        limit=limit,
+        regions_from=regions_from,
+    )
+    return Run(FinishedRun.open(RunFolder(asked.out)), outcome.exceeded)
+
+
+def open_run(folder: str | Path) -> Run:
+    """A finished run. Raises InputError when there is none, IncompleteError when it is not finished."""
+    return Run(FinishedRun.open(read_folder(str(folder))))
+
+
+def tune(config: Configuration, *, settings: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Tuned:
+    """Tune CLIP on mined pairs in this process, as `maskmine tune`; returns what was written."""
+    from maskmine.tuning.clip.settings import Tuning
+    from maskmine.tuning.clip.train import tune as run_tuning
+    from maskmine.tuning.console import plain_console
+
+    asked = load_settings(Tuning, _as_config(config), overrides=_overrides(settings, out))
+    return run_tuning(asked, console=plain_console(stderr=True))
+
+
+def segmenter(config: Configuration | None = None, *, settings: Mapping[str, Any] | None = None) -> Segmenter:
+    """Settings of a segmenter, whose `open()` loads the models: images and classes to label maps."""
+    from maskmine.tuning.segmentation.segmenter import Segmenter
+
+    return load_settings(Segmenter, _as_config(config or {}), overrides=_overrides(settings))
+
+
+def _as_config(config: Configuration) -> str | Mapping[str, Any]:
+    return config if isinstance(config, Mapping) else str(config)
+
+
+def _overrides(settings: Mapping[str, Any] | None, out: str | Path | None = None) -> list[str]:
+    changed = {**(settings or {}), **({"out": str(out)} if out is not None else {})}
+    return [f"{name}={json.dumps(value, default=str)}" for name, value in changed.items()]
