@@ -184,9 +184,12 @@ def test_below_30_verdicts_precision_is_told_and_no_calibration_written(
     run: Audited, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, to = run.verdicts(tmp_path / "verdicts.parquet", size=29), tmp_path / "calibration.json"
-    code, out, _ = printed(capsys, str(run.folder), "--verdicts", str(path), "--to", str(to))
+    code, out, err = printed(capsys, str(run.folder), "--verdicts", str(path), "--to", str(to))
     assert code == 2  # as the file that was asked for is not there
-    assert "29 usable verdicts, and a calibration needs 30" in out
+    said = "29 usable verdicts, and a calibration needs 30"
+    assert (said in out, err.count(said)) == (False, 1), "as an error, and once"
+    code, asked_for_none, _ = printed(capsys, str(run.folder), "--verdicts", str(path))
+    assert (code, asked_for_none.count(said)) == (0, 1)
     assert "every pair 900" in out
     assert not to.exists()
     code, _, err = printed(capsys, str(run.folder), "--verdicts", str(path), "--target-precision", "0.9")
