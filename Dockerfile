@@ -7,7 +7,8 @@
 FROM rayproject/ray:2.60.0-py311 AS ray
 WORKDIR /home/ray/maskmine
 COPY --chown=ray:users . .
-# hadolint ignore=DL3013  (ranges of versions are in setup.py)
+# Ranges of versions are in setup.py.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir '.[ray,s3,metrics,english]'
 
 FROM apache/beam_python3.11_sdk:2.77.0 AS beam
