@@ -126,7 +126,9 @@ def test_every_difference_is_a_line(tmp_path: Path, finished: Path) -> None:
 
 
 def test_a_run_that_is_not_restored_is_a_fault(tmp_path: Path) -> None:
-    ending = run_trial(trial(tmp_path, f"{AGAIN}; time.sleep(30 * (not again))", expected={"plan.json": ""}))
+    program = f"{AGAIN}; time.sleep(60 * (not again))"
+    # It has to have begun when it is killed, on a busy machine too.
+    ending = run_trial(trial(tmp_path, program, expected={"plan.json": ""}, delay_s=2, limit_s=30))
     assert ending.faults[0] == "plan.json is missing"
     assert ending.faults[-1].startswith("verify: ")
 
