@@ -394,3 +394,34 @@ def test_curves_go_to_tensorboard_where_it_is_installed(
     run(settings_of(clip_folder, shards, tmp_path / "out", prompts={"steps": 2}))
     assert drawn[-1] == ("closed", 0)
     assert [step for name, step in drawn if name == "loss"] == [1, 2]
+
+
+def test_curves_go_to_weights_and_biases_where_that_is_asked_for(
+    clip_folder: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+    rows: list[tuple[int, set[str]]] = []
+
+    class Run:
+        def log(self, values: dict[str, float], *, step: int) -> None:
+            rows.append((step, set(values)))
+
+        def finish(self) -> None:
+            rows.append((0, {"finished"}))
+
+    def init(**options: Any) -> Run:
+        begun.append(options)
+        return Run()
+
+    module = types.ModuleType("wandb")
+    monkeypatch.setattr(module, "init", init, raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    settings = settings_of(clip_folder, shards, tmp_path / "out", prompts={"steps": 2}, wandb="masks")
+    run(settings)
+    assert [step for step, _ in rows] == [1, 2, 0]
+    assert {"loss", "learning_rate"} <= rows[0][1]
+    assert "step" not in rows[0][1]
+    assert (begun[0]["project"], begun[0]["name"], begun[0]["resume"]) == ("masks", "out/prompts", "allow")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"wandb: Weights & Biases is not installed; pip install wandb"):
+        run(settings_of(clip_folder, shards, tmp_path / "other", prompts={"steps": 1}, wandb="masks"))

@@ -196,6 +196,8 @@ class Tuning(Settings):
     """Steps between checkpoints, from which an interrupted tuning continues."""
     log_every: Annotated[_Count, ExecutionOnly()] = 10
     """Steps between lines of the log."""
+    wandb: Annotated[str | None, ExecutionOnly()] = None
+    """A project of Weights & Biases (`pip install wandb`) that gets the curves too; null sends nothing anywhere."""
     ray: Annotated[RayTrain | None, ExecutionOnly()] = None
     """Run the training processes on Ray; null trains in this process, or in those that torchrun started."""
     out: Annotated[AnyPath, ExecutionOnly()]

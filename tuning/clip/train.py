@@ -252,7 +252,7 @@ def _step_log(run: _Run, name: str, learner: ClipLearner, pairs: Pairs) -> StepL
         }
 
     every, is_main = run.settings.log_every, run.processes.is_main
-    return StepLog(run.folder, name, pairs.batch_size, every, row, run.console, is_main)
+    return StepLog(run.folder, name, pairs.batch_size, every, row, run.console, is_main, run.settings.wandb)
 
 
 def _describe_batch(run: _Run, pairs: Pairs, step: int) -> str:

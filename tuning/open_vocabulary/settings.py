@@ -162,6 +162,8 @@ class ProposalTraining(Settings):
     """Steps between checkpoints, from which an interrupted training continues."""
     log_every: Annotated[_Count, ExecutionOnly()] = 20
     """Steps between lines of the log."""
+    wandb: Annotated[str | None, ExecutionOnly()] = None
+    """A project of Weights & Biases (`pip install wandb`) that gets the curves too; null sends nothing anywhere."""
     out: Annotated[AnyPath, ExecutionOnly()]
     """Folder for the model, the log and the checkpoint."""
 

@@ -196,7 +196,8 @@ def _step_log(run: _Run, learner: MaskLearner) -> StepLog:
         }
 
     settings, is_main = run.settings, run.processes.is_main
-    return StepLog(run.folder, _PHASE, settings.optimizer.batch_size, settings.log_every, row, run.console, is_main)
+    batch_size, every = settings.optimizer.batch_size, settings.log_every
+    return StepLog(run.folder, _PHASE, batch_size, every, row, run.console, is_main, settings.wandb)
 
 
 def _write_model(run: _Run) -> None:

@@ -1,7 +1,8 @@
-"""The log of a training: a JSON line every few steps, curves for TensorBoard, a progress bar on a terminal."""
+"""The log of a training: a JSON line every few steps, curves for TensorBoard and W&B, a progress bar on a terminal."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from maskmine.schemas.errors import InputError
 from maskmine.tuning.console import plain_progress
 
 LOG_FILE = "log.jsonl"
@@ -41,6 +43,8 @@ class StepLog:
     row: Callable[[int, Losses, float], Row]
     console: Console
     is_main: bool = True
+    wandb: str | None = None
+    """A project of Weights & Biases that gets the curves too."""
 
     @contextmanager
     def open(self, *, done: int, steps: int) -> Iterator[Callable[[int, Losses], None]]:
@@ -51,6 +55,7 @@ class StepLog:
         speed = Speed()
         with (
             open_log(self.folder, phase=self.phase, step=done, console=self.console) as write_row,
+            _open_wandb(self.wandb, self.folder, phase=self.phase) as write_curves,
             show_progress(self.console, name=self.phase, unit="step", done=done, total=steps) as advance,
         ):
 
@@ -58,7 +63,9 @@ class StepLog:
                 speed.add(self.batch_size)
                 advance(1, f"loss {losses['loss']:.3f}, {speed.now:,.0f} images/s")
                 if step % self.every == 0 or step == steps:
-                    write_row(self.row(step, losses, round(speed.take(), 1)))
+                    row = self.row(step, losses, round(speed.take(), 1))
+                    write_row(row)
+                    write_curves(row)
 
             yield report
 
@@ -154,3 +161,26 @@ def _open_curves(folder: Path, *, step: int, console: Console) -> Any:
         )
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+@contextmanager
+def _open_wandb(project: str | None, folder: Path, *, phase: str) -> Iterator[Callable[[Row], None]]:
+    """A function that sends the figures of a row to Weights & Biases; a training that goes on continues its run there.
+
+    Raises InputError when it is asked for and not installed.
+    """
+    if project is None:
+        yield lambda row: None
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError(
+            "wandb: Weights & Biases is not installed; pip install wandb, or leave the setting out"
+        ) from error
+    where = hashlib.sha256(f"{folder.resolve()}/{phase}".encode()).hexdigest()[:16]
+    run = wandb.init(project=project, name=f"{folder.name}/{phase}", id=where, resume="allow", dir=str(folder))
+    try:
+        yield lambda row: run.log({name: row[name] for name in sorted(row.keys() - _NO_CURVE)}, step=row["step"])
+    finally:
+        run.finish()
