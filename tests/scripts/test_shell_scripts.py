@@ -149,6 +149,7 @@ def test_another_end_of_the_tuning_ends_the_demo(copy: Path) -> None:
 def answer_of_tests(checkout: Path, pytest_exit: int = 0, mypy_exit: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `scripts/test` where pytest and mypy are programs that only exit."""
     (checkout / "scripts").mkdir()
+    (checkout / "maskmine" / "mining").mkdir(parents=True)  # or the links are made first
     for name in ("scripts/test", "scripts/environment.sh", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, checkout / name)
     programs = checkout / ".venv" / "bin"
