@@ -164,7 +164,7 @@ def test_pods_of_a_manifest_share_an_image_and_a_ray_that_we_support(manifest: P
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     images = {container["image"] for group in groups for container in group["template"]["spec"]["containers"]}
     assert len(images) == 1
-    assert f"rayproject/ray:{cluster['rayVersion']}-" in (ROOT / "docs/ray.md").read_text()
+    assert f"rayproject/ray:{cluster['rayVersion']}-" in (ROOT / "Dockerfile").read_text()
     assert f"ray[default]>={cluster['rayVersion'].rpartition('.')[0]}" in (ROOT / "setup.py").read_text()
 
 
