@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,14 +94,10 @@ def test_connections_that_never_say_what_they_want_keep_nobody_out_and_are_close
     begin = time.monotonic()
     assert status_of(connect(address, request())) == 200
     assert time.monotonic() - begin < 2
-    for _ in range(8):  # a letter now and then gains no time
-        time.sleep(0.1)
-        with ExitStack() as quiet:
-            quiet.callback(lambda: None)
-            try:
-                halves[0].sendall(b"x")
-            except ConnectionError:
-                break
+    with suppress(ConnectionError):  # a letter now and then gains no time
+        for _ in range(8):
+            time.sleep(0.1)
+            halves[0].sendall(b"x")
     assert {status_of(half) for half in halves} == {0}
     assert time.monotonic() - begin < 4
 
@@ -164,8 +160,7 @@ def test_who_never_takes_the_answer_is_left(stack: ExitStack) -> None:
     client = stack.enter_context(connect(address, request("/large")))
     time.sleep(1.2)
     taken = 0
-    with pytest.raises(ConnectionError):  # noqa: PT012
+    with suppress(ConnectionError):
         while piece := client.recv(1 << 20):
             taken += len(piece)
-        raise ConnectionResetError  # closed without a word
     assert taken < 30_000_000
