@@ -37,7 +37,12 @@ HOMES = {
     "prometheus_client": {"pipelines/watch/metrics.py"},
     "imagehash": {"mining/images/perceptual_hash.py"},
     "sklearn": {"pipelines/audit/fit.py"},
-    "starlette": {"pipelines/web/site.py", "pipelines/serve/app.py", "pipelines/review/app.py"},
+    "starlette": {
+        "pipelines/web/site.py",
+        "pipelines/web/turns.py",
+        "pipelines/serve/app.py",
+        "pipelines/review/app.py",
+    },
     "uvicorn": {"pipelines/web/server.py"},
     "pynvml": {"pipelines/steps/gpu_use.py"},
     "apache_beam": {"pipelines/engines/beam.py", "pipelines/engines/beam_worker.py"},

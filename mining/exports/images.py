@@ -5,22 +5,25 @@ Shapes: H and W height and width of a crop.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import grow_box
+from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.mining.images.encode import encode_image, encode_mask, encode_png
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.mask import Box
+from maskmine.schemas.rows import Rejection
 from maskmine.schemas.sample import ImageFormat, StoredSample
 from maskmine.schemas.settings import ExecutionOnly, Settings
 
 CLIP_MEAN_PX = (123, 117, 104)  # the mean colour of OpenAI's training images, 0 after normalisation
+_DECODING = Decoding()
 Fill = Literal["mean", "zero", "none"]
 
 
@@ -90,8 +93,12 @@ class Cutout:
 
 def decode(sample: StoredSample) -> Cutout:
     """A stored crop and its mask. Raises IncompleteError when they cannot be decoded."""
-    image, mask = _read(sample, sample.image, mode="RGB"), _read(sample, sample.mask_png, mode="L")
-    return Cutout(image, mask, sample.row.crop_xyxy)
+    return Cutout(decode_crop(sample), _read(sample, sample.mask_png, mode="L"), sample.row.crop_xyxy)
+
+
+def decode_crop(sample: StoredSample) -> Image.Image:
+    """A stored crop, RGB. Raises IncompleteError when it cannot be decoded."""
+    return _read(sample, sample.image, mode="RGB")
 
 
 def decode_mask(sample: StoredSample) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -100,15 +107,14 @@ def decode_mask(sample: StoredSample) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def _read(sample: StoredSample, content: bytes, *, mode: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return image if image.mode == mode else image.convert(mode)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:  # what Pillow raises for broken images
+    """A member of a shard as pixels. Shards are handed on between teams, so it is decoded as any other image is."""
+    stored = _DECODING.decode_stored(content, max_pixels=MAX_SIDE_PX**2, mode=mode)
+    if isinstance(stored, Rejection):
         raise IncompleteError(
-            f"shards/{sample.row.shard}: the pictures of sample {sample.row.key} cannot be read ({error}); delete the "
-            "tar and run `maskmine mine` again, which writes it again"
-        ) from error
+            f"shards/{sample.row.shard}: the pictures of sample {sample.row.key} cannot be read ({stored.detail}); "
+            "delete the tar and run `maskmine mine` again, which writes it again"
+        )
+    return Image.fromarray(stored.pixels)
 
 
 def cut_to_region(cutout: Cutout, box_crop_xyxy: Box, *, expand_ratio: float) -> Cutout:

@@ -14,6 +14,7 @@ from maskmine.schemas.rows import Rejection
 
 # The kept masks of a batch are in memory together: 100 of each image are 800 MB at this limit.
 _MAX_BATCH_PX = 8_000_000
+_HARMFUL = ("worker_crash", "record_timeout")  # an image whose header took a decoder with it is not tried again
 
 
 def decode_batches(
@@ -26,11 +27,18 @@ def decode_batches(
     size = partial(decoding.size, max_pixels=max_pixels)
     read = partial(decoding.read, max_pixels=max_pixels)
     with ThreadPoolExecutor(threads) as pool:
+        sizes = list(pool.map(size, paths))
+        batches = plan_batches(sizes, batch_size=batch_size)
+
+        def decode_one(number: int) -> DecodedImage | Rejection:
+            found = sizes[number]
+            if isinstance(found, Rejection) and found.reason in _HARMFUL:
+                return found
+            return read(paths[number])
 
         def decode(batch: list[int]) -> tuple[list[int], list[DecodedImage | Rejection]]:
-            return batch, list(pool.map(read, [paths[i] for i in batch]))
+            return batch, list(pool.map(decode_one, batch))
 
-        batches = plan_batches(list(pool.map(size, paths)), batch_size=batch_size)
         yield from map_in_order(decode, batches, threads=1, ahead=1)
 
 

@@ -26,8 +26,18 @@ from typing import IO, Any
 import numpy as np
 from pydantic import Field
 
-from maskmine.mining.images.decode import DecodedImage
-from maskmine.mining.images.decoder_process import ABOUT, LENGTH, READY, REQUEST, read_exactly
+from maskmine.mining.images.decode import MAX_SIDE_PX, DecodedImage, Header, StoredImage
+from maskmine.mining.images.decoder_process import (
+    ABOUT,
+    HEADER,
+    LENGTH,
+    READY,
+    REQUEST,
+    STORED,
+    UPRIGHT,
+    read_exactly,
+)
+from maskmine.mining.images.orientation import Orientation
 from maskmine.mining.images.read import max_bytes, read_bytes, read_head
 from maskmine.mining.storage.urls import Fetch
 from maskmine.schemas.errors import InputError
@@ -38,8 +48,8 @@ from maskmine.schemas.settings import Settings
 class Decoding(Settings):
     """Limits of the child processes that decode images; they keep a harmful image from stopping the run."""
 
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds of decoding after which an image is rejected as `record_timeout`."""
+    timeout_s: float = Field(default=25.0, gt=0)
+    """Seconds of decoding after which an attempt ends; an image of which all do is rejected as `record_timeout`."""
     memory_gb: float = Field(default=4.0, ge=0.5)
     """Address space of a child in 10⁹ bytes; an image that needs more is rejected as `worker_crash`."""
     attempts: int = Field(default=2, ge=1)
@@ -48,30 +58,60 @@ class Decoding(Settings):
     """Whether and how images are read from URLs."""
 
     def size(self, path: str | None, *, max_pixels: int) -> tuple[int, int] | Rejection:
-        """The size of the upright image from the head of its file; as `images.image_size`, in a child process.
+        """The size of the upright image, `(height_px, width_px)`, from the head of its file.
 
         An image whose header lies elsewhere, as some TIFFs have it, is rejected here and may yet be read. So is one
         at a URL, which would be fetched twice.
         """
-        answer = self._ask("size", read_head(path), max_pixels=max_pixels)
-        return answer if isinstance(answer, Rejection) else tuple(answer[0]["size"])
+        header = self.decode_header(read_head(path), max_pixels=max_pixels)
+        return header if isinstance(header, Rejection) else header.upright_px
+
+    def header(self, path: str | None) -> Header | Rejection:
+        """The sizes and the turn of an image, wherever in its file they stand."""
+        header = self.decode_header(read_head(path))
+        if isinstance(header, Rejection) and header.reason == "decode_error":
+            header = self.decode_header(read_bytes(path))
+        return header
 
     def read(self, path: str | None, *, max_pixels: int) -> DecodedImage | Rejection:
-        """The image at `path`; as `images.read_image`, in a child process.
+        """The image at `path`: a plain path, `file://`, an object store (`s3://`, `gs://`), or a location in a tar or
+        table on one of these (`mining/storage/locations.py`); a URL where `fetch` allows it.
 
-        Further reasons are `worker_crash` and `record_timeout`. Raises InputError when no child can be started.
+        Rejected are `missing_file`, `decode_error`, `worker_crash`, `record_timeout` and, from the header alone,
+        `image_too_large`. Raises OSError for a fault of the disk, IncompleteError for one of an object store, and
+        InputError when the library for such a store is not installed or no child can be started.
         """
         data = read_bytes(path, max_bytes=max_bytes(max_pixels), urls=self.fetch)
         return data if isinstance(data, Rejection) else self.decode(data, max_pixels=max_pixels)
 
     def decode(self, data: bytes, *, max_pixels: int) -> DecodedImage | Rejection:
-        """The image in the bytes of a file; as `images.decode_image`, in a child process; rejects as `read`."""
-        answer = self._ask("decode", data, max_pixels=max_pixels)
+        """The image in the bytes of a file; as `decode.decode_image`, in a child process; rejects as `read`."""
+        answer = self._ask(UPRIGHT, data, max_pixels=max_pixels)
         if isinstance(answer, Rejection):
             return answer
         about, pixels = answer
-        rgb_HW3 = np.frombuffer(pixels, np.uint8).reshape(about["shape"])
-        return DecodedImage(rgb_HW3, **{name: about[name] for name in ABOUT})
+        return DecodedImage(_array(about, pixels), **{name: about[name] for name in ABOUT})
+
+    def read_stored(self, path: str | None, *, max_pixels: int) -> StoredImage | Rejection:
+        """The image at `path` as it is stored, in its own mode: see `decode_stored`. Rejects and raises as `read`."""
+        data = read_bytes(path, max_bytes=max_bytes(max_pixels))
+        return data if isinstance(data, Rejection) else self.decode_stored(data, max_pixels=max_pixels)
+
+    def decode_stored(self, data: bytes, *, max_pixels: int, mode: str | None = None) -> StoredImage | Rejection:
+        """The image as it is stored, in Pillow's `mode`; as `decode.decode_stored`, in a child process."""
+        answer = self._ask(mode or STORED, data, max_pixels=max_pixels)
+        if isinstance(answer, Rejection):
+            return answer
+        about, pixels = answer
+        return StoredImage(_array(about, pixels), about["mode"], about["format"], Orientation(*about["orientation"]))
+
+    def decode_header(self, data: bytes | Rejection, *, max_pixels: int = MAX_SIDE_PX**2) -> Header | Rejection:
+        """What stands before the pixels in the bytes of a file, or in the first of them."""
+        answer = self._ask(HEADER, data, max_pixels=max_pixels)
+        if isinstance(answer, Rejection):
+            return answer
+        about, _ = answer
+        return Header(tuple(about["stored_px"]), tuple(about["upright_px"]), Orientation(*about["orientation"]))
 
     def _ask(
         self, op: str, data: bytes | Rejection, *, max_pixels: int
@@ -101,6 +141,10 @@ class Decoding(Settings):
         return Rejection("worker_crash", f"decoding ended its process with {how}, tried {tried}")
 
 
+def _array(about: dict[str, Any], pixels: bytearray) -> np.ndarray[Any, Any]:
+    return np.frombuffer(pixels, np.dtype(about["type"])).reshape(about["shape"])
+
+
 _PIPE_BYTES = 1 << 20  # as much as Linux allows every user; an image then takes one or two writes
 
 # Children that wait for work. They hold no state between images, so all steps of this process share them.
@@ -124,7 +168,7 @@ class _Child:
         self.to_child.flush()
         (length,) = LENGTH.unpack(read_exactly(self.from_child, LENGTH.size))
         about: dict[str, Any] = json.loads(read_exactly(self.from_child, length))
-        return about, read_exactly(self.from_child, int(np.prod(about.get("shape", [0]))))
+        return about, read_exactly(self.from_child, about.get("bytes", 0))
 
     def end(self) -> int:
         """Close the pipes, kill what is left, and return how the process ended (a signal as a negative number)."""

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import (
@@ -27,7 +27,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from maskmine.mining.images.orientation import read_orientation, turn_upright
+from maskmine.mining.images.file_blocks import gif_for_pixels, jpeg_fault
+from maskmine.mining.images.orientation import Orientation, read_orientation, turn_upright
 from maskmine.mining.images.png_chunks import open_png
 from maskmine.schemas.rows import Rejection
 
@@ -51,6 +52,25 @@ class DecodedImage:
     turned_by: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredImage:
+    """Pixels as the file has them, not turned: [H, W] or [H, W, C] of the type that goes with Pillow's `mode`."""
+
+    pixels: np.ndarray[Any, Any]
+    mode: str
+    format: str
+    orientation: Orientation
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the pixels: `(height_px, width_px)` as they are stored and upright, and what turns them."""
+
+    stored_px: tuple[int, int]
+    upright_px: tuple[int, int]
+    orientation: Orientation
+
+
 def decode_image(data: bytes, *, max_pixels: int) -> DecodedImage | Rejection:
     """The image in the bytes of a file: JPEG, PNG, WEBP, GIF, BMP, TIFF, JPEG 2000 or AVIF.
 
@@ -61,20 +81,17 @@ def decode_image(data: bytes, *, max_pixels: int) -> DecodedImage | Rejection:
     return _without_warnings(lambda: _decode(data, max_pixels=max_pixels))
 
 
-def header_size(file: IO[bytes]) -> tuple[int, int] | Rejection:
-    """The size of the upright image from the header alone; a file that breaks off behind it has one."""
-    return _without_warnings(lambda: _header_size(file))
+def decode_stored(data: bytes, *, max_pixels: int, mode: str | None = None) -> StoredImage | Rejection:
+    """The image as it is stored, for label maps, masks and crops; in Pillow's `mode`, by default in its own.
+
+    Nothing beside the pixels of a PNG refuses it. Rejects as `decode_image`.
+    """
+    return _without_warnings(lambda: _decode_stored(data, max_pixels=max_pixels, mode=mode))
 
 
-def open_as_stored(file: IO[bytes]) -> ImageFile.ImageFile:
-    """An image in its own mode and as it is stored, for label maps and masks: as `Image.open` and with its errors, but
-    nothing beside the pixels of a PNG refuses it."""
-    file.seek(0)
-    signature = file.read(_SIGNATURE_BYTES)
-    file.seek(0)
-    if _PNG.match(signature):
-        return open_png(file, pixels=True)
-    return Image.open(file)
+def read_header(data: bytes) -> Header | Rejection:
+    """What stands before the pixels; a file that breaks off behind it has it too."""
+    return _without_warnings(lambda: _read_header(data))
 
 
 class _JpegFile(JpegImagePlugin.JpegImageFile):
@@ -116,8 +133,8 @@ _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
 _SIGNATURE_BYTES = 16  # the longest signature has 12
 # What Pillow is known to raise on broken bytes. An OSError with an errno comes from the disk and is raised again.
 _BROKEN = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError),
+    *(AttributeError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 _WARNINGS_LOCK = threading.Lock()  # the filters belong to the process, and images are decoded in threads
 
@@ -136,48 +153,82 @@ def _without_warnings(decode: Callable[[], Result]) -> Result:
 
 
 def _decode(data: bytes, *, max_pixels: int) -> DecodedImage | Rejection:
-    image = _open_picture(BytesIO(data), pixels=True)
+    image = _open_checked(data, max_pixels=max_pixels)
+    if isinstance(image, Rejection):
+        return image
+    try:
+        orientation = read_orientation(image)
+        image.load()
+        upright = _to_rgb(image)
+        if image.format != "TIFF":  # Pillow turns a TIFF while it loads it
+            upright = turn_upright(upright, orientation)
+        rgb_HW3 = np.array(upright)
+    except _BROKEN as error:
+        return _broken(image.format, error)
+    return DecodedImage(rgb_HW3, hashlib.sha256(data).hexdigest(), orientation.value, orientation.source)
+
+
+def _decode_stored(data: bytes, *, max_pixels: int, mode: str | None) -> StoredImage | Rejection:
+    image = _open_checked(data, max_pixels=max_pixels)
+    if isinstance(image, Rejection):
+        return image
+    try:
+        orientation = read_orientation(image)
+        image.load()
+        shown = image if mode in (None, image.mode) else image.convert(mode)
+        return StoredImage(np.array(shown), shown.mode, image.format or "", orientation)
+    except _BROKEN as error:
+        return _broken(image.format, error)
+
+
+def _read_header(data: bytes) -> Header | Rejection:
+    image = _open_picture(data, pixels=False)
+    if isinstance(image, Rejection):
+        return image
+    try:
+        orientation = read_orientation(image)
+    except _BROKEN as error:
+        return _broken(image.format, error)
+    stored_px = upright_px = image.height, image.width
+    is_turned = isinstance(image, TiffImagePlugin.TiffImageFile) and orientation.source == "EXIF"  # by Pillow
+    if orientation.swaps_sides and not is_turned:
+        upright_px = image.width, image.height
+    return Header(stored_px, upright_px, orientation)
+
+
+def _open_checked(data: bytes, *, max_pixels: int) -> ImageFile.ImageFile | Rejection:
+    """The image with its header read, of a size that is allowed."""
+    image = _open_picture(data, pixels=True)
     if isinstance(image, Rejection):
         return image
     if image.width * image.height > max_pixels:
         return _too_large(image, max_pixels=max_pixels)
     if max(image.size) > MAX_SIDE_PX:
         return Rejection("image_too_large", f"{image.width} × {image.height}: a side of more than {MAX_SIDE_PX} pixels")
-    orientation = read_orientation(image)
-    try:
-        image.load()
-        upright = _to_rgb(image)
-    except _BROKEN as error:
-        return _broken(image.format, error)
-    if image.format != "TIFF":  # Pillow turns a TIFF while it loads it
-        upright = turn_upright(upright, orientation)
-    return DecodedImage(np.array(upright), hashlib.sha256(data).hexdigest(), orientation.value, orientation.source)
+    return image
 
 
-def _header_size(file: IO[bytes]) -> tuple[int, int] | Rejection:
-    image = _open_picture(file, pixels=False)
-    if isinstance(image, Rejection):
-        return image
-    orientation = read_orientation(image)
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and orientation.source == "EXIF":  # Pillow swapped them
-        return image.height, image.width
-    return (image.width, image.height) if orientation.swaps_sides else (image.height, image.width)
-
-
-def _open_picture(file: IO[bytes], *, pixels: bool) -> ImageFile.ImageFile | Rejection:
+def _open_picture(data: bytes, *, pixels: bool) -> ImageFile.ImageFile | Rejection:
     """The image with its header read, its pixels not yet, and those of a PNG only if they are wanted."""
-    file.seek(0)
-    start = file.read(_SIGNATURE_BYTES)
-    file.seek(0)
-    if not start:
+    if not data:
         return Rejection("decode_error", "empty file")
     for signature, reader in _READERS:
-        if signature.match(start):
+        if signature.match(data):
             try:
-                return open_png(file, pixels=pixels) if reader is PngImagePlugin.PngImageFile else reader(file)
+                return _open_as(reader, data, pixels=pixels)
             except _BROKEN as error:
                 return _broken(reader.format, error)
-    return Rejection("decode_error", f"not a picture: begins with {start.decode('latin-1')!a}")
+    return Rejection("decode_error", f"not a picture: begins with {data[:_SIGNATURE_BYTES].decode('latin-1')!a}")
+
+
+def _open_as(reader: type[ImageFile.ImageFile], data: bytes, *, pixels: bool) -> ImageFile.ImageFile:
+    if reader is PngImagePlugin.PngImageFile:
+        return open_png(BytesIO(data), pixels=pixels)
+    if reader is GifImagePlugin.GifImageFile:
+        data = gif_for_pixels(data)
+    if reader is _JpegFile and (fault := jpeg_fault(data)):
+        raise SyntaxError(fault)
+    return reader(BytesIO(data))
 
 
 def _broken(kind: str | None, error: Exception) -> Rejection:

@@ -12,13 +12,12 @@ import resource
 import signal
 import struct
 import sys
-from io import BytesIO
 from typing import IO, Any
 
 import numpy as np
 from PIL import AvifImagePlugin
 
-from maskmine.mining.images.decode import DecodedImage, decode_image, header_size
+from maskmine.mining.images.decode import DecodedImage, StoredImage, decode_image, decode_stored, read_header
 from maskmine.schemas.rows import Rejection
 
 # Fixed heads of requests and answers, see the top of `child_decoder.py`, and what a child sends when it is ready.
@@ -26,6 +25,9 @@ REQUEST = struct.Struct("<6sQdQQ")
 LENGTH = struct.Struct("<I")
 READY = b"ready\n"
 ABOUT = ("sha256", "orientation", "turned_by")  # what an answer says of an image besides its pixels
+HEADER = "header"
+UPRIGHT = "decode"
+STORED = "stored"  # and a mode of Pillow in its place, into which the image is converted
 
 
 def main() -> None:
@@ -60,17 +62,30 @@ def main() -> None:
 
 
 def _answer(op: str, data: bytes, *, max_pixels: int, memory_bytes: int) -> tuple[dict[str, Any], bytes | memoryview]:
+    answer: Any
     try:
-        answer = header_size(BytesIO(data)) if op == "size" else decode_image(data, max_pixels=max_pixels)
+        if op == HEADER:
+            answer = read_header(data)
+        elif op == UPRIGHT:
+            answer = decode_image(data, max_pixels=max_pixels)
+        else:
+            answer = decode_stored(data, max_pixels=max_pixels, mode=None if op == STORED else op)
     except MemoryError:
         return {"rejection": ["worker_crash", f"decoding needs more than {memory_bytes / 1e9:g} GB of memory"]}, b""
     if isinstance(answer, Rejection):
         return {"rejection": [answer.reason, answer.detail]}, b""
     if isinstance(answer, DecodedImage):
-        rgb_HW3 = np.ascontiguousarray(answer.rgb_HW3)
-        about = {"shape": rgb_HW3.shape, **{name: getattr(answer, name) for name in ABOUT}}
-        return about, rgb_HW3.data.cast("B")
-    return {"size": answer}, b""
+        return _with_pixels(answer.rgb_HW3, {name: getattr(answer, name) for name in ABOUT})
+    if isinstance(answer, StoredImage):
+        about = {"mode": answer.mode, "format": answer.format, "orientation": answer.orientation}
+        return _with_pixels(answer.pixels, about)
+    return {"stored_px": answer.stored_px, "upright_px": answer.upright_px, "orientation": answer.orientation}, b""
+
+
+def _with_pixels(pixels: np.ndarray[Any, Any], about: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+    pixels = np.ascontiguousarray(pixels)
+    about |= {"shape": pixels.shape, "type": pixels.dtype.str, "bytes": pixels.nbytes}
+    return about, pixels.reshape(-1).view(np.uint8).data
 
 
 def _limit_memory(max_bytes: int) -> None:

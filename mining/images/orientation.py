@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image, TiffImagePlugin
 
 # What brings an image of each orientation upright (EXIF 2.32, 4.6.4 A); 1 is upright.
@@ -23,6 +24,15 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_ARRAY_TURNS: Mapping[int, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: np.swapaxes(stored, 0, 1),
+    6: lambda stored: np.rot90(stored, 3),
+    7: lambda stored: np.rot90(np.fliplr(stored), 1),
+    8: np.rot90,
 }
 RAW_PROFILE = "Raw profile type exif"
 PNG_XMP = "XML:com.adobe.xmp"
@@ -62,6 +72,12 @@ def turn_upright(image: Image.Image, orientation: Orientation) -> Image.Image:
     """The image as it is seen; of a TIFF, Pillow has done this already when its pixels are loaded."""
     turn = _TURNS.get(orientation.value)
     return image if turn is None else image.transpose(turn)
+
+
+def turn_upright_array(stored: np.ndarray[Any, Any], orientation: Orientation) -> np.ndarray[Any, Any]:
+    """As `turn_upright`, for pixels of shape [H, W] or [H, W, C]."""
+    turn = _ARRAY_TURNS.get(orientation.value)
+    return stored if turn is None else np.ascontiguousarray(turn(stored))
 
 
 def _orientation(value: object, source: str) -> Orientation | None:

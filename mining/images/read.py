@@ -1,7 +1,5 @@
-"""Images: from a path to upright RGB pixels, or to the reason why not.
-
-Shapes: H, W height and width in pixels of the upright image. A size is always `(height_px, width_px)`.
-"""
+"""Images: from a path to the bytes of a file, or to the reason why not. What decodes them is a process of its own
+(`mining/images/child_decoder.py`), whoever wrote them."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import IO
 
-from maskmine.mining.images.decode import MAX_SIDE_PX, DecodedImage, Result, decode_image, header_size
+from maskmine.mining.images.decode import MAX_SIDE_PX, Result
 from maskmine.mining.storage.locations import Cell, Slice, parse_location
 from maskmine.mining.storage.names import other_spellings, path_as_stored, utf8_name
 from maskmine.mining.storage.stores import (
@@ -30,22 +28,13 @@ from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import Rejection
 
 
-def read_image(path: str | None, *, max_pixels: int) -> DecodedImage | Rejection:
-    """The image at `path`: a plain path, `file://`, an object store (`s3://`, `gs://`), or a location in a tar or table
-    on one of these (`mining/storage/locations.py`).
-
-    Rejected are `missing_file`, `decode_error` and, from the header alone, `image_too_large`. Raises OSError for a
-    fault of the disk, IncompleteError for one of an object store, and InputError when the library for such a store is
-    not installed.
-    """
-    data = read_bytes(path, max_bytes=max_bytes(max_pixels))
-    return data if isinstance(data, Rejection) else decode_image(data, max_pixels=max_pixels)
-
-
 def read_bytes(path: str | None, *, max_bytes: int = 1 << 30, urls: Fetch | None = None) -> bytes | Rejection:
-    """The bytes of the file at `path`, `missing_file`, or `image_too_large` beyond `max_bytes`; raises as above.
+    """The bytes of the file at `path`, `missing_file`, or `image_too_large` beyond `max_bytes`.
 
-    A URL is read when `urls` allows it, and may be `fetch_failed` or `fetch_refused`.
+    A path is a plain one, `file://`, one on an object store (`s3://`, `gs://`), or a location in a tar or table on one
+    of these (`mining/storage/locations.py`). A URL is read when `urls` allows it, and may be `fetch_failed` or
+    `fetch_refused`. Raises OSError for a fault of the disk, IncompleteError for one of an object store, and InputError
+    when the library for such a store is not installed.
     """
     data: bytes | Rejection
     if path is not None and urls is not None and urls.allow and scheme_of(path) in URL_SCHEMES:
@@ -58,23 +47,13 @@ def read_bytes(path: str | None, *, max_bytes: int = 1 << 30, urls: Fetch | None
 
 
 def read_head(path: str | None) -> bytes | Rejection:
-    """The first bytes of the file at `path`, enough for nearly every header; rejects and raises as `read_image`."""
+    """The first bytes of the file at `path`, enough for nearly every header; rejects and raises as `read_bytes`."""
     return _with_file(path, lambda file: file.read(_HEAD_BYTES), most=_HEAD_BYTES)
 
 
 def max_bytes(max_pixels: int) -> int:
     """The largest file that an image of `max_pixels` may have."""
     return max_pixels * _MAX_BYTES_PER_PIXEL + _HEADER_BYTES
-
-
-def image_size(source: str | bytes | None) -> tuple[int, int] | Rejection:
-    """The size of the upright image from the header alone; `source` is a path or a file's bytes.
-
-    A file that breaks off behind its header has a size; only `read_image` detects that.
-    """
-    if isinstance(source, bytes):
-        return header_size(BytesIO(source))
-    return _with_file(source, header_size)
 
 
 _HEAD_BYTES = 1 << 18  # a camera's EXIF and colour profile are 64 kB each at most

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from maskmine.mining.images.read import read_image
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.models.devices import DeviceKind, open_device
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
 from maskmine.mining.storage.coco_json import FaultLines, open_coco
@@ -206,7 +206,7 @@ def _as_proposals(drawn: _Drawn, *, device: torch.device) -> Proposals:
 
 def _segment_ids(path: str, *, size_px: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.int32]] | Rejection:
     """The segment of every pixel, [H, W], which a panoptic PNG stores as R + 256 G + 65536 B."""
-    picture = read_image(path, max_pixels=size_px[0] * size_px[1])
+    picture = Decoding().read(path, max_pixels=size_px[0] * size_px[1])
     if isinstance(picture, Rejection):
         return Rejection("no_masks", f"panoptic segments: {picture.reason} ({picture.detail})")
     if picture.rgb_HW3.shape[:2] != size_px:

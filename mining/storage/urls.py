@@ -8,15 +8,17 @@ to, whatever names, redirects and DNS do in between.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import re
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from maskmine.mining.storage.addresses import Intranet, is_public
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import Settings
@@ -28,7 +30,7 @@ URL_SCHEMES = ("http", "https")  # read only where the user allows it
 
 
 class Fetch(Settings):
-    """Whether images are read from URLs, and with which limits. Private addresses are never read."""
+    """Whether images are read from URLs, and with which limits. Private addresses are not, but those of `intranet`."""
 
     allow: bool = False
     """Whether images are read from URLs at all; `maskmine mine --fetch allow` sets it."""
@@ -43,23 +45,15 @@ class Fetch(Settings):
     robots: Annotated[tuple[str, ...], Field(strict=False)] = ("noai", "noimageai", "noindex", "noimageindex")
     """Words of an `X-Robots-Tag` header, addressed to everybody or to `maskmine`, that keep an image from being
     read."""
+    intranet: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Hosts that are read though their addresses are not public: names (`images.corp`, or `.corp` for all below it),
+    addresses and networks (`10.1.0.0/16`)."""
 
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also by the IPv4 address that an IPv6 one may carry."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = [parsed.ipv4_mapped, parsed.sixtofour, *(parsed.teredo or ())]
-        if parsed in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
-        if not all(is_public(str(one)) for one in inner if one is not None):
-            return False
-        if parsed.ipv4_mapped is not None:
-            return True
-    return parsed.is_global and not parsed.is_multicast
+    @field_validator("intranet")
+    @classmethod
+    def _known_forms(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        Intranet.parse(entries)
+        return entries
 
 
 def fetch_url(url: str, *, fetch: Fetch, is_allowed: Callable[[str], bool] = is_public) -> bytes | Rejection:
@@ -79,9 +73,12 @@ def require_aiohttp() -> None:
         raise InputError("URLs are read by aiohttp, which is not installed; pip install 'maskmine[fetch]'") from error
 
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # carries an IPv4 address in its last 32 bits (RFC 6052)
 _AGENT = "maskmine"  # how this program names itself to hosts
 _READ_BYTES = 1 << 16  # of a piece, after which the size is checked
+_TO_US = ("*", "robots", _AGENT)
+_ADDRESSED = re.compile(r"\s*([*a-z_][\w./*-]*)\s*:")  # the name of a robot, or of a word with a value
+_WITH_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+_FLAGS, _NUMERIC = socket.AI_ADDRCONFIG, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 _REDIRECTS, _BUSY = (301, 302, 303, 307, 308), (429, 503)  # HTTP status codes
 # Types of content that are certainly no image; others are decoded to see.
 _NO_PICTURE = ("text/", "application/json", "application/xml", "application/xhtml", "video/", "audio/")
@@ -89,15 +86,21 @@ _NO_PICTURE = ("text/", "application/json", "application/xml", "application/xhtm
 
 @dataclass(eq=False)
 class _Gate:
-    """Lets sockets be made for allowed addresses only, and remembers that one was not."""
+    """Lets sockets be made for allowed addresses only, and remembers that one was not.
+
+    `host_allowed`: the user allows the host that is connected to by its name, whatever its address is.
+    """
 
     is_allowed: Callable[[str], bool]
+    intranet: Intranet
+    host_allowed: bool = False
     refused: list[str] = field(default_factory=list)
 
     def __call__(self, address: Any) -> socket.socket:
         family, kind, protocol, _, to = address
-        if not self.is_allowed(str(to[0])):
-            self.refused.append(str(to[0]))
+        host = str(to[0])
+        if not (self.host_allowed or self.is_allowed(host) or self.intranet.has_address(host)):
+            self.refused.append(host)
             raise OSError("not a public address")
         created = socket.socket(family, kind, protocol)
         created.setblocking(False)
@@ -107,8 +110,8 @@ class _Gate:
 async def _within_time(url: str, *, fetch: Fetch, is_allowed: Callable[[str], bool]) -> bytes | Rejection:
     import aiohttp
 
-    gate = _Gate(is_allowed)
-    connector = aiohttp.TCPConnector(socket_factory=gate, use_dns_cache=False, force_close=True)
+    gate = _Gate(is_allowed, Intranet.parse(fetch.intranet))
+    connector = aiohttp.TCPConnector(resolver=_resolver(), socket_factory=gate, use_dns_cache=False, force_close=True)
     try:
         async with (
             asyncio.timeout(fetch.timeout_s),
@@ -123,6 +126,42 @@ async def _within_time(url: str, *, fetch: Fetch, is_allowed: Callable[[str], bo
             return await _with_attempts(session, url, fetch=fetch, gate=gate)
     except TimeoutError:
         return Rejection("fetch_failed", f"took more than {fetch.timeout_s:g} s")
+
+
+def _resolver() -> Any:
+    """Asks the name server in a thread that nobody waits for once time is over, as one of a pool would be."""
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[list[Any]] = loop.create_future()
+
+            def tell(found: list[Any] | None, error: Exception | None) -> None:
+                if not answer.done():
+                    answer.set_exception(error) if error else answer.set_result(found or [])
+
+            def ask() -> None:
+                found, fault = None, None
+                try:
+                    found = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, flags=_FLAGS)
+                except (OSError, ValueError) as error:
+                    fault = error
+                with suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(tell, found, fault)
+
+            threading.Thread(target=ask, name="name server", daemon=True).start()
+            return [
+                ResolveResult(hostname=host, host=str(to[0]), port=port, family=kind, proto=protocol, flags=_NUMERIC)
+                for kind, _, protocol, _, to in await answer
+            ]
+
+        async def close(self) -> None:
+            """There is nothing to close."""
+
+    return Resolver()
 
 
 async def _with_attempts(session: aiohttp.ClientSession, url: str, *, fetch: Fetch, gate: _Gate) -> bytes | Rejection:
@@ -145,6 +184,7 @@ async def _follow(session: aiohttp.ClientSession, url: str, *, fetch: Fetch, gat
         for _ in range(fetch.redirects + 1):
             if to.scheme not in URL_SCHEMES or not to.host or to.user or to.password:
                 return Rejection("fetch_refused", "leads to something else than a plain http or https URL")
+            gate.host_allowed = gate.intranet.has_name(to.host)
             async with session.get(to, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS or "Location" not in response.headers:
                     return await _read(response, fetch=fetch)
@@ -183,14 +223,24 @@ async def _read(response: aiohttp.ClientResponse, *, fetch: Fetch) -> bytes | Re
 
 
 def forbids(tags: list[str], words: tuple[str, ...]) -> bool:
-    """Whether `X-Robots-Tag` headers say one of the words, to all (`noai`) or to us (`maskmine: noai, nofollow`)."""
-    for tag in tags:
-        agent, _, directives = tag.rpartition(":")
-        if agent.strip().lower() in ("", "*", _AGENT) and {w.strip().lower() for w in directives.split(",")} & set(
-            words
-        ):
-            return True
-    return False
+    """Whether `X-Robots-Tag` headers say one of the words to us or to all.
+
+    A header may speak to several robots, each before its words, as in `otherbot: noindex, maskmine: noai, nofollow`;
+    what stands before the first of them is for all. `none` is `noindex` and `nofollow`.
+    """
+    unwanted = {word.lower() for word in words}
+    unwanted |= {"none"} if unwanted & {"noindex", "nofollow"} else set()
+    return any(not unwanted.isdisjoint(_told_to_us(tag)) for tag in tags)
+
+
+def _told_to_us(tag: str) -> Iterator[str]:
+    to_us = True
+    for piece in tag.lower().split(","):
+        rest, named = piece, None
+        while (named := _ADDRESSED.match(rest)) is not None and named[1] not in _WITH_VALUES:
+            to_us, rest = named[1].partition("/")[0] in _TO_US, rest[named.end() :]
+        if to_us:
+            yield from re.split(r"[\s;]+", rest)
 
 
 def _pause_s(retry_after: str | None) -> float:

@@ -7,7 +7,6 @@ from when it was written reveal that.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -17,8 +16,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.publish import IDENTITY_FILE, RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
@@ -26,7 +26,7 @@ from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, VERDICTS_FOLDER, 
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import Manifest, ShardEntry
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.rows import Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
 
 # What .json and index both have, and only a mistake in writing can make differ.
@@ -35,6 +35,7 @@ _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
 _SUM = re.compile(r"([0-9a-f]{64})  ((?!/)[^\\]+)")
+_DECODING = Decoding()
 _SIGNED_SINCE = 3  # the format version that brought SHA256SUMS.run
 
 
@@ -213,16 +214,19 @@ def _check_content(
 ) -> Iterator[str]:
     try:
         record = json.loads(record_json)
-        with Image.open(io.BytesIO(mask_png)) as mask_image, Image.open(io.BytesIO(image)) as crop:
-            mask_HW, crop_size = np.asarray(mask_image), crop.size
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except (ValueError, RecursionError) as error:
         yield f"a member cannot be read: {error}"
         return
+    mask, crop = _DECODING.decode_stored(mask_png, max_pixels=MAX_SIDE_PX**2), _DECODING.decode_header(image)
+    if isinstance(mask, Rejection) or isinstance(crop, Rejection):
+        yield f"a member cannot be read: {mask.detail if isinstance(mask, Rejection) else crop.detail}"  # type: ignore[union-attr]
+        return
+    mask_HW = mask.pixels
     if not isinstance(record, dict) or record.keys() != keys:
         yield "its .json does not have the keys of the format"
         return
     x0, y0, x1, y1 = row.crop_xyxy
-    if not crop_size == (x1 - x0, y1 - y0) == (mask_HW.shape[1], mask_HW.shape[0]):
+    if not crop.stored_px == (y1 - y0, x1 - x0) == mask_HW.shape:
         yield "crop, mask and index differ in size"
     if not np.isin(mask_HW, (0, 255)).all() or not mask_HW.any():
         yield "the mask has other values than 0 and 255, or no foreground"

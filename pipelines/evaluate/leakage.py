@@ -15,8 +15,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar, get_args
 
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.perceptual_hash import close_pairs, image_hash
-from maskmine.mining.images.read import read_image
 from maskmine.mining.storage.locations import parse_location
 from maskmine.mining.text.labels import load_synonyms
 from maskmine.pipelines.dataset.finished_run import FinishedRun
@@ -254,7 +254,7 @@ def _hash_files(paths: Iterable[str], *, looks: bool, tick: Callable[[int], None
     """The hashes of each file."""
 
     def read(path: str) -> Hashes:
-        image = read_image(path, max_pixels=_MAX_PIXELS)
+        image = Decoding().read(path, max_pixels=_MAX_PIXELS)
         if isinstance(image, Rejection):
             return None, None
         return image.sha256, image_hash(image.rgb_HW3) if looks else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from maskmine.mining.exports.images import decode_crop
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.outline import Colour, draw_outline
-from maskmine.mining.images.read import read_image
 from maskmine.pipelines.dataset.finished_run import FinishedRun, MinedImage
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
@@ -63,7 +63,7 @@ def contact_sheet(run: RunFolder, *, to: Path, images: int = 12, noun: str | Non
         raise InputError(f"{run.root}: there is no pair {what} to show; see `maskmine errors {run.root}`")
     tiles, pieced = [], 0
     for photo in photos:
-        decoded = read_image(photo.mined.image.path, max_pixels=_MAX_PIXELS)
+        decoded = Decoding().read(photo.mined.image.path, max_pixels=_MAX_PIXELS)
         pieced += isinstance(decoded, Rejection)
         whole = _piece_together(finished, photo) if isinstance(decoded, Rejection) else Image.fromarray(decoded.rgb_HW3)
         tiles.append(_tile(photo, whole))
@@ -88,8 +88,7 @@ def _piece_together(finished: FinishedRun, photo: _Photo) -> Image.Image:
     """The crops of an image where they were cut, on a plain ground."""
     whole = Image.new("RGB", (photo.mined.regions.width_px, photo.mined.regions.height_px), _UNKNOWN)
     for row in photo.samples:
-        with Image.open(io.BytesIO(finished.sample(row).image)) as crop:
-            whole.paste(crop.convert("RGB"), row.crop_xyxy[:2])
+        whole.paste(decode_crop(finished.sample(row)), row.crop_xyxy[:2])
     return whole
 
 

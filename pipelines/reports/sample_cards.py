@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from maskmine.mining.exports.images import decode
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.storage.query import query_cells
 from maskmine.mining.storage.stores import scheme_of
@@ -144,13 +145,13 @@ def read_samples(db: Any, query: str, **parameters: Any) -> tuple[SampleRow, ...
 
 
 def _card(finished: FinishedRun, row: SampleRow) -> Card:
-    sample = finished.sample(row)
-    with Image.open(io.BytesIO(sample.image)) as crop, Image.open(io.BytesIO(sample.mask_png)) as mask:
-        scale = min(1.0, _SIDE_PX / max(crop.size)) if max(crop.size) > _SIDE_PX // 2 else 2.0
-        size = (max(1, round(crop.width * scale)), max(1, round(crop.height * scale)))
-        picture = crop.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        veiled = Image.blend(picture, Image.new("RGB", size, _VEIL_RGB), _VEIL_SHARE)
-        shown = Image.composite(picture, veiled, mask.convert("L").resize(size, Image.Resampling.BILINEAR))
+    cutout = decode(finished.sample(row))
+    crop, mask = cutout.image, cutout.mask
+    scale = min(1.0, _SIDE_PX / max(crop.size)) if max(crop.size) > _SIDE_PX // 2 else 2.0
+    size = (max(1, round(crop.width * scale)), max(1, round(crop.height * scale)))
+    picture = crop.resize(size, Image.Resampling.BICUBIC)
+    veiled = Image.blend(picture, Image.new("RGB", size, _VEIL_RGB), _VEIL_SHARE)
+    shown = Image.composite(picture, veiled, mask.resize(size, Image.Resampling.BILINEAR))
     start, end = _window(row)
     return Card(
         data_uri(shown),

@@ -9,6 +9,7 @@ from threading import Lock
 
 from PIL import Image
 
+from maskmine.mining.exports.images import decode_crop
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import grow_box
 from maskmine.mining.images.outline import draw_outline
@@ -82,8 +83,7 @@ class Drawer:
             rows = self._finished.rows(item.part, SampleRow)
             row = next((row for row in rows if row.key == item.key), None)
             if row is not None:
-                with Image.open(io.BytesIO(self._finished.sample(row).image)) as crop:
-                    ground.paste(crop.convert("RGB"), row.crop_xyxy[:2])
+                ground.paste(decode_crop(self._finished.sample(row)), row.crop_xyxy[:2])
         except IncompleteError:  # shards that a run is making anew
             pass
         return ground

@@ -10,13 +10,11 @@ import posixpath
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from maskmine.mining.images.decode import DecodedImage, open_as_stored
-from maskmine.mining.images.read import read_bytes
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.decode import MAX_SIDE_PX, DecodedImage
 from maskmine.mining.models.devices import open_device
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
 from maskmine.pipelines.planning.plan import Plan
@@ -42,6 +40,8 @@ AS_SET = "as set"
 
 _STEPS = {False: "maps", True: "bottleneck"}  # folders of the run, by `Benchmark.oracle`
 _VERSION = 1  # raised when the code changes what a cell holds
+_MAX_MAP_PIXELS = MAX_SIDE_PX**2
+_OTHER_FORMAT = "neither PNG nor TIFF"
 _LABEL_MODES = {"1", "L", "P", "I", "I;16", "I;16B"}  # one channel: label numbers, or the index of a palette
 
 CountImages = Callable[[Sequence[AnnotatedImage], Tick], list[EvaluatedRow]]
@@ -203,20 +203,17 @@ def read_label_map(path: str) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
     Raises InputError for a colour image, which is no label map.
     """
-    data = read_bytes(path)
-    if isinstance(data, Rejection):
-        return data
-    try:
-        with open_as_stored(BytesIO(data)) as image:
-            if image.format not in ("PNG", "TIFF"):
-                return Rejection("decode_error", "label map: neither PNG nor TIFF")
-            if image.mode not in _LABEL_MODES:
-                raise InputError(f"{path}: is in colour ({image.mode}), not a map of labels; prepare the set first")
-            return np.array(image).astype(np.int32)
-    except UnidentifiedImageError:
-        return Rejection("decode_error", "label map: neither PNG nor TIFF")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return Rejection("decode_error", f"label map: {type(error).__name__}")
+    stored = Decoding().read_stored(path, max_pixels=_MAX_MAP_PIXELS)
+    if isinstance(stored, Rejection):
+        if stored.reason == "missing_file":
+            return stored
+        other = stored.detail.startswith("not a picture")
+        return Rejection(stored.reason, f"label map: {_OTHER_FORMAT if other else stored.detail}")
+    if stored.format not in ("PNG", "TIFF"):
+        return Rejection("decode_error", f"label map: {_OTHER_FORMAT}")
+    if stored.mode not in _LABEL_MODES:
+        raise InputError(f"{path}: is in colour ({stored.mode}), not a map of labels; prepare the set first")
+    return stored.pixels.astype(np.int32)
 
 
 def _open_as_set(settings: Segmenter, *, classes: Sequence[str]) -> SegmentCases:

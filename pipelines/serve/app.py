@@ -38,6 +38,7 @@ _TEXT_BYTES = 1_000_000  # of a text field
 _POLL_S = 0.5  # how soon a user who has left is noticed
 _STATIC = ("serve.css", "serve.js")
 _STATUS = {"image_too_large": 413, "decode_error": 415}
+_DECODERS = 4  # images that are decoded at the same time, so that one that takes long keeps few waiting
 
 Result = TypeVar("Result")
 NamedFile = tuple[str, bytes]
@@ -75,6 +76,7 @@ class _Site:
 
     def __init__(self, service: Service, stopping: Callable[[], bool]) -> None:
         self._service = service
+        self._decoders = _Queue(service.settings.max_waiting, stopping, threads=_DECODERS)
         self._queue = _Queue(service.settings.max_waiting, stopping)
         self._recent = _Recent()
 
@@ -87,7 +89,7 @@ class _Site:
         form, upload = await _read_form(request, max_mb=self._service.settings.max_upload_mb)
         entered = request.state.entered = read_entered(form, self._service)
         checked = check_entered(entered, self._service)
-        image = upload or self._example(entered)
+        image = self._picture(upload, entered)
         if isinstance(image, Fault) or checked.choice is None:
             raise _RefusedError(422, *checked.faults, *([image] if isinstance(image, Fault) else []))
         shown = await self._segment(*image, checked.choice, request=request)
@@ -117,7 +119,11 @@ class _Site:
             raise HTTPException(404, "no such example")
         return Response(self._service.examples[number].shown, media_type="image/jpeg")
 
-    def _example(self, entered: Entered) -> NamedFile | Fault:
+    def _picture(self, upload: NamedFile | None, entered: Entered) -> NamedFile | Fault:
+        if upload is not None and entered.example:
+            return Fault("picture", "Two pictures are given: choose the example, or the picture of your own")
+        if upload is not None:
+            return upload
         if not entered.example:
             return Fault("picture", "No picture is chosen: upload one, or pick an example")
         examples = {str(number): (example.name, example.data) for number, example in enumerate(self._service.examples)}
@@ -128,7 +134,12 @@ class _Site:
         recent = self._recent.get(key_of(data, name=name, choice=choice))
         if recent is not None:
             return Shown(name, recent, 0.0)
-        work = partial(self._service.answer, data, name=name, choice=choice)
+        self._queue.refuse_if_full()
+        decode = partial(self._service.decode, data, choice=choice)
+        uploaded, waited_to_decode_s = await self._decoders.run(decode, request=request)
+        if isinstance(uploaded, Rejection):
+            raise _RefusedError(_STATUS.get(uploaded.reason, 422), Fault("picture", _reason(uploaded)))
+        work = partial(self._service.answer, uploaded, name=name, choice=choice)
         try:
             answer, waited_s = await self._queue.run(work, request=request)
         except InputError as error:
@@ -137,23 +148,27 @@ class _Site:
         if isinstance(answer, Rejection):
             raise _RefusedError(_STATUS.get(answer.reason, 422), Fault("picture", _reason(answer)))
         self._recent.put(answer)
-        return Shown(name, answer, waited_s)
+        return Shown(name, answer, waited_to_decode_s + waited_s)
 
 
 class _Queue:
-    """Runs one job at a time, in the order of arrival; further jobs are refused where `max_waiting` wait already."""
+    """Runs some jobs at a time, in the order of arrival; further ones are refused where `max_waiting` wait already."""
 
-    def __init__(self, max_waiting: int, stopping: Callable[[], bool]) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="segment")
-        self._max_jobs = max_waiting + 1
+    def __init__(self, max_waiting: int, stopping: Callable[[], bool], *, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="segment")
+        self._threads, self._max_jobs = threads, max_waiting + threads
         self._stopping = stopping
         self._jobs = 0
 
+    def refuse_if_full(self) -> None:
+        """Raises _RefusedError where no further job is taken."""
+        if self._jobs >= self._max_jobs:
+            line = f"{self._jobs - self._threads} others are waiting already: try again in a minute"
+            raise _RefusedError(503, Fault("", line))
+
     async def run(self, work: Callable[[], Result], *, request: Request) -> tuple[Result, float]:
         """The result and the seconds until the job started. A job is dropped when its user has left before that."""
-        if self._jobs >= self._max_jobs:
-            line = f"{self._jobs - 1} others are waiting already: try again in a minute"
-            raise _RefusedError(503, Fault("", line))
+        self.refuse_if_full()
         self._jobs += 1
         submitted = time.monotonic()
         job = self._pool.submit(lambda: (time.monotonic() - submitted, work()))
@@ -208,6 +223,9 @@ async def _read_form(request: Request, *, max_mb: float) -> tuple[Mapping[str, o
     request = Request(request.scope, bounded(request.receive, max_bytes + _FORM_BYTES, error=too_large))
     try:
         async with request.form(max_files=1, max_fields=20, max_part_size=_TEXT_BYTES) as form:
+            if len(form.multi_items()) > len(form):
+                twice = next(name for name in form if len(form.getlist(name)) > 1)
+                raise _RefusedError(400, Fault("", f"The form cannot be read: it has `{twice[:40]}` more than once"))
             upload = form.get("picture")
             if not isinstance(upload, UploadFile) or not upload.filename:
                 return form, None
@@ -231,4 +249,6 @@ def _reason(rejection: Rejection) -> str:
     if rejection.reason == "decode_error":
         kinds = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and JPEG 2000"
         return f"This cannot be read as a picture ({rejection.detail}): {kinds} are taken"
+    if rejection.reason in ("record_timeout", "worker_crash"):
+        return f"The picture takes more to decode than it is worth ({rejection.detail}): save it anew, as JPEG or PNG"
     return f"The picture came to nothing: {rejection.reason} ({rejection.detail})"

@@ -21,6 +21,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.devices import fix_threads, open_device
 from maskmine.mining.proposers.proposals import LoadedImage, Proposer
 from maskmine.mining.regions import AnyProposals
@@ -88,7 +89,9 @@ class Serving(Settings):
     max_classes: Annotated[int, Field(ge=1, le=65_535)] = 1000
     """Classes of a request at most."""
     max_waiting: Annotated[int, Field(ge=0)] = 16
-    """Requests that may wait; further ones are refused."""
+    """Requests that may wait; further ones are refused. Each holds its decoded image, 3 bytes a pixel."""
+    max_decode_s: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """Seconds of decoding after which an upload is refused; it is decoded before it takes a turn of the models."""
 
     @model_validator(mode="after")
     def _proposals_of_any_picture(self) -> Serving:
@@ -164,6 +167,14 @@ class ReadyExample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Upload:
+    """The bytes of an image file, and its pixels."""
+
+    data: bytes
+    image: DecodedImage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Service:
     """The models and the examples. Callers segment one image at a time."""
 
@@ -171,15 +182,20 @@ class Service:
     offers: dict[str, Offer]
     examples: tuple[ReadyExample, ...]
 
-    def answer(self, data: bytes, *, name: str, choice: Choice) -> Answer | Rejection:
-        """The map of the image in the bytes of a file, which its owner calls `name`.
+    def decode(self, data: bytes, *, choice: Choice) -> Upload | Rejection:
+        """The image in the bytes of a file. Callers decode several at a time."""
+        decoding = self.offers[choice.segmenter].settings.decoding
+        timeout_s = min(decoding.timeout_s, self.settings.max_decode_s / decoding.attempts)
+        limited = decoding.model_copy(update={"timeout_s": timeout_s})
+        image = limited.decode(data, max_pixels=self.settings.max_image_pixels)
+        return image if isinstance(image, Rejection) else Upload(data, image)
+
+    def answer(self, upload: Upload, *, name: str, choice: Choice) -> Answer | Rejection:
+        """The map of an image, which its owner calls `name`.
 
         Raises InputError for classes that the classifier of the proposals does not know.
         """
-        variant = self.offers[choice.segmenter].towers[choice.tower]
-        image = variant.settings.decoding.decode(data, max_pixels=self.settings.max_image_pixels)
-        if isinstance(image, Rejection):
-            return image
+        variant, image = self.offers[choice.segmenter].towers[choice.tower], upload.image
 
         # The map, by the loaded models with the chosen settings.
         start = time.monotonic()
@@ -201,7 +217,9 @@ class Service:
         files = dict(sorted(files.items(), key=lambda file: file[0].endswith(".json")))  # pictures first
         shown = (as_png(tinted, compress_level=1), _jpeg(draw_photo(image.rgb_HW3)))  # a quarter of the time
         files |= dict(zip(SHOWN_FILES, shown, strict=True))
-        return Answer(key_of(data, name=name, choice=choice), segmentation, files, image.rgb_HW3.shape[:2], took_s)
+        return Answer(
+            key_of(upload.data, name=name, choice=choice), segmentation, files, image.rgb_HW3.shape[:2], took_s
+        )
 
 
 def stem_of(name: str) -> str:

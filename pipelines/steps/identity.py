@@ -114,7 +114,7 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         "shards": (filters, shards, *decided),
     }
     fetch = settings.regions.decoding.fetch
-    fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots)
+    fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots, *([fetch.intranet] if fetch.intranet else []))
     return Identity(values, by_step, text, fetching, verdicts.wrong)
 
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from maskmine.pipelines.web.connections import Gate, guarded, room_for_connections
 from maskmine.schemas.errors import InputError
 
 OpenApp = Callable[[tuple[str, ...] | None, Callable[[], bool]], Any]
@@ -16,7 +17,6 @@ OpenApp = Callable[[tuple[str, ...] | None, Callable[[], bool]], Any]
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _MAX_PORT = 65_535
-_MAX_CONNECTIONS = 100  # several times what a queue of `max_waiting` users needs
 _SHUTDOWN_S = 5  # for answers under way when the server is stopped
 
 
@@ -39,22 +39,29 @@ def run_server(open_app: OpenApp, *, host: str, port: int, say: Callable[[str], 
         if not is_loopback:
             say(f"open to whoever can reach this machine, without a password (--host {host})")
         say(f"http://{f'[{address}]' if ':' in address else address}:{bound_port}  (Ctrl-C stops it)")
-        config = uvicorn.Config(
-            app,
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=_MAX_CONNECTIONS,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configure(app))
         server.run(sockets=[listener])
     raise KeyboardInterrupt  # uvicorn returns on a signal, also where the process was started with signals ignored
+
+
+def configure(app: Any, *, gate: Gate | None = None) -> Any:
+    """uvicorn's configuration of a page; `gate` watches its connections."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    gate = gate or Gate(most=room_for_connections())
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=guarded(H11Protocol, gate),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,6 +16,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from maskmine.pipelines.web.turns import TooSlowError, Turns, too_slow
+
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -55,15 +57,20 @@ def make_site(
     allowed = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)] if hosts else []
     return Starlette(
         routes=[*routes, Route("/static/{file}", static_file)],
-        middleware=[Middleware(_with_headers), *allowed],
-        exception_handlers=dict(exception_handlers),
+        middleware=[Middleware(_with_headers), Middleware(Turns), *allowed],
+        exception_handlers={TooSlowError: too_slow, **exception_handlers},
     )
 
 
 def is_from_another_site(request: Request) -> bool:
-    """Whether a browser says that a page of another site submitted the form."""
-    origin, host = request.headers.get("origin"), request.headers.get("host", "")
-    return origin is not None and origin.partition("://")[2] != host
+    """Whether a form may be of another page than this one: every browser says of a form whose page submits it.
+
+    Its word is `Origin`, which this host has to be named in, and, of newer ones, `Sec-Fetch-Site`.
+    """
+    origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
+    if len(origins) != 1 or origins[0].partition("://")[2].lower() != host.lower():
+        return True
+    return any(site not in ("same-origin", "none") for site in request.headers.getlist("sec-fetch-site"))
 
 
 def bounded(receive: Receive, max_bytes: int, *, error: Exception) -> Receive:

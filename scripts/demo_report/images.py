@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 
 from maskmine.mining.evaluation.annotations import AnnotatedObject, Annotations
 from maskmine.mining.evaluation.pair_matching import CORRECT_IOU, ImageMatches, PairMatch, match_image
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import grow_box
-from maskmine.mining.images.read import read_image
 from maskmine.mining.text.labels import Naming
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.errors import InputError
@@ -164,7 +164,7 @@ def _mask_shows(mask: Mask, match: PairMatch, objects: Sequence[AnnotatedObject]
 
 
 def _read(image: ImageRow) -> Rgb:
-    picture = read_image(image.path, max_pixels=_MAX_PIXELS)
+    picture = Decoding().read(image.path, max_pixels=_MAX_PIXELS)
     if isinstance(picture, Rejection):
         raise InputError(f"{image.path}: {picture.reason} ({picture.detail}); the page needs the pictures of the run")
     return picture.rgb_HW3

@@ -19,10 +19,11 @@ from PIL import Image
 from maskmine.mining.images import child_decoder as decoder
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import DecodedImage
-from maskmine.mining.images.read import image_size, read_head, read_image
+from maskmine.mining.images.read import read_head
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from tests.support import toy
+from tests.support.in_process import image_size, read_image
 from tests.support.paths import ROOT
 
 MAX_PIXELS = 10**6

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from maskmine.mining.images import read as images_module
+from maskmine.mining.storage.addresses import Intranet, is_public
 from maskmine.mining.storage.stores import scheme_of
-from maskmine.mining.storage.urls import Fetch, fetch_url, forbids, is_public
+from maskmine.mining.storage.urls import Fetch, fetch_url, forbids
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.status import rejected_images
@@ -118,6 +119,11 @@ class Host(BaseHTTPRequestHandler):
 
     def give_to_file(self) -> None:
         self.give_picture(("Location", "file:///etc/passwd"), status=302, body=b"")
+
+    def give_many_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(20_000):
+            self.wfile.write(b"X-%d: %s\r\n" % (number, b"x" * 1000))
 
     def give_no_http(self) -> None:
         self.wfile.write(b"SSH-2.0-OpenSSH\r\n" * 10)
@@ -246,6 +252,105 @@ def test_what_is_no_plain_url_is_not_opened(url: str) -> None:
 )
 def test_private_addresses_are_known_in_every_dress(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("192.0.0.192", "192.0.0.9", "192.88.99.1", "192.31.196.1", "192.175.48.1", "192.52.193.1", "198.18.0.1"),
+        *("240.0.0.1", "203.0.113.9", "168.63.129.16"),
+        *("::10.0.0.1", "::7f00:1", "::ffff:0:7f00:1", "64:ff9b:1::5db8:d70e", "64:ff9b:1:ffff::1", "64:ff9b::a00:1"),
+        *("fec0::1", "feff::1", "100::1", "100:0:0:1::1", "3fff::1", "5f00::1", "4000::1", "8000::1", "2001:db8::1"),
+        *("2001::1", "2001:1::1", "2001:2::1", "2001:20::1", "2002:5db8:d70e::1", "2620:4f:8000::1"),
+        *("2606:2800:21f:cb07::5efe:a00:1", "2606:2800:21f:cb07:200:5efe:7f00:1", "fd00:ec2::254"),
+    ],
+)
+def test_what_the_registries_reserve_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+def test_public_addresses_may_carry_public_ones() -> None:
+    for address in ("64:ff9b::5db8:d70e", "2606:2800:21f:cb07::5efe:5db8:d70e", "192.0.1.1", "2a00:1450:4001::1"):
+        assert is_public(address)
+
+
+def test_an_intranet_is_read_by_name_or_network_where_the_user_allows_it(host: str) -> None:
+    port = host.partition(":")[2]
+    for entries in (["localhost"], ["127.0.0.0/8", "::1"], [".localhost", "127.0.0.1"]):
+        fetch = LIMITS.model_copy(update={"intranet": tuple(entries)})
+        url = f"http://localhost:{port}/picture" if "localhost" in entries else f"http://{host}/picture"
+        assert fetch_url(url, fetch=fetch) == SQUARE
+    others = LIMITS.model_copy(update={"intranet": ("images.corp", "10.0.0.0/8")})
+    assert fetch_url(f"http://{host}/picture", fetch=others) == Rejection(
+        "fetch_refused", "leads to an address that is not public"
+    )
+    to_elsewhere = LIMITS.model_copy(update={"intranet": (HERE,)})
+    assert fetch_url(f"http://{host}/to_private", fetch=to_elsewhere) == Rejection(
+        "fetch_refused", "leads to an address that is not public"
+    )
+
+
+def test_an_intranet_has_names_addresses_and_networks() -> None:
+    intranet = Intranet.parse(["Images.corp", ".lab.corp", "10.1.0.0/16", "fd00::1"])
+    assert intranet.has_name("images.CORP.")
+    assert intranet.has_name("a.b.lab.corp")
+    assert not intranet.has_name("lab.corp")
+    assert not intranet.has_name("evil-images.corp")
+    assert intranet.has_address("10.1.2.3")
+    assert intranet.has_address("::ffff:10.1.2.3")
+    assert not intranet.has_address("10.2.0.1")
+    for wrong in ("", "http://images.corp", "10.1.0.0/33", "a b", "1.2.3", "*"):
+        with pytest.raises(ValueError, match="is neither the name of a host"):
+            Fetch(intranet=(wrong,))
+
+
+def test_a_name_server_that_answers_late_does_not_break_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [answered.wait(3)][1:])
+    begin = time.monotonic()
+    found = fetch_url("http://late.example/a.jpg", fetch=LIMITS.model_copy(update={"timeout_s": 0.3}))
+    assert found == Rejection("fetch_failed", "took more than 0.3 s")
+    assert time.monotonic() - begin < 1.5
+    answered.set()
+
+
+def test_a_name_without_an_address_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert fetch_url("http://nowhere.example/a.jpg", fetch=LIMITS) == Rejection("fetch_failed", "no such host")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    assert isinstance(fetch_url("http://nowhere.example/a.jpg", fetch=LIMITS), Rejection)
+
+
+def test_a_header_without_an_end_is_not_read_without_an_end(host: str) -> None:
+    found = fetch_here(f"http://{host}/many_headers", fetch=LIMITS)
+    assert isinstance(found, Rejection)
+    assert found.reason == "fetch_failed"
+
+
+@pytest.mark.parametrize(
+    ("tag", "refuses"),
+    [
+        ("otherbot: noindex, nofollow, maskmine: noai", True),
+        ("maskmine: noai, otherbot: nofollow", True),
+        ("noai, otherbot: nofollow", True),
+        ("otherbot: noai, googlebot: noindex, noimageai", False),
+        ("maskmine: nofollow, otherbot: noai", False),
+        ("otherbot: noai, *: noimageai", True),
+        ("unavailable_after: 25 Jun 2010 15:00:00 PST, noai", True),
+        ("otherbot: unavailable_after: 25 Jun 2010 15:00:00 PST, noai", False),
+        ("max-image-preview:large, noimageindex", True),
+        ("none", True),
+        ("otherbot: none", False),
+        ("MaskMine/1.0: NoAI", True),
+        ("noai; noindex", True),
+        ("all, index", False),
+    ],
+)
+def test_a_robots_tag_may_speak_to_several(tag: str, refuses: bool) -> None:
+    assert forbids([tag], Fetch().robots) is refuses
 
 
 def test_robots_tags_are_for_everybody_or_for_one() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from maskmine.mining.images.read import read_bytes, read_image
+from maskmine.mining.images.read import read_bytes
 from maskmine.mining.vocabulary import count_nouns
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.verify import verify_run
@@ -31,6 +31,7 @@ from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.status import run_status
 from maskmine.schemas.rows import ImageRow, Rejection
 from tests.support import toy
+from tests.support.in_process import read_image
 from tests.support.runs import (
     Finished,
     FunctionEngine,

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from fsspec.registry import _registry
 
-from maskmine.mining.images.read import read_image
 from maskmine.mining.storage import stores
 from maskmine.mining.vocabulary import count_nouns
 from maskmine.pipelines.cli.main import run_app
@@ -25,6 +24,7 @@ from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import toy
+from tests.support.in_process import read_image
 from tests.support.runs import (
     Recorder,
     Server,

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from maskmine.mining.images.child_decoder import Decoding
-from maskmine.mining.images.decode import DecodedImage, decode_image, open_as_stored
-from maskmine.mining.images.read import image_size
+from maskmine.mining.images.decode import DecodedImage, StoredImage, decode_image, decode_stored
 from maskmine.tuning.evaluation.labelled_regions import _foreground
+from tests.support.in_process import image_size
 
 LIMIT = 1_000_000
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (23, 31, 3), dtype=np.uint8))
@@ -205,5 +205,6 @@ def test_a_label_map_with_a_long_text_is_read(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", LONG, zip=True)
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "a.png", pnginfo=info)
-    with (tmp_path / "a.png").open("rb") as file, open_as_stored(file) as image:
-        assert np.array_equal(np.asarray(image), np.eye(4))
+    stored = decode_stored((tmp_path / "a.png").read_bytes(), max_pixels=LIMIT)
+    assert isinstance(stored, StoredImage)
+    assert np.array_equal(stored.pixels, np.eye(4))

@@ -17,12 +17,12 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from maskmine.mining.images.encode import encode_mask
-from maskmine.mining.images.read import read_image
 from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
 from maskmine.schemas.sample import RECORD_KEYS
 from tests.support import toy
+from tests.support.in_process import read_image
 
 READ = partial(read_image, max_pixels=10**6)
 

@@ -284,7 +284,8 @@ def calling(run: RunFolder, *, reviewer: str | None = None) -> Iterator[TestClie
     store = Store(run, read_stored(run))
     queue = Queue(choose_items(finished, order="random", size=300, seed=0), store)
     app = make_app(Review("toy", "random", store, queue, Drawer(finished), reviewer), hosts=("127.0.0.1",))
-    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+    headers = {"origin": "http://127.0.0.1"}  # as every browser says with a form
+    with TestClient(app, base_url="http://127.0.0.1", headers=headers, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -364,6 +365,7 @@ def test_what_comes_from_elsewhere_or_is_no_verdict_is_refused_and_writes_nothin
         for data, headers, status in (
             ({"pair": pair, "verdict": "right"}, {"origin": "http://evil.example"}, 403),
             ({"pair": pair, "verdict": "right"}, {"origin": "null"}, 403),
+            ({"pair": pair, "verdict": "right"}, {"sec-fetch-site": "cross-site"}, 403),
             ({"pair": pair, "verdict": "maybe"}, {}, 422),
             ({"pair": "none", "verdict": "right"}, {}, 404),
             ({"pair": pair, "verdict": "right" * 9999}, {}, 413),

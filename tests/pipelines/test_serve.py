@@ -22,10 +22,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.serve.page import MAX_LETTERS
-from maskmine.pipelines.serve.service import Answer, Choice, Service
+from maskmine.pipelines.serve.service import Answer, Choice, Service, Upload
 from maskmine.schemas.rows import Rejection
 from maskmine.tuning.segmentation import overlay as segmentation_overlay
+from tests.support import toy
 from tests.support.browser import EXAMPLES, MOST_PIXELS, STREET, calling
+from tests.support.corrupt_images import HOSTILE
 
 pytest.importorskip("starlette", reason="pip install maskmine[serve]")
 pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
@@ -273,7 +275,8 @@ def test_a_body_that_does_not_say_how_long_it_is_is_read_to_the_limit(service: S
 
 async def post(service: Service, receive: Any, *, headers: dict[str, str]) -> int:
     """The status of a POST whose body comes from `receive`."""
-    given = {"host": "127.0.0.1", "content-type": "multipart/form-data; boundary=b", **headers}
+    origin = {"host": "127.0.0.1", "origin": "http://127.0.0.1"}
+    given = {**origin, "content-type": "multipart/form-data; boundary=b", **headers}
     scope = {
         "type": "http",
         "method": "POST",
@@ -296,6 +299,36 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(client: TestCli
     assert refused.status_code == 403
     assert client.post("/", headers={"origin": "http://127.0.0.1"}).status_code == 422
     assert client.post("/", content=b"{}", headers={"content-type": "application/json"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": ""},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:8000"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_a_form_that_its_own_page_does_not_vouch_for_is_refused(client: TestClient, headers: dict[str, str]) -> None:
+    given = {"example": "0", "classes": "car"}
+    assert client.post("/", data=given, headers=headers).status_code == 403
+
+
+def test_a_form_that_says_nothing_of_its_origin_is_refused(service: Service) -> None:
+    with TestClient(make_app(service, hosts=None)) as client:
+        assert client.post("/", data={"example": "0", "classes": "car"}).status_code == 403
+
+
+def test_two_pictures_in_one_form_are_refused(client: TestClient) -> None:
+    page = ask(client, png(4, 4), example="0")
+    assert page.status == 422
+    assert "Two pictures are given" in page.faults["picture"]
+    files = [("picture", ("a.png", png(4, 4))), ("picture", ("b.png", png(4, 4)))]
+    assert client.post("/", data={"classes": "car"}, files=files).status_code == 400
+    field = {"classes": "car", "picture": "x"}
+    assert client.post("/", data=field, files={"picture": ("a.png", png(4, 4))}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -331,12 +364,12 @@ class Watched(Service):
     most: list[int] = field(default_factory=list)
     go: threading.Event = field(default_factory=threading.Event)
 
-    def answer(self, data: bytes, *, name: str, choice: Choice) -> Answer | Rejection:
+    def answer(self, upload: Upload, *, name: str, choice: Choice) -> Answer | Rejection:
         self.inside.append(1)
         self.most.append(len(self.inside))
         self.go.wait(20)
         try:
-            return Service.answer(self, data, name=name, choice=choice)
+            return Service.answer(self, upload, name=name, choice=choice)
         finally:
             self.inside.pop()
 
@@ -363,6 +396,30 @@ def test_users_at_once_take_turns_and_each_gets_the_own_answer(service: Service,
     assert set(together.most) == {1}
 
 
+def test_a_picture_that_takes_long_to_decode_holds_no_turn(service: Service, tmp_path: Path) -> None:
+    toy.poison(tmp_path / "slow.png", ("square",), "sleep")
+    patient = Service(service.settings.model_copy(update={"max_decode_s": 4.0}), service.offers, service.examples)
+    with calling(patient) as client, ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(ask, client, tmp_path / "slow.png", classes=f"car, {n}") for n in range(2)]
+        time.sleep(0.2)
+        begin = time.monotonic()
+        assert ask(client, classes="car").status == 200
+        assert not any(one.done() for one in slow)
+        assert time.monotonic() - begin < 3.5
+        pages = [one.result() for one in slow]
+    assert [page.status for page in pages] == [422, 422]
+    assert "takes more to decode than it is worth" in pages[0].faults["picture"]
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_a_hostile_picture_is_answered_at_once(service: Service, name: str) -> None:
+    larger = service.settings.model_copy(update={"max_upload_mb": 5.0})
+    begin = time.monotonic()
+    with calling(Service(larger, service.offers, service.examples)) as client:
+        assert ask(client, HOSTILE[name](), name=name, classes="car").status in (200, 413, 415)
+    assert time.monotonic() - begin < 5
+
+
 def test_who_finds_too_many_waiting_is_told_so(service: Service) -> None:
     busy = watched(service, max_waiting=0)
     with calling(busy) as client, ThreadPoolExecutor(1) as pool:
@@ -380,7 +437,7 @@ def test_who_finds_too_many_waiting_is_told_so(service: Service) -> None:
 def test_nobody_waits_for_a_server_that_stops(service: Service) -> None:
     busy = watched(service)
     app = make_app(busy, hosts=None, stopping=lambda: True)
-    with TestClient(app) as client:
+    with TestClient(app, headers={"origin": "http://testserver"}) as client:
         page = ask(client)
         busy.go.set()
     assert page.status == 503
@@ -413,5 +470,5 @@ def test_a_fault_that_nobody_expected_is_told_without_its_details(service: Servi
 class Broken(Service):
     """Has a fault."""
 
-    def answer(self, data: bytes, *, name: str, choice: Choice) -> Answer | Rejection:
+    def answer(self, upload: Upload, *, name: str, choice: Choice) -> Answer | Rejection:
         raise RuntimeError("SECRET")

@@ -107,17 +107,20 @@ def calling(service: Service, **options: Any) -> Iterator[TestClient]:
     from maskmine.pipelines.serve.app import make_app
 
     app = make_app(service, hosts=("127.0.0.1",))
-    with TestClient(app, base_url="http://127.0.0.1", **options) as client:
+    headers = {"origin": "http://127.0.0.1"}  # as every browser says with a form
+    with TestClient(app, base_url="http://127.0.0.1", headers=headers, **options) as client:
         yield client
 
 
 @contextmanager
-def served(app: Any) -> Iterator[str]:
-    """The address of a web application that a thread of this process serves."""
+def served(app: Any, *, gate: Any = None) -> Iterator[str]:
+    """The address of a web application that a thread of this process serves as the commands do."""
     import uvicorn
 
+    from maskmine.pipelines.web.server import configure
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None))
+        server = uvicorn.Server(configure(app, gate=gate))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"

@@ -51,6 +51,40 @@ def turned() -> bytes:
 GREY_16 = Image.fromarray(SQUARE[:, :, 0].astype(np.uint16) * 257)
 
 
+def png_without_palette() -> bytes:
+    """69 bytes: a PNG of 1 × 1 whose pixels are numbers of a palette that it lacks."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0\0")), chunk(b"IEND", b"")]
+    )
+
+
+def jpeg_of_scans(*, scans: int = 20_000) -> bytes:
+    """A progressive JPEG that says its last scan again and again; each makes the decoder go over the whole picture."""
+    data = encoded(Image.new("L", (1024, 1024), 90), "JPEG", progressive=True)
+    last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[last:end] * scans + data[end:]
+
+
+def gif_of_comments(*, comments: int = 400_000) -> bytes:
+    """A GIF with comments of one letter before its picture; Pillow copies all of them for each further one."""
+    data = encoded(RGB.convert("P"), "GIF")
+    first = 13 + 3 * 2 ** (data[10] % 8 + 1)  # behind the palette
+    return data[:first] + b"\x21\xfe\x01x\x00" * comments + data[first:]
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "no_palette.png": png_without_palette,
+    "scans.jpg": jpeg_of_scans,
+    "comments.gif": gif_of_comments,
+}
+"""Small pictures on which Pillow falls or hangs."""
+
+
 PICTURES: dict[str, tuple[Callable[[], bytes] | None, str | None]] = {
     # what is in the file, and the reason of its rejection, None where it must give its pair
     "missing": (None, "missing_file"),

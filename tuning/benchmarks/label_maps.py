@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskmine.mining.images.decode import open_as_stored
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
 from maskmine.tuning.benchmarks.classes import ClassList
 
 IGNORE_8, IGNORE_16 = 255, 65_535
@@ -29,7 +30,7 @@ Numbers = np.ndarray[Any, np.dtype[np.integer[Any]]]
 _MAX_PIXELS = 100_000_000  # six times the largest image of the sets
 _FOREIGN = -1
 _INDEX_MODES = ("L", "P", "I;16", "I;16B", "I")
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, zlib.error, Image.DecompressionBombError)
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +164,12 @@ def _table(numbering: Numbering) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 def _read(path: Path, modes: tuple[str, ...], other_mode: str) -> Numbers | str:
     """The pixels of an image of these modes; `other_mode` is the message for another one."""
-    try:
-        with path.open("rb") as file, open_as_stored(file) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                return "its map is too large"
-            return np.asarray(image) if image.mode in modes else other_mode.format(image.mode)
-    except _BROKEN as error:
-        return f"its map cannot be read ({_one_line(error)})"
+    stored = Decoding().read_stored(str(path), max_pixels=_MAX_PIXELS)
+    if isinstance(stored, Rejection):
+        if stored.reason == "image_too_large":
+            return "its map is too large"
+        return f"its map cannot be read ({stored.detail})"
+    return stored.pixels if stored.mode in modes else other_mode.format(stored.mode)
 
 
 def _one_line(error: BaseException) -> str:

@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskmine.mining.images.decode import open_as_stored
-from maskmine.mining.images.orientation import read_orientation, turn_upright
-from maskmine.mining.images.read import image_size
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.decode import MAX_SIDE_PX
+from maskmine.mining.images.orientation import turn_upright_array
+from maskmine.mining.images.read import read_bytes
 from maskmine.mining.storage.files import write_whole
 from maskmine.mining.storage.stores import plain_path, scheme_of
 from maskmine.schemas.errors import IncompleteError, InputError
@@ -59,7 +60,8 @@ VOID = "no pixel of any class"
 """The reason for valid images of COCO-Stuff that are left out."""
 
 _RECORD_VERSION = 1  # raised when the record beside the maps changes
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DECODING = Decoding()
+_MAX_PIXELS = MAX_SIDE_PX**2
 _CHUNK = 16  # images a process gets at a time: fewer messages between processes
 
 
@@ -308,37 +310,31 @@ def _labels(entry: Entry, layout: Layout, numbering: Numbering) -> Numbers | str
     """
     if not entry.labels.exists():
         return "no map"
-    size = image_size(str(entry.image))
-    if isinstance(size, Rejection):
-        return "no picture" if size.reason == "missing_file" else f"its picture cannot be read ({size.reason})"
+    header = _DECODING.header(str(entry.image))
+    if isinstance(header, Rejection):
+        return "no picture" if header.reason == "missing_file" else f"its picture cannot be read ({header.reason})"
     stored_HW = layout.read(entry.labels)
     if isinstance(stored_HW, str):
         return stored_HW
-    if stored_HW.shape not in (size, _stored_size(entry.image)):
-        height, width = stored_HW.shape
-        return f"its picture has {size[1]} × {size[0]} pixels, its map {width} × {height}"
+    if stored_HW.shape not in (header.upright_px, header.stored_px):
+        (image_height, image_width), (height, width) = header.upright_px, stored_HW.shape
+        return f"its picture has {image_width} × {image_height} pixels, its map {width} × {height}"
     return renumber(stored_HW, numbering)
 
 
 def _stored_size(path: Path) -> tuple[int, int] | None:
     """The height and width of an image before it is turned upright; None for one that cannot be opened."""
-    try:
-        with path.open("rb") as file:
-            image = open_as_stored(file)
-            return image.height, image.width
-    except _UNREADABLE:
-        return None
+    header = _DECODING.header(str(path))
+    return None if isinstance(header, Rejection) else header.stored_px
 
 
 def _with_picture(labels_HW: Numbers, entry: Entry) -> Numbers:
     """The map as its image is seen. Maps are of the pixels as they are stored, as every tool of these sets reads them,
     except those that have the upright image's size alone."""
-    with entry.image.open("rb") as file:
-        image = open_as_stored(file)
-        orientation = read_orientation(image)
-        if orientation.value == 1 or labels_HW.shape != (image.height, image.width):
-            return labels_HW
-    return np.asarray(turn_upright(Image.fromarray(labels_HW), orientation))
+    header = _DECODING.header(str(entry.image))
+    if isinstance(header, Rejection) or labels_HW.shape != header.stored_px:
+        return labels_HW
+    return turn_upright_array(labels_HW, header.orientation)
 
 
 def _write_image(entry: Entry, path: Path, size: tuple[int, ...], *, as_stored: bool) -> str | None:
@@ -346,14 +342,14 @@ def _write_image(entry: Entry, path: Path, size: tuple[int, ...], *, as_stored: 
 
     What states its orientation is not kept: its pixels lie as those of its map do, `as_stored` or turned upright.
     """
-    if path.exists() and image_size(str(path)) == size:
+    existing = _DECODING.header(str(path)) if path.exists() else None
+    if existing is not None and not isinstance(existing, Rejection) and existing.upright_px == size:
         return None
-    try:
-        with entry.image.open("rb") as file:
-            stored = open_as_stored(file)
-            image = (stored if as_stored else turn_upright(stored, read_orientation(stored))).convert("RGB")
-    except _UNREADABLE:
-        return "its picture cannot be read (decode_error)"
+    data = read_bytes(str(entry.image))
+    stored = data if isinstance(data, Rejection) else _DECODING.decode_stored(data, max_pixels=_MAX_PIXELS, mode="RGB")
+    if isinstance(stored, Rejection):
+        return f"its picture cannot be read ({stored.reason})"
+    image = Image.fromarray(stored.pixels if as_stored else turn_upright_array(stored.pixels, stored.orientation))
     if (image.height, image.width) != size:
         image = shrink_image(image, (size[0], size[1]))
     content = BytesIO()

@@ -5,7 +5,6 @@ Shapes: S side of the input in pixels, H and W height and width of the stored cr
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import Crop, grow_box, squeeze_crop
+from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Box
+from maskmine.schemas.rows import Rejection
 from maskmine.schemas.sample import sample_members
 from maskmine.tuning.clip.settings import Jitter
 
+_DECODING = Decoding()
 _ATTEMPTS = 10  # to draw a part of the box that fits into it, as in torchvision's RandomResizedCrop
 
 
@@ -54,17 +56,24 @@ def decode_sample(span: bytes, *, key: str, path: str) -> StoredRegion:
     """A sample from its bytes in the tar. Raises InputError when they are not those of the sample `key`."""
     try:
         _, encoded, mask_png, _, record_json = sample_members(span, key)
-        with Image.open(io.BytesIO(encoded)) as image, Image.open(io.BytesIO(mask_png)) as mask:
-            return StoredRegion(
-                image_HW3=np.array(image.convert("RGB")),
-                mask_HW=np.array(mask) > 0,
-                box_xyxy=tuple(json.loads(record_json)["box_crop_xyxy"]),
-            )
-    except (LookupError, ValueError, OSError, UnidentifiedImageError) as error:
+        return StoredRegion(
+            image_HW3=_pixels(encoded, mode="RGB"),
+            mask_HW=_pixels(mask_png, mode="L") > 0,
+            box_xyxy=tuple(json.loads(record_json)["box_crop_xyxy"]),
+        )
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: sample {key} is not where the index has it ({type(error).__name__}); "
             "run `maskmine verify` on the folder"
         ) from error
+
+
+def _pixels(content: bytes, *, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Shards are handed on between teams, so they are decoded as any other image is. Raises ValueError."""
+    stored = _DECODING.decode_stored(content, max_pixels=MAX_SIDE_PX**2, mode=mode)
+    if isinstance(stored, Rejection):
+        raise ValueError(stored.detail)
+    return stored.pixels
 
 
 def show_region(region: StoredRegion, *, view: View, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ Shapes: N regions of an image; H, W its height and width in pixels.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from maskmine.mining.evaluation.annotations import Annotations, read_annotations
-from maskmine.mining.images.decode import decode_image, open_as_stored
-from maskmine.mining.images.orientation import read_orientation, turn_upright
-from maskmine.mining.images.read import read_bytes, read_image
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.orientation import turn_upright_array
+from maskmine.mining.images.read import read_bytes
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, is_leftover, is_picture, utf8_name
 from maskmine.mining.text.labels import read_class_names
 from maskmine.schemas.errors import InputError
@@ -37,6 +35,7 @@ KEY_RGB = (124, 116, 103)
 
 _MAX_PIXELS = 100_000_000  # a limit on memory, beyond any image of the known sets
 _MAPS = ("png", "tif", "tiff")
+_DECODING = Decoding()
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
@@ -163,7 +162,7 @@ def _instances(truth: Annotations, images: Path, left_out: Counter[str]) -> Iter
         if image_id not in truth.files:
             left_out["no `file_name`"] += 1
             continue
-        image = read_image(str(images / truth.files[image_id]), max_pixels=_MAX_PIXELS)
+        image = _DECODING.read(str(images / truth.files[image_id]), max_pixels=_MAX_PIXELS)
         if isinstance(image, Rejection):
             left_out[image.reason] += 1
         elif image.rgb_HW3.shape[:2] != truth.sizes[image_id]:
@@ -180,7 +179,7 @@ def _crops(folders: Sequence[Path], key_rgb: tuple[int, ...] | None, left_out: C
         if not is_picture(name) or is_leftover(name):
             continue
         data = read_bytes(str(path))
-        image = data if isinstance(data, Rejection) else decode_image(data, max_pixels=_MAX_PIXELS)
+        image = data if isinstance(data, Rejection) else _DECODING.decode(data, max_pixels=_MAX_PIXELS)
         if isinstance(data, Rejection) or isinstance(image, Rejection):
             assert isinstance(image, Rejection)
             left_out[image.reason] += 1
@@ -194,13 +193,13 @@ def _crops(folders: Sequence[Path], key_rgb: tuple[int, ...] | None, left_out: C
 
 def _foreground(data: bytes, rgb_HW3: ByteArray, key_rgb: tuple[int, ...] | None) -> BoolArray:
     """The mask of a cropped region."""
-    with open_as_stored(io.BytesIO(data)) as image:
-        if "A" in image.getbands():
-            orientation = read_orientation(image)
-            alpha = image.getchannel("A")
-            alpha_HW = np.asarray(alpha if image.format == "TIFF" else turn_upright(alpha, orientation)) > 0
-            if alpha_HW.shape == rgb_HW3.shape[:2]:
-                return alpha_HW
+    stored = _DECODING.decode_stored(data, max_pixels=_MAX_PIXELS)
+    if not isinstance(stored, Rejection) and stored.mode in ("RGBA", "LA", "PA"):
+        alpha_HW = stored.pixels[..., -1]
+        if stored.format != "TIFF":
+            alpha_HW = turn_upright_array(alpha_HW, stored.orientation)
+        if alpha_HW.shape == rgb_HW3.shape[:2]:
+            return alpha_HW > 0
     if key_rgb is None:
         return np.ones(rgb_HW3.shape[:2], np.bool_)
     mask_HW: BoolArray = (rgb_HW3 != np.array(key_rgb, np.uint8)).any(axis=2)
@@ -211,7 +210,7 @@ def _semantic(
     paths: Sequence[tuple[Path, Path]], first: int, ignore: int, classes: int, left_out: Counter[str]
 ) -> Iterator[LabelledImage]:
     for path, map_path in paths:
-        image, map_HW = read_image(str(path), max_pixels=_MAX_PIXELS), _read_map(map_path)
+        image, map_HW = _DECODING.read(str(path), max_pixels=_MAX_PIXELS), _read_map(map_path)
         if isinstance(image, Rejection) or isinstance(map_HW, str):
             left_out[image.reason if isinstance(image, Rejection) else str(map_HW)] += 1
             continue
@@ -227,15 +226,12 @@ def _semantic(
 
 def _read_map(path: Path) -> np.ndarray[Any, Any] | str:
     """A label map, integers [H, W], or the reason why not; its size is checked before it is decoded."""
-    try:
-        with path.open("rb") as file, open_as_stored(file) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                return "image_too_large"
-            if image.mode not in ("L", "P", "I", "I;16", "I;16L", "I;16B"):
-                return f"a map of mode {image.mode}"
-            return np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "decode_error"
+    stored = _DECODING.read_stored(str(path), max_pixels=_MAX_PIXELS)
+    if isinstance(stored, Rejection):
+        return stored.reason
+    if stored.mode not in ("L", "P", "I", "I;16", "I;16L", "I;16B"):
+        return f"a map of mode {stored.mode}"
+    return stored.pixels
 
 
 def _labelled(name: str, rgb_HW3: ByteArray, masks_NHW: BoolArray, classes: Sequence[int]) -> LabelledImage:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskmine.mining.images.decode import MAX_SIDE_PX, open_as_stored
-from maskmine.mining.images.read import read_image
+from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.mining.storage.names import is_leftover, is_picture
 from maskmine.mining.text.labels import read_class_names
 from maskmine.schemas.errors import InputError
@@ -128,15 +128,15 @@ def show(rgb_HW3: np.ndarray[Any, Any], labels_HW: np.ndarray[Any, Any], *, view
 
 def _read(image: Path, mapped: Path, *, classes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | str:
     """The upright image and its classes, or one line about what is wrong with them."""
-    picture = read_image(str(image), max_pixels=MAX_SIDE_PX**2)
+    decoding = Decoding()
+    picture = decoding.read(str(image), max_pixels=MAX_SIDE_PX**2)
     if isinstance(picture, Rejection):
         return f"maps: {image.name} or its map cannot be decoded ({picture.detail}); copy both again"
     rgb_HW3 = picture.rgb_HW3
-    try:
-        with mapped.open("rb") as file, open_as_stored(file) as opened:
-            mode, numbers_HW = opened.mode, np.array(opened)
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"maps: {image.name} or its map cannot be decoded ({type(error).__name__}); copy both again"
+    stored = decoding.read_stored(str(mapped), max_pixels=MAX_SIDE_PX**2)
+    if isinstance(stored, Rejection):
+        return f"maps: {image.name} or its map cannot be decoded ({stored.detail}); copy both again"
+    mode, numbers_HW = stored.mode, stored.pixels
     if mode not in ("L", "P", "I;16", "I"):
         return f"maps: {mapped} has mode {mode}; a map is a PNG of one channel with 8 or 16 bits"
     if numbers_HW.shape != rgb_HW3.shape[:2]:

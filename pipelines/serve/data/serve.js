@@ -6,7 +6,8 @@ const button = form.querySelector("button");
 const picture = document.getElementById("picture");
 const preview = document.getElementById("preview");
 const classes = document.getElementById("classes");
-const examples = [...form.querySelectorAll("input[name=example]")];
+const examples = [...form.querySelectorAll("input[name=example][data-classes]")];
+const own = form.querySelector("input[name=example]:not([data-classes])");
 let suggested = examples.find((example) => example.checked)?.dataset.classes ?? "";
 
 // A picture of one's own and an example exclude each other.
@@ -17,6 +18,7 @@ picture.addEventListener("change", () => {
   if (!file) return;
   preview.src = URL.createObjectURL(file);
   for (const example of examples) example.checked = false;
+  if (own) own.checked = true;
   if (classes.value.trim() === suggested) classes.value = "";
 });
 preview.addEventListener("error", () => { preview.hidden = true; });

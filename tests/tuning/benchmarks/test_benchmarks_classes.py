@@ -12,12 +12,12 @@ from PIL import Image
 
 import maskmine.tuning.benchmarks.prepare as benchmarks
 from maskmine.mining.images.decode import DecodedImage
-from maskmine.mining.images.read import read_image
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.benchmarks.classes import ClassList, seen_classes, shipped_classes
 from maskmine.tuning.benchmarks.label_maps import shrink_image, shrink_map, shrunk_size, void_number
 from maskmine.tuning.benchmarks.prepare import BENCHMARKS, NAMES, class_names, prepare
 from tests.support.benchmark_layouts import read_map, save_map, write_miniature
+from tests.support.in_process import read_image
 
 SHIPPED = [name for name in NAMES if name != "pc459"]
 
