@@ -6,7 +6,6 @@ raises InputError, IncompleteError or OtherPlanError with the line that the comm
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from maskmine.mining.images.decode import decode_image
+from maskmine.mining.images.child_decoder import Decoding
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.engine import RunObserver
@@ -65,18 +64,22 @@ class MinedPair:
     @cached_property
     def image(self) -> Image.Image:
         """The crop around the mask, RGB, not blanked."""
-        decoded = decode_image(self.stored.image, max_pixels=_MAX_CROP_PIXELS)
-        if isinstance(decoded, Rejection):
-            raise IncompleteError(f"{self.row.shard}: crop of {self.key}: {decoded.detail}; run `maskmine verify`")
-        return Image.fromarray(decoded.rgb_HW3)
+        return Image.fromarray(self._pixels(self.stored.image, mode="RGB"))
 
     @cached_property
     def mask(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """The mask in the crop, bool [H, W]."""
-        with Image.open(io.BytesIO(self.stored.mask_png), formats=["PNG"]) as mask:
-            return np.asarray(mask.convert("L")) > 0
+        return self._pixels(self.stored.mask_png, mode="L") > 0
+
+    def _pixels(self, data: bytes, *, mode: str) -> np.ndarray[Any, Any]:
+        # Shards are handed on, so their pictures are decoded as all from outside are.
+        decoded = _DECODING.decode_stored(data, max_pixels=_MAX_CROP_PIXELS, mode=mode)
+        if isinstance(decoded, Rejection):
+            raise IncompleteError(f"{self.row.shard}: {self.key}: {decoded.detail}; see `maskmine verify`")
+        return decoded.pixels
 
 
+_DECODING = Decoding()
 _MAX_CROP_PIXELS = 1 << 28  # a crop has at most 16,383 pixels a side
 
 
