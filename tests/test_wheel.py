@@ -117,22 +117,28 @@ def test_what_is_installed_mines_on_every_engine_whatever_the_folder_holds(
         assert hashes(str(tmp_path / name)) == hashes(str(tmp_path / "local")), name
 
 
-def test_what_is_installed_serves_a_map_by_the_models_that_it_brings(
+def test_what_is_installed_serves_and_segments_by_the_models_that_it_brings(
     installed: Path, elsewhere: Path, tmp_path: Path
 ) -> None:
     (package,) = (installed.parents[1] / "lib").glob("*/site-packages/maskmine")
     text = (package / "configs" / "serve-demo.yaml").read_text()
     config = tmp_path / "serve.yaml"
     config.write_text(re.sub(r"\b(scripts/models|demo/examples)\b", rf"{package}/\1", text))
+    example = package / "demo" / "examples" / "street.jpg"
+    words = ("segment", example, "--classes", "car, tram", "--config", "segment-demo", "--to", tmp_path / "maps")
+    segmenting = start(installed, *words, cwd=elsewhere)
     with start(installed, "serve", config, "--port", "0", cwd=elsewhere) as server:
         assert server.stderr is not None
         lines = iter(server.stderr.readline, "")
         address = next((match[0] for line in lines if (match := re.match(r"http://[\d.:]+", line))), None)
         assert address is not None, "it ended before it served"
-        with (package / "demo" / "examples" / "street.jpg").open("rb") as street:
+        with example.open("rb") as street:
             answer = httpx2.post(address, data={"classes": "car, tram"}, files={"picture": street}, timeout=60)
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
     assert answer.status_code == 200
     assert re.search(r"results/\w+/street.json", answer.text)
     assert server.returncode == 130
+    _, said = segmenting.communicate()
+    assert segmenting.returncode == 0, said
+    assert (tmp_path / "maps" / "street.png").exists()
