@@ -133,7 +133,8 @@ def test_what_is_installed_serves_and_segments_by_the_models_that_it_brings(
         address = next((match[0] for line in lines if (match := re.match(r"http://[\d.:]+", line))), None)
         assert address is not None, "it ended before it served"
         with example.open("rb") as street:
-            answer = httpx2.post(address, data={"classes": "car, tram"}, files={"picture": street}, timeout=60)
+            form = {"data": {"classes": "car, tram"}, "files": {"picture": street}}
+            answer = httpx2.post(address, headers={"Origin": address}, timeout=60, **form)
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
     assert answer.status_code == 200
