@@ -22,6 +22,7 @@ Fault = Literal[
     "image_changed",  # the file is not the one that its masks were made from
     "worker_crash",  # decoding this image ended its process, or asked for too much memory
     "record_timeout",  # decoding this image did not end in time
+    "outside_folder",  # the source's record names a file that does not lie where the settings have the images
     "broken_record",  # the source's record of the image is cut off, contradicts itself or cannot be read
     "fetch_failed",  # the image's URL did not give it: no answer, a fault, too slow, too large
     "fetch_refused",  # the image's URL is not to be read: a private address, or its owner forbids it

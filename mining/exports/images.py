@@ -109,9 +109,11 @@ def decode_mask(sample: StoredSample) -> np.ndarray[Any, np.dtype[np.bool_]]:
 def _read(sample: StoredSample, content: bytes, *, mode: str) -> Image.Image:
     """A member of a shard as pixels. Shards are handed on between teams, so it is decoded as any other image is."""
     stored = _DECODING.decode_stored(content, max_pixels=MAX_SIDE_PX**2, mode=mode)
-    if isinstance(stored, Rejection):
+    x0, y0, x1, y1 = sample.row.crop_xyxy
+    fault = stored.detail if isinstance(stored, Rejection) else "of another size than the index says"
+    if isinstance(stored, Rejection) or stored.pixels.shape[:2] != (y1 - y0, x1 - x0):
         raise IncompleteError(
-            f"shards/{sample.row.shard}: the pictures of sample {sample.row.key} cannot be read ({stored.detail}); "
+            f"shards/{sample.row.shard}: the pictures of sample {sample.row.key} cannot be read ({fault}); "
             "delete the tar and run `maskmine mine` again, which writes it again"
         )
     return Image.fromarray(stored.pixels)

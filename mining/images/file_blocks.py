@@ -18,9 +18,7 @@ _SCAN = b"\xff\xda"
 _END_OF_JPEG, _START_OF_SCAN, _WITHOUT_LENGTH = 0xD9, 0xDA, (0x01, 0xD8)
 
 _GIF_HEAD_BYTES, _PALETTE_BIT = 13, 0x80
-_EXTENSION, _FRAME, _TRAILER, _CONTROL, _APPLICATION = 0x21, 0x2C, 0x3B, 0xF9, 0xFF
-_XMP = b"\x0bXMP DataXMP"
-_MAX_XMP_BYTES = 1 << 16
+_EXTENSION, _FRAME, _TRAILER, _CONTROL = 0x21, 0x2C, 0x3B, 0xF9
 
 
 def jpeg_fault(data: bytes) -> str:
@@ -42,11 +40,11 @@ def jpeg_fault(data: bytes) -> str:
 
 
 def gif_for_pixels(data: bytes) -> bytes:
-    """A GIF without what stands before its first frame, but what makes a colour transparent and what may turn it."""
+    """A GIF without what stands before its first frame, but what makes a colour transparent."""
     at = _GIF_HEAD_BYTES
     if len(data) > at and data[10] & _PALETTE_BIT:
         at += 3 * 2 ** (data[10] % 8 + 1)
-    head, control, xmp = data[:at], b"", b""
+    head, control = data[:at], b""
     while at < len(data) and data[at] not in (_FRAME, _TRAILER):
         start, at = at, at + 1
         if data[start] != _EXTENSION or at == len(data):
@@ -57,6 +55,4 @@ def gif_for_pixels(data: bytes) -> bytes:
         at += 1
         if label == _CONTROL:
             control = data[start:at]
-        elif label == _APPLICATION and data.startswith(_XMP, start + 2) and at - start <= _MAX_XMP_BYTES:
-            xmp = data[start:at]
-    return head + xmp + control + data[at:]
+    return head + control + data[at:]

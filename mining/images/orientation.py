@@ -31,7 +31,7 @@ _ARRAY_TURNS: Mapping[int, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]
     4: np.flipud,
     5: lambda stored: np.swapaxes(stored, 0, 1),
     6: lambda stored: np.rot90(stored, 3),
-    7: lambda stored: np.rot90(np.fliplr(stored), 1),
+    7: lambda stored: np.swapaxes(stored, 0, 1)[::-1, ::-1],
     8: np.rot90,
 }
 RAW_PROFILE = "Raw profile type exif"

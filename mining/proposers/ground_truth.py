@@ -16,6 +16,7 @@ import numpy as np
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.models.devices import DeviceKind, open_device
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.storage.coco_json import FaultLines, open_coco
 from maskmine.mining.storage.coco_truth import CocoTruth, read_truth
 from maskmine.mining.storage.content_hash import content_identity, folder_identity
@@ -182,9 +183,11 @@ def _draw_segments(
         return _Drawn([], [], crowds, tuple(faults))
     if not isinstance(entry.file, str) or not entry.file.strip():
         return Rejection("no_masks", f"{place} has no `file_name` of its PNG")
-    picture = _segment_ids(posixpath.join(settings.segments or "", entry.file), size_px=size_px)
+    path = named_file(settings.segments or "", entry.file, setting="proposals.segments")
+    picture = path if isinstance(path, Rejection) else _segment_ids(path, size_px=size_px)
     if isinstance(picture, Rejection):
-        return picture
+        told = picture.detail if picture.reason == "no_masks" else f"panoptic segments: {picture.detail}"
+        return Rejection("no_masks", told)
     masks, labels = list[MaskArray](), list[str | None]()
     for segment, label in wanted:
         mask_HW = np.equal(picture, segment)

@@ -10,7 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry, as_tables, broken, captions_of, clean_text
-from maskmine.mining.sources.files import SourceFile, check_images, joined, list_files
+from maskmine.mining.sources.files import SourceFile, check_images, list_files
+from maskmine.mining.sources.named_files import OUTSIDE_REMEDY, named_file
 from maskmine.mining.storage.coco_json import FaultLines, coco_id, coco_items, coco_lists, coco_number, is_unreadable
 from maskmine.mining.storage.locations import rejected_location
 from maskmine.schemas.errors import InputError
@@ -28,6 +29,7 @@ _LINES = FaultLines(
 # than numbers, give no order, and the file's holds.
 _CAPTIONS_OF_ONE = 1 << 10
 _LARGEST_ORDER = 1 << 52
+_NAMELESS = "has no `file_name`"
 
 
 class CocoCaptions(Settings):
@@ -42,6 +44,8 @@ class CocoCaptions(Settings):
     """The captions JSON, such as `annotations/captions_train2017.json`; a path or an object store URL."""
     images: AnyPath
     """Folder of the images that the file names; a path or an object store URL."""
+    outside: bool = False
+    """Whether the file may name images outside of `images`: by absolute paths, `..`, other buckets or URLs."""
     per_image: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Captions read of each image, in the order of their annotation ids: 1 as in the paper's main set, a number, or
     `all`."""
@@ -76,7 +80,7 @@ class CocoCaptions(Settings):
     def _entries(self) -> Iterator[Entry]:
         """The entries of both lists in one pass. An entry that cannot be used is one of its own, a broken record."""
         images = usable = some = 0
-        fault = ""
+        fault, outside = "", False
         for name, number, item in coco_lists(self.annotations, {"images": "list", "annotations": "list"}, lines=_LINES):
             place = f"entry {number} of `{name}`"
             nameless = f"{posixpath.basename(self.annotations)}#{name}/{number}"
@@ -91,11 +95,15 @@ class CocoCaptions(Settings):
                 fault_of_name = Rejection("broken_record", f"{place}: its `file_name` is no text in UTF-8")
                 yield clean_text(image_id), rejected_location(fault_of_name), None, number, None, NOTHING_MORE
             elif name == "images":
-                path = self._path(item, number)
-                fault = fault or ("" if path else f"{place} has no `file_name`")
-                usable += path is not None
-                missing = Rejection("missing_file", f"{place} has no `file_name`")
-                yield clean_text(image_id), path or rejected_location(missing), None, number, None, NOTHING_MORE
+                path = self._path(item)
+                if isinstance(path, Rejection):
+                    detail = f"{place} {path.detail}" if path.reason == "missing_file" else path.detail
+                    fault = fault or detail
+                    outside = outside or path.reason == "outside_folder"
+                    path = rejected_location(Rejection(path.reason, detail))
+                else:
+                    usable += 1
+                yield clean_text(image_id), path, None, number, None, NOTHING_MORE
             else:
                 try:
                     captions = list(_captions(item, number))
@@ -108,7 +116,8 @@ class CocoCaptions(Settings):
         if not images:
             raise InputError(f"{self.annotations}: `images` is empty; there is nothing to mine")
         if not usable:
-            raise InputError(f"{self.annotations}: no image can be used ({fault}); this is not a COCO captions file")
+            remedy = OUTSIDE_REMEDY if outside else "this is not a COCO captions file"
+            raise InputError(f"{self.annotations}: no image can be used ({fault}); {remedy}")
         if not some:
             raise InputError(
                 f"{self.annotations}: no annotation has a `caption`; is this the captions file, and not the instances?"
@@ -119,23 +128,24 @@ class CocoCaptions(Settings):
 
         Raises InputError where none has.
         """
-        some, number = False, -1
-        for number, image in enumerate(coco_items(self.annotations, "images", lines=_LINES, need="list")):
-            image_id, path = coco_id((image or {}).get("id")), self._path(image or {}, number)
-            if image_id is not None and path is not None:
+        some = listed = False
+        for image in coco_items(self.annotations, "images", lines=_LINES, need="list"):
+            listed = True
+            image_id, path = coco_id((image or {}).get("id")), self._path(image or {})
+            if image_id is not None and isinstance(path, str):
                 some = True
                 yield clean_text(image_id), path
-        if number >= 0 and not some:
+        if listed and not some:
             raise InputError(
                 f"{self.annotations}: no entry of `images` has a usable `id` and `file_name`; "
                 "this is not a COCO captions file"
             )
 
-    def _path(self, image: Mapping[str, Any], number: int) -> str | None:
+    def _path(self, image: Mapping[str, Any]) -> str | Rejection:
         name = image.get("file_name")
         if not isinstance(name, str) or not name.strip() or "\0" in name or is_unreadable(name):
-            return None
-        return joined(self.images, clean_text(name))
+            return Rejection("missing_file", _NAMELESS)
+        return named_file(self.images, clean_text(name), outside=self.outside)
 
 
 def _captions(annotation: Mapping[str, Any], number: int) -> Iterator[tuple[int, str]]:

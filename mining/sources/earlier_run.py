@@ -11,7 +11,8 @@ from pydantic import Field
 
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry
 from maskmine.mining.sources.files import FileSource, SourceFile, list_files, one_line_parquet, open_source
-from maskmine.mining.storage.locations import rejected_location
+from maskmine.mining.sources.named_files import is_below
+from maskmine.mining.storage.locations import parse_location, rejected_location
 from maskmine.mining.storage.stores import describe
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import CaptionsRow, ImageRow, Rejection
@@ -34,6 +35,9 @@ class EarlierRun(FileSource):
     """Name of the source in samples and in `licences.captions`; its `kind` when null."""
     files: AnyPath
     """The `out` folder of the earlier run."""
+    images: AnyPath | None = None
+    """Folder, or prefix of an object store, that the earlier run's images have to lie below; null takes it at its word
+    of where they are, as one of your own."""
     captions: bool = True
     """Whether the captions of the earlier run are mined too; `false` takes its images alone."""
     per_image: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
@@ -69,12 +73,22 @@ class EarlierRun(FileSource):
             images = _columns(posixpath.join(self.files, "images", name), ImageRow, "image_id", "path")
             position = 0
             for image_id, path in zip(*images, strict=True):
-                location = path or rejected_location(
-                    Rejection("missing_file", "the earlier run did not know where it is")
-                )
+                location = self._location(path)
                 for caption in captions.get(image_id) or [None]:
                     yield image_id, location, part, position, caption, NOTHING_MORE
                     position += 1
+
+    def _location(self, path: str | None) -> str:
+        """Where an image is, as the earlier run has it, whose words for locations are ours."""
+        if path is None:
+            return rejected_location(Rejection("missing_file", "the earlier run did not know where it is"))
+        file = parse_location(path)
+        if self.images is None or isinstance(file, Rejection):
+            return path
+        if is_below(file if isinstance(file, str) else file.file, self.images):
+            return path
+        detail = "the earlier run has it outside of the folder that `images` names"
+        return rejected_location(Rejection("outside_folder", detail))
 
     def _cells(self) -> list[str]:
         """The names of the run's cells, one a part. Raises InputError when parts of its plan are missing."""

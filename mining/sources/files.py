@@ -23,6 +23,7 @@ from maskmine.schemas.settings import Settings
 _WILDCARDS = "*?["  # of fsspec's `glob`
 _BRACES = re.compile(r"\{(-?\d+\.\.-?\d+(?:\.\.-?\d+)?|[A-Za-z]\.\.[A-Za-z]|[^{}]*,[^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _MAX_BRACED = 1_000_000  # names that a pattern with braces stands for
 
 
@@ -263,9 +264,14 @@ def check_images(folder: str | None) -> None:
         raise InputError(f"captions.images: {folder} is no folder; give the folder of the images")
 
 
+def is_url(path: str) -> bool:
+    """Whether a text of a record begins as a URL."""
+    return _URL.match(path) is not None
+
+
 def joined(root: str, path: str) -> str:
     """A path or URL as a record names it, from the folder that such paths start from."""
-    if scheme_of(path) != "file":
+    if is_url(path) and scheme_of(path) != "file":
         return path
     path = plain_path(path)
     return path if path.startswith("/") else posixpath.join(root, path)

@@ -16,11 +16,11 @@ from maskmine.mining.sources.files import (
     SourceFile,
     check_images,
     column_missing,
-    joined,
     one_line_parquet,
     open_source,
     source_root,
 )
+from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.text_files import Encoding
 from maskmine.mining.sources.values import parquet_values, shown
 from maskmine.mining.storage.locations import Cell, rejected_location
@@ -48,6 +48,8 @@ class HuggingFace(FileSource):
     """A Parquet file, a folder of them, or a pattern."""
     images: AnyPath | None = None
     """Folder of the images of rows that hold a path and no bytes."""
+    outside: bool = False
+    """Whether rows may name images outside of that folder: by absolute paths, `..`, other buckets or URLs."""
     image_col: str = "image"
     """Column of images: `{bytes, path}`, or plain bytes."""
     caption_col: str = "caption"
@@ -193,7 +195,8 @@ class HuggingFace(FileSource):
     def _named(self, path: Any, file: SourceFile) -> str:
         if not isinstance(path, str) or not path:
             return rejected_location(Rejection("missing_file", "the record has no bytes and names no file"))
-        return joined(self.images or posixpath.dirname(file.path), clean_text(path))
+        named = named_file(self.images or posixpath.dirname(file.path), clean_text(path), outside=self.outside)
+        return rejected_location(named) if isinstance(named, Rejection) else named
 
 
 def _holds_bytes(column: Any) -> bool:

@@ -30,6 +30,7 @@ _LOCATION = re.compile(
 )
 _SUFFIX = re.compile(r"[\w.-]{1,80}")
 _ESCAPED = "escaped:"
+_OTHERS = ("bytes:", "cell:", "fault:", _ESCAPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,11 @@ def file_location(path: str) -> str:
         return _ESCAPED + quote(path, errors="surrogateescape")
     except UnicodeEncodeError:  # half of a surrogate pair, which no name on a disk has
         return utf8_name(path)
+
+
+def as_plain(path: str) -> str:
+    """A path out of data, such that it is not taken for one of the other locations."""
+    return f"./{path}" if path.startswith(_OTHERS) else path
 
 
 def rejected_location(rejection: Rejection) -> str:

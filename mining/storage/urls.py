@@ -147,6 +147,7 @@ def _resolver() -> Any:
                 found, fault = None, None
                 try:
                     found = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, flags=_FLAGS)
+                    fault = None if found else socket.gaierror(socket.EAI_NONAME, "it has no address")
                 except (OSError, ValueError) as error:
                     fault = error
                 with suppress(RuntimeError):  # the loop has ended

@@ -107,7 +107,7 @@ def _of_coco(path: Path, images: str | None) -> dict[str, Any]:
         raise InputError(f"{path}: {_absent(path) or 'no captions*.json'}; give the captions file of a COCO data set")
 
     annotations = files[0]
-    entries = CocoCaptions(annotations=str(annotations), images="").read_images()
+    entries = CocoCaptions(annotations=str(annotations), images="", outside=True).read_images()
     names = [name for _, (_, name) in zip(range(_LOOKED_AT), entries, strict=False)]
     if not names:
         raise InputError(f"{annotations}: `images` is empty; there is nothing to mine")

@@ -200,6 +200,7 @@ OTHER: dict[str, Any] = {
     "ids": "tar_and_key", "caption_col": "alt", "save_additional_columns": ["url"], "truncated": "keep",
     "id_col": "id", "path_col": "file", "url_col": "url", "image_col": "picture", "captions": False,
     "delimiter": ";", "quoting": "none", "column_names": ["path", "caption"], "encoding": "cp1252",
+    "outside": True,
 }  # fmt: skip
 
 

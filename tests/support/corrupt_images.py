@@ -70,7 +70,7 @@ def jpeg_of_scans(*, scans: int = 20_000) -> bytes:
     return data[:end] + data[last:end] * scans + data[end:]
 
 
-def gif_of_comments(*, comments: int = 400_000) -> bytes:
+def gif_of_comments(*, comments: int = 200_000) -> bytes:
     """A GIF with comments of one letter before its picture; Pillow copies all of them for each further one."""
     data = encoded(RGB.convert("P"), "GIF")
     first = 13 + 3 * 2 ** (data[10] % 8 + 1)  # behind the palette

@@ -412,6 +412,8 @@ def _read_record(layout: Layout, folder: Path) -> _Record | None:
         same = (stored["form"], stored["name"]) == (_RECORD_VERSION, layout.name)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+    if any(not one or "/" in one or one.startswith(".") for one in record.image_ids):  # not of a list that we wrote
+        return None
     if not same or (layout.name != "pc459" and record.classes != shipped_classes(layout.name).names):
         return None
     return record

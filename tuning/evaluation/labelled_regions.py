@@ -20,6 +20,7 @@ from maskmine.mining.evaluation.annotations import Annotations, read_annotations
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.orientation import turn_upright_array
 from maskmine.mining.images.read import read_bytes
+from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, is_leftover, is_picture, utf8_name
 from maskmine.mining.text.labels import read_class_names
 from maskmine.schemas.errors import InputError
@@ -162,7 +163,8 @@ def _instances(truth: Annotations, images: Path, left_out: Counter[str]) -> Iter
         if image_id not in truth.files:
             left_out["no `file_name`"] += 1
             continue
-        image = _DECODING.read(str(images / truth.files[image_id]), max_pixels=_MAX_PIXELS)
+        path = named_file(str(images), truth.files[image_id], setting="regions.images")
+        image = path if isinstance(path, Rejection) else _DECODING.read(path, max_pixels=_MAX_PIXELS)
         if isinstance(image, Rejection):
             left_out[image.reason] += 1
         elif image.rgb_HW3.shape[:2] != truth.sizes[image_id]:
