@@ -24,8 +24,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.content_hash import file_sha256
+from maskmine.mining.storage.small_files import read_list
+from maskmine.mining.text.pipeline_config import check_pipeline
 from maskmine.mining.text.plain import UNREADABLE, PlainText, plain_text
 from maskmine.mining.text.units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line
 from maskmine.schemas.errors import InputError
@@ -171,7 +174,7 @@ def load_skip_words(choice: str | tuple[str, ...]) -> frozenset[str]:
 
 def _read_list(path: str) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_list(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"nouns.skip_words: `{path}` cannot be read as a list ({type(error).__name__}); use none, "
@@ -293,8 +296,10 @@ def _load_tagger(model: str, unit: Unit) -> Any:
     penn = _is_penn(_read_meta(folder))
     _, unused = _split_components(folder, unit)
     idle = [name for name in _LEMMA_COMPONENTS if not (unit in PARSED and name == "attribute_ruler")] if penn else []
+    check_pipeline(folder, name=model)
     try:
-        nlp: Any = spacy.load(folder, exclude=unused, disable=idle)
+        with nothing_is_run(model, setting="nouns.model"):
+            nlp: Any = spacy.load(folder, exclude=unused, disable=idle)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"nouns.model: `{model}` cannot be loaded ({reason}); install it again") from error
@@ -406,7 +411,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         return {"lang": meta["lang"], "name": meta["name"], "version": meta["version"], **meta}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"nouns.model: {folder} is no spaCy pipeline (no meta.json with lang, name and version); "
             "use en_core_web_sm or a folder that `nlp.to_disk` wrote"

@@ -29,6 +29,7 @@ HOMES = {
     "transformers": {
         "mining/proposers/maskformer.py",
         "tuning/open_vocabulary/initial_model.py",
+        "mining/models/foreign_code.py",
         "mining/models/pretrained.py",
     },
     "open_clip": {"mining/models/clip_weights.py"},

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskmine.mining.models.clip_description import CONFIG_FILE, refuse_foreign
+from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, file_sha256, files_sha256, weights_sha256
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 # How open_clip marks a name on the hub and a folder.
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
-_CONFIG = "open_clip_config.json"  # in every folder that open_clip saves
 # What `create_model` calls the precisions of the settings.
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -84,7 +85,7 @@ def find_weights(model: str, pretrained: str | None) -> ClipSource:
 def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedClip:
     """The whole model in host memory, in float32, bfloat16 or float16.
 
-    Raises InputError when the weights are not to be had or do not belong to the architecture.
+    Raises InputError when the weights are not to be had, do not belong to the architecture, or bring code.
     """
     import open_clip
     import torch
@@ -94,8 +95,11 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
     if source.tag and source.weights is None:
         source = _fetched(model, pretrained, source)
     unreadable = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, StopIteration)
-    with _as_open_clip_names_it(_kept(source)) as (name, file):
+    with nothing_is_run(model, setting="clip.model"), _as_open_clip_names_it(_kept(source)) as (name, file):
         try:
+            architecture = open_clip.get_model_config(name)
+            refuse_foreign(architecture, model)
+            dim = int(architecture["embed_dim"])
             network = open_clip.create_model(
                 name,
                 pretrained=file,
@@ -108,8 +112,7 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
                 weights_only=True,
             )
             architecture = open_clip.get_model_config(name)
-            dim = int(architecture["embed_dim"])
-            tokenize = open_clip.get_tokenizer(name)
+            tokenize = _open_tokenizer(name, architecture)
         except (*unreadable, pickle.UnpicklingError, SafetensorError) as error:
             raise InputError(_explained(model, pretrained, error)) from error
     if source.tag.get("quick_gelu"):
@@ -135,9 +138,9 @@ def clip_contents(model: str, pretrained: str | None) -> dict[str, Any]:
         weights = _named(pretrained, file_sha256(source.weights))
     if pretrained is None:  # a folder or a hub's name
         folder = _local(source)
-        files = [f for f in folder.iterdir() if f.suffix in WEIGHT_SUFFIXES or f.name == _CONFIG] if folder else []
+        files = [f for f in folder.iterdir() if f.suffix in WEIGHT_SUFFIXES or f.name == CONFIG_FILE] if folder else []
         if folder and source.weights is not None:  # of a hub's folder what is loaded, whatever else is kept there
-            files = [source.weights, folder / _CONFIG]
+            files = [source.weights, folder / CONFIG_FILE]
         whole = files_sha256(files, below=folder) if folder and all(f.is_file() for f in files) else None
         return {"model": _named(model, whole), "pretrained": None, "tokenizer": _tokenizer(config, folder)}
     return {"model": _named(model, of_architecture), "pretrained": weights, "tokenizer": _tokenizer(config, None)}
@@ -159,11 +162,13 @@ def fetch_clip(model: str, pretrained: str | None) -> None:
     try:
         if source.name.startswith(_HUB) and source.weights is None:
             repository = source.name.removeprefix(_HUB)
-            open_clip.pretrained.download_pretrained_from_hf(repository, filename=_CONFIG)
+            open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE)
             open_clip.pretrained.download_pretrained_from_hf(repository)
         config, _ = _architecture(find_weights(model, pretrained))
         if _local(source) is None and config.get("text_cfg", {}).get("hf_tokenizer_name"):
-            open_clip.get_tokenizer(source.name or model)
+            with nothing_is_run(model, setting="clip.model"):
+                refuse_foreign(config, model)
+                _open_tokenizer(source.name or model, config)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(_unreachable(model, pretrained, error)) from error
 
@@ -178,7 +183,7 @@ def named_folder(model: str) -> Path | None:
 def companion_files(folder: Path) -> tuple[Path, ...]:
     """The files of an open_clip folder beside its configuration and its weights, such as those of a tokenizer."""
     return tuple(
-        sorted(f for f in folder.iterdir() if f.is_file() and f.name != _CONFIG and f.suffix not in WEIGHT_SUFFIXES)
+        sorted(f for f in folder.iterdir() if f.is_file() and f.name != CONFIG_FILE and f.suffix not in WEIGHT_SUFFIXES)
     )
 
 
@@ -195,6 +200,16 @@ _TEXT_FILES = (
     *("vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "config.json"),
 )
 _NO_TOKENIZER = {"readme", "license", "notice", ".gitattributes"}  # files of a folder that no tokenizer reads
+
+
+def _open_tokenizer(name: str, architecture: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    import open_clip
+
+    of_transformers = bool(architecture["text_cfg"].get("hf_tokenizer_name"))
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(
+        name, **({"trust_remote_code": False} if of_transformers else {})
+    )
+    return tokenizer
 
 
 def _named(name: str | None, sha256: str | None) -> dict[str, str | None]:
@@ -215,8 +230,8 @@ def _architecture(source: ClipSource) -> tuple[dict[str, Any], str | None]:
     folder = _local(source)
     if folder is not None:
         try:
-            described = json.loads((folder / _CONFIG).read_text("utf-8"))
-        except (OSError, ValueError):
+            described = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
             described = {}
     elif source.name.startswith(_HUB):
         described = {}
@@ -261,7 +276,7 @@ def _kept(source: ClipSource) -> ClipSource:
     Not where a tokenizer of the hub is named, which open_clip would look for in that folder.
     """
     folder = _local(source)
-    if folder is None or not source.name.startswith(_HUB) or not (folder / _CONFIG).is_file():
+    if folder is None or not source.name.startswith(_HUB) or not (folder / CONFIG_FILE).is_file():
         return source
     config, _ = _architecture(source)
     if config.get("text_cfg", {}).get("hf_tokenizer_name"):
@@ -276,8 +291,8 @@ def _find_hub(model: str) -> ClipSource:
 
 
 def _find_folder(folder: Path) -> ClipSource:
-    if not (folder / _CONFIG).is_file():
-        raise InputError(f"clip.model: `{folder}` holds no {_CONFIG}; give a folder saved for open_clip")
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"clip.model: `{folder}` holds no {CONFIG_FILE}; give a folder saved for open_clip")
     if not any(file.suffix in {".safetensors", ".bin", ".pth"} for file in folder.iterdir()):
         raise InputError(f"clip.model: `{folder}` holds no weights; add them as open_clip_model.safetensors")
     return ClipSource(_FOLDER + str(folder), hashed=(folder,))
@@ -289,7 +304,7 @@ def _find_architecture(model: str, pretrained: str | None) -> ClipSource:
         raise InputError(f"clip.pretrained: there is no file `{weights}`; a JSON architecture needs a file of weights")
     try:
         described = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"clip.model: `{path}` cannot be read as JSON ({error}); check the path and the file"
         ) from error
@@ -378,7 +393,7 @@ def _as_open_clip_names_it(source: ClipSource) -> Iterator[tuple[str, str | None
     assert source.weights is not None
     safe = source.weights.suffix == ".safetensors"
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, _CONFIG).write_text(json.dumps(source.architecture), "utf-8")
+        Path(folder, CONFIG_FILE).write_text(json.dumps(source.architecture), "utf-8")
         file = "open_clip_model.safetensors" if safe else "open_clip_pytorch_model.bin"
         Path(folder, file).symlink_to(source.weights.resolve())
         yield _FOLDER + folder, None

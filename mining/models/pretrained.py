@@ -5,7 +5,6 @@ A proposer that runs through transformers states the types of model that it take
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, files_sha256, weights_sha256
 from maskmine.schemas.errors import InputError
@@ -136,9 +136,10 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
     if not _weights_in(folder, pickles=family.pickles):
         raise InputError(f"proposals.checkpoint: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
     network_class, processor_class = (getattr(transformers, class_) for class_ in family.classes[kind])
+    check_described(folder, name=name, setting="proposals.checkpoint")
     unreadable = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError)
     try:
-        with without_progress_bars():
+        with nothing_is_run(name, setting="proposals.checkpoint"), without_progress_bars():
             network, report = network_class.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -146,8 +147,9 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
                 dtype=torch.float32,
                 weights_only=True,
                 use_safetensors=None if family.pickles else True,
+                trust_remote_code=False,
             )
-        processor = processor_class.from_pretrained(folder, local_files_only=True)
+            processor = processor_class.from_pretrained(folder, local_files_only=True)
     except (*unreadable, StrictDataclassError, SafetensorError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"proposals.checkpoint: `{name}` cannot be loaded, save it again ({reason})") from error
@@ -167,10 +169,7 @@ def _model_type(folder: Path, *, name: str, family: Family) -> str:
                 f"proposals.checkpoint: `{name}` holds no {files[0]}; give a folder saved with `save_pretrained` of "
                 "the model and of its image processor"
             )
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"proposals.checkpoint: config.json of `{name}` is not JSON; save the model again") from error
+    config = read_described(folder / "config.json", name=name, setting="proposals.checkpoint")
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in family.classes:
         *others, last = family.classes

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from maskmine.mining.models.clip_weights import imagenet_templates
+from maskmine.mining.storage.small_files import read_list
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import IsPath, fingerprint
 
@@ -43,7 +44,7 @@ def fill_template(template: str, noun: str) -> str:
 
 def _read_templates(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_list(path).splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"templates: `{path}` cannot be read ({type(error).__name__}); use vild, imagenet, raw or a UTF-8 text file"

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import pickle
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydantic import Field
 from maskmine.mining.models.devices import DeviceKind, open_device
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
 from maskmine.mining.storage.content_hash import content_identity, file_sha256, files_sha256, weights_sha256
+from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml, read_list
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.settings import AnyPath, NameOrPath, RecordOnly, Settings, fingerprint
@@ -36,6 +38,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Output = Literal["panoptic_seg", "instances", "sem_seg"]
 # In the order of preference of `auto`.
 _OUTPUTS: tuple[Output, ...] = ("panoptic_seg", "instances", "sem_seg")
+_MAX_BASES = 100  # configurations that one is based on
 _SAFETENSORS = ".safetensors"  # the format that cannot run code
 _INSTALL = "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"  # it is on no package index
 
@@ -324,16 +327,26 @@ def _code_sha256(module: str) -> str | None:
 
 
 def _config_files(path: Path) -> Iterator[Path]:
-    """A configuration and those that it is based on."""
-    yield path
+    """A configuration and those that it is based on, also by way of others. Raises InputError, also for a ring."""
+    files = [path]
+    for number, file in enumerate(files):
+        if number == _MAX_BASES:
+            raise InputError(f"proposals.config: `{path}` is based on {number} files, or on itself; mend its `_BASE_`")
+        yield file
+        files[number + 1 : number + 1] = _bases(file)
+
+
+def _bases(path: Path) -> list[Path]:
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        _, tree = parse_yaml(read_list(path, max_bytes=MAX_YAML_BYTES), place=f"proposals.config: {path}")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"proposals.config: `{path}` cannot be read as YAML; give a configuration in YAML") from error
+        raise InputError(
+            f"proposals.config: `{path}` does not fit, as it is no plain YAML; give a configuration in YAML"
+        ) from error
     bases = tree.get("_BASE_", []) if isinstance(tree, dict) else []
-    for base in [bases] if isinstance(bases, str) else bases:
-        if (inner := path.parent / Path(base).expanduser()).is_file():
-            yield from _config_files(inner)
+    named = [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []
+    files = (path.parent / Path(base).expanduser() for base in named if isinstance(base, str))
+    return [file for file in files if file.is_file()]
 
 
 def _read_config(settings: Detectron2) -> Any:
@@ -341,6 +354,7 @@ def _read_config(settings: Detectron2) -> Any:
     from detectron2.config import get_cfg  # type: ignore[import-not-found, unused-ignore]
 
     config, path = get_cfg(), _config(settings)
+    deque(_config_files(path), maxlen=0)  # detectron2 reads them without limits
     for named in settings.import_modules:
         module, _, function = named.partition(":")
         try:

@@ -70,7 +70,7 @@ def read_record(folder: Path) -> OpenRecord:
             f"proposals.checkpoint: `{folder}` holds no {RECORD_FILE}; give a folder that `maskmine train-proposals` "
             "made, or use kind: maskformer"
         ) from error
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}); copy the folder again") from error
 
 

@@ -12,7 +12,17 @@ from pydantic import Field
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry, as_tables, broken, captions_of, clean_text
 from maskmine.mining.sources.files import SourceFile, check_images, list_files
 from maskmine.mining.sources.named_files import OUTSIDE_REMEDY, named_file
-from maskmine.mining.storage.coco_json import FaultLines, coco_id, coco_items, coco_lists, coco_number, is_unreadable
+from maskmine.mining.storage.coco_json import (
+    FaultLines,
+    Need,
+    coco_id,
+    coco_items,
+    coco_lists,
+    coco_number,
+    is_unreadable,
+    too_much,
+)
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.locations import rejected_location
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
@@ -73,15 +83,16 @@ class CocoCaptions(Settings):
         """Raises InputError when the folder of the images is not there."""
         check_images(self.images)
 
-    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
+    def read(self, *, images_per_part: int, limits: Limits = USUAL) -> Iterator[pa.Table]:
         """The entries (`mining/sources/entries.py`). Raises InputError when the file cannot be read."""
-        return as_tables(self._entries())
+        return as_tables(self._entries(limits))
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self, limits: Limits) -> Iterator[Entry]:
         """The entries of both lists in one pass. An entry that cannot be used is one of its own, a broken record."""
         images = usable = some = 0
         fault, outside = "", False
-        for name, number, item in coco_lists(self.annotations, {"images": "list", "annotations": "list"}, lines=_LINES):
+        needs: dict[str, Need] = {"images": "list", "annotations": "list"}
+        for name, number, item in coco_lists(self.annotations, needs, lines=_LINES, limits=limits):
             place = f"entry {number} of `{name}`"
             nameless = f"{posixpath.basename(self.annotations)}#{name}/{number}"
             image_id = coco_id((item or {}).get("id" if name == "images" else "image_id"))
@@ -89,6 +100,7 @@ class CocoCaptions(Settings):
             if item is None or image_id is None:
                 key = "id" if name == "images" else "image_id"
                 said = f"{place} is no object" if item is None else f"{place} has no usable `{key}`"
+                said = f"{place} is {too_much(item)}" if too_much(item) else said
                 fault = fault or said
                 yield broken(nameless, number, said)
             elif name == "images" and is_unreadable(item.get("file_name")):

@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 
 from maskmine.mining.sources.files import column_missing
 from maskmine.mining.sources.text_files import BAD_BYTE, open_text
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.schemas.errors import InputError
 
 Quoting = Literal["none", "doubled", "backslash"]
@@ -25,7 +26,6 @@ _DELIMITER_NAMES = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 _CANDIDATES = {"csv": ",;\t|", "tsv": "\t,;|"}
 _SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?")  # Excel's first line
 _SAMPLE_LINES, _SAMPLE_CHARS = 5_000, 1_000_000
-_MAX_LINE_CHARS = 16_000_000
 _MAX_RECORD_LINES = 1_000
 _ESCAPED: Mapping[Quoting, str] = {"doubled": '""', "backslash": '\\"'}
 
@@ -63,10 +63,10 @@ class Asked:
     encoding: str | None = None
 
 
-def delimited_records(path: str, asked: Asked) -> Iterator[tuple[int, Record]]:
+def delimited_records(path: str, asked: Asked, limits: Limits = USUAL) -> Iterator[tuple[int, Record]]:
     """The records of a file with the numbers of their first lines, from 1. Raises InputError, in one line."""
-    with open_text(path, encoding=asked.encoding) as (text, encoding):
-        lines = _Lines(_file_lines(text, path))
+    with open_text(path, encoding=asked.encoding, limits=limits) as (text, encoding):
+        lines = _Lines(_file_lines(text, path, limits.max_record_bytes))
         dialect = _dialect(lines.sample(), path, asked, encoding)
         deque(islice(lines, dialect.first_line), maxlen=0)
         yield from _records(lines, dialect, _Guard.of(dialect, asked))
@@ -75,7 +75,7 @@ def delimited_records(path: str, asked: Asked) -> Iterator[tuple[int, Record]]:
 def dialect_of(path: str, asked: Asked) -> Dialect:
     """The dialect of a file. Raises InputError when it cannot be read, or lacks a column."""
     with open_text(path, encoding=asked.encoding) as (text, encoding):
-        return _dialect(_Lines(_file_lines(text, path)).sample(), path, asked, encoding)
+        return _dialect(_Lines(_file_lines(text, path, USUAL.max_record_bytes)).sample(), path, asked, encoding)
 
 
 class _Lines(Iterator[str]):
@@ -105,11 +105,11 @@ class _Lines(Iterator[str]):
         return line
 
 
-def _file_lines(text: IO[str], path: str) -> Iterator[str]:
+def _file_lines(text: IO[str], path: str, max_chars: int) -> Iterator[str]:
     first = True
-    while line := text.readline(_MAX_LINE_CHARS):
-        if len(line) == _MAX_LINE_CHARS:
-            raise InputError(f"{path}: a line of more than {_MAX_LINE_CHARS:,} characters; is it a table in text?")
+    while line := text.readline(max_chars):
+        if len(line) == max_chars:
+            raise InputError(f"{path}: a line of more than {max_chars:,} characters; is it a table in text?")
         yield line.removeprefix("\ufeff") if first else line
         first = False
 

@@ -7,19 +7,23 @@ import posixpath
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 from pydantic import Field
 
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry
 from maskmine.mining.sources.files import FileSource, SourceFile, list_files, one_line_parquet, open_source
 from maskmine.mining.sources.named_files import is_below
+from maskmine.mining.storage.limits import Limits
 from maskmine.mining.storage.locations import parse_location, rejected_location
+from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import describe
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import CaptionsRow, ImageRow, Rejection
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.settings import AnyPath
-from maskmine.schemas.tables import arrow_schema, read_parquet
+from maskmine.schemas.tables import arrow_schema
 
+_READ_ROWS = 10_000
 _MINE_AGAIN = "run the same `maskmine mine` there again"  # ends every message about a damaged run
 
 
@@ -64,13 +68,13 @@ class EarlierRun(FileSource):
             raise InputError(f"captions.files: {self.files} is no run folder; give the `out` of a `maskmine mine` run")
         return list_files(posixpath.join(self.files, "images"), suffixes=(".parquet",))
 
-    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+    def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
         for part, name in enumerate(self._cells()):
             captions: dict[str, Any] = {}
             if self.captions:
                 path = posixpath.join(self.files, "captions", name)
-                captions = dict(zip(*_columns(path, CaptionsRow, "image_id", "captions"), strict=True))
-            images = _columns(posixpath.join(self.files, "images", name), ImageRow, "image_id", "path")
+                captions = dict(zip(*_columns(path, CaptionsRow, limits, "image_id", "captions"), strict=True))
+            images = _columns(posixpath.join(self.files, "images", name), ImageRow, limits, "image_id", "path")
             position = 0
             for image_id, path in zip(*images, strict=True):
                 location = self._location(path)
@@ -105,10 +109,14 @@ class EarlierRun(FileSource):
         return cells
 
 
-def _columns(path: str, row_type: type, *names: str) -> list[list[Any]]:
+def _columns(path: str, row_type: type, limits: Limits, *names: str) -> list[list[Any]]:
     """Columns of a cell of a run. Raises InputError when it does not have them as runs do."""
     with open_source(path) as file, one_line_parquet(path):
-        table = read_parquet(file)
+        strange = StrangeParquet(file, path, names, limits)
+        there = set(names) & set(strange.about().columns)
+        batches = [batch for batch, _ in strange.batches(_READ_ROWS)] if len(there) == len(names) else []
+        no_rows = pa.schema([field for field in arrow_schema(row_type) if field.name in there]).empty_table()
+        table = pa.Table.from_batches(batches) if batches else no_rows
     for name in names:
         field = arrow_schema(row_type).field(name)
         is_there = name in table.column_names and table.schema.field(name).type == field.type

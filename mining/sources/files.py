@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from maskmine.mining.sources.entries import Entry, as_tables
 from maskmine.mining.storage.content_hash import version_of
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.names import is_leftover, utf8_name
 from maskmine.mining.storage.stores import describe, open_input, open_store, os_errors, plain_path, scheme_of
 from maskmine.schemas.errors import InputError
@@ -235,11 +236,11 @@ class FileSource(Settings):
         """Raises InputError when the files, or the folder of the images, are not there."""
         self.list_files()
 
-    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
+    def read(self, *, images_per_part: int, limits: Limits = USUAL) -> Iterator[pa.Table]:
         """The entries (`mining/sources/entries.py`). Raises InputError when a file cannot be read."""
-        return as_tables(self._entries(images_per_part))
+        return as_tables(self._entries(images_per_part, limits))
 
-    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+    def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
         raise NotImplementedError
 
 

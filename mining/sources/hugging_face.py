@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from maskmine.mining.sources.entries import Entry, broken, captions_of, clean_text, id_of, kept_columns
@@ -23,13 +23,15 @@ from maskmine.mining.sources.files import (
 from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.text_files import Encoding
 from maskmine.mining.sources.values import parquet_values, shown
+from maskmine.mining.storage.limits import Limits
 from maskmine.mining.storage.locations import Cell, rejected_location
+from maskmine.mining.storage.parquet_child import ParquetAbout, StrangeParquet
 from maskmine.mining.storage.table_cells import MAX_GROUP_BYTES
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import AnyPath
 
-_READ_ROWS, _BUFFER_BYTES = 2_000, 1 << 20  # rows of captions in memory, and the bytes of a read
+_READ_ROWS = 2_000  # of captions in memory
 _FEW_PICTURES = 64  # are in memory while it is looked for those that are not there
 _BYTES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 
@@ -76,19 +78,22 @@ class HuggingFace(FileSource):
         super().check()
         check_images(self.images)
 
-    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+    def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
         part = position = in_part = 0
         for file in self.list_files():
             with open_source(file.path) as opened, one_line_parquet(file.path):
-                table = pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-                leaf = self._leaf(table, file.path)
+                columns = [self.image_col, *self._columns()]
+                table = StrangeParquet(opened, file.path, columns, limits)
+                about = table.about()
+                leaf = self._leaf(about, file.path)
                 first = 0  # the number of the group's first row in the file
-                for group in range(table.num_row_groups):
-                    rows = table.metadata.row_group(group).num_rows
+                for group, described in enumerate(about.groups):
+                    rows = described["rows"]
                     if in_part and in_part + rows > images_per_part:
                         part, in_part = part + 1, 0
                     in_part += rows
-                    for entry in self._of_group(table, file, group, leaf, part, position, first):
+                    place = (group, described, leaf)
+                    for entry in self._of_group(table, file, place, part, position, first):
                         yield entry
                         position += 1
                     first += rows
@@ -96,20 +101,24 @@ class HuggingFace(FileSource):
         if not position:
             raise InputError(f"{self.files}: no row in it; there is nothing to mine")
 
-    def _leaf(self, table: Any, path: str) -> str:
+    def _columns(self) -> list[str]:
+        """The columns beside the images."""
+        named = [self.caption_col, *([self.id_col] if self.id_col else []), *self.save_additional_columns]
+        return list(dict.fromkeys(named))
+
+    def _leaf(self, about: ParquetAbout, path: str) -> str:
         """The column of the bytes as Parquet names it. Raises InputError when there is none, or columns are missing."""
         named = {self.image_col: "image_col", self.caption_col: "caption_col"}
         named |= {self.id_col: "id_col"} if self.id_col else {}
         named |= dict.fromkeys(self.save_additional_columns, "save_additional_columns")
-        known = table.schema_arrow.names
+        known = about.columns
         for column, setting in named.items():
             if column not in known:
                 raise column_missing(path, column, known, setting=setting)
             if known.count(column) > 1:
                 raise InputError(f"{path}: two columns are called `{column}`; rename one")
-        leaves = {table.schema.column(n).path: table.schema.column(n) for n in range(len(table.schema.names))}
         for leaf in (f"{self.image_col}.bytes", self.image_col):
-            if leaf in leaves and _holds_bytes(leaves[leaf]):
+            if leaf in about.leaves and _holds_bytes(*about.leaves[leaf]):
                 return leaf
         raise InputError(
             f"{path}: `image_col: {self.image_col}` holds no bytes; is it the column of the images? "
@@ -117,25 +126,30 @@ class HuggingFace(FileSource):
         )
 
     def _of_group(
-        self, table: Any, file: SourceFile, group: int, leaf: str, part: int, position: int, first: int
+        self,
+        table: StrangeParquet,
+        file: SourceFile,
+        place: tuple[int, Mapping[str, Any], str],
+        part: int,
+        position: int,
+        first: int,
     ) -> Iterator[Entry]:
-        about = table.metadata.row_group(group)
-        chunk = next(about.column(n) for n in range(about.num_columns) if about.column(n).path_in_schema == leaf)
-        if chunk.total_uncompressed_size > MAX_GROUP_BYTES:
+        group, about, leaf = place
+        size_bytes = about["leaves"][leaf]["size_bytes"]
+        if size_bytes > MAX_GROUP_BYTES:
             raise InputError(
-                f"{file.path}: row group {group} has {chunk.total_uncompressed_size:,} bytes of pictures, and all are "
+                f"{file.path}: row group {group} has {size_bytes:,} bytes of pictures, and all are "
                 f"read for one; write the file again with row groups of at most {MAX_GROUP_BYTES:,} bytes"
             )
-        paths = self._paths(table, group, leaf)
-        columns = [self.caption_col, *([self.id_col] if self.id_col else []), *self.save_additional_columns]
-        row = 0
-        for batch in table.iter_batches(_READ_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            names = list(dict.fromkeys(columns))
-            for values in zip(*[parquet_values(batch.column(name)) for name in names], strict=True):
+        paths = self._paths(table, *place)
+        names, row = self._columns(), 0
+        for batch, long in replace(table, columns=names).batches(_READ_ROWS, group=group):
+            for n, values in enumerate(zip(*[parquet_values(batch.column(name)) for name in names], strict=True)):
                 nameless = f"{posixpath.splitext(file.name)[0]}-{first + row}"
                 location = self._named(paths[row], file) if row in paths else str(Cell(file.path, group, row, leaf))
                 record = dict(zip(names, values, strict=True))
-                for entry in self._of_record(record, nameless, location, part, position):
+                entries = self._of_record(record, nameless, location, part, position)
+                for entry in [broken(nameless, position, long[n], part=part)] if n in long else entries:
                     yield entry
                     position += 1
                 row += 1
@@ -160,29 +174,24 @@ class HuggingFace(FileSource):
         for n, caption in enumerate(captions):
             yield image_id, location, part, position + n, caption, more
 
-    def _paths(self, table: Any, group: int, leaf: str) -> dict[int, Any]:
+    def _paths(self, table: StrangeParquet, group: int, about: Mapping[str, Any], leaf: str) -> dict[int, Any]:
         """The rows of a group that have no bytes, with the paths that they name instead.
 
         Parquet's statistics say whether there are such rows. Where there are, or the writer left statistics out, the
         bytes of this group are read a few at a time.
         """
-        about = table.metadata.row_group(group)
-        chunk = next(about.column(n) for n in range(about.num_columns) if about.column(n).path_in_schema == leaf)
-        nulls = (
-            chunk.statistics.null_count if chunk.statistics is not None and chunk.statistics.has_null_count else None
-        )
+        nulls = about["leaves"][leaf]["nulls"]
         if nulls == 0:
             return {}
         is_struct = leaf != self.image_col
         path_leaf = f"{self.image_col}.path"
-        has_paths = is_struct and any(about.column(n).path_in_schema == path_leaf for n in range(about.num_columns))
-        columns = [*([path_leaf] if has_paths else []), *([leaf] if nulls != about.num_rows else [])]
+        has_paths = is_struct and path_leaf in about["leaves"]
+        columns = [*([path_leaf] if has_paths else []), *([leaf] if nulls != about["rows"] else [])]
         if not columns:
-            return dict.fromkeys(range(about.num_rows))
+            return dict.fromkeys(range(about["rows"]))
         paths: dict[int, Any] = {}
         first = 0
-        batches = table.iter_batches(_FEW_PICTURES, row_groups=[group], columns=columns, use_threads=False)
-        for batch in batches:
+        for batch, _ in replace(table, columns=columns).batches(_FEW_PICTURES, group=group, any_length=True):
             column = batch.column(0)
             named = pc.struct_field(column, "path").to_pylist() if has_paths else [None] * len(column)
             there = [False] * len(column)
@@ -199,6 +208,6 @@ class HuggingFace(FileSource):
         return rejected_location(named) if isinstance(named, Rejection) else named
 
 
-def _holds_bytes(column: Any) -> bool:
-    """Whether a column of a Parquet schema holds bytes that are not said to be a text."""
-    return column.physical_type in _BYTES and column.logical_type.type not in ("STRING", "JSON", "ENUM")
+def _holds_bytes(physical: str, logical: str) -> bool:
+    """Whether a column of such types holds bytes that are not said to be a text."""
+    return physical in _BYTES and logical not in ("STRING", "JSON", "ENUM")

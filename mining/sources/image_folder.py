@@ -15,6 +15,7 @@ from pydantic import Field
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry
 from maskmine.mining.sources.files import FileSource, SourceFile, open_source, told_passed_over, walk_files
 from maskmine.mining.sources.text_files import Encoding, lines_of, plain_text
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.locations import file_location, rejected_location
 from maskmine.mining.storage.names import UNREAD_SUFFIXES, alike, composed, is_picture, utf8_name
 from maskmine.mining.storage.stores import describe, scheme_of
@@ -24,7 +25,7 @@ from maskmine.schemas.settings import AnyPath
 
 log = logging.getLogger(__name__)
 
-_MAX_TEXT_BYTES = 1 << 20  # no captions of an image are longer
+_MAX_TEXT_BYTES, _MOST_CAPTIONS = 1 << 20, 1_024  # of an image; no honest one has more
 
 
 class Folder(FileSource):
@@ -60,12 +61,12 @@ class Folder(FileSource):
         if about is None or about["type"] != "directory":
             raise InputError(f"captions.files: {self.files} is no folder; give one with .jpg and .txt files")
 
-    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
+    def read(self, *, images_per_part: int, limits: Limits = USUAL) -> Iterator[pa.Table]:
         """The entries (`mining/sources/entries.py`). Raises InputError when there is no such folder."""
         self.check()
-        return super().read(images_per_part=images_per_part)
+        return super().read(images_per_part=images_per_part, limits=limits)
 
-    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+    def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
         position, passed_over = 0, Counter[str]()
         for folder, files in walk_files(self.files, passed_over=passed_over):
             named = _paired([posixpath.basename(file.path) for file in files])
@@ -147,4 +148,4 @@ def _lines(path: str, encoding: str | None) -> list[str]:
     if len(content) > _MAX_TEXT_BYTES:
         raise ValueError(f"its .txt has more than {_MAX_TEXT_BYTES:,} bytes")
     lines = lines_of(plain_text(content, name=".txt", encoding=encoding))
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip()][:_MOST_CAPTIONS]

@@ -6,10 +6,12 @@ Which it is shows in how the file begins. Only JSON lines go on after a broken r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from typing import IO, Any, Literal
 
 from maskmine.mining.sources.text_files import BAD_BYTE, open_text
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.schemas.errors import InputError
 
 Layout = Literal["lines", "list", "named list", "one after another"]
@@ -22,37 +24,61 @@ LAYOUT_NAMES: dict[Layout, str] = {
 Record = dict[str, Any] | str
 """A record, or what is wrong with it."""
 
-_MAX_CHARS = 16_000_000  # a line or a record that is longer is most likely none
 _READ_CHARS = 1 << 18
 _BETWEEN = " \t\r\n,"
+_SOMETHING = re.compile(f"[^{_BETWEEN}]")
+_EMPTY_LINES = re.compile(r"(?:[ \t\r]*+\n)*+")
+_NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
 _DECODER = json.JSONDecoder()
+# Python makes no number of more than 4300 digits, and says so in an error of no class of its own.
+_LENIENT = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 4_000 else digits)
 
 
-def json_records(path: str, *, columns: Collection[str], encoding: str | None = None) -> Iterator[tuple[int, Record]]:
+def json_records(
+    path: str, *, columns: Collection[str], encoding: str | None = None, limits: Limits = USUAL
+) -> Iterator[tuple[int, Record]]:
     """The records of a file with their numbers: of lines from 1 in JSON lines, of entries from 0 elsewhere.
 
-    `columns` are the names that a record has some of. Raises InputError, in one line, when the file cannot be read.
+    `columns` are the names that a record has some of. A record beyond the limits is a broken one. Raises InputError, in
+    one line, when the file cannot be read.
     """
-    with open_text(path, encoding=encoding, universal=True) as (text, used):
-        reader = _Reader(text, path)
+    with open_text(path, encoding=encoding, universal=True, limits=limits) as (text, used):
+        reader = _Reader(text, path, limits)
         layout = _layout(reader, columns)
-        if layout == "lines":
-            yield from _lines(reader, encoding=used)
-        else:
-            yield from _entries(reader, layout=layout)
+        records = _lines(reader, encoding=used) if layout == "lines" else _entries(reader, layout=layout)
+        for number, record in records:
+            too_deep = isinstance(record, dict) and is_deeper(record, limits.max_depth)
+            what = "line" if layout == "lines" else "entry"
+            yield number, f"{what} {number} is nested deeper than {limits.max_depth} levels" if too_deep else record
 
 
 def json_layout(path: str, *, columns: Collection[str], encoding: str | None = None) -> tuple[Layout, str]:
     """How the records of a file lie in it, and its encoding. Raises InputError when the file cannot be read."""
     with open_text(path, encoding=encoding, universal=True) as (text, used):
-        return _layout(_Reader(text, path), columns), used
+        return _layout(_Reader(text, path, USUAL), columns), used
+
+
+def is_deeper(value: Any, max_depth: int) -> bool:
+    """Whether lists and objects lie deeper in each other."""
+    level = [value]
+    for _ in range(max_depth + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 class _Reader:
     """A text as it is read, of which a piece is in memory: `ahead`, from `at` on."""
 
-    def __init__(self, text: IO[str], path: str) -> None:
+    def __init__(self, text: IO[str], path: str, limits: Limits) -> None:
         self.path = path
+        self.max_chars = limits.max_record_bytes
         self._text = text
         self.ahead = text.read(_READ_CHARS).removeprefix("\ufeff")
         self.at = 0
@@ -66,10 +92,10 @@ class _Reader:
     def peek(self) -> str:
         """The next character that is no space or comma; empty at the end."""
         while True:
-            while self.at < len(self.ahead):
-                if self.ahead[self.at] not in _BETWEEN:
-                    return self.ahead[self.at]
-                self.at += 1
+            if found := _SOMETHING.search(self.ahead, self.at):
+                self.at = found.start()
+                return found[0]
+            self.at = len(self.ahead)
             if not self.more():
                 return ""
 
@@ -78,11 +104,13 @@ class _Reader:
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.ahead, self.at)
+                value, end = _decoded(self.ahead, self.at)
             except ValueError:
-                if len(self.ahead) - self.at > _MAX_CHARS or not self.more():
+                if len(self.ahead) - self.at > self.max_chars or not self.more():
                     raise
                 continue
+            except RecursionError:
+                value, end = None, self._end_of_nested()
             # a number at the end of the piece may go on behind it
             if end == len(self.ahead) and self.ahead[end - 1] not in '}]"' and self.more():
                 continue
@@ -94,11 +122,52 @@ class _Reader:
     def line(self) -> str:
         """The next line with its end, or the beginning of one that is too long; empty at the end."""
         while (end := self.ahead.find("\n", self.at)) < 0:
-            if len(self.ahead) - self.at > _MAX_CHARS or not self.more():
+            if len(self.ahead) - self.at > self.max_chars:
+                line = self.ahead[self.at :]
+                self._skip_line()
+                return line
+            if not self.more():
                 end = len(self.ahead) - 1
                 break
         line, self.at = self.ahead[self.at : end + 1], end + 1
         return line
+
+    def skip_empty(self) -> int:
+        """Pass over the empty lines that come next in the piece; how many they are."""
+        found = _EMPTY_LINES.match(self.ahead, self.at)
+        assert found is not None
+        self.at = found.end()
+        return found[0].count("\n")
+
+    def _end_of_nested(self) -> int:
+        """Where the list or object that begins here ends. Raises ValueError where it does not, or is too long."""
+        while True:
+            depth = 0
+            for token in _NESTING.finditer(self.ahead, self.at):
+                depth += (token[0] in ("[", "{")) - (token[0] in ("]", "}"))
+                if not depth:
+                    return token.end()
+            if len(self.ahead) - self.at > self.max_chars or not self.more():
+                raise ValueError("nested too deep, and without end")
+
+    def _skip_line(self) -> None:
+        """Read on behind the end of this line, and keep nothing of it."""
+        self.at = len(self.ahead)
+        while self.more():
+            end = self.ahead.find("\n")
+            self.at = len(self.ahead) if end < 0 else end + 1
+            if end >= 0:
+                return
+
+
+def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value at a place, and where it ends. Raises ValueError, RecursionError."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        return _LENIENT.raw_decode(text, at)  # a number of too many digits, which is then a text
 
 
 def _layout(reader: _Reader, columns: Collection[str]) -> Layout:
@@ -194,15 +263,14 @@ def _skip(text: str, at: int) -> int:
 
 
 def _lines(reader: _Reader, *, encoding: str) -> Iterator[tuple[int, Record]]:
-    number = 0
+    number = reader.skip_empty()
     while line := reader.line():
         number += 1
-        if len(line) > _MAX_CHARS:
-            raise InputError(
-                f"{reader.path}: line {number} is longer than {_MAX_CHARS:,} characters; is it JSON lines?"
-            )
-        if line.strip():
+        if len(line) > reader.max_chars:
+            yield number, f"line {number} is longer than {reader.max_chars:,} characters"
+        elif line.strip():
             yield number, _record_of(line, number, encoding)
+        number += reader.skip_empty()
 
 
 def _record_of(line: str, number: int, encoding: str) -> Record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from maskmine.mining.sources.delimited import Asked, Quoting, delimited_records, dialect_of
@@ -25,7 +24,9 @@ from maskmine.mining.sources.json_records import LAYOUT_NAMES, json_layout, json
 from maskmine.mining.sources.named_files import OUTSIDE_REMEDY, named_file
 from maskmine.mining.sources.text_files import COMPRESSED_SUFFIXES, Encoding
 from maskmine.mining.sources.values import parquet_values, shown, typeless, typeless_id
+from maskmine.mining.storage.limits import Limits
 from maskmine.mining.storage.locations import rejected_location
+from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES
 from maskmine.schemas.errors import InputError
@@ -47,8 +48,7 @@ TABLE_SUFFIXES: Mapping[TableKind, tuple[str, ...]] = {
 _OUTSIDE = "fault:outside_folder:"
 _TEXT_ONLY = ("delimiter", "quoting", "column_names")
 _TOLD_FILES = 8  # further ones are opened only when they are read
-# a file is read a buffer at a time; with `pre_buffer`, which is Arrow's default, all its row groups are read ahead
-_READ_ROWS, _BUFFER_BYTES = 2_000, 1 << 20
+_READ_ROWS = 2_000
 
 
 class TableCaptions(FileSource):
@@ -136,11 +136,11 @@ class TableCaptions(FileSource):
             lines += [f"{names[0]}{more}: read as {told} (seen from its first lines)"] if told else []
         return lines
 
-    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+    def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
         position = usable = 0
         first_fault = ""
         for file in self.list_files():
-            for number, record in self._records(file.path):
+            for number, record in self._records(file.path, limits):
                 for entry in self._of_record(record, f"{file.name}#{number}", file, position):
                     is_usable = entry[4] is not None and not (entry[1] or "").startswith(_OUTSIDE)
                     usable += is_usable
@@ -174,13 +174,13 @@ class TableCaptions(FileSource):
             encoding=self.encoding,
         )
 
-    def _records(self, path: str) -> Iterator[tuple[int, Record]]:
+    def _records(self, path: str, limits: Limits) -> Iterator[tuple[int, Record]]:
         """The rows of a table with their numbers, those of text files as lines."""
         if self.kind == "parquet":
-            return _parquet_records(path, self._columns())
+            return _parquet_records(path, self._columns(), limits)
         if self.kind == "jsonl":
-            return json_records(path, columns=self._columns(), encoding=self.encoding)
-        return delimited_records(path, self._asked())
+            return json_records(path, columns=self._columns(), encoding=self.encoding, limits=limits)
+        return delimited_records(path, self._asked(), limits)
 
     def _of_record(self, record: Record, nameless: str, file: SourceFile, position: int) -> Iterator[Entry]:
         if isinstance(record, str):
@@ -240,18 +240,18 @@ class TableCaptions(FileSource):
         return rejected_location(path) if isinstance(path, Rejection) else path
 
 
-def _parquet_records(path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
+def _parquet_records(path: str, columns: Mapping[str, str], limits: Limits) -> Iterator[tuple[int, Record]]:
     with open_source(path) as file, one_line_parquet(path):
-        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        known = table.schema_arrow.names
+        table = StrangeParquet(file, path, list(columns), limits)
+        known = table.about().columns
         for column, setting in columns.items():
             if known.count(column) > 1:
                 raise InputError(f"{path}: two columns are called `{column}`; rename one")
             if column not in known:
                 raise column_missing(path, column, known, setting=setting)
         number = 0
-        for batch in table.iter_batches(batch_size=_READ_ROWS, columns=list(columns), use_threads=False):
+        for batch, long in table.batches(_READ_ROWS):
             values = [parquet_values(batch.column(column)) for column in columns]
-            for row in zip(*values, strict=True):
-                yield number, dict(zip(columns, row, strict=True))
+            for n, row in enumerate(zip(*values, strict=True)):
+                yield number, long.get(n) or dict(zip(columns, row, strict=True))
                 number += 1

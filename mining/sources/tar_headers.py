@@ -6,20 +6,19 @@ Nothing is unpacked, so names and links can lead nowhere.
 from __future__ import annotations
 
 import posixpath
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from maskmine.mining.sources.entries import clean_text
+from maskmine.mining.sources.tar_members import BLOCK_BYTES, BadHeaderError, CutError, Header, TarMembers
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, is_leftover, utf8_name
 from maskmine.schemas.errors import InputError
 
 End = Literal["whole", "cut", "damaged", "followed"]
 """How a tar ends: with its mark, in the middle, at what is no header, or with what is no tar behind the mark."""
 
-_MAX_HEADER_BYTES = 1 << 20  # long names and PAX headers are far shorter
-_BLOCK_BYTES = 512  # of which a tar is made
 _SCANNED_BYTES = 1 << 20  # behind an end mark, at a time
 _TEXT_SUFFIXES = ("txt", "json")
 
@@ -71,13 +70,20 @@ class _Found:
 
     groups: dict[str, dict[str, TarSample]] = field(default_factory=dict)
     leftovers: int = 0
+    members: int = 0
 
 
-def list_tar(file: IO[bytes], *, path: str, size_bytes: int, wanted: Callable[[str], bool]) -> TarListing:
+class _TooManyError(Exception):
+    """The tar has more members than the limit."""
+
+
+def list_tar(
+    file: IO[bytes], *, path: str, size_bytes: int, wanted: Callable[[str], bool], limits: Limits = USUAL
+) -> TarListing:
     """The samples of an uncompressed tar; members with other suffixes than `wanted` are passed over.
 
     The members of a key may stand anywhere. Tars that were joined (`cat a.tar b.tar`) are read to the end of the last
-    one. Raises InputError when the file is no tar.
+    one. Raises InputError when the file is no tar, or has more members than the limit.
     """
     _refuse_compressed(file, path)
     found = _Found()
@@ -86,13 +92,14 @@ def list_tar(file: IO[bytes], *, path: str, size_bytes: int, wanted: Callable[[s
     offset = 0
     while start is not None:
         try:
-            end, offset = _read_archive(file, start, found, size_bytes=size_bytes, wanted=wanted)
-        except tarfile.ReadError as error:
-            if not found.groups and size_bytes and "unexpected end" not in str(error):
-                raise InputError(
-                    f"{path}: not a tar ({str(error)[:80]}); `captions.files` names WebDataset tars"
-                ) from error
-            end, offset = "cut", size_bytes
+            end, offset = _read_archive(file, start, found, size_bytes=size_bytes, wanted=wanted, limits=limits)
+        except BadHeaderError as error:
+            raise InputError(f"{path}: not a tar ({error}); `captions.files` names WebDataset tars") from error
+        except _TooManyError:
+            raise InputError(
+                f"{path}: more than {limits.max_tar_members:,} members; cut it into several tars, or raise "
+                "`limits.max_tar_members`"
+            ) from None
         if end == "damaged" and offset == start > 0:
             end = "followed"
         start = _next_archive(file, offset) if end == "whole" else None
@@ -100,20 +107,23 @@ def list_tar(file: IO[bytes], *, path: str, size_bytes: int, wanted: Callable[[s
 
 
 def _read_archive(
-    file: IO[bytes], start: int, found: _Found, *, size_bytes: int, wanted: Callable[[str], bool]
+    file: IO[bytes], start: int, found: _Found, *, size_bytes: int, wanted: Callable[[str], bool], limits: Limits
 ) -> tuple[End, int]:
-    """Read the headers from `start` to the first end mark; how the archive ends, and where."""
-    file.seek(start)
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
-        while (info := tar.next()) is not None:
-            tar.members = []
-            _add(found, info, size_bytes=size_bytes, wanted=wanted)
-        offset = tar.offset
-    file.seek(offset)
-    block = file.read(_BLOCK_BYTES)
-    if len(block) == _BLOCK_BYTES and not any(block):
-        return "whole", offset
-    return "damaged" if len(block) > 1 else "cut", offset
+    """Read the headers from `start` to the first end mark; how the archive ends, and where. Raises BadHeaderError."""
+    members = TarMembers(file, start, size_bytes)
+    try:
+        for header in members:
+            found.members += 1
+            if found.members > limits.max_tar_members:
+                raise _TooManyError
+            _add(found, header, size_bytes=size_bytes, wanted=wanted)
+    except CutError as error:
+        return "damaged" if error.rest_bytes > 1 else "cut", error.offset
+    except BadHeaderError as error:
+        if not found.members and not start:
+            raise
+        return "damaged", error.offset
+    return "whole", members.offset
 
 
 def _next_archive(file: IO[bytes], offset: int) -> int | None:
@@ -122,22 +132,9 @@ def _next_archive(file: IO[bytes], offset: int) -> int | None:
     while block := file.read(_SCANNED_BYTES):
         zeros = len(block) - len(block.lstrip(b"\0"))
         if zeros < len(block):
-            return offset + zeros - zeros % _BLOCK_BYTES
+            return offset + zeros - zeros % BLOCK_BYTES
         offset += len(block)
     return None
-
-
-class _Headers:
-    """A file from which tarfile reads headers, at most a megabyte at once, whatever size a header states."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell, self.close = file.seek, file.tell, lambda: None
-
-    def read(self, size_bytes: int = -1) -> bytes:
-        if not 0 <= size_bytes <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size_bytes} bytes")
-        return self._file.read(size_bytes)
 
 
 def _refuse_compressed(file: IO[bytes], path: str) -> None:
@@ -147,9 +144,9 @@ def _refuse_compressed(file: IO[bytes], path: str) -> None:
         raise InputError(f"{path}: a compressed tar, in which no picture can be found by its place; unpack it to .tar")
 
 
-def _add(found: _Found, info: Any, *, size_bytes: int, wanted: Callable[[str], bool]) -> None:
+def _add(found: _Found, info: Header, *, size_bytes: int, wanted: Callable[[str], bool]) -> None:
     name = composed(clean_text(utf8_name(info.name))).replace("\\", "/").removeprefix("./")
-    if info.isdir():
+    if info.kind == "folder":
         return
     if is_leftover(name):
         found.leftovers += 1
@@ -164,11 +161,11 @@ def _add(found: _Found, info: Any, *, size_bytes: int, wanted: Callable[[str], b
         sample.faults.append(f"two members .{suffixes} of this key")
         return
     fault = None
-    if not info.isreg() or info.issparse():
+    if info.kind != "file":
         fault = f"a link, a device or a sparse file in the place of the .{suffixes}"
-    elif info.offset_data + info.size > size_bytes:
+    elif info.offset + info.size_bytes > size_bytes:
         fault = "the tar ends inside this member"
-    sample.members[suffix] = Member(info.offset_data, info.size, suffixes, fault)
+    sample.members[suffix] = Member(info.offset, info.size_bytes, suffixes, fault)
 
 
 def _split(name: str) -> tuple[str, str]:

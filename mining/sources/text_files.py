@@ -6,20 +6,17 @@ reject the record that they stand in.
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Annotated, Any
 
-import pyarrow as pa
 from pydantic import AfterValidator
 
 from maskmine.mining.sources.files import open_source
+from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.unpacking import MAGIC, UNPACKING_ERRORS, unpacked
 from maskmine.schemas.errors import InputError
 
 BAD_BYTE = "\udcff"
@@ -35,15 +32,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
-_UNPACK: dict[str, Callable[[Any], Any]] = {
-    "gzip": gzip.open,
-    "bzip2": bz2.open,
-    "xz": lzma.open,
-    "zstd": lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"),
-}
 _ARCHIVES = ((b"PK\x03\x04", "a zip archive"), (b"7z\xbc\xaf\x27\x1c", "a 7z archive"), (b"Rar!", "a rar archive"))
-_BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException)
 
 
 def _known_encoding(name: str) -> str:
@@ -61,14 +50,16 @@ Encoding = Annotated[str, AfterValidator(_known_encoding)]
 
 
 @contextmanager
-def open_text(path: str, *, encoding: str | None = None, universal: bool = False) -> Iterator[tuple[IO[str], str]]:
+def open_text(
+    path: str, *, encoding: str | None = None, universal: bool = False, limits: Limits = USUAL
+) -> Iterator[tuple[IO[str], str]]:
     """A file's text for reading line by line, and the encoding that it is read in; None finds it out.
 
     Lines end at `\\n`, where a file has none at `\\r`, and at nothing else; with `universal` at both. Raises
-    InputError, in one line, when the file cannot be read, or is compressed and not whole.
+    InputError, in one line, when the file cannot be read, is compressed and not whole, or unfolds beyond the limits.
     """
     codecs.register_error(_MARK_BAD, _mark_bad)
-    with open_source(path) as raw, _unpacked(raw, path) as file:
+    with open_source(path) as raw, _unpacked(raw, path, limits) as file:
         head = file.peek(_SAMPLE_BYTES)
         encoding = _marked_encoding(head) or encoding or guess_encoding(head)
         newline = None if universal else "\n" if "\n" in head.decode(encoding, "ignore") or b"\r" not in head else "\r"
@@ -117,20 +108,20 @@ def _mark_bad(error: UnicodeError) -> tuple[str, int]:
 
 
 @contextmanager
-def _unpacked(raw: Any, path: str) -> Iterator[io.BufferedReader]:
+def _unpacked(raw: Any, path: str, limits: Limits) -> Iterator[io.BufferedReader]:
     """The file, or what a compressed one holds, as a stream."""
     plain = io.BufferedReader(raw, _SAMPLE_BYTES)
     head = plain.peek(8)
     for magic, what in _ARCHIVES:
         if head.startswith(magic):
             raise InputError(f"{path}: {what}; unpack it")
-    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    kind = next((kind for magic, kind in MAGIC if head.startswith(magic)), None)
     if kind is None:
         yield plain
         return
     try:
-        yield io.BufferedReader(_UNPACK[kind](plain), _SAMPLE_BYTES)
-    except _BROKEN as error:
+        yield unpacked(plain, kind, path=path, max_ratio=limits.max_unpacked_ratio)
+    except UNPACKING_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise InputError(f"{path}: not a whole {kind} file ({str(error)[:80]}); get the file again") from error

@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ _SPEAKERS = ("from", "role")  # of a turn of a conversation
 _ASKING = frozenset({"human", "user", "system", "instruction", "tool"})
 _LISTED = re.compile(r"\[\s*['\"{].*['\"}]\s*\]", re.DOTALL)
 _MAX_LISTED_CHARS = 1_000_000
+_MOST_TEXTS, _DEEPEST = 1_024, 100  # captions of one record that are read, and lists around them
 _NO_VALUE = frozenset({"", "nan", "null", "none", "<na>", "#n/a"})
 _FLOAT = re.compile(r"[+-]?\d+\.0+|[+-]?\d(?:\.\d+)?[eE][+-]\d+")  # as programs write them for whole numbers
 _UUID_BYTES = 16
@@ -85,12 +87,16 @@ def texts_in(value: Any, *, encoding: str = "utf-8") -> list[str]:
     """The captions in a field; one that is missing or no text is empty, so there is at least one.
 
     A field holds a text, a list of texts (also as the JSON or Python list that a text spells out), or records with one
-    of `raw`, `caption`, `text`, … in them. Of a conversation the answers are taken, not what was asked.
+    of `raw`, `caption`, `text`, … in them. Of a conversation the answers are taken, not what was asked; of more than a
+    thousand texts the first.
     """
-    return list(_texts(value, encoding)) or [""]
+    return list(islice(_texts(value, encoding), _MOST_TEXTS)) or [""]
 
 
-def _texts(value: Any, encoding: str) -> Iterator[str]:
+def _texts(value: Any, encoding: str, depth: int = 0) -> Iterator[str]:
+    if depth > _DEEPEST:
+        yield ""
+        return
     if isinstance(value, bytes):
         value = value.decode(encoding)
     if isinstance(value, str):
@@ -102,11 +108,11 @@ def _texts(value: Any, encoding: str) -> Iterator[str]:
     if isinstance(value, list | tuple | np.ndarray):
         turns = [one for one in value if not _asks(one)]
         for one in turns:
-            yield from _texts(one, encoding)
+            yield from _texts(one, encoding, depth + 1)
     elif isinstance(value, Mapping):
         field = next((name for name in _CAPTION_FIELDS if value.get(name) is not None), None)
         if field is not None:
-            yield from _texts(value[field], encoding)
+            yield from _texts(value[field], encoding, depth + 1)
         elif "type" not in value:  # parts of a message that are no text, such as its image, are no captions
             yield ""
     else:

@@ -6,19 +6,20 @@ import json
 import logging
 import posixpath
 from collections.abc import Iterable, Iterator
-from itertools import chain, starmap
+from itertools import chain
 from typing import IO, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry, broken, captions_of, kept_columns
 from maskmine.mining.sources.files import FileSource, SourceFile, open_source
 from maskmine.mining.sources.tar_headers import TarListing, TarSample, list_tar
 from maskmine.mining.sources.text_files import plain_text
+from maskmine.mining.storage.limits import Limits
 from maskmine.mining.storage.locations import Slice, rejected_location
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, utf8_name
+from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.mining.storage.stores import describe, scheme_of
 from maskmine.schemas.errors import InputError
@@ -27,6 +28,7 @@ from maskmine.schemas.settings import AnyPath
 
 log = logging.getLogger(__name__)
 
+_READ_ROWS = 10_000
 _MAX_TEXT_BYTES = 1 << 20  # no caption or record is longer
 _ENDS = {"cut": "cut off", "damaged": "damaged", "followed": "followed by something that is no tar"}
 _STORED_AT_ONCE = 8
@@ -60,13 +62,16 @@ class Img2dataset(FileSource):
 
     suffixes: ClassVar = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # all but the first are refused
 
-    def _entries(self, images_per_part: int) -> Iterator[Entry]:
+    def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
         tars: Iterable[tuple[int, SourceFile]] = enumerate(self.list_files())
         if scheme_of(self.files) == "file":
-            by_tar: Iterable[Iterable[Entry]] = starmap(self._of_tar, tars)
+            by_tar: Iterable[Iterable[Entry]] = (self._of_tar(part, tar, limits) for part, tar in tars)
         else:
             by_tar = map_in_order(
-                lambda numbered: list(self._of_tar(*numbered)), tars, threads=_STORED_AT_ONCE, ahead=_STORED_AT_ONCE - 1
+                lambda numbered: list(self._of_tar(*numbered, limits)),
+                tars,
+                threads=_STORED_AT_ONCE,
+                ahead=_STORED_AT_ONCE - 1,
             )
         some = False
         for entry in chain.from_iterable(by_tar):
@@ -75,11 +80,12 @@ class Img2dataset(FileSource):
         if not some:
             raise InputError(f"{self.files}: no sample in any tar; there is nothing to mine")
 
-    def _of_tar(self, part: int, tar: SourceFile) -> Iterator[Entry]:
+    def _of_tar(self, part: int, tar: SourceFile, limits: Limits) -> Iterator[Entry]:
         needs_json = self.caption_col is not None or self.save_additional_columns
         suffixes = {*PICTURE_SUFFIXES, *(() if self.caption_col else ("txt",)), *(("json",) if needs_json else ())}
         with open_source(tar.path) as file:
-            listing = list_tar(file, path=tar.path, size_bytes=tar.size_bytes, wanted=suffixes.__contains__)
+            about = {"path": tar.path, "size_bytes": tar.size_bytes}
+            listing = list_tar(file, **about, wanted=suffixes.__contains__, limits=limits)
             self._refuse_cut(tar, listing)
             position = 0
             for key, sample in listing.samples.items():
@@ -88,7 +94,7 @@ class Img2dataset(FileSource):
                     position += 1
         if listing.leftovers:
             log.warning("%s: %d files that macOS or Windows left were passed over", tar.path, listing.leftovers)
-        for number, key in enumerate(_lost(tar, listing), start=position):
+        for number, key in enumerate(_lost(tar, listing, limits), start=position):
             yield broken(self._id(tar, key), number, "img2dataset counts this key, the tar lacks it", part=part)
 
     def _refuse_cut(self, tar: SourceFile, listing: TarListing) -> None:
@@ -161,17 +167,17 @@ def _location(tar: SourceFile, sample: TarSample) -> str:
     return str(Slice(tar.path, member.offset, member.size_bytes, member.suffix))
 
 
-def _lost(tar: SourceFile, listing: TarListing) -> Iterator[str]:
+def _lost(tar: SourceFile, listing: TarListing, limits: Limits) -> Iterator[str]:
     """The keys of images that img2dataset says it wrote, and that are not there."""
     beside = f"{posixpath.splitext(tar.path)[0]}.parquet"
     if describe(beside) is None:
         return
     with open_source(beside) as file:
         try:
-            table = pq.ParquetFile(file)
-            if not {"key", "status"} <= set(table.schema_arrow.names):
+            table = StrangeParquet(file, beside, ["key", "status"], limits)
+            if not {"key", "status"} <= set(table.about().columns):
                 return
-            for batch in table.iter_batches(columns=["key", "status"], use_threads=False):
+            for batch, _ in table.batches(_READ_ROWS):
                 for key, status in zip(batch["key"].to_pylist(), batch["status"].to_pylist(), strict=True):
                     if status == "success" and composed(str(key)) not in listing.samples:
                         yield str(key)

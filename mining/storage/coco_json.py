@@ -17,8 +17,11 @@ from typing import Any, Literal
 
 import ijson
 
+from maskmine.mining.storage.json_limits import TOO_MUCH, TooLongError, bounded_json
 from maskmine.mining.storage.json_repair import HALVED, LONE_SURROGATE, UNREADABLE, repaired
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.stores import open_input
+from maskmine.mining.storage.unpacking import unpacked
 from maskmine.schemas.errors import InputError
 
 Need = Literal["items", "list", "nothing"]
@@ -27,7 +30,10 @@ _CHUNK_BYTES = 1 << 16
 _GZIP = b"\x1f\x8b"
 _LARGEST_FLOAT_ID = 2**53  # larger floats are not all whole numbers apart: one could be another id
 _NOT = frozenset({"", "0", "0.0", "false", "f", "no", "n", "none", "null", "nan"})  # texts of a flag that is not set
-_BROKEN = (ijson.JSONError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError)
+_BROKEN = (
+    *(ijson.JSONError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError),
+    *(TooLongError, ValueError, OverflowError, RecursionError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,39 +90,46 @@ def open_coco(path: str, *, lines: FaultLines) -> Iterator[Any]:
 
 
 def coco_lists(
-    path: str, needs: Mapping[str, Need], *, lines: FaultLines
+    path: str, needs: Mapping[str, Need], *, lines: FaultLines, limits: Limits = USUAL
 ) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
     """`(list, number, item)` for the items of lists at the top of a JSON file, which is read once, as a stream.
 
-    An item that is no object comes as None. What JSON has no word for (NaN, Infinity) is null, and a whole number
-    beyond 64 bits is a text of its digits. Raises InputError when the file cannot be read, is no JSON, or lacks what is
-    needed of a list: items, or the list at least.
+    An item that is no object comes as None, one beyond the limits as an object that says so, see `too_much`. What JSON
+    has no word for (NaN, Infinity) is null, and a whole number beyond 64 bits is a text of its digits. Raises
+    InputError when the file cannot be read, is no JSON, or lacks what is needed of a list: items, or the list at least.
     """
     counts = dict.fromkeys(needs, 0)
     try:
         try:
-            for name, item in _stream(path, needs, lines=lines, repair=False):
+            for name, item in _stream(path, needs, lines=lines, limits=limits, repair=False):
                 yield name, counts[name], item if isinstance(item, dict) else None
                 counts[name] += 1
         except ijson.JSONError:  # perhaps only for what other readers take: from here on with repairs, which cost time
             skipped = dict(counts)
-            for name, item in _stream(path, needs, lines=lines, repair=True):
+            for name, item in _stream(path, needs, lines=lines, limits=limits, repair=True):
                 if skipped[name]:
                     skipped[name] -= 1
                     continue
                 yield name, counts[name], item if isinstance(item, dict) else None
                 counts[name] += 1
         for name, need in needs.items():
-            if not counts[name] and (need == "items" or (need == "list" and not _has_list(path, name, lines=lines))):
+            if not counts[name] and (need == "items" or (need == "list" and not _has_list(path, name, lines, limits))):
                 raise InputError(lines.lacking.format(path=path, name=name))
     except _BROKEN as error:
         reason = " ".join(str(error).split())[:80]
         raise InputError(lines.broken.format(path=path, reason=reason)) from error
 
 
-def coco_items(path: str, name: str, *, lines: FaultLines, need: Need) -> Iterator[dict[str, Any] | None]:
+def coco_items(
+    path: str, name: str, *, lines: FaultLines, need: Need, limits: Limits = USUAL
+) -> Iterator[dict[str, Any] | None]:
     """The items of one list, as `coco_lists` gives them."""
-    return (item for _, _, item in coco_lists(path, {name: need}, lines=lines))
+    return (item for _, _, item in coco_lists(path, {name: need}, lines=lines, limits=limits))
+
+
+def too_much(item: Mapping[str, Any] | None) -> str:
+    """What is too much in an item beyond the limits; empty for any other."""
+    return str((item or {}).get(TOO_MUCH, ""))
 
 
 def is_unreadable(value: Any) -> bool:
@@ -189,13 +202,13 @@ def unpack(packed: bytes) -> Any:
 
 
 def _stream(
-    path: str, names: Mapping[str, Need], *, lines: FaultLines, repair: bool
+    path: str, names: Mapping[str, Need], *, lines: FaultLines, limits: Limits, repair: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The items of all lists in the order of the file, as far as a chunk of it goes."""
     found = {name: ijson.sendable_list() for name in names}
     parsers = {name: ijson.items_coro(found[name], f"{name}.item", use_float=True) for name in names}
     with open_coco(path, lines=lines) as file:
-        chunks = _chunks(file)
+        chunks = _chunks(file, path, limits)
         for chunk in repaired(chunks) if repair else chunks:
             if not repair and LONE_SURROGATE.search(chunk):
                 raise ijson.JSONError("half a character")
@@ -220,11 +233,11 @@ def _parsed(parsers: Mapping[str, Any], found: Mapping[str, list[Any]], chunk: b
             raise fault
 
 
-def _has_list(path: str, name: str, *, lines: FaultLines) -> bool:
+def _has_list(path: str, name: str, lines: FaultLines, limits: Limits) -> bool:
     with open_coco(path, lines=lines) as file:
         events: list[tuple[str, str, Any]] = ijson.sendable_list()
         parser = ijson.parse_coro(events)
-        for chunk in repaired(_chunks(file)):
+        for chunk in repaired(_chunks(file, path, limits)):
             if chunk:
                 parser.send(chunk)
             if any(prefix == name and event == "start_array" for prefix, event, _ in events):
@@ -233,21 +246,25 @@ def _has_list(path: str, name: str, *, lines: FaultLines) -> bool:
     return False
 
 
-def _chunks(file: Any) -> Iterator[bytes]:
-    """The file in UTF-8 without a byte order mark, a piece at a time; from gzip, UTF-16 and UTF-32 too."""
+def _chunks(file: Any, path: str, limits: Limits) -> Iterator[bytes]:
+    """The file in UTF-8 without a byte order mark, in pieces of whole entries; from gzip, UTF-16 and UTF-32 too."""
     start = file.read(2)
     file.seek(0)
     if start == _GZIP:
-        file = gzip.GzipFile(fileobj=file)
-    encoding = json.detect_encoding(file.read(4))
-    file.seek(0)
+        file = unpacked(file, "gzip", path=path, max_ratio=limits.max_unpacked_ratio)
+    return bounded_json(_utf8(file), max_bytes=limits.max_record_bytes, max_depth=limits.max_depth)
+
+
+def _utf8(file: Any) -> Iterator[bytes]:
+    head = file.read(4)
+    encoding = json.detect_encoding(head)
     if encoding not in ("utf-8", "utf-8-sig"):
         decoder = getincrementaldecoder(encoding)()
+        yield decoder.decode(head).encode("utf-8", "surrogatepass")
         while chunk := file.read(_CHUNK_BYTES):
             yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
         yield decoder.decode(b"", final=True).encode()
         return
-    if file.read(len(BOM_UTF8)) != BOM_UTF8:
-        file.seek(0)
+    yield head.removeprefix(BOM_UTF8)
     while chunk := file.read(_CHUNK_BYTES):
         yield chunk

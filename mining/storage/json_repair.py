@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 # Texts, so that nothing within them is touched (one that does not end yet reaches to the end), and what may be wrong:
 # NaN and Infinity, whole numbers of nineteen digits and more, exponents of three digits.
 _TOKEN = re.compile(
-    rb'"(?:[^"\\]|\\.)*(?:"(?P<key>\s*:)?|(?P<open>\\?\Z))'
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"(?P<key>\s*:)?|(?P<open>\\?\Z))'
     rb"|(?P<word>(?<![\w.+-])-?(?:NaN|Infinity)(?!\w))"
     rb"|(?P<whole>(?<![\w.+-])-?\d{19,}(?![\w.]))"
     rb"|(?P<huge>(?<![\w.+-])-?\d+(?:\.\d+)?[eE]\+?\d{3,})",
@@ -25,8 +25,8 @@ LONE_SURROGATE = re.compile(
 )
 UNREADABLE, HALVED = "\ufdd0", "\ufdd1"
 """Begin a text that holds bytes that are no UTF-8, or halves of characters; no text has these signs, which are none."""
-_UNFINISHED = re.compile(rb"[-+.\w]+\Z")
-_LARGEST = 2**63
+_IN_WORDS = b"-+._0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LARGEST, _LARGEST_DIGITS = 2**63, 19
 
 
 def repaired(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -48,8 +48,7 @@ def _finished(text: bytes) -> int:
         pass
     if last is not None and not text[last.end() :].strip():
         return last.start()
-    tail = _UNFINISHED.search(text, last.end() if last is not None else 0)
-    return len(text) if tail is None else tail.start()
+    return max(len(text.rstrip(_IN_WORDS)), last.end() if last is not None else 0)
 
 
 def _repair(token: re.Match[bytes]) -> bytes:
@@ -57,7 +56,8 @@ def _repair(token: re.Match[bytes]) -> bytes:
     if token["word"]:
         return b"null"
     if token["whole"]:
-        return found if -_LARGEST <= int(found) < _LARGEST else b'"' + found + b'"'
+        fits = len(found.lstrip(b"-")) <= _LARGEST_DIGITS and -_LARGEST <= int(found) < _LARGEST
+        return found if fits else b'"' + found + b'"'
     if token["huge"]:
         return b"null" if float(found) in (float("inf"), float("-inf")) else found
     if token["key"] or (_is_utf8(found) and not LONE_SURROGATE.search(found)):

@@ -7,9 +7,9 @@ from collections import OrderedDict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from maskmine.mining.storage.locations import Cell
+from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import open_store, os_errors
 from maskmine.schemas.rows import Rejection
 
@@ -19,9 +19,7 @@ MAX_GROUP_BYTES = 1 << 28
 # The last row groups of this process, shared by its threads.
 _LOCK = threading.Lock()
 _KEPT: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
-# The footers of the last files: one is as long as the file has row groups, so it is not parsed for each of them.
-_FOOTERS: OrderedDict[str, Any] = OrderedDict()
-_FOOTERS_KEPT = 4
+_ALL = 1 << 31  # rows
 
 
 def read_cell(cell: Cell) -> bytes | Rejection:
@@ -49,13 +47,8 @@ def _column(cell: Cell) -> Any:
             return _KEPT[key]
         fs, path = open_store(cell.file)
         with os_errors(cell.file), fs.open(path, "rb") as file:
-            about = _FOOTERS.pop(cell.file, None) or pq.read_metadata(file)
-            table = pq.ParquetFile(file, metadata=about).read_row_group(
-                cell.group, columns=[cell.column], use_threads=False
-            )
-        _FOOTERS[cell.file] = about
-        while len(_FOOTERS) > _FOOTERS_KEPT:
-            _FOOTERS.popitem(last=False)
+            read = StrangeParquet(file, cell.file, [cell.column]).batches(_ALL, group=cell.group, any_length=True)
+            table = pa.Table.from_batches([batch for batch, _ in read])
         column = table.column(0)
         if pa.types.is_struct(column.type):
             column = pa.chunked_array([chunk.field(0) for chunk in column.chunks])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from maskmine.mining.storage.small_files import MAX_LIST_BYTES, parse_yaml, read_list
 from maskmine.mining.storage.stores import open_input
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint
@@ -46,7 +47,7 @@ def load_synonyms(name_or_path: str | None) -> dict[str, frozenset[str]]:
 
 def _read_synonyms(path: Path, name_or_path: str) -> dict[str, frozenset[str]]:
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _, table = parse_yaml(read_list(path), place=f"synonyms: {path}")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"synonyms: `{name_or_path}` cannot be read ({type(error).__name__}); use auto, coco, or the path of a "
@@ -85,11 +86,14 @@ def read_class_names(path: str, *, setting: str) -> tuple[str, ...]:
     """
     try:
         with open_input(path) as file:
-            text = file.read().decode("utf-8-sig")
+            content = file.read(MAX_LIST_BYTES + 1)
+            text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{setting}: `{path}` cannot be read ({type(error).__name__}); give a UTF-8 text file, a class a line"
         ) from error
+    if len(content) > MAX_LIST_BYTES:
+        raise InputError(f"{setting}: `{path}` is longer than {MAX_LIST_BYTES:,} bytes; is it a list of classes?")
     names = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     while names and not names[-1]:
         names.pop()

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
-import yaml
 
+from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.planning.plan import Plan, require_plan
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
@@ -103,8 +103,10 @@ class FinishedRun:
     @cached_property
     def settings(self) -> Mining:
         """The settings that it was mined with, paths included. Raises InputError when they do not hold here."""
+        place = self.folder.path("mining.yaml")
         with self.folder.open("mining.yaml") as file:
-            return parse_mining(yaml.safe_load(file), place=self.folder.path("mining.yaml"))
+            _, tree = parse_yaml(file.read(MAX_YAML_BYTES + 1), place=place)
+        return parse_mining(tree, place=place)
 
     def paths(self, row_type: type) -> list[str]:
         """The paths of the cells of one type of row, one a part."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import yaml
 from pydantic import ValidationError
 
+from maskmine.mining.storage.small_files import parse_yaml
 from maskmine.pipelines.engines.engine import Engine
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import Settings
@@ -49,7 +50,7 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
 def _option(option: str) -> tuple[str, object]:
     key, equals, text = option.partition("=")
     try:
-        value = yaml.safe_load(text)
+        _, value = parse_yaml(text, place=f"--engine-opt {key}")
     except yaml.YAMLError as error:
         raise InputError(f"--engine-opt {option}: the value is not valid YAML") from error
     if not equals or not key:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from maskmine.mining.evaluation.annotations import Annotations, Coverage, read_annotations
@@ -28,6 +27,7 @@ from maskmine.mining.evaluation.pair_metrics import (
     at_least,
     thin,
 )
+from maskmine.mining.storage.small_files import read_list
 from maskmine.mining.text.labels import Naming, label_names, load_synonyms, open_naming, plain_words
 from maskmine.pipelines.dataset.finished_run import FinishedRun, read_noun_counts
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -210,7 +210,7 @@ def _curves_over(scores: Mapping[ScoreName, ScoreCounts]) -> tuple[Curve, ...]:
 def read_nouns(path: str) -> frozenset[str]:
     """The nouns of a text file, one a line, as plain words; `#` starts a comment. Raises InputError."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_list(path, encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read; give a UTF-8 text file with one noun a line") from error
     nouns = frozenset(plain_words(line.partition("#")[0]) for line in lines) - {""}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from maskmine.mining.storage.small_files import read_list
 from maskmine.pipelines.export.export import Export
 from maskmine.schemas.errors import InputError
 
@@ -60,7 +60,7 @@ def _nouns(name: str, value: str) -> tuple[str, ...]:
         words = _words(value)
     else:
         try:
-            words = [line.strip() for line in Path(value[1:]).read_text(encoding="utf-8-sig").splitlines()]
+            words = [line.strip() for line in read_list(value[1:], encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{option}: cannot be read as a text file; give nouns, one a line") from error
     nouns = tuple(sorted({" ".join(word.lower().split()) for word in words if word}))

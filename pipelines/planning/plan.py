@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from maskmine.mining.sources.coco import CocoCaptions
+from maskmine.mining.storage.limits import USUAL
 from maskmine.mining.storage.stores import describe, scheme_of
 from maskmine.pipelines.planning.digest import rows_json
 from maskmine.pipelines.planning.external_sort import read_spilled
@@ -100,6 +101,8 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
     describe(run.root)
     source = _source(settings, limit)
     inputs = caption_inputs(settings.sources)
+    if settings.limits != USUAL:  # records beyond them are rejected
+        inputs = {"sources": inputs, "limits": settings.limits.model_dump()}
     stored = read_plan(run)
     if stored:
         _refuse_other_source(run, stored, source)

@@ -17,6 +17,8 @@ from maskmine.mining.nouns import Nouns
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
 from maskmine.mining.shards import Shards
+from maskmine.mining.storage.limits import Limits
+from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml, read_list
 from maskmine.mining.vocabulary import Vocabulary
 from maskmine.pipelines.settings.faults import OVERRIDDEN, settings_error
 from maskmine.pipelines.settings.licences import Licences
@@ -44,6 +46,8 @@ class Mining(Settings):
     """How samples are written."""
     licences: Licences = Licences()
     """Licences of captions and images, for the record and for exports."""
+    limits: Annotated[Limits, ExecutionOnly()] = Limits()
+    """How much of one thing captions may hold; they keep a small file from taking all memory, or for ever."""
     max_rejected: Annotated[float, ExecutionOnly(), Field(ge=0, le=1)] = 0.25
     """Share of images, 0–1, that may be rejected for a fault (a file missing, broken or refused, a worker lost) before
     the run ends with exit code 3. Images in which nothing was found are counted by `max_empty`."""
@@ -153,12 +157,9 @@ def _read_tree(
 
 def _read_yaml(file: Path, config: str) -> tuple[dict[str, Any], dict[str, int]]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)
+        text = read_list(file, encoding="utf-8-sig", max_bytes=MAX_YAML_BYTES)
+        node, tree = parse_yaml(text, place=config, loader=_Loader)
         lines = dict(_lines(node))
-    except RecursionError as error:
-        raise InputError(f"{config}: an alias that holds itself, or settings too deep; write them out") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{config}: cannot be read as a text file; give the path of a configuration in YAML"
@@ -193,7 +194,7 @@ def _apply(tree: dict[str, Any], override: str) -> str:
     if not equals or not all(place.split(".")):
         raise InputError(f"--set {override}: expected key=value, such as --set pairs.min_similarity=0.2")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        _, value = parse_yaml(text, place=f"--set {place}", loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override}: the value is not valid YAML") from error
     *parents, last = place.split(".")

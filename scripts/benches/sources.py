@@ -32,6 +32,7 @@ from maskmine.mining.sources.hugging_face import HuggingFace
 from maskmine.mining.sources.image_folder import Folder
 from maskmine.mining.sources.tables import TableCaptions
 from maskmine.mining.sources.webdataset import Img2dataset
+from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.pipelines.planning.plan import make_plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import Mining, parse_mining
@@ -119,7 +120,7 @@ class Generated(Settings):
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def read(self, *, images_per_part: int) -> Iterator[pa.Table]:
+    def read(self, *, images_per_part: int, limits: Limits = USUAL) -> Iterator[pa.Table]:
         """The entries."""
         for number, rows in enumerate(_generated(int(self.files))):
             first = number * _AT_ONCE_ROWS

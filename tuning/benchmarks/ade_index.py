@@ -64,7 +64,9 @@ class _StandIn:
         self.values = state[-1]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one in Python: that in C makes room for as many objects as a pickle of some bytes says that it has."""
+
     def find_class(self, module: str, name: str, /) -> type[_StandIn]:
         if module.partition(".")[0] in ("numpy", "_codecs"):  # Python 2 wrote bytes by `_codecs.encode`
             return _StandIn

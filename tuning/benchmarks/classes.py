@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from maskmine.mining.storage.small_files import read_list
 from maskmine.mining.text.labels import label_names
 from maskmine.schemas.errors import InputError
 
@@ -64,7 +65,7 @@ def context_classes(labels_txt: Path) -> ClassList:
     Spaces in names are dropped, as in published lists ("pottedplant"). Raises InputError for another file.
     """
     try:
-        lines = labels_txt.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_list(labels_txt, encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{labels_txt}: cannot be read ({type(error).__name__}); download it again") from error
     matches = [match for line in lines if (match := _PC_LINE.fullmatch(line.strip()))]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ijson
 
+from maskmine.mining.storage.small_files import read_list
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.benchmarks.ade_index import read_ade_index
 from maskmine.tuning.benchmarks.classes import ClassList, context_classes, shipped_classes
@@ -177,7 +178,7 @@ def _entries(names: Iterable[str], images: Path, maps: Path, ending: str) -> lis
 def _read_list(path: Path) -> list[str]:
     """The ids in a text file, the first word of each line, in its order."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_list(path, encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}); give an id a line") from error
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]

@@ -8,11 +8,13 @@ Shapes: B images, Q queries, L classes and "no object", h × w the grid of the m
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskmine.mining.models.foreign_code import check_described, nothing_is_run
 from maskmine.mining.models.pretrained import load_pretrained, without_progress_bars
 from maskmine.mining.proposers.maskformer import PLAIN
 from maskmine.mining.proposers.open_vocabulary_checkpoint import BODY_FILE
@@ -71,10 +73,12 @@ def from_backbone(backbone: str, *, decoder: dict[str, Any], short_side_px: int,
     import transformers
 
     try:
-        with without_progress_bars():
-            shape = transformers.AutoConfig.from_pretrained(backbone)
-            donor = transformers.AutoModel.from_pretrained(backbone)
-    except (OSError, ValueError) as error:
+        if Path(backbone).is_dir():
+            check_described(Path(backbone), name=backbone, setting="start.backbone")
+        with nothing_is_run(backbone, setting="start.backbone"), without_progress_bars():
+            shape = transformers.AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+            donor = transformers.AutoModel.from_pretrained(backbone, trust_remote_code=False, weights_only=True)
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"start.backbone: `{backbone}` cannot be had ({reason}); check the name") from error
     if shape.model_type not in ("swin", "resnet"):
