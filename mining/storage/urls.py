@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import Settings
 
@@ -76,7 +76,7 @@ def require_aiohttp() -> None:
     try:
         import aiohttp  # noqa: F401
     except ImportError as error:
-        raise InputError("URLs are read by aiohttp, which is not installed; pip install 'maskmine[fetch]'") from error
+        raise InputError(f"URLs are read by aiohttp, which is not installed; {how_to_install('fetch')}") from error
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # carries an IPv4 address in its last 32 bits (RFC 6052)

@@ -81,7 +81,7 @@ def load_mining(config: str, *, overrides: Sequence[str] = ()) -> Mining:
     tree, lines, package = _read_tree(config, overrides)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
-    if isinstance(tree.get("captions"), dict):
+    if isinstance(tree.get("captions"), dict) and "annotations" in tree["captions"]:  # which no other kind has
         tree["captions"].setdefault("kind", "coco")
     return with_absolute_paths(parse_mining(tree, place=config, lines=lines), package=package)
 
@@ -90,6 +90,11 @@ def load_settings(of: type[AnySettings], config: str | None, *, overrides: Seque
     """`load_mining` for settings of another kind, such as those of a tuning; without a file, their defaults."""
     tree, lines, package = _read_tree(config, overrides)
     return with_absolute_paths(_parse(of, tree, place=config or "settings", lines=lines), package=package)
+
+
+def top_settings(config: str) -> frozenset[str]:
+    """The names of the settings at the top of a configuration, of whatever command. Raises InputError."""
+    return frozenset(map(str, _read_tree(config, ())[0]))
 
 
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:

@@ -27,8 +27,8 @@ from maskmine.schemas.rows import Rejection
 from maskmine.tuning.segmentation import overlay as segmentation_overlay
 from tests.support.browser import EXAMPLES, MOST_PIXELS, STREET, calling
 
-pytest.importorskip("starlette", reason="pip install maskmine[serve]")
-pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
+pytest.importorskip("starlette", reason="pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
 
 from starlette.testclient import TestClient
 
