@@ -28,6 +28,7 @@ from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
 from maskmine.mining.proposers.sam import Sam
+from maskmine.mining.storage.locations import file_name_of
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, Region, RegionsRow, Rejection
@@ -104,17 +105,22 @@ class Regions(Settings):
                 batch_size=self.batch_size,
             )
             for batch, pictures in batches:
-                rows.update(zip(batch, find_batch([images[i].image_id for i in batch], pictures), strict=True))
+                rows.update(zip(batch, find_batch([images[i] for i in batch], pictures), strict=True))
                 del pictures  # or they would stay while the batch after the next is decoded
                 tick(len(batch))
             return [rows[i] for i in range(len(images))]
 
         return find
 
+    @property
+    def runs_models(self) -> bool:
+        """Whether anything here runs on a device; annotated masks without CLIP do not."""
+        return self.clip is not None or self.proposals.kind != "ground_truth"
+
     def contents(self) -> dict[str, Any]:
         """What of the way in which the work is done decides the last bits: nothing where no model runs."""
         proposes = self.proposals.kind != "ground_truth"
-        kind = kind_of(self.device) if proposes or self.clip is not None else None
+        kind = kind_of(self.device) if self.runs_models else None
         return {
             "device": kind,
             "batch_size": self.batch_size if proposes and kind == "cuda" else None,
@@ -148,7 +154,7 @@ class _Kept:
 
 
 def _find_batch(
-    image_ids: Sequence[str],
+    images: Sequence[ImageRow],
     pictures: Sequence[DecodedImage | Rejection],
     *,
     propose: Proposer,
@@ -161,7 +167,7 @@ def _find_batch(
     results: dict[int, _Kept | Rejection] = {}
     # A header may promise another size than the pixels have, so the sizes are sorted out once more.
     for members in _of_one_size(pictures):
-        loaded = [_load(image_ids[i], picture, device=device) for i, picture in members]
+        loaded = [_load(images[i], picture, device=device) for i, picture in members]
         for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=keep.min_score), strict=True):
             if isinstance(answer, Rejection):
                 results[i] = answer
@@ -171,10 +177,10 @@ def _find_batch(
         {i: result for i, result in results.items() if isinstance(result, _Kept)}, tower=tower, crop=crop
     )
     return [
-        RegionsRow.rejected(image_id, picture)
+        RegionsRow.rejected(image.image_id, picture)
         if isinstance(picture, Rejection)
-        else _as_row(image_id, picture, results[i], embeddings.get(i))
-        for i, (image_id, picture) in enumerate(zip(image_ids, pictures, strict=True))
+        else _as_row(image.image_id, picture, results[i], embeddings.get(i))
+        for i, (image, picture) in enumerate(zip(images, pictures, strict=True))
     ]
 
 
@@ -187,11 +193,12 @@ def _of_one_size(pictures: Sequence[DecodedImage | Rejection]) -> list[list[tupl
     return list(groups.values())
 
 
-def _load(image_id: str, picture: DecodedImage, *, device: torch.device) -> LoadedImage:
+def _load(image: ImageRow, picture: DecodedImage, *, device: torch.device) -> LoadedImage:
     import torch
 
     rgb_3HW = torch.from_numpy(picture.rgb_HW3).to(device).permute(2, 0, 1).contiguous()
-    return LoadedImage(image_id, rgb_3HW, picture.orientation, picture.turned_by)
+    file = file_name_of(image.path)
+    return LoadedImage(image.image_id, rgb_3HW, picture.orientation, picture.turned_by, file)
 
 
 def _embed(kept_by_image: dict[int, _Kept], *, tower: ImageTower | None, crop: Crop) -> dict[int, list[bytes]]:

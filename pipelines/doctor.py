@@ -21,11 +21,20 @@ from rich.text import Text
 from maskmine.mining.captions import AnySource
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.nouns import Nouns
+from maskmine.mining.proposers.ground_truth import GroundTruth, read_masks
 from maskmine.mining.sources.coco import CocoCaptions
+from maskmine.mining.storage.locations import file_name_of
 from maskmine.mining.storage.names import is_file
+from maskmine.pipelines.dataset.calibrations import check_calibration
+from maskmine.pipelines.planning.listing import has_url, refuse_urls
+from maskmine.pipelines.planning.plan import check_folder
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.fingerprints import portable
 from maskmine.pipelines.settings.mining import Mining
-from maskmine.schemas.errors import InputError
+from maskmine.pipelines.steps.identity import identify
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError, how_to_install
 from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.settings import IsPath, Settings, marker_of
 from maskmine.tuning.console import TextTable
 
 State = Literal["ok", "missing", "warning"]
@@ -33,8 +42,8 @@ State = Literal["ok", "missing", "warning"]
 _REQUIRED = ("torch", "transformers", "open_clip_torch", "spacy", "pyarrow", "duckdb", "pillow", "pycocotools")
 # distribution → what it is for, how to get it
 _OPTIONAL = {
-    "ray": ("the Ray engine", "pip install 'maskmine[ray]'"),
-    "apache-beam": ("the Beam engine", "pip install 'maskmine[beam]'"),
+    "ray": ("the Ray engine", how_to_install("ray")),
+    "apache-beam": ("the Beam engine", how_to_install("beam")),
     "detectron2": (
         "proposals of detectron2 models",
         "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'",
@@ -58,7 +67,8 @@ class Finding:
 def diagnose(settings: Mining | None) -> list[Finding]:
     """The libraries and the machine, and, for given settings, whether all that they name is there.
 
-    Files are listed and weights are hashed; no model is loaded and nothing is fetched.
+    Files are listed, the beginning of each source is read and weights are hashed; no model is loaded and nothing is
+    fetched. Whatever a run refuses before it begins is found.
     """
     findings = [
         *_libraries(settings),
@@ -71,10 +81,27 @@ def diagnose(settings: Mining | None) -> list[Finding]:
         return [*findings, _nouns_model(Nouns(), absent="warning")]
     return [
         *findings,
-        _writable(settings.out),
+        *_out(settings),
         *_captions(settings),
         _nouns_model(settings.nouns, absent="missing"),
         *_models(settings),
+        *_masks(settings),
+        *_lists(settings),
+    ]
+
+
+def diagnose_others(settings: Settings) -> list[Finding]:
+    """`diagnose` for the settings of another command: libraries, machine, and all models, files and folders named."""
+    out = getattr(settings, "out", None)
+    return [
+        *_libraries(None),
+        *_gpus(None),
+        _cpus(),
+        _memory(),
+        _disk(out or os.getcwd()),
+        *([_writable(out)] if out else []),
+        *_named(settings, ""),
+        *_contents(settings),
     ]
 
 
@@ -106,7 +133,7 @@ def _libraries(settings: Mining | None) -> Iterator[Finding]:
     yield Finding("Python", "ok", platform.python_version())
     yield Finding("maskmine", "ok", _version("maskmine") or "not installed; run from its folder")
     for name in _REQUIRED:
-        missing = Finding(name, "missing", "not installed", "python -m pip install maskmine")
+        missing = Finding(name, "missing", "not installed", how_to_install())
         yield Finding(name, "ok", version) if (version := _version(name)) else missing
     kind = str(settings.regions.proposals.kind) if settings else ""
     for name, (use, remedy) in _OPTIONAL.items():
@@ -150,7 +177,7 @@ def _gpus(settings: Mining | None) -> Iterator[Finding]:
 
 def _no_gpu(settings: Mining | None, *, cuda: str | None, reason: str) -> Finding:
     if not _has_driver():
-        if settings is None or _uses_models(settings):
+        if settings is None or settings.regions.runs_models:
             return Finding("GPU", "warning", "none; models run on the CPU, many times slower")
         return Finding("GPU", "ok", "none, and these settings need none")
     if cuda is None:
@@ -162,10 +189,6 @@ def _no_gpu(settings: Mining | None, *, cuda: str | None, reason: str) -> Findin
 
 def _has_driver() -> bool:
     return shutil.which("nvidia-smi") is not None or os.path.exists("/proc/driver/nvidia/version")
-
-
-def _uses_models(settings: Mining) -> bool:
-    return settings.regions.clip is not None or settings.regions.proposals.kind != "ground_truth"
 
 
 def _cpus() -> Finding:
@@ -222,6 +245,47 @@ def _writable(out: str) -> Finding:
     return Finding("out", "ok", f"{out} can be written")
 
 
+def _out(settings: Mining) -> Iterator[Finding]:
+    writable = _writable(settings.out)
+    yield writable
+    if writable.state == "ok":
+        try:
+            check_folder(RunFolder(settings.out), settings)
+        except (InputError, OtherPlanError, IncompleteError) as error:
+            yield _fault("out", error)
+
+
+def _named(settings: Settings, place: str) -> Iterator[Finding]:
+    """Whether the models, files and folders are there that settings name, and the device."""
+    for name, field in type(settings).model_fields.items():
+        value, inner = getattr(settings, name), f"{place}.{name}" if place else name
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        mark = marker_of(field, IsPath)
+        for one in values:
+            if isinstance(one, Settings):
+                yield from [_model(inner, one)] if hasattr(one, "record") else _named(one, inner)
+            elif mark and not mark.or_name and isinstance(one, str) and name != "out" and "://" not in one:
+                there = os.path.exists(one)
+                yield Finding(inner, "ok" if there else "missing", one if there else f"there is no {one}")
+        if name == "device":
+            try:
+                open_device(value)
+            except InputError as error:
+                yield _fault(inner, error)
+
+
+def _contents(settings: Settings) -> Iterator[Finding]:
+    """What hashing of all that settings name stumbles over, and a run of pairs that cannot be tuned on."""
+    try:
+        portable(settings)
+        if hasattr(settings, "data"):
+            from maskmine.tuning.clip.data import open_sets
+
+            open_sets(settings.data)
+    except (InputError, IncompleteError) as error:
+        yield _fault("settings", error)
+
+
 def _existing(path: str) -> Path:
     """The path itself, or the nearest above it that exists."""
     absolute = Path(path).absolute()
@@ -230,13 +294,17 @@ def _existing(path: str) -> Path:
 
 def _captions(settings: Mining) -> Iterator[Finding]:
     for source in settings.sources:
-        yield from _coco(source) if isinstance(source, CocoCaptions) else [_source(source)]
+        yield from _coco(source) if isinstance(source, CocoCaptions) else [_source(source, settings)]
 
 
-def _source(source: AnySource) -> Finding:
+def _source(source: AnySource, settings: Mining) -> Finding:
+    """The beginning of a source is read, for a name of a column may be wrong."""
     try:
         source.check()
-    except InputError as error:
+        table = next(iter(source.read(images_per_part=settings.shards.images_per_part)), None)
+        if table is not None and has_url(table["path"]):
+            refuse_urls(settings, source.location)
+    except (InputError, IncompleteError) as error:
         return _fault("captions", error)
     return Finding("captions", "ok", f"{source.kind}: {source.location}")
 
@@ -297,13 +365,45 @@ def _models(settings: Mining) -> Iterator[Finding]:
         yield _model("clip", clip)
 
 
+def _masks(settings: Mining) -> Iterator[Finding]:
+    """Whether annotated masks can be read, and are of the first images."""
+    proposals = settings.regions.proposals
+    if not isinstance(proposals, GroundTruth):
+        return
+    try:
+        truth = read_masks(proposals)
+        for source in settings.sources:
+            tables = source.read(images_per_part=settings.shards.images_per_part)
+            table = next(iter(tables), None)
+            if table is None or not table["path"].is_valid().to_pylist().count(True):
+                continue
+            images = zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True)
+            if not any(truth.key_of(image_id, file_name_of(path)) for image_id, path in images):
+                detail = f"{proposals.annotations} names none of the first images of {source.location}"
+                yield Finding("masks", "missing", detail, "give the annotations of these images")
+                return
+    except (InputError, IncompleteError, OSError) as error:
+        yield _fault("masks", error)
+        return
+    for line in truth.left_out.lines():
+        yield Finding("masks", "warning", f"not used, {line}")
+
+
+def _lists(settings: Mining) -> Iterator[Finding]:
+    """Lists, verdicts and a calibration that the settings name."""
+    try:
+        check_calibration(settings, identify(settings).settings)
+    except (InputError, IncompleteError, ImportError, OSError) as error:
+        yield _fault("settings", error)
+
+
 def _model(role: str, model: Any) -> Finding:
     try:
         return _recorded(model.record(), local=any(os.path.exists(path) for path in _paths(model)))
     except InputError as error:
         return _fault(role, error)
     except ImportError as error:
-        return Finding(role, "missing", f"cannot be looked up: {error}", "python -m pip install maskmine")
+        return Finding(role, "missing", f"cannot be looked up: {error}", how_to_install())
 
 
 def _missing_folders(proposals: Any) -> Iterator[Finding]:
@@ -343,7 +443,7 @@ def _remote(name: str, url: str) -> Finding:
     return Finding(name, "warning", f"{url} is remote and was not looked into")
 
 
-def _fault(name: str, error: InputError) -> Finding:
+def _fault(name: str, error: Exception) -> Finding:
     """Messages of faults end with what to do, after the last semicolon."""
     detail, _, remedy = str(error).rpartition("; ")
     return Finding(name, "missing", detail or remedy, remedy if detail else "")

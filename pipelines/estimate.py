@@ -15,8 +15,10 @@ from rich.text import Text
 
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.pairs import ClipPairs
-from maskmine.pipelines.mine import check_inputs
-from maskmine.pipelines.planning.plan import Plan, make_plan
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
+from maskmine.pipelines.dataset.calibrations import check_calibration
+from maskmine.pipelines.mine import check_inputs, notes_of
+from maskmine.pipelines.planning.plan import Plan, check_folder, make_plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step, plan_steps
@@ -89,7 +91,10 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
     Models that are not on this machine are fetched, as the run would. A small sample errs upwards: its batches are not
     full. Raises InputError as the run would.
     """
-    with tempfile.TemporaryDirectory(prefix="maskmine-estimate-") as scratch:
+    check_folder(RunFolder(settings.out), settings, limit=limit)
+    check_inputs(settings)
+    check_calibration(settings, identify(settings).settings)
+    with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
         # The plan is made for all images.
         begin_s = time.monotonic()
         plan = make_plan(RunFolder(f"{scratch}/whole"), settings, limit=limit)
@@ -103,11 +108,12 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
             size_bytes=_folder_bytes(f"{scratch}/whole"),
         )
 
+        list(notes_of(RunFolder(f"{scratch}/whole"), plan, settings))
+
         # The steps are run on a sample of them.
         run = RunFolder(f"{scratch}/sample")
         tried = _without_filters(settings)
         few = make_plan(run, tried, limit=min(sample, plan.images))
-        check_inputs(tried)
         measured = [_measure(step) for step in plan_steps(run, few, tried, identify(tried))]
         steps = [_scale(step, few=few, plan=plan) for step in measured]
         rejected = Counter(f"{image.step}: {image.reason}" for image in rejected_images(run))

@@ -21,37 +21,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.proposers.ground_truth import GroundTruth, read_masks
 from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.stores import OBJECT_STORES, fault_line, refusal, scheme_of
 from maskmine.pipelines.dataset.calibrations import check_calibration
+from maskmine.pipelines.dataset.limits import Exceeded, find_exceeded
 from maskmine.pipelines.dataset.publish import DERIVED_FILE, BrokenShardsError, mark_success, publish, published
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
-from maskmine.pipelines.planning.plan import Plan, make_plan
-from maskmine.pipelines.regenerate import differences, known_identity, open_reused_run, reuse_regions, write_identity
+from maskmine.pipelines.planning.plan import Plan, check_folder, make_plan
+from maskmine.pipelines.regenerate import (
+    differences,
+    known_identity,
+    open_reused_run,
+    reuse_regions,
+    what_is_made_again,
+    write_identity,
+)
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
+from maskmine.pipelines.steps.annotated import check_annotated
+from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.pipelines.steps.grid import Step, drop_stale, drop_untied, missing_cells, plan_steps, steps_before_doubt
 from maskmine.pipelines.steps.identity import Identity, identify, settle
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.schemas.manifest import Manifest, Totals
+from maskmine.schemas.manifest import Manifest
 
 _TRIED_IMAGES = 4  # one image alone may be locked, or missing
-
-
-@dataclass(frozen=True, slots=True)
-class Exceeded:
-    """A limit that a finished run exceeds: `images` of its `of` images, and the most frequent reason of these."""
-
-    setting: Literal["max_rejected", "max_empty"]
-    limit: float
-    images: int
-    of: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,11 @@ def mine(
     settings = settle(asked, known, here=partial(device_kind, engine=engine))
     identity = identify(settings, known)
     reused = open_reused_run(regions_from, identity, out=run.root) if regions_from else None
+    if check_folder(run, settings, limit=limit) is None:  # before a plan is written
+        check_inputs(settings)
+        check_calibration(settings, identity.settings)
+        if reused is None:  # else no model may be needed
+            _fetch_models(asked, settings, engine=engine)
     plan = make_plan(run, settings, limit=limit)
     observer.on_plan(plan)
     steps = plan_steps(run, plan, settings, identity, reused=reused)
@@ -95,24 +99,17 @@ def mine(
     # Whatever may be wrong, before anything is deleted.
     check_inputs(settings)
     if any(step.uses_models and step.has_work() for step in steps):
-        if engine.models_run_here:
-            _open_settled_device(asked, settings)
-        settings.regions.fetch()
+        _fetch_models(asked, settings, engine=engine)
         settings = settle(settings, known)  # the content of what was fetched is known only now
         identity = identify(settings, known)
         steps = plan_steps(run, plan, settings, identity, reused=reused)
     check_calibration(settings, identity.settings)
     regions = next(step for step in steps if step.name == "regions")
-    notes = tuple(_notes(settings)) if regions.has_work() else ()
+    notes = tuple(notes_of(run, plan, settings)) if regions.has_work() else ()
+    for line in (*what_is_made_again(run, steps, identity), *notes):
+        observer.on_line(line)
 
-    # Make room: from here on the set is not complete.
-    run.delete(SUCCESS_FILE)
-    stale = drop_stale(run, steps)
-    with run.write("mining.yaml") as file:
-        file.write(dump_yaml(asked).encode())
-    write_identity(run, identity)
-    if regions.name in stale:
-        run.delete(DERIVED_FILE)
+    stale = _make_room(run, asked, identity, steps)
     if reused is not None:
         reuse_regions(regions, reused)
 
@@ -126,6 +123,18 @@ def mine(
     if not exceeded:
         mark_success(run)
     return MineResult(manifest, {**made_again, **stale}, exceeded, notes)
+
+
+def _make_room(run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step]) -> dict[str, int]:
+    """Delete what is stale, and note what is made now: from here on the set is not complete. As `drop_stale`."""
+    run.delete(SUCCESS_FILE)
+    stale = drop_stale(run, steps)
+    with run.write("mining.yaml") as file:
+        file.write(dump_yaml(asked).encode())
+    write_identity(run, identity)
+    if "regions" in stale:
+        run.delete(DERIVED_FILE)
+    return stale
 
 
 def _make_and_publish(
@@ -147,6 +156,13 @@ def _make_and_publish(
     sweep(run)
     _refuse_changed(settings, known, identity, run=run)
     return publish(run, plan, settings, identity, steps)
+
+
+def _fetch_models(asked: Mining, settings: Mining, *, engine: Engine) -> None:
+    """Fetch what is not on this machine, after a look whether models can run here at all. Raises InputError."""
+    if engine.models_run_here:
+        _open_settled_device(asked, settings)
+    settings.regions.fetch()
 
 
 def _open_settled_device(asked: Mining, settings: Mining) -> None:
@@ -204,12 +220,15 @@ def check_inputs(settings: Mining) -> None:
     settings.regions.records()
 
 
-def _notes(settings: Mining) -> Iterator[str]:
-    """What of annotated masks belongs to no image. Raises InputError when they cannot be read, before work begins."""
+def notes_of(run: RunFolder, plan: Plan, settings: Mining) -> Iterator[str]:
+    """What of annotated masks belongs to no image. Raises InputError before work begins, when they cannot be read, or
+    are of other images."""
     proposals = settings.regions.proposals
     if isinstance(proposals, GroundTruth):
-        for line in read_masks(proposals).left_out.lines():
-            yield f"proposals.annotations: {proposals.annotations}: not used, {line}"
+        truth, where = read_masks(proposals), f"proposals.annotations: {proposals.annotations}"
+        yield from check_annotated(run_cells(run).images, truth, parts=plan.parts, where=where)
+        for line in truth.left_out.lines():
+            yield f"{where}: not used, {line}"
 
 
 def _refuse_locked_images(source: CocoCaptions) -> None:
@@ -218,15 +237,3 @@ def _refuse_locked_images(source: CocoCaptions) -> None:
     refused = [error for path in tried if (error := refusal(path)) is not None]
     if refused and len(refused) == len(tried):
         raise InputError(fault_line(refused[0], tried[0]))
-
-
-def find_exceeded(totals: Totals, settings: Mining) -> Iterator[Exceeded]:
-    """The limits on images without pairs that a run exceeds."""
-    limits: tuple[tuple[Literal["max_rejected", "max_empty"], float | None, dict[str, int]], ...] = (
-        ("max_rejected", settings.max_rejected, totals.faults),
-        ("max_empty", settings.max_empty, totals.empty),
-    )
-    for setting, limit, counts in limits:
-        images = sum(counts.values())
-        if limit is not None and images / totals.images > limit:
-            yield Exceeded(setting, limit, images, totals.images, max(counts, key=counts.__getitem__))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -89,6 +89,28 @@ def differences(there: Any, here: Any, *, name: str) -> Iterator[tuple[str, str,
         yield name, _shown(there), _shown(here)
 
 
+def what_is_made_again(run: RunFolder, steps: Sequence[Step], identity: Identity) -> Iterator[str]:
+    """A line where steps of a set that was made whole are about to be made again: which, and what changed."""
+    stored, before = run.read_json("manifest.json"), run.read_json(IDENTITY_FILE)
+    stale = [step.name for step in steps if not step.output.is_current() and step.output.done()]
+    if stored is None or not stale:
+        return
+    changes = list(differences(deciding(before), deciding(identity.settings), name="")) if before else []
+    shown = [_change(*change) for change in changes[:_MOST_CHANGES]]
+    if len(changes) > _MOST_CHANGES:
+        shown.append(f"{len(changes) - _MOST_CHANGES} more")
+    why = ", ".join(shown) or "captions or images are others, or another version of maskmine made it"
+    yield f"{run.root}: of the set that is there {', '.join(stale)} are made again ({why})"
+
+
+def _change(name: str, there: str, here: str) -> str:
+    name = name.lstrip(".")
+    if name.endswith(".sha256"):  # the content of what a setting names
+        return f"{name.removesuffix('.sha256')} has other content"
+    return f"{name} was {there}, is {here}"
+
+
+_MOST_CHANGES = 3
 _ABSENT = object()
 
 

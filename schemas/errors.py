@@ -13,6 +13,11 @@ class IncompleteError(Exception):
     """The run cannot go on now but nothing is lost (exit code 4): mend the cause and run the same command again."""
 
 
+class NotPublishedError(IncompleteError):
+    """A run is finished and not published, as a limit of its settings is exceeded (exit code 3): running it again is
+    of no use before the setting or the cause is mended."""
+
+
 class OtherPlanError(Exception):
     """The output folder belongs to another plan (exit code 5)."""
 
@@ -34,12 +39,19 @@ class Exit(IntEnum):
         return self.name.lower()
 
 
+def how_to_install(extra: str = "") -> str:
+    """How maskmine, which is on no package index, is installed with the libraries of one of its extras (`setup.py`)."""
+    wanted = f"[{extra}]" if extra else ""
+    return f"pip install -e '.{wanted}' in a checkout, or pip install 'PATH-OF-THE-WHEEL{wanted}'"
+
+
 def exit_of(error: BaseException | None) -> Exit:
     """The exit code for an error that was raised, or for none; FAILED for an error of any other class."""
     if error is None:
         return Exit.COMPLETE
     kinds = {
         OtherPlanError: Exit.OTHER_PLAN,
+        NotPublishedError: Exit.TOO_MANY_REJECTED,
         InputError: Exit.BAD_INPUT,
         IncompleteError: Exit.INCOMPLETE,
         KeyboardInterrupt: Exit.INTERRUPTED,

@@ -44,6 +44,13 @@ def commands(text: str) -> Iterator[Words]:
                 yield tuple(word for word in words if word != "&")
 
 
+@pytest.mark.parametrize("folder", ["docs", "mining", "pipelines", "schemas", "scripts", "tuning"])
+def test_nobody_is_told_to_install_maskmine_from_an_index_that_does_not_have_it(folder: str) -> None:
+    texts = {path: path.read_text() for end in ("md", "py", "yaml", "sh") for path in (ROOT / folder).rglob(f"*.{end}")}
+    texts[ROOT / "README.md"] = (ROOT / "README.md").read_text()
+    assert [path for path, text in texts.items() if re.search(r"pip install (-\S+ )*['\"]?maskmine\b", text)] == []
+
+
 def entrypoint(manifest: Path) -> Words:
     return tuple(shlex.split(yaml.safe_load(manifest.read_text())["spec"]["entrypoint"]))
 
@@ -141,7 +148,7 @@ def test_the_page_of_an_engine_lists_all_of_its_options_and_their_defaults(name:
 
 
 def test_ray_knows_the_commands_that_are_shown() -> None:
-    ray = pytest.importorskip("ray.scripts.scripts", reason="needs Ray: pip install 'maskmine[ray]'")
+    ray = pytest.importorskip("ray.scripts.scripts", reason="needs Ray: pip install '.[ray]'")
     shown = [words for page in PAGES for words in commands(page.read_text()) if words[0] == "ray"]
     assert len(shown) > 3
     for words in shown:

@@ -10,9 +10,10 @@ from typing import Literal
 
 from maskmine.mining.storage.coco_json import FaultLines, open_coco
 from maskmine.mining.storage.coco_truth import CocoTruth, read_truth
+from maskmine.mining.storage.locations import file_name_of
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import RegionsRow
+from maskmine.schemas.rows import ImageRow, RegionsRow
 
 Coverage = Literal["covered", "missing", "other_size"]
 
@@ -59,25 +60,29 @@ class Annotations:
         """A line for each kind of entry that could not be used, beside masks that cannot be read."""
         return self.truth.left_out.lines()
 
-    def coverage(self, regions: RegionsRow) -> Coverage:
+    def key_of(self, image: ImageRow) -> str:
+        """The id by which `objects` and `unreadable` know an image of a run, see `CocoTruth.key_of`."""
+        return self.truth.key_of(image.image_id, file_name_of(image.path)) or image.image_id
+
+    def coverage(self, key: str, regions: RegionsRow) -> Coverage:
         """Whether an image is annotated, in the size that its regions have."""
-        if regions.image_id not in self.sizes:
+        if key not in self.sizes:
             return "missing"
         size_px = (regions.height_px, regions.width_px)
-        return "other_size" if regions.regions and size_px != self.sizes[regions.image_id] else "covered"
+        return "other_size" if regions.regions and size_px != self.sizes[key] else "covered"
 
-    def objects(self, image_id: str) -> list[AnnotatedObject]:
+    def objects(self, key: str) -> list[AnnotatedObject]:
         """The objects of an image, without those that have no category, no pixel or a mask that cannot be read."""
         objects = []
-        for entry in self.truth.instances(image_id):
-            mask = entry.mask(self.sizes[image_id])
+        for entry in self.truth.instances(key):
+            mask = entry.mask(self.sizes[key])
             if entry.category is not None and not isinstance(mask, str):
                 objects.append(AnnotatedObject(entry.category, mask, entry.crowd))
         return objects
 
-    def unreadable(self, image_id: str, objects: Sequence[AnnotatedObject]) -> int:
+    def unreadable(self, key: str, objects: Sequence[AnnotatedObject]) -> int:
         """How many annotations of an image are not in `objects`, which came from it."""
-        return len(self.truth.packed.get(image_id, ())) - len(objects)
+        return len(self.truth.packed.get(key, ())) - len(objects)
 
 
 def read_annotations(path: str) -> Annotations:

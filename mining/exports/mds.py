@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from maskmine.mining.exports.export_shards import ExportShard, Folder
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.sample import StoredSample
@@ -28,7 +29,7 @@ def write_mds(folder: Folder, shard: ExportShard) -> None:
         _, image, mask_png = shard.pictures.files(sample)
         return {"image": image, "mask": mask_png, "text": sample.row.noun, "record": sample.record}
 
-    with tempfile.TemporaryDirectory(prefix="maskmine-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
         out = os.path.join(scratch, "mds")
         with writer_type(out=out, columns=_COLUMNS, hashes=["sha256"], size_limit=_SHARD_BYTES) as writer:
             for columns in map_in_order(row, shard.samples(), threads=shard.pictures.workers):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from maskmine.mining.models.clip_description import CONFIG_FILE, refuse_foreign
 from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, file_sha256, files_sha256, weights_sha256
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint
 
@@ -348,7 +349,8 @@ def _required_weights(model: str, pretrained: str | None) -> Path:
 
 def _meant(word: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown word: the nearest known ones, or all if they are few."""
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.4) or (list(known) if len(known) <= 12 else [])
+    others = [name for name in known if name != word]
+    near = difflib.get_close_matches(word, others, n=3, cutoff=0.4) or (others if len(others) <= 12 else [])
     return f"; did you mean {' or '.join(near)}?" if near else "; `open_clip.list_pretrained()` names them all"
 
 
@@ -392,7 +394,7 @@ def _as_open_clip_names_it(source: ClipSource) -> Iterator[tuple[str, str | None
         return
     assert source.weights is not None
     safe = source.weights.suffix == ".safetensors"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as folder:
         Path(folder, CONFIG_FILE).write_text(json.dumps(source.architecture), "utf-8")
         file = "open_clip_model.safetensors" if safe else "open_clip_pytorch_model.bin"
         Path(folder, file).symlink_to(source.weights.resolve())

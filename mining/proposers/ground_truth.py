@@ -55,7 +55,8 @@ class GroundTruth(Settings):
     def open(self, *, device: str) -> Proposer:
         """Read the annotations; returns a function from images to their proposals.
 
-        An image has the rejection `no_masks` when the annotations do not name it, name no mask for it, have it in
+        An image is found by its id, or by the name of its file where the annotations do not have its id.
+        It has the rejection `no_masks` when the annotations do not name it, name no mask for it, have it in
         another size, have only crowds of it, or none of its masks can be read; otherwise masks that cannot be read are
         left out, and the proposals say which.
         Raises InputError when the file is absent or not of COCO's form.
@@ -106,14 +107,12 @@ def read_masks(settings: GroundTruth) -> CocoTruth:
     )
 
 
-def _misfit(truth: CocoTruth, image: LoadedImage) -> tuple[int, int] | Rejection:
-    """The size of an image's masks, or why they do not fit the upright image."""
-    image_id, picture_px = image.image_id, tuple(image.rgb_3HW.shape[1:])
-    annotated_px = truth.sizes.get(image_id)
+def _misfit(truth: CocoTruth, key: str, image: LoadedImage) -> tuple[int, int] | Rejection:
+    """The size of the masks of an image, which has this id in the annotations, or why they do not fit it upright."""
+    picture_px = tuple(image.rgb_3HW.shape[1:])
+    annotated_px = truth.sizes.get(key)
     if annotated_px is None:
-        if image_id not in truth.unsized:
-            return Rejection("no_masks", "the annotations do not name this image")
-        if image_id not in truth.packed:
+        if key not in truth.packed:
             return Rejection("no_masks", "the annotations have no mask of this image")
         return Rejection("no_masks", "the annotations have masks of this image and not its `height` and `width`")
     if annotated_px != picture_px:
@@ -141,13 +140,16 @@ class _Drawn:
 
 def _propose(settings: GroundTruth, truth: CocoTruth, image: LoadedImage) -> _Drawn | Rejection:
     """The masks of an image."""
-    size_px = _misfit(truth, image)
+    key = truth.key_of(image.image_id, image.file)
+    if key is None:
+        return Rejection("no_masks", "the annotations do not name this image")
+    size_px = _misfit(truth, key, image)
     if isinstance(size_px, Rejection):
         return size_px
-    if image.image_id not in truth.packed:
+    if key not in truth.packed:
         return Rejection("no_masks", "the annotations have no mask of this image")
     draw = _draw_instances if settings.segments is None else _draw_segments
-    drawn = draw(settings, truth, image.image_id, size_px)
+    drawn = draw(settings, truth, key, size_px)
     if isinstance(drawn, Rejection) or drawn.masks:
         return drawn
     crowds = f"{drawn.crowds} crowds (`iscrowd`), which `proposals.crowds: true` takes" if drawn.crowds else ""

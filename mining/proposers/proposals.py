@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """An upright image on the model's device: uint8 of shape [3, H, W]. The rest is as in `DecodedImage`."""
+    """An upright image on the model's device: uint8 of shape [3, H, W]. The rest is as in `DecodedImage`.
+
+    `file` is the name of its file, where it has one of its own.
+    """
 
     image_id: str
     rgb_3HW: torch.Tensor
     orientation: int = 1
     turned_by: str = "EXIF"
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

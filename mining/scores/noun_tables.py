@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from maskmine.mining.scores.features import Scorer
 from maskmine.mining.scores.scale import LevelScale
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.schemas.rows import LevelRow, VocabularyRow
 from maskmine.schemas.tables import from_pieces, from_table
 
@@ -46,7 +47,7 @@ class NounTables:
 
 def _on_disk(tables: Iterable[pa.Table]) -> pa.Table:
     """One table of several, mapped from a temporary file."""
-    with tempfile.NamedTemporaryFile(prefix="maskmine-") as file:
+    with tempfile.NamedTemporaryFile(prefix=owned_prefix(SCRATCH)) as file:
         writer = None
         for table in tables:
             writer = writer or pa.ipc.new_file(file, table.schema)

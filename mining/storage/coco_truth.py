@@ -5,6 +5,7 @@ A broken entry costs itself and no other: what cannot be used is counted, with t
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +25,13 @@ from maskmine.mining.storage.coco_json import (
     size_px_of,
     unpack,
 )
+from maskmine.mining.storage.names import PICTURE_SUFFIXES
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 
 SizePx = tuple[int, int]
+
+_MOST_DIGITS = 30  # of a number whose zeros do not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,24 @@ class CocoTruth:
     names: dict[str, str] = field(default_factory=dict)
     packed: dict[str, list[bytes]] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
+    _names: _Names | None = field(default=None, repr=False, compare=False)
+
+    def key_of(self, image_id: str, file: str | None = None) -> str | None:
+        """The id that the annotations have for an image, None where they do not name it.
+
+        It is the image's own, where they have that. Else it is that of the same file name, which only one of theirs
+        may have: the end (`.jpg`) does not count, nor do zeros before a number. `file` is the name of the image's file,
+        None where it has none of its own; then its id stands for it.
+        """
+        if (key := known_id(image_id, self)) in self:
+            return key
+        if self._names is None:
+            self._names = _Names.of(self)
+        return self._names.key_of(image_id, file, self.files)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the annotations have this id."""
+        return key in self.sizes or key in self.unsized
 
     def instances(self, image_id: str) -> Iterator[InstanceEntry]:
         """The annotations of an image, of an instances JSON."""
@@ -94,6 +116,43 @@ class CocoTruth:
     def _name(self, category: str | None) -> str | None:
         key = known_id(category, self.names)
         return self.names.get(key) if key is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The ids of annotations by the plain names of their files, and of those without a file by their plain ids; None
+    for a name that several have."""
+
+    by_file: dict[str, str | None]
+    by_id: dict[str, str | None]
+
+    @classmethod
+    def of(cls, truth: CocoTruth) -> _Names:
+        names = cls({}, {})
+        for key in (*truth.sizes, *truth.unsized):
+            index, name = (names.by_file, truth.files[key]) if key in truth.files else (names.by_id, key)
+            plain = _plain_name(name)
+            index[plain] = None if plain in index else key
+        return names
+
+    def key_of(self, image_id: str, file: str | None, files: Mapping[str, str]) -> str | None:
+        key = self.by_file.get(_plain_name(image_id if file is None else file))
+        if key is not None and _ends_alike(image_id, files[key]):
+            return key
+        return self.by_id.get(_plain_name(image_id))
+
+
+def _plain_name(name: str) -> str:
+    """The name of a file without folders, without its end where it is that of a picture; a number without zeros."""
+    stem, end = posixpath.splitext(posixpath.basename(name.replace("\\", "/").rstrip("/")))
+    plain = stem if end[1:].lower() in PICTURE_SUFFIXES else stem + end
+    return str(int(plain)) if plain.isascii() and plain.isdecimal() and len(plain) < _MOST_DIGITS else plain
+
+
+def _ends_alike(image_id: str, file: str) -> bool:
+    """Whether the folders of an id that is a path, and of a file name, agree as far as both have some."""
+    folders = (posixpath.dirname(name.replace("\\", "/")).split("/")[::-1] for name in (image_id, file))
+    return all(one == other for one, other in zip(*folders, strict=False) if one and other)
 
 
 def read_truth(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -32,19 +33,77 @@ def replace_file(path: str | Path, *, temporary: str | Path) -> Iterator[IO[byte
         raise
 
 
+def put_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file. What a killed process leaves of it, `NAME.partial`, goes when the file is written again.
+
+    Raises OSError; the file is then as it was.
+    """
+    with replace_file(path, temporary=path.with_name(f"{path.name}.partial")) as file:
+        file.write(content)
+
+
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file below a folder that may be new.
+    """`put_whole` below a folder that may be new.
 
     Raises IncompleteError when the disk is full or the folder cannot be written; the file is then as it was.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path, temporary=path.with_name(f"{path.name}.partial")) as file:
-            file.write(content)
+        put_whole(path, content)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause, remedy = ("the disk is full", "free some space") if full else (error.strerror, "mend the cause")
         raise IncompleteError(f"{path}: cannot be written, {cause}; {remedy} and run the same command again") from error
+
+
+@contextmanager
+def sole_writer(folder: str) -> Iterator[None]:
+    """Keep other processes of this machine from writing to a folder on a disk while the block runs.
+
+    The lock ends with the process, however that ends. A folder that is made for it goes again where nothing was written
+    to it. Raises IncompleteError when another process is at work there.
+    """
+    made: list[str] = []
+    handle = None
+    try:
+        path = os.path.abspath(folder)
+        while not os.path.exists(path):
+            made.append(path)
+            path = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        _forget_in_forks(handle)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if handle is not None:
+            os.close(handle)
+        raise IncompleteError(
+            f"{folder}: another process is at work in this folder; wait for it, or stop it, and run the same command "
+            "again"
+        ) from error
+    except OSError:  # no folder can be made, or this file system has no locks: what is wrong shows when it is used
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        for path in made:
+            with suppress(OSError):
+                os.rmdir(path)
+
+
+def _forget_in_forks(handle: int) -> None:
+    """Close a handle in processes that are forked from this one, or they would hold its lock."""
+    about = os.fstat(handle)
+
+    def forget() -> None:
+        with suppress(OSError):
+            now = os.fstat(handle)
+            if (now.st_dev, now.st_ino) == (about.st_dev, about.st_ino):
+                os.close(handle)
+
+    os.register_at_fork(after_in_child=forget)
 
 
 class HashingFile:

@@ -14,10 +14,11 @@ Files are named by absolute paths or URLs, so none begins like one of these. Ear
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from maskmine.mining.storage.names import utf8_name
 from maskmine.schemas.rows import Rejection
@@ -85,6 +86,14 @@ def file_location(path: str) -> str:
 def as_plain(path: str) -> str:
     """A path out of data, such that it is not taken for one of the other locations."""
     return f"./{path}" if path.startswith(_OTHERS) else path
+
+
+def file_name_of(location: str | None) -> str | None:
+    """The name of an image's file without its folders; None where it has no file of its own."""
+    parsed = parse_location(location) if location else None
+    if not isinstance(parsed, str):
+        return None
+    return posixpath.basename(urlsplit(parsed).path if "://" in parsed else parsed) or None
 
 
 def rejected_location(rejection: Rejection) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.mining.storage.stores import fault_line, fetch, plain_path, scheme_of
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.seal import check_sealed
@@ -35,7 +36,7 @@ def query_cells(
     `?` and `[` in them are no wildcards, and folders called `name=value` make no columns. Raises IncompleteError when
     they cannot be fetched, or are damaged.
     """
-    with TemporaryDirectory(prefix="maskmine-") as scratch, duckdb.connect() as connection:
+    with TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch, duckdb.connect() as connection:
         connection.execute("SET memory_limit = ?", [memory_limit])
         connection.execute("SET temp_directory = ?", [scratch])
         connection.execute("SET preserve_insertion_order = false")

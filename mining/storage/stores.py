@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, how_to_install
 
 # Schemes of fsspec that are read and written; `memory` is for tests.
 OBJECT_STORES = ("s3", "gs", "abfs", "hdfs", "memory")
@@ -24,7 +24,7 @@ ANSWER_S = 20.0
 # Remedies in messages.
 _CHECK_NETWORK = "check the network, and the endpoint if you set one"
 _CREDENTIALS = "for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_INSTALL = {"s3": "maskmine[s3]", "gs": "gcsfs", "abfs": "adlfs", "hdfs": "pyarrow"}
+_LIBRARIES = {"gs": "gcsfs", "abfs": "adlfs", "hdfs": "pyarrow"}  # that of S3 is an extra
 _LARGEST_PUT_BYTES = 2**30  # larger files go to S3 in pieces
 
 
@@ -57,9 +57,8 @@ def open_store(path: str) -> tuple[Any, str]:
     try:
         fs, inner = fsspec.core.url_to_fs(path, **options)
     except ImportError as error:
-        raise InputError(
-            f"{path}: the library for {scheme}:// is not installed; pip install '{_INSTALL[scheme]}'"
-        ) from error
+        remedy = f"pip install {_LIBRARIES[scheme]}" if scheme in _LIBRARIES else how_to_install("s3")
+        raise InputError(f"{path}: the library for {scheme}:// is not installed; {remedy}") from error
     except OSError as error:  # so Arrow answers where Hadoop is not installed, in many lines
         raise InputError(f"{path}: cannot be opened ({str(error).splitlines()[0]}); mend the cause") from error
     if scheme == "s3" and not inner:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from maskmine.mining.storage.addresses import Intranet, is_public
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import Settings
 
@@ -70,7 +70,7 @@ def require_aiohttp() -> None:
     try:
         import aiohttp  # noqa: F401
     except ImportError as error:
-        raise InputError("URLs are read by aiohttp, which is not installed; pip install 'maskmine[fetch]'") from error
+        raise InputError(f"URLs are read by aiohttp, which is not installed; {how_to_install('fetch')}") from error
 
 
 _AGENT = "maskmine"  # how this program names itself to hosts

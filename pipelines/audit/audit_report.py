@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from maskmine.mining.evaluation.pair_metrics import wilson_interval
 from maskmine.mining.evaluation.stratified import Estimate, ReliabilityBin
+from maskmine.mining.storage.files import put_whole
 from maskmine.pipelines.audit.audit import Audit, Fitted
 from maskmine.pipelines.audit.population import Kept
 from maskmine.pipelines.run_folder.claim import writing
@@ -30,8 +32,8 @@ def write_audit(audit: Audit, to: Path) -> list[str]:
         return []
     diagram = to.with_suffix(".png")
     with writing(to, remedy="give another path"):
-        to.write_text(audit.fitted.calibration.as_text(), encoding="utf-8")
-        draw_reliability(audit.fitted, diagram)
+        put_whole(to, audit.fitted.calibration.as_text().encode())
+        put_whole(diagram, draw_reliability(audit.fitted))
     return [to.name, diagram.name]
 
 
@@ -46,7 +48,7 @@ def render_audit(audit: Audit, *, says_why: bool = True) -> RenderableType:
     return Group(*blocks, Text(), *(Text(note) for note in _lines(audit, says_why=says_why)))
 
 
-def draw_reliability(fitted: Fitted, path: Path) -> None:
+def draw_reliability(fitted: Fitted) -> bytes:
     """A reliability diagram of the cross-fitted confidences as a PNG, with the judged pairs of each bin below."""
     from matplotlib.figure import Figure
 
@@ -83,7 +85,9 @@ def draw_reliability(fitted: Fitted, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["bottom", "left"]].set_color(_FAINT)
         axes.tick_params(colors=_FAINT)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
 def _middle(one: ReliabilityBin) -> float:

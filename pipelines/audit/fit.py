@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskmine.mining.scores.calibration import CALIBRATED
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, how_to_install
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -108,7 +108,7 @@ def _regression() -> Any:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise InputError("a calibration is fitted by scikit-learn: pip install 'maskmine[audit]'") from error
+        raise InputError(f"a calibration is fitted by scikit-learn; {how_to_install('audit')}") from error
     return LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-9, max_iter=1000)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from maskmine.mining.evaluation.annotations import Annotations, read_annotations
 from maskmine.mining.evaluation.pair_matching import match_image
 from maskmine.mining.evaluation.verdicts import PairId, pair_of, read_verdicts
+from maskmine.mining.storage.files import put_whole
 from maskmine.mining.storage.stores import describe
 from maskmine.mining.text.labels import Naming, load_synonyms, open_naming
 from maskmine.pipelines.audit.population import FoundPair, find_pairs
@@ -131,12 +133,13 @@ def _write_csv(finished: FinishedRun, sample: PairSample, to: Path) -> None:
         for pair in chosen:
             box = boxes[pair.index][pair.region].as_py()["box_xyxy"]
             where[pair.key] = (paths[pair.index].as_py() or "", " ".join(map(str, box)))
-    with to.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["key", "image_id", "noun", "mask", "caption", "image", "box_xyxy", "shard", "verdict"])
-        for pair in sample.pairs:
-            shard = f"shards/{cell_name(pair.part, 'tar')}" if pair.written else ""
-            writer.writerow([pair.key, *name_of(pair), pair.caption, *where[pair.key], shard, ""])
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["key", "image_id", "noun", "mask", "caption", "image", "box_xyxy", "shard", "verdict"])
+    for pair in sample.pairs:
+        shard = f"shards/{cell_name(pair.part, 'tar')}" if pair.written else ""
+        writer.writerow([pair.key, *name_of(pair), pair.caption, *where[pair.key], shard, ""])
+    put_whole(to, file.getvalue().encode())  # half a file would count as one with verdicts
 
 
 def _find(finished: FinishedRun, pairs: set[PairId]) -> dict[PairId, FoundPair]:
@@ -150,15 +153,16 @@ def _match_part(
     finished: FinishedRun, part: int, chosen: list[PairToJudge], annotations: Annotations, naming: Naming
 ) -> dict[PairId, str]:
     nouns_rows, regions_rows = finished.rows(part, NounsRow), finished.rows(part, RegionsRow)
-    pairs_rows = finished.rows(part, PairsRow)
+    pairs_rows, images = finished.rows(part, PairsRow), finished.rows(part, ImageRow)
     words: dict[PairId, str] = {}
     for index, of_image in groupby(chosen, key=attrgetter("index")):
         judged, regions = list(of_image), regions_rows[index]
-        if annotations.coverage(regions) != "covered":
+        key = annotations.key_of(images[index])
+        if annotations.coverage(key, regions) != "covered":
             words |= dict.fromkeys(map(name_of, judged), "not_annotated")
             continue
         asked = [pairs_rows[index].pairs[pair.number] for pair in judged]
-        objects = annotations.objects(regions.image_id)
+        objects = annotations.objects(key)
         matches = match_image(nouns_rows[index], regions, asked, objects=objects, naming=naming).pairs
         words |= {name_of(pair): match.outcome for pair, match in zip(judged, matches, strict=True)}
     return words

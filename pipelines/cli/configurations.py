@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from typing import Literal, get_args
 
 from maskmine.schemas.settings import Settings
@@ -18,6 +19,12 @@ _CLASSES: dict[Configuration, tuple[str, str]] = {
     "serve": ("maskmine.pipelines.serve.service", "Serving"),
     "train-proposals": ("maskmine.tuning.open_vocabulary.settings", "ProposalTraining"),
 }
+
+
+def guess_configuration(names: Collection[str]) -> Configuration:
+    """The command whose configuration has most of these settings at its top, and fewest that they are not."""
+    fits = {kind: len(settings_of(kind).model_fields.keys() & set(names)) for kind in CONFIGURATIONS}
+    return max(CONFIGURATIONS, key=fits.__getitem__)  # of several the first, which is `mine`
 
 
 def settings_of(configuration: Configuration) -> type[Settings]:

@@ -45,6 +45,7 @@ def export(
     """Write the pairs of a finished run for another program, or continue after any interruption."""
     from maskmine.pipelines.export.export import export_run
     from maskmine.pipelines.export.options import parse_export
+    from maskmine.pipelines.run_folder.claim import writing_alone
 
     least = {"min_lift": min_lift, "min_evidence": min_evidence, "min_confidence": min_confidence}
     images = {"image_format": image_format, "quality": quality, "max_side_px": max_side}
@@ -57,7 +58,7 @@ def export(
         licences=licences,
         more={"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix},
     )
-    with plain_progress(console=err) as progress:
+    with plain_progress(console=err) as progress, writing_alone(target):
 
         def begin(samples: int) -> Callable[[int], None]:
             task = progress.add_task(f"to {to}", total=samples, state="")

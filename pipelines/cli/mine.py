@@ -26,12 +26,13 @@ from maskmine.pipelines.cli.app import (
     print_json,
     print_line,
 )
+from maskmine.pipelines.cli.configurations import Configuration, guess_configuration, settings_of
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.schemas.errors import Exit, InputError
 from maskmine.tuning.console import TextTable
 
 if TYPE_CHECKING:
-    from maskmine.pipelines.mine import Exceeded, MineResult
+    from maskmine.pipelines.mine import MineResult
     from maskmine.pipelines.settings.mining import Mining
     from maskmine.schemas.manifest import Totals
 
@@ -61,6 +62,7 @@ def mine(
     from maskmine.pipelines.engines.choose import choose_engine
     from maskmine.pipelines.estimate import estimate, render_estimate
     from maskmine.pipelines.mine import mine as run_mining
+    from maskmine.pipelines.run_folder.claim import writing_alone
     from maskmine.pipelines.settings.mining import load_mining
     from maskmine.pipelines.watch.observers import observe
 
@@ -76,15 +78,18 @@ def mine(
         return
 
     # The run itself, watched.
-    with observe(
-        err,
-        run=settings.out,
-        engine=engine,
-        log_json=log_json,
-        metrics=metrics,
-        stalled_after_s=60 * stalled_after,
-        plan_line=True,
-    ) as observer:
+    with (
+        observe(
+            err,
+            run=settings.out,
+            engine=engine,
+            log_json=log_json,
+            metrics=metrics,
+            stalled_after_s=60 * stalled_after,
+            plan_line=True,
+        ) as observer,
+        writing_alone(settings.out),
+    ):
         for line in guesses(settings.sources):
             err.print(line)
         outcome = run_mining(settings, engine=run_engine, observer=observer, limit=limit, regions_from=regions)
@@ -98,29 +103,39 @@ def mine(
 @app.command()
 def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Show how far a run is: the grid of steps × parts."""
+    from maskmine.pipelines.dataset.limits import why_not_published
     from maskmine.pipelines.steps.status import render_status, run_status
 
-    state = run_status(read_folder(folder))
+    run = read_folder(folder)
+    state = run_status(run)
+    why = why_not_published(run)
     if as_json:
-        print_json(state.as_json())
+        print_json({**state.as_json(), "not_published": why})
         return
-    out.print(f"{state.images:,} images in {state.parts:,} parts: {'complete' if state.complete else 'not complete'}")
+    print_line(
+        f"{state.images:,} images in {state.parts:,} parts: "
+        f"{why or ('complete' if state.complete else 'not complete, run `maskmine mine` again')}"
+    )
     out.print(render_status(state))
 
 
 @app.command()
 def verify(folder: FolderArgument) -> None:
-    """Hash, count and read everything again; each problem is a line, and then the exit code is 4."""
+    """Hash, count and read everything again; each problem is a line, and then the exit code is 4.
+
+    It is 3 for a whole run that is not published, as too many of its images were rejected.
+    """
     from maskmine.pipelines.dataset.finished_run import FinishedRun
     from maskmine.pipelines.dataset.verify import verify_run
 
     run = read_folder(folder)
-    problems = 0
+    problems = unpublished = 0
     for problem in verify_run(run):
         problems += 1
+        unpublished += problem.mend_settings
         err.print(str(problem))
     if problems:
-        raise typer.Exit(Exit.INCOMPLETE)
+        raise typer.Exit(Exit.TOO_MANY_REJECTED if problems == unpublished else Exit.INCOMPLETE)
     samples = FinishedRun.open(run).manifest.totals.samples
     print_line(f"{folder}: {samples:,} samples verified: checksums, counts, members, masks, index")
 
@@ -150,13 +165,24 @@ def errors(
 def doctor(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Look for what it needs, too.")] = None,
     overrides: SetOption = None,
+    configuration: Annotated[
+        Configuration | None, typer.Option("--for", help="The command of CONFIG; else found out from its settings.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check what a run needs before it starts: libraries, machine, input, models, licences."""
-    from maskmine.pipelines.doctor import diagnose, ready, render
-    from maskmine.pipelines.settings.mining import load_mining
+    from maskmine.pipelines.doctor import diagnose, diagnose_others, ready, render
+    from maskmine.pipelines.settings.mining import load_mining, load_settings, top_settings
 
-    findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
-    out.print(render(findings))
+    kind = configuration or (guess_configuration(top_settings(config)) if config else "mine")
+    if kind == "mine":
+        findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
+    else:
+        findings = diagnose_others(load_settings(settings_of(kind), config, overrides=overrides or ()))
+    if as_json:
+        print_json({"ready": ready(findings), "findings": [asdict(finding) for finding in findings]})
+    else:
+        out.print(render(findings))
     if not ready(findings):
         raise typer.Exit(Exit.BAD_INPUT)
 
@@ -164,8 +190,6 @@ def doctor(
 def _print_outcome(outcome: MineResult, settings: Mining) -> None:
     for step, cells in outcome.stale.items():
         err.print(f"{step}: {cells} parts were of other settings, inputs or cells, and were made again")
-    for note in outcome.notes:
-        err.print(note, markup=False)
     if outcome.manifest is None:
         print_line(f"{settings.out} is complete; nothing to do")
         return
@@ -175,19 +199,7 @@ def _print_outcome(outcome: MineResult, settings: Mining) -> None:
         reason = max(totals.rejected, key=totals.rejected.__getitem__)
         err.print(f"no image has a pair, most of them by `{reason}`; see `maskmine errors {settings.out}`")
     for exceeded in outcome.exceeded:
-        err.print(_exceeded_line(exceeded, out=settings.out))
-
-
-def _exceeded_line(exceeded: Exceeded, *, out: str) -> str:
-    what, mend = {
-        "max_rejected": ("were rejected", "mend their files"),
-        "max_empty": ("came to nothing", "change captions, masks, rule or filters"),
-    }[exceeded.setting]
-    return (
-        f"{exceeded.images / exceeded.of:.1%} of the images {what} ({exceeded.images:,} of {exceeded.of:,}), most by "
-        f"`{exceeded.reason}`, and {exceeded.setting} allows {exceeded.limit:.1%}: see `maskmine errors {out}`, "
-        f"{mend}, or raise {exceeded.setting}"
-    )
+        err.print(f"finished, and not published: {exceeded.line(out=settings.out)}")
 
 
 def _render_totals(totals: Totals) -> TextTable:

@@ -116,7 +116,7 @@ def benchmark(
     if partial:
         raise InputError("--partial: belongs to --prepare-only; what is prepared is measured as it is")
     from maskmine.pipelines.engines.choose import choose_engine
-    from maskmine.pipelines.run_folder.claim import claim_folder
+    from maskmine.pipelines.run_folder.claim import claim_folder, writing_alone
     from maskmine.pipelines.segment.benchmark import Benchmark, run_benchmark
     from maskmine.pipelines.segment.benchmark_sets import find_set, first_images
     from maskmine.pipelines.settings.mining import load_settings
@@ -131,9 +131,10 @@ def benchmark(
     asked = Benchmark(first_images(dataset, limit), settings, claim_folder(folder), bottleneck, per_part)
 
     # The run itself, watched.
-    with observe(
+    watched = observe(
         err, run=folder, engine=engine, log_json=log_json, metrics=metrics, stalled_after_s=60 * stalled_after
-    ) as observer:
+    )
+    with watched as observer, writing_alone(folder):
         outcome = run_benchmark(asked, engine=run_engine, observer=observer)
         observer.ends_as = Exit.TOO_MANY_REJECTED if outcome.rejected else Exit.COMPLETE
     _report_benchmark(asked, outcome, to=folder, by_class=by_class)

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml
 from maskmine.mining.storage.stores import fault_line, fetch
+from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.planning.plan import Plan, require_plan
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.settings.mining import Mining, parse_mining
-from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.errors import IncompleteError, NotPublishedError
 from maskmine.schemas.manifest import Manifest, parse_manifest
 from maskmine.schemas.rows import CaptionsRow, ImageRow, LevelRow, NounsRow, Pair, PairsRow, RegionsRow, SampleRow
 from maskmine.schemas.sample import StoredSample, cell_name, parse_sample, sample_key
@@ -68,9 +69,14 @@ class FinishedRun:
 
     @classmethod
     def open_published(cls, folder: RunFolder) -> FinishedRun:
-        """A run whose set is complete, as `_SUCCESS` says; its other cells may be gone. Raises as `open`."""
+        """A run whose set is complete, as `_SUCCESS` says; its other cells may be gone.
+
+        Raises as `open`, and NotPublishedError for a whole run of which too many images were rejected.
+        """
         finished = cls.open(folder)
         if not folder.exists(SUCCESS_FILE):
+            if (why := why_not_published(folder)) is not None:
+                raise NotPublishedError(f"{folder.root}: {why}")
             raise IncompleteError(f"{folder.root}: not finished (no {SUCCESS_FILE}); run `maskmine mine` again")
         return finished
 

@@ -20,6 +20,7 @@ import numpy as np
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import IDENTITY_FILE, RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
@@ -45,6 +46,8 @@ class Problem:
 
     file: str
     what: str
+    mend_settings: bool = False
+    """Whether running again does not help, but another setting."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -59,7 +62,8 @@ def verify_run(run: RunFolder) -> Iterator[Problem]:
     signed = manifest.format_version >= _SIGNED_SINCE
     unsigned: list[Problem] = []
     if not run.exists(SUCCESS_FILE):
-        yield Problem(SUCCESS_FILE, "missing: the set is not complete; run `maskmine mine` again")
+        why = why_not_published(run)
+        yield Problem(SUCCESS_FILE, f"missing: {why or f'the set is not complete; {_AGAIN}'}", why is not None)
     elif signed:
         unsigned = list(_check_listed(run, SUCCESS_FILE, _read_sums(run, SUCCESS_FILE), _SUMS_FILES))
         yield from unsigned

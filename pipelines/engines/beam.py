@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import fsspec
 from pydantic import Field
 
+from maskmine.mining.storage.ownership import BEAM, owned_prefix
 from maskmine.pipelines.engines.beam_worker import FAULT, OPEN, CellMaker, message_name
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.run_folder.ownership import BEAM, owned_prefix
 from maskmine.pipelines.steps.grid import Step, missing_cells
 from maskmine.pipelines.steps.jobs import PartReport
-from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.schemas.errors import IncompleteError, InputError, how_to_install
 from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class BeamEngine(Settings):
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "apache_beam":
                 raise
-            raise InputError("engine beam: apache_beam is not installed; pip install 'maskmine[beam]'") from error
+            raise InputError(f"engine beam: apache_beam is not installed; {how_to_install('beam')}") from error
         stderr = io.StringIO()
         try:
             with redirect_stderr(stderr):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from maskmine.mining.storage.small_files import parse_yaml
 from maskmine.pipelines.engines.engine import Engine
+from maskmine.pipelines.settings.faults import SettingsError, nearest, settings_error
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import Settings
 
@@ -27,7 +28,9 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
     `pipeline_options` are Beam's own. Raises InputError for an unknown engine, option or value.
     """
     if name not in _ENGINES:
-        raise InputError(f"--engine {name}: unknown; choose one of {', '.join(_ENGINES)}")
+        near = nearest(name, list(_ENGINES))
+        known = near if near.startswith("did") else f"choose one of {', '.join(_ENGINES)}"
+        raise InputError(f"--engine {name}: unknown; {known}")
     if pipeline_options and name != "beam":
         raise InputError(f"unexpected `{pipeline_options[0]}`; only --engine beam takes options of its own, after `--`")
     module, attribute = _ENGINES[name]
@@ -40,10 +43,8 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
     try:
         engine: Engine = engine_type(**values)  # type: ignore[assignment]
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        known = f"; known: {', '.join(engine_type.model_fields)}" if fault["type"] == "extra_forbidden" else ""
-        raise InputError(f"--engine-opt {place}: {fault['msg'].lower()}{known}") from error
+        faults = settings_error(error, place="--engine-opt", lines={}, of=engine_type)
+        raise SettingsError(*(line.replace(": ", " ", 1) for line in faults.args)) from error
     return engine
 
 

@@ -18,6 +18,9 @@ class RunObserver:
     def on_plan(self, plan: Plan) -> None:
         """It is known how many images and parts there are; comes before any step."""
 
+    def on_line(self, line: str) -> None:
+        """What a person should know before the work begins; comes after the plan, before any step."""
+
     def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         """A step begins; `todo` are the parts that it will make."""
 

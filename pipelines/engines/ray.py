@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
@@ -22,14 +22,15 @@ import maskmine
 from maskmine.pipelines.engines.cell_queue import CellQueue
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.ray_sizes import pool_sizes
-from maskmine.pipelines.engines.ray_workers import Scheduler, WorkerPool, alive_nodes, last_line, seen_file
+from maskmine.pipelines.engines.ray_workers import Scheduler, WorkerPool, alive_nodes, seen_file
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.jobs import Job
-from maskmine.schemas.errors import InputError
+from maskmine.pipelines.steps.jobs import Job, RegionsJob
+from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.schemas.settings import Settings
+from maskmine.tuning.ray_start import last_line, starting_ray
 
-_WITH_TOKEN = "(one that asks for a token needs RAY_AUTH_MODE=token and the token)"
+_WITH_TOKEN = "(one with a token needs it here, in ~/.ray/auth_token or RAY_AUTH_TOKEN)"
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it
 
 
@@ -82,6 +83,8 @@ class RayEngine(Settings):
             nodes = alive_nodes()
             gpus = sum(node.gpus for node in nodes)
             on_gpu = {name for name, job in jobs.items() if _wants_gpu(job, gpus=gpus)}
+            if self.gpu_workers is not None and not on_gpu:
+                self._refuse_idle_gpu_workers(jobs, gpus=gpus)
             sizes = pool_sizes(
                 nodes,
                 gpu_steps=bool(on_gpu),
@@ -105,6 +108,16 @@ class RayEngine(Settings):
             finally:
                 scheduler.kill_workers()
 
+    def _refuse_idle_gpu_workers(self, jobs: Mapping[str, Job], *, gpus: float) -> None:
+        """Raises InputError where a step runs a model and would do so on the CPU, though GPU workers were asked for."""
+        models = [name for name, job in jobs.items() if _runs_models(job)]
+        if models:
+            where = f"Ray has {gpus:g} GPUs" if not gpus else f"`regions.device` is {jobs[models[0]].device}"
+            raise InputError(
+                f"gpu_workers: {self.gpu_workers} asked for, and {', '.join(models)} would run without a GPU "
+                f"({where}); leave gpu_workers out to run on CPUs, or give a cluster with GPUs"
+            )
+
 
 @contextmanager
 def _connected(engine: RayEngine) -> Iterator[None]:
@@ -112,7 +125,7 @@ def _connected(engine: RayEngine) -> Iterator[None]:
     try:
         import ray
     except ImportError as error:
-        raise InputError("engine ray: Ray is not installed; pip install 'maskmine[ray]'") from error
+        raise InputError(f"engine ray: Ray is not installed; {how_to_install('ray')}") from error
 
     if ray.is_initialized():
         yield
@@ -121,11 +134,13 @@ def _connected(engine: RayEngine) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if engine.address is None:
-            ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            with starting_ray("engine ray"):
+                ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         else:
             _check_answers(engine.address, timeout_s=engine.connect_timeout_s)
             # The workers run the driver's code, whatever they have installed.
-            ray.init(engine.address, runtime_env={"py_modules": [maskmine.__path__[0]]}, **quiet)
+            with starting_ray("engine ray"):
+                ray.init(engine.address, runtime_env={"py_modules": [maskmine.__path__[0]]}, **quiet)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
         yield
@@ -150,6 +165,10 @@ def _check_answers(address: str, *, timeout_s: float) -> None:
             f"address: no connection to Ray at `{address}` ({last_line(tried.stderr)}); give host:port of a running "
             f"cluster {_WITH_TOKEN}, or leave it out to start Ray on this machine"
         )
+
+
+def _runs_models(job: Job) -> bool:
+    return job.device is not None and not (isinstance(job, RegionsJob) and not job.settings.runs_models)
 
 
 def _wants_gpu(job: Job, *, gpus: float) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import secrets
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +12,15 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
+from maskmine.mining.storage.ownership import RAY, owned_prefix
 from maskmine.pipelines.engines.cell_queue import Cell, CellQueue
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.ray_sizes import Node
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.run_folder.ownership import RAY, owned_prefix
 from maskmine.pipelines.steps.jobs import Job, MakeCell, PartReport, no_tick
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import part_name
+from maskmine.tuning.ray_start import last_line
 
 SEEN_WITHIN_S = 3.0  # a network file system may show a new file late
 CHECK_NODES_EVERY_S = 10.0  # a worker that is to start on a dead machine is waited for indefinitely
@@ -250,12 +250,6 @@ def alive_nodes() -> list[Node]:
     list_nodes: Any = ray.nodes  # it has no types
     alive = [node["Resources"] for node in list_nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
-
-
-def last_line(error: object) -> str:
-    """The last line of what Ray says, which has the reason."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return textwrap.shorten(lines[-1], width=200, placeholder=" …")
 
 
 def _holds(path: str, token: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from maskmine.mining.storage.files import put_whole
 from maskmine.pipelines.evaluate.leakage import WAYS, BenchmarkLeakage, Leakage
 from maskmine.pipelines.run_folder.claim import writing
 from maskmine.tuning.benchmarks.nouns import KINDS
@@ -44,7 +45,7 @@ def write_leakage(leakage: Leakage, to: Path) -> tuple[str, ...]:
     with writing(to):
         to.mkdir(parents=True, exist_ok=True)
         for name, content in zip(FILES, contents, strict=True):
-            (to / name).write_text(content, encoding="utf-8")
+            put_whole(to / name, content.encode())
     return FILES
 
 

@@ -147,13 +147,14 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
     uncovered_pairs = unreadable = 0
     for part in finished.parts:
         for image, every in zip(finished.images(part), finished.images(part, every_pair=True), strict=True):
-            coverage = annotations.coverage(image.regions)
+            key = annotations.key_of(image.image)
+            coverage = annotations.coverage(key, image.regions)
             images[coverage] += 1
             if coverage != "covered":
                 uncovered_pairs += len(image.pairs)
                 continue
-            objects = annotations.objects(image.regions.image_id)
-            unreadable += annotations.unreadable(image.regions.image_id, objects)
+            objects = annotations.objects(key)
+            unreadable += annotations.unreadable(key, objects)
             match = partial(match_image, image.nouns, image.regions, objects=objects, naming=naming)
             matches = match(image.pairs)
             metrics.add(matches, groups_of=groups_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from maskmine.mining.evaluation.pair_metrics import LABELLED, SCORES, Curve, GroupMetrics, Share
+from maskmine.mining.storage.files import put_whole
 from maskmine.pipelines.evaluate.pairs import Evaluation
 from maskmine.pipelines.run_folder.claim import claim_folder, writing
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -38,11 +40,11 @@ def write_evaluation(evaluation: Evaluation, to: Path, *, run: RunFolder) -> lis
     claim_folder(to, run=run)
     with writing(to):
         text = json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False)
-        (to / FIGURES_FILE).write_text(text + "\n", encoding="utf-8")
+        put_whole(to / FIGURES_FILE, f"{text}\n".encode())
         if not evaluation.curves_of_all:
             (to / CURVES_FILE).unlink(missing_ok=True)
             return [FIGURES_FILE]
-        draw_curves(evaluation, to / CURVES_FILE)
+        put_whole(to / CURVES_FILE, draw_curves(evaluation))
     return [FIGURES_FILE, CURVES_FILE]
 
 
@@ -56,7 +58,7 @@ def render_evaluation(evaluation: Evaluation) -> RenderableType:
     return Group(*blocks, *([Text(), *notes] if notes else []))
 
 
-def draw_curves(evaluation: Evaluation, path: Path) -> None:
+def draw_curves(evaluation: Evaluation) -> bytes:
     """Precision against coverage as a PNG, with 95% intervals and a dot where half of the pairs are kept.
 
     All pairs are in the first panel; those of known nouns in a second one, where they are not the same.
@@ -79,7 +81,9 @@ def draw_curves(evaluation: Evaluation, path: Path) -> None:
         fontsize="small",
         color=_FAINT,
     )
-    figure.savefig(path, format="png", metadata={"Software": None})
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
 def _draw_panel(axes: Axes, curves: Sequence[Curve]) -> None:

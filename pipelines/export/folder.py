@@ -60,8 +60,8 @@ def claim_folder(out: str, plan: dict[str, Any]) -> RunFolder | None:
         raise InputError(f"{out}: not empty ({names[0]} lies there), and no export; give another --out")
     if stored is not None and stored.get("fingerprint") != plan["fingerprint"]:
         raise OtherPlanError(f"{out}: belongs to another export ({_differences(stored, plan)}); give another --out")
-    for name in ("", *plan["splits"]):  # unfinished files of killed exports
-        if folder.names(name) and scheme_of(folder.root) == "file":
+    if scheme_of(folder.root) == "file":
+        for name in ("", *plan["splits"]):  # unfinished files of killed exports
             sweep(RunFolder(folder.path(name)))
     if folder.exists(SUCCESS_FILE):
         _drop_accounts(folder)

@@ -43,7 +43,7 @@ def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
     for number, source in enumerate(settings.sources):
         for table in source.read(images_per_part=settings.shards.images_per_part, limits=settings.limits):
             loaded.listed = loaded.listed or table["path"].null_count < len(table)
-            if not loaded.urls and _has_url(table["path"]):
+            if not loaded.urls and has_url(table["path"]):
                 refuse_urls(settings, source.location)
                 loaded.urls = True
             columns = [pa.array(np.full(len(table), number)), _shuffled(table["image_id"])]
@@ -61,6 +61,7 @@ def _shuffled(image_ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(np.frombuffer(digests, ">u8").astype(np.uint64))
 
 
-def _has_url(paths: pa.ChunkedArray) -> bool:
+def has_url(paths: pa.ChunkedArray) -> bool:
+    """Whether one of the paths of images is a URL."""
     candidates = paths.filter(pc.starts_with(paths, "http")).to_pylist()
     return any(scheme_of(path) in URL_SCHEMES for path in candidates)

@@ -22,6 +22,8 @@ import pyarrow as pa
 
 from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.limits import USUAL
+from maskmine.mining.storage.names import is_leftover
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix, owner_state
 from maskmine.mining.storage.stores import describe, scheme_of
 from maskmine.pipelines.planning.digest import rows_json
 from maskmine.pipelines.planning.external_sort import read_spilled
@@ -29,8 +31,7 @@ from maskmine.pipelines.planning.images import PLANNED_IMAGES
 from maskmine.pipelines.planning.listing import refuse_urls
 from maskmine.pipelines.planning.moved import refuse_other_pictures
 from maskmine.pipelines.planning.order import order_images
-from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.run_folder.ownership import SCRATCH, owned_prefix
+from maskmine.pipelines.run_folder.folder import RunFolder, is_cell
 from maskmine.pipelines.settings.fingerprints import caption_inputs
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
@@ -44,7 +45,9 @@ PLAN_VERSION = 2
 
 _PLANNED = ("images", "captions")
 _RUN_SUMS_FILE = "SHA256SUMS.run"  # vouches for the plan's cells, see `publish.py`
+_OF_A_RUN = frozenset({"identity.json", "manifest.json"})  # a folder with one of these is a run's without its plan
 _TRIED_FILE = ".writable"  # written and deleted to see whether an object store can be written to
+_NEVER_STRANGE = frozenset({_TRIED_FILE, "lost+found"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +101,12 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
     OtherPlanError, with what differs, when the folder belongs to other images or another cut; InputError when a source
     is faulty or an object store cannot be used.
     """
-    describe(run.root)
+    stored = check_folder(run, settings, limit=limit)
     source = _source(settings, limit)
     inputs = caption_inputs(settings.sources)
     if settings.limits != USUAL:  # records beyond them are rejected
         inputs = {"sources": inputs, "limits": settings.limits.model_dump()}
-    stored = read_plan(run)
     if stored:
-        _refuse_other_source(run, stored, source)
         unchanged = stored.inputs == inputs and stored.version == PLAN_VERSION and stored.roots == roots_of(settings)
         if unchanged and all(run.done(name) == set(range(stored.parts)) for name in _PLANNED):
             if stored.urls:
@@ -118,6 +119,17 @@ def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> 
     plan = _cut(run, settings, limit=limit, source=source, inputs=inputs, stored=stored)
     run.write_json(PLAN_FILE, value=asdict(plan))
     return plan
+
+
+def check_folder(run: RunFolder, settings: Mining, *, limit: int | None = None) -> Plan | None:
+    """The plan that a folder has. Raises as `make_plan` does for what else lies there, and reads no source."""
+    about = describe(run.root)
+    stored = read_plan(run)
+    if stored is None and about is not None and about["type"] == "directory":
+        _refuse_strangers(run)
+    if stored is not None:
+        _refuse_other_source(run, stored, _source(settings, limit))
+    return stored
 
 
 def _source(settings: Mining, limit: int | None) -> dict[str, Any]:
@@ -143,6 +155,19 @@ def _refuse_other_source(run: RunFolder, stored: Plan, source: dict[str, Any]) -
         raise OtherPlanError(
             f"{run.root}: belongs to another plan ({'; '.join(differing)}); choose another `out`, or delete the folder"
         )
+
+
+def _refuse_strangers(run: RunFolder) -> None:
+    """Leave a folder alone that holds something else than a run, or the beginning of one."""
+    names = run.names()
+    if _OF_A_RUN.intersection(names):
+        return
+    for name in names:
+        ours = name in _PLANNED and all(map(is_cell, run.names(name)))
+        if not (ours or owner_state(name) or is_leftover(name) or name in _NEVER_STRANGE):
+            raise InputError(
+                f"{run.root}: not empty ({name} lies there), and no run; give an `out` of its own, or delete the folder"
+            )
 
 
 def _refuse_unwritable_store(run: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from maskmine.mining.exports.images import decode_crop
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.outline import Colour, draw_outline
+from maskmine.mining.storage.files import put_whole
 from maskmine.pipelines.dataset.finished_run import FinishedRun, MinedImage
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
@@ -69,10 +71,20 @@ def contact_sheet(run: RunFolder, *, to: Path, images: int = 12, noun: str | Non
         tiles.append(_tile(photo, whole))
     sheet = _arrange(tiles)
     try:
-        sheet.save(to)
+        put_whole(to, _encoded(sheet, suffix=to.suffix))
     except (OSError, ValueError) as error:
         raise InputError(f"{to}: cannot be written ({error}); give --to a path that ends in .png or .jpg") from error
     return Drawn(len(photos), sum(len(photo.pairs) for photo in photos), pieced)
+
+
+def _encoded(sheet: Image.Image, *, suffix: str) -> bytes:
+    """The sheet as a file of the format that the end of its name says. Raises ValueError for an unknown one."""
+    file_format = Image.registered_extensions().get(suffix.lower())
+    if file_format is None:
+        raise ValueError(f"unknown file extension: {suffix}")
+    file = io.BytesIO()
+    sheet.save(file, file_format)
+    return file.getvalue()
 
 
 def _photos(finished: FinishedRun, noun: str | None) -> Iterator[_Photo]:

@@ -177,9 +177,10 @@ def _rights(finished: FinishedRun, *, truth: str, synonyms: str) -> tuple[tuple[
     for part in finished.parts:
         keys = finished.written_keys(part)
         for image in finished.images(part, every_pair=True):
-            if annotations.coverage(image.regions) != "covered":
+            key = annotations.key_of(image.image)
+            if annotations.coverage(key, image.regions) != "covered":
                 continue
-            objects = annotations.objects(image.regions.image_id)
+            objects = annotations.objects(key)
             matches = match_image(image.nouns, image.regions, image.pairs, objects=objects, naming=naming)
             for number, match in enumerate(matches.pairs):
                 every[match.outcome] += 1

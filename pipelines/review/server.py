@@ -12,7 +12,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.review.pictures import Drawer
 from maskmine.pipelines.review.queue import Order, Queue, choose_items
 from maskmine.pipelines.review.store import FOLDER, Store, StoredFile, check_reviewer, read_stored, strangers
-from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.folder import RunFolder, sweep
 from maskmine.pipelines.web.server import run_server
 from maskmine.schemas.rows import ImageRow
 
@@ -31,6 +31,7 @@ def review(
     """Choose the pairs and serve the page until an interrupt; raises as `run_server`, `choose_items`, `read_stored`."""
     name = check_reviewer(reviewer) if reviewer is not None else None
     finished = FinishedRun.open_complete(run)
+    sweep(RunFolder(run.path(FOLDER)))
     stored = read_stored(run)
     for line in _about_strangers(finished, stored):
         say(line)

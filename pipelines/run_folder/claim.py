@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from maskmine.mining.storage.files import put_whole, sole_writer
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.pipelines.run_folder.folder import RunFolder, folder_at
 from maskmine.schemas.errors import InputError
@@ -31,6 +32,12 @@ def claim_folder(to: str | Path, *, run: RunFolder | None = None) -> RunFolder:
     return folder
 
 
+def writing_alone(to: str) -> AbstractContextManager[None]:
+    """Keep other processes from writing to a folder meanwhile, where it is on a disk; raises as `sole_writer`."""
+    root = folder_at(to).root
+    return sole_writer(root) if scheme_of(root) == "file" else nullcontext()
+
+
 @contextmanager
 def writing(to: str | Path, *, option: str = "--to", remedy: str = "give another folder") -> Iterator[None]:
     """Files of an option are written in the block. An OSError there becomes an InputError."""
@@ -43,4 +50,4 @@ def writing(to: str | Path, *, option: str = "--to", remedy: str = "give another
 def write_page(to: Path, page: str) -> None:
     """Write the page of the option `--to`. Raises InputError when that is not possible."""
     with writing(to, remedy="give another path"):
-        to.write_text(page, encoding="utf-8")
+        put_whole(to, page.encode())

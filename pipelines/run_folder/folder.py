@@ -21,6 +21,7 @@ import fsspec
 import pyarrow as pa
 
 from maskmine.mining.storage.files import replace_file
+from maskmine.mining.storage.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
 from maskmine.mining.storage.stores import (
     describe,
     fault_line,
@@ -31,7 +32,6 @@ from maskmine.mining.storage.stores import (
     scheme_of,
     upload,
 )
-from maskmine.pipelines.run_folder.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.seal import CheckedFile, DamagedFileError, check_sealed, identity_of, read_footer
@@ -293,6 +293,11 @@ class RunFolder:
 
     def _fs(self, *names: str) -> tuple[Any, str]:
         return open_store(self.path(*names))
+
+
+def is_cell(name: str) -> bool:
+    """Whether a name is that of a cell."""
+    return _CELL.fullmatch(name) is not None
 
 
 def folder_at(path: str) -> RunFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -48,8 +48,11 @@ def settings_error(
     deeper = {
         path[:-1] for path in by_path if path[-1:] != () and path[-1].isdigit()
     }  # an element, not its list, is wrong
-    by_path = {path: group for path, group in by_path.items() if path not in deeper}
-    return SettingsError(*(f"{_where(path, place, lines)}: {_message(group, of)}" for path, group in by_path.items()))
+    said: dict[tuple[str, ...], str] = {}
+    for path, group in by_path.items():
+        if path not in deeper:
+            said.update(_lacking(path, group, of) or [(path, _message(group, of))])
+    return SettingsError(*(f"{_where(path, place, lines)}: {text}" for path, text in said.items()))
 
 
 def locate(of: type[Settings], location: Location) -> tuple[list[str], list[Any]]:
@@ -97,9 +100,38 @@ def tags_of(model: type[Settings]) -> tuple[str, ...]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What to say of an unknown name: the known one like it, or all known ones."""
+    """What to say of an unknown name: the known one like it, or all known ones. It never is that name itself, which may
+    be known elsewhere."""
+    known = [other for other in known if other != name]
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known)) or 'no other'}"
+
+
+def _lacking(
+    path: tuple[str, ...], faults: Sequence[ErrorDetails], of: type[Settings]
+) -> list[tuple[tuple[str, ...], str]]:
+    """What to say of each setting that is lacking in a section that is missing, or that is of no kind yet."""
+    kind = faults[0]["type"]
+    if kind not in ("missing", "union_tag_not_found"):
+        return []
+    types = locate(of, faults[0]["loc"])[1]
+    return list(_required(path, types))
+
+
+def _required(path: tuple[str, ...], types: Sequence[Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """A line for each setting that has to be given at a place that has none."""
+    models = settings_among(types)
+    if len(models) > 1:
+        tag = "rule" if all("rule" in model.model_fields for model in models) else "kind"
+        choices = ", ".join(name for model in models for name in tags_of(model))
+        yield (*path, tag), f"missing, choose one of {choices}"
+        return
+    fields = models[0].model_fields.items() if models and type(None) not in types else ()
+    required = [(name, union_members(field.annotation)) for name, field in fields if field.is_required()]
+    if not required:
+        yield path, "missing; add it"
+    for name, inner in required:
+        yield from _required((*path, name), inner)
 
 
 def _is_label(part: int | str, types: Sequence[Any]) -> bool:
@@ -131,9 +163,7 @@ def _message(faults: Sequence[ErrorDetails], of: type[Settings]) -> str:
     fault = faults[0]
     if fault["type"] == "extra_forbidden":
         return _unknown_message(fault, of)
-    if fault["type"] == "missing":
-        return "missing; add it"
-    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+    if fault["type"] == "union_tag_invalid":
         return _tag_message(fault, of)
     if fault["type"] in ("model_type", "model_attributes_type"):
         return f"a section, with settings as `key: value` below it, not {_shown(fault.get('input'))}"
@@ -162,8 +192,6 @@ def _tag_message(fault: ErrorDetails, of: type[Settings]) -> str:
     context = fault.get("ctx", {})
     tag = str(context["discriminator"]).strip("'")
     known = [name for model in settings_among(locate(of, fault["loc"])[1]) for name in tags_of(model)]
-    if fault["type"] == "union_tag_not_found":
-        return f"`{tag}` is missing; add it, one of {', '.join(known)}"
     return f"{tag} `{context['tag']}` is unknown; choose one of {', '.join(known)}"
 
 

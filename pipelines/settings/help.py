@@ -166,7 +166,7 @@ def _shown(value: Any) -> str:
 
 
 def _did_you_mean(schema: Node, section: str) -> str:
-    names = list(_names(schema, schema))
+    names = [name for name in _names(schema, schema) if name != section]
     ending = [name for name in names if name.endswith(f".{section}")]
     near = ending[:_SUGGESTED] or difflib.get_close_matches(section, names, n=_SUGGESTED)
     if near:

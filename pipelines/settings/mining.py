@@ -87,7 +87,7 @@ def load_mining(config: str | Mapping[str, Any], *, overrides: Sequence[str] = (
     tree, lines, package = _read_tree(config, overrides)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
-    if isinstance(tree.get("captions"), dict):
+    if isinstance(tree.get("captions"), dict) and "annotations" in tree["captions"]:  # which no other kind has
         tree["captions"].setdefault("kind", "coco")
     return with_absolute_paths(parse_mining(tree, place=_place(config), lines=lines), package=package)
 
@@ -102,6 +102,11 @@ def load_settings(
 
 def _place(config: str | Mapping[str, Any] | None) -> str:
     return config if isinstance(config, str) else "settings"
+
+
+def top_settings(config: str) -> frozenset[str]:
+    """The names of the settings at the top of a configuration, of whatever command. Raises InputError."""
+    return frozenset(map(str, _read_tree(config, ())[0]))
 
 
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:

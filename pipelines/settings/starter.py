@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from maskmine.mining.sources.files import source_root
+from maskmine.mining.storage.files import put_whole
 from maskmine.mining.storage.locations import parse_location
 from maskmine.pipelines.settings.help import json_schema, section_help
 from maskmine.pipelines.settings.mining import Mining, parse_mining
@@ -70,7 +71,7 @@ def write_starter(
     }
     _check_source(with_absolute_paths(parse_mining(tree, place=str(to))))
     try:
-        to.write_text(_render(tree), encoding="utf-8")
+        put_whole(to, _render(tree).encode())
     except OSError as error:
         raise InputError(f"{to}: cannot be written ({error.strerror}); give another --to") from error
     return Starter(captions["kind"], (_FETCH_NOTE,) if "url_col" in captions else ())

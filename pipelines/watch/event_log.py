@@ -39,6 +39,9 @@ class EventLog(RunObserver):
     def on_plan(self, plan: Plan) -> None:
         self._write("planned", images=plan.images, parts=plan.parts)
 
+    def on_line(self, line: str) -> None:
+        self._write("note", line=line)
+
     def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         self._write("stage_begins", step=step.name, parts=step.parts, todo=len(todo))
 

@@ -11,7 +11,7 @@ from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.jobs import PartReport
 from maskmine.pipelines.watch.progress import RunProgress, StepFigures
-from maskmine.schemas.errors import Exit, InputError
+from maskmine.schemas.errors import Exit, InputError, how_to_install
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -43,7 +43,7 @@ class Metrics(RunObserver):
         try:
             from prometheus_client import CollectorRegistry
         except ImportError as error:
-            raise InputError("--metrics: needs prometheus_client; pip install 'maskmine[metrics]'") from error
+            raise InputError(f"--metrics: needs prometheus_client; {how_to_install('metrics')}") from error
         self._registry = CollectorRegistry(auto_describe=False)
         self._collector = _Collector(progress, run)
         self._registry.register(self._collector)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
@@ -31,6 +31,10 @@ class RunObservers(RunObserver):
         for observer in self._observers:
             observer.on_plan(plan)
 
+    def on_line(self, line: str) -> None:
+        for observer in self._observers:
+            observer.on_line(line)
+
     def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         for observer in self._observers:
             observer.on_step_start(step, todo)
@@ -57,6 +61,16 @@ class PlanLine(RunObserver):
 
     def on_plan(self, plan: Plan) -> None:
         self._console.print(f"{plan.images:,} images in {plan.parts:,} parts → {self._run}", markup=False, emoji=False)
+
+
+class NoteLines(RunObserver):
+    """Prints what a person should know before the work begins."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def on_line(self, line: str) -> None:
+        self._say(line)
 
 
 @contextmanager
@@ -87,7 +101,8 @@ def observe(
             log = stack.enter_context(closing(EventLog(log_json, run=run, engine=engine, say=say)))
         display = (ProgressBars if console.is_terminal else PartLines)(console, progress)
         line = PlanLine(console, run) if plan_line else None
-        observers = RunObservers([one for one in (progress, log, exporter, line, display) if one is not None])
+        all_of_them = (progress, log, exporter, line, NoteLines(say), display)
+        observers = RunObservers([one for one in all_of_them if one is not None])
 
         # Pushed in this order, so that the bars end before the summary is printed.
         def record_end(_kind: object, error: BaseException | None, _traceback: object) -> None:

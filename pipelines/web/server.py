@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from maskmine.pipelines.web.connections import Gate, guarded, room_for_connections
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, how_to_install
 
 OpenApp = Callable[[tuple[str, ...] | None, Callable[[], bool]], Any]
 """From the allowed host names (None: any) and whether the server is stopping to the ASGI application."""
@@ -31,7 +31,7 @@ def run_server(open_app: OpenApp, *, host: str, port: int, say: Callable[[str], 
 
         import maskmine.pipelines.web.site  # noqa: F401
     except ImportError as error:
-        raise InputError(f"{command}: needs {error.name}; pip install 'maskmine[serve]'") from error
+        raise InputError(f"{command}: needs {error.name}; {how_to_install('serve')}") from error
     with _listen(host, port) as listener:
         address, bound_port, *_ = listener.getsockname()
         is_loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback

@@ -38,7 +38,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.rows import NounsRow, RegionsRow, Rejection
+from maskmine.schemas.rows import ImageRow, NounsRow, RegionsRow, Rejection
 from maskmine.scripts.command import run_command
 from maskmine.scripts.demo_world.draw import draw_world
 from maskmine.scripts.demo_world.splits import check_held_out
@@ -164,9 +164,10 @@ def compare_rules(run: RunFolder, *, truth: str, synonyms: str = "auto") -> list
     metrics = {(choice, rule): PairMetrics() for choice in choices for rule in RULES}
 
     for part in finished.parts:
-        nouns, regions = _covered(finished, part, known)
+        covered = _covered(finished, part, known)
+        nouns, regions = [nouns for _, nouns, _ in covered], [regions for _, _, regions in covered]
         text = text_of(part)
-        objects = [known.objects(row.image_id) for row in regions]
+        objects = [known.objects(key) for key, _, _ in covered]
         for choice in choices:
             said = [_first_captions(row, most=choice) for row in nouns] if choice == 1 else nouns
             for rule, match in rules:
@@ -221,11 +222,11 @@ def open_text_side(finished: FinishedRun) -> Callable[[int], TextSide]:
     return lambda part: replace(text, measured=part < first_parts)
 
 
-def _covered(finished: FinishedRun, part: int, known: Annotations) -> tuple[list[NounsRow], list[RegionsRow]]:
-    """The nouns and regions of a part, of the images that the truth covers."""
-    rows = zip(finished.rows(part, NounsRow), finished.rows(part, RegionsRow), strict=True)
-    covered = [(nouns, regions) for nouns, regions in rows if known.coverage(regions) == "covered"]
-    return [nouns for nouns, _ in covered], [regions for _, regions in covered]
+def _covered(finished: FinishedRun, part: int, known: Annotations) -> list[tuple[str, NounsRow, RegionsRow]]:
+    """The images of a part that the truth covers: their ids there, nouns and regions."""
+    keys = map(known.key_of, finished.rows(part, ImageRow))
+    rows = zip(keys, finished.rows(part, NounsRow), finished.rows(part, RegionsRow), strict=True)
+    return [row for row in rows if known.coverage(row[0], row[2]) == "covered"]
 
 
 def _first_captions(row: NounsRow, *, most: int) -> NounsRow:

@@ -31,7 +31,7 @@ from maskmine.pipelines.audit.audit import audit_run
 from maskmine.pipelines.audit.fit import cross_fitted
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.rows import NounsRow, Pair, RegionsRow
+from maskmine.schemas.rows import ImageRow, NounsRow, Pair, RegionsRow
 from maskmine.scripts.accuracy.models import CLEAN, find_models, mine_world
 from maskmine.scripts.command import run_command
 from maskmine.scripts.compare.audits import simulate_audits
@@ -159,8 +159,9 @@ def judge_pairs(world: World, rule: ClipPairs) -> JudgedPairs:
     right: list[bool] = []
     for part in finished.parts:
         nouns, regions = finished.rows(part, NounsRow), finished.rows(part, RegionsRow)
-        for said, seen, matched in zip(nouns, regions, match(nouns, regions, text_of(part)), strict=True):
-            judged = match_image(said, seen, matched.pairs, objects=known.objects(seen.image_id), naming=naming)
+        keys = map(known.key_of, finished.rows(part, ImageRow))
+        for key, said, seen, matched in zip(keys, nouns, regions, match(nouns, regions, text_of(part)), strict=True):
+            judged = match_image(said, seen, matched.pairs, objects=known.objects(key), naming=naming)
             pairs += matched.pairs
             scores += [seen.regions[pair.region].score for pair in matched.pairs]
             right += [one.outcome == "correct" for one in judged.pairs]
@@ -281,7 +282,7 @@ def judge_written(world: World) -> Array:
     right = []
     for part in world.run.parts:
         for image in world.run.images(part):
-            objects = known.objects(image.regions.image_id)
+            objects = known.objects(known.key_of(image.image))
             judged = match_image(image.nouns, image.regions, image.pairs, objects=objects, naming=naming)
             right += [one.outcome == "correct" for one in judged.pairs]
     return np.array(right, np.float64)

@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 
+from maskmine.mining.storage.ownership import owner_state
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
-from maskmine.pipelines.run_folder.ownership import owner_state
 from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES
 from maskmine.schemas.errors import IncompleteError, InputError
 

@@ -115,7 +115,7 @@ def write_figures(figures: Figures, folder: Path) -> None:
     (folder / TABLES_FILE).write_text("\n".join([title, *parts]), encoding="utf-8")
     write_chart(figures.bars, folder / CHART_FILE)
     if figures.pairs.curves_of_all:
-        draw_curves(figures.pairs, folder / CURVES_FILE)
+        (folder / CURVES_FILE).write_bytes(draw_curves(figures.pairs))
 
 
 def mine_coco(folder: Path, *, out: Path, limit: int | None = None) -> Evaluation:

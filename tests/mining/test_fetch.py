@@ -26,7 +26,7 @@ from tests.support import toy
 from tests.support.corrupt_inputs import SQUARE
 from tests.support.runs import samples
 
-pytest.importorskip("aiohttp", reason="needs aiohttp: pip install 'maskmine[fetch]'")
+pytest.importorskip("aiohttp", reason="needs aiohttp: pip install '.[fetch]'")
 
 HERE = "127.0.0.1"
 LIMITS = Fetch(allow=True, timeout_s=5.0, most_megabytes=0.1)

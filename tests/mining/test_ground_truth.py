@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,54 @@ def test_a_file_without_categories_gives_masks_without_names(tmp_path: Path) -> 
 def test_image_ids_are_texts(tmp_path: Path) -> None:
     path = write(tmp_path, annotated(SQUARE, image_id="a/b"), images=[{"id": "a/b", "height": 4.0, "width": 6.0}])
     assert len(masks(proposed(path, shown("a/b")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("listed", "image_id", "file"),
+    [
+        ({"id": 45, "file_name": "000000000045.jpg"}, "000000000045", "000000000045.jpg"),  # a folder of images
+        ({"id": 45, "file_name": "val/000000000045.jpg"}, "000000000045", None),  # a tar
+        ({"id": 45}, "000000000045", None),
+        ({"id": 1, "file_name": "1001.jpg"}, "1001", "1001.jpg"),  # Flickr30k
+        ({"id": 1, "file_name": "1001.jpg"}, "flickr30k/1001", "1001.png"),
+        ({"id": 1001}, "1001.jpg", "1001.jpg"),
+        ({"id": "1001.jpg"}, "1001", None),
+        ({"id": "a.b", "file_name": "a.b"}, "7.5", "a.b"),  # the end of no picture
+        ({"id": 5, "file_name": "cats\\1.jpg"}, "cats/1", "1.jpg"),
+    ],
+)
+def test_an_image_with_another_id_is_found_by_the_name_of_its_file(
+    tmp_path: Path, listed: dict[str, Any], image_id: str, file: str | None
+) -> None:
+    path = write(tmp_path, annotated(SQUARE, image_id=listed["id"]), images=[{"height": 4, "width": 6} | listed])
+    assert len(masks(proposed(path, replace(shown(image_id), file=file)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("listed", "image_id", "file"),
+    [
+        ([{"id": 45, "file_name": "45.jpg"}], "45x", "46.jpg"),
+        ([{"id": 1, "file_name": "45.jpg"}], "45", "46.jpg"),  # an own id that looks like another's file
+        ([{"id": 1, "file_name": "a/7.jpg"}, {"id": 2, "file_name": "b/7.jpg"}], "seven", "7.jpg"),  # which?
+        ([{"id": 1, "file_name": "dogs/1.jpg"}], "cats/1", "1.jpg"),
+    ],
+)
+def test_an_image_that_only_looks_like_an_annotated_one_is_not_taken_for_it(
+    tmp_path: Path, listed: list[dict[str, Any]], image_id: str, file: str | None
+) -> None:
+    images = [{"height": 4, "width": 6} | one for one in listed]
+    path = write(tmp_path, annotated(SQUARE, image_id=listed[0]["id"]), images=images)
+    assert proposed(path, replace(shown(image_id), file=file)) == Rejection(
+        "no_masks", "the annotations do not name this image"
+    )
+
+
+def test_the_images_own_id_counts_before_any_name(tmp_path: Path) -> None:
+    images = [{"height": 4, "width": 6, "id": 7}, {"height": 4, "width": 6, "id": 8, "file_name": "7.jpg"}]
+    path = write(tmp_path, annotated(SQUARE), annotated(SQUARE, image_id=8, category_id=2), images=images)
+    answer = proposed(path, replace(shown("7"), file="7.jpg"))
+    assert isinstance(answer, Proposals)
+    assert answer.labels == ("cat",)
 
 
 def test_crowds_count_only_when_asked_for(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from tests.support.runs import (
 
 pytest.importorskip("flask_cors", reason="needs moto's S3 server: pip install 'moto[server]'")
 boto3 = pytest.importorskip("boto3", reason="needs moto's S3 server: pip install 'moto[server]'")
-s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'maskmine[s3]'")
+s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install '.[s3]'")
 
 # Ray leaves the handles of the processes that it starts to the garbage collector, and so does s3fs with its sockets.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
@@ -185,7 +185,7 @@ def engine_bytes(engine: Engine, server: Server, bucket: str, world: Path, world
 def test_the_ray_engine_writes_the_same_bytes_to_s3(
     server: Server, bucket: str, world: Path, world_url: str, on_s3: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'maskmine[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     from maskmine.pipelines.engines.ray import RayEngine
 
     made = engine_bytes(RayEngine(cpu_workers=1), server, bucket, world, world_url, tmp_path / "ray")
@@ -195,7 +195,7 @@ def test_the_ray_engine_writes_the_same_bytes_to_s3(
 def test_the_beam_engine_writes_the_same_bytes_to_s3(
     server: Server, bucket: str, world: Path, world_url: str, on_s3: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("apache_beam.runners", reason="needs Beam: pip install 'maskmine[beam]'")
+    pytest.importorskip("apache_beam.runners", reason="needs Beam: pip install '.[beam]'")
     from maskmine.pipelines.engines.beam import BeamEngine
 
     made = engine_bytes(BeamEngine(workers=2), server, bucket, world, world_url, tmp_path / "beam")

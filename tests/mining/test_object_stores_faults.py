@@ -35,7 +35,7 @@ from tests.support.runs import (
 
 pytest.importorskip("flask_cors", reason="needs moto's S3 server: pip install 'moto[server]'")
 boto3 = pytest.importorskip("boto3", reason="needs moto's S3 server: pip install 'moto[server]'")
-s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'maskmine[s3]'")
+s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install '.[s3]'")
 
 # Ray leaves the handles of the processes that it starts to the garbage collector, and so does s3fs with its sockets.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
@@ -134,7 +134,11 @@ def test_paths_that_are_not_ours_end_with_2(
 
 @pytest.mark.parametrize(
     ("scheme", "library", "install"),
-    [("s3", "s3fs", "maskmine[s3]"), ("gs", "gcsfs", "gcsfs"), ("abfs", "adlfs", "adlfs")],
+    [
+        ("s3", "s3fs", "pip install -e '.[s3]' in a checkout, or pip install 'PATH-OF-THE-WHEEL[s3]'"),
+        ("gs", "gcsfs", "pip install gcsfs"),
+        ("abfs", "adlfs", "pip install adlfs"),
+    ],
 )
 def test_without_its_library_the_install_command_of_a_store_is_told(
     scheme: str,
@@ -147,7 +151,7 @@ def test_without_its_library_the_install_command_of_a_store_is_told(
     monkeypatch.delitem(_registry, scheme, raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     assert mine_there(world, str(world), f"{scheme}://bucket/run") == 2
-    assert one_line(capsys).endswith(f"the library for {scheme}:// is not installed; pip install '{install}'")
+    assert one_line(capsys).endswith(f"the library for {scheme}:// is not installed; {install}")
     with pytest.raises(InputError, match="pip install"):
         read_image(f"{scheme}://bucket/a.jpg", max_pixels=99)
 

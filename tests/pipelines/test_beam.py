@@ -252,7 +252,7 @@ def test_no_worker_at_all_is_refused() -> None:
 def test_without_apache_beam_the_install_command_is_told(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("apache_beam", "apache_beam.options.pipeline_options"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=r"pip install 'maskmine\[beam\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[beam\]' in a checkout"):
         BeamEngine().run(run, [beam_step(run)], Recorder())
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from maskmine.mining.storage.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.engines.ray_workers import Worker as RayWorker
 from maskmine.pipelines.engines.ray_workers import seen_file
 from maskmine.pipelines.mine import mine
 from maskmine.pipelines.planning.plan import make_plan
 from maskmine.pipelines.run_folder.folder import RunFolder, sweep
-from maskmine.pipelines.run_folder.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.grid import Step, drop_stale
 from maskmine.schemas.errors import IncompleteError
@@ -97,7 +97,7 @@ def test_runs_that_are_killed_at_every_few_writes_come_to_the_same_bytes(
 @pytest.fixture(scope="module")
 def names() -> Iterator[Callable[[str, str], str]]:
     """Names of things that belong to a living process, to a dead one, or to a process of another machine."""
-    code = "from maskmine.pipelines.run_folder.ownership import *; print(owned_prefix('KIND'), flush=True); {}"
+    code = "from maskmine.mining.storage.ownership import *; print(owned_prefix('KIND'), flush=True); {}"
     dead, living = (
         subprocess.Popen(
             [sys.executable, "-c", code.format(end)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True

@@ -110,7 +110,7 @@ def test_the_example_for_duckdb_runs_as_it_is_printed(inside: Path) -> None:
 
 
 def test_the_example_for_ray_runs_as_it_is_printed(run: Path) -> None:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'maskmine[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     before = "import ray; ray.init('local', num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)\n"
     after = "print(sorted(pair['txt'] for pair in pairs.take_all()))"
     program = before + examples(run / "README.md")["ray"] + after

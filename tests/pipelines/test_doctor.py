@@ -126,8 +126,8 @@ def test_an_out_that_cannot_be_written_is_missing(world: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("ray", "pip install 'maskmine[ray]'"),
-        ("apache-beam", "pip install 'maskmine[beam]'"),
+        ("ray", "pip install -e '.[ray]' in a checkout, or pip install 'PATH-OF-THE-WHEEL[ray]'"),
+        ("apache-beam", "pip install -e '.[beam]' in a checkout, or pip install 'PATH-OF-THE-WHEEL[beam]'"),
         ("detectron2", "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"),
     ],
 )

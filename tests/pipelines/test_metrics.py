@@ -26,7 +26,7 @@ from maskmine.pipelines.watch.observers import RunObservers, observe
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support.progress import PART_IMAGES, PARTS, PLAN, make_step, report
 
-prometheus_client = pytest.importorskip("prometheus_client", reason="needs pip install 'maskmine[metrics]'")
+prometheus_client = pytest.importorskip("prometheus_client", reason="needs pip install '.[metrics]'")
 
 
 def console() -> Console:
@@ -218,7 +218,7 @@ def test_a_metrics_file_that_cannot_be_written_any_more_ends_the_metrics_and_not
 
 def test_without_the_library_metrics_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(InputError, match=r"pip install 'maskmine\[metrics\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[metrics\]' in a checkout"):
         observe(console(), run="run", engine="local", metrics="0").__enter__()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import find_exceeded, mine
@@ -219,6 +220,20 @@ def test_a_limit_that_is_exceeded_leaves_no_success_until_it_is_raised(run_again
     assert outcome.exceeded == ()
     assert recorder.made == []
     assert (root / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "export"])
+def test_a_run_over_its_limit_is_told_which_and_not_to_run_again_for_ever(
+    run_again: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    root = str(run_again.parent / "run")
+    run_toy(run_again, "max_empty=0.4", "shards.quality=94")
+    more = ["--to", "parquet", "--out", f"{root}-exported"] if command == "export" else []
+    assert run_app([command, root, *more]) == (0 if command == "status" else 3)
+    said = "".join(capsys.readouterr())
+    assert "finished, and not published: 50.0% of the images came to nothing (4 of 8), most by `" in said
+    assert "and max_empty allows 40.0%" in said
+    assert "not complete" not in said
 
 
 def test_images_in_which_nothing_is_found_are_no_faults(run_again: Path) -> None:

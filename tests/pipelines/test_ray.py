@@ -35,7 +35,7 @@ from tests.support import conformance
 from tests.support.paths import ROOT
 from tests.support.runs import Recorder, fake_step
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install 'maskmine[ray]'")
+ray = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
 
 # A worker loads spaCy for seconds: two are at work where they could get into each other's way. Their bytes are compared
 # on two nodes (below).
@@ -212,7 +212,7 @@ def test_a_worker_keeps_two_steps_open(run: RunFolder) -> None:
 
 def test_without_ray_the_message_says_what_to_install(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'maskmine\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[ray\]' in a checkout"):
         RayEngine().run(run, [toy_step(run, "nouns")], Recorder())
 
 

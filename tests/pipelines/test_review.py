@@ -30,7 +30,7 @@ from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, PairsRow, Verdict
 from tests.support import toy
 
-pytest.importorskip("starlette", reason="pip install maskmine[serve]")
+pytest.importorskip("starlette", reason="pip install '.[serve]'")
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

@@ -27,8 +27,8 @@ from maskmine.schemas.errors import Exit
 from tests.support.browser import PHONE_PX, grave_faults, served, started_browser
 from tests.support.paths import ROOT
 
-pytest.importorskip("starlette", reason="pip install maskmine[serve]")
-pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
+pytest.importorskip("starlette", reason="pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
 
 
 from maskmine.pipelines.review.app import Review, make_app

@@ -29,8 +29,8 @@ from tests.support import toy
 from tests.support.browser import EXAMPLES, MOST_PIXELS, STREET, calling
 from tests.support.corrupt_images import HOSTILE
 
-pytest.importorskip("starlette", reason="pip install maskmine[serve]")
-pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
+pytest.importorskip("starlette", reason="pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
 
 from starlette.testclient import TestClient
 

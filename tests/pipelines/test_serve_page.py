@@ -33,8 +33,8 @@ from tests.support.browser import (
 )
 from tests.support.paths import ROOT
 
-pytest.importorskip("starlette", reason="pip install maskmine[serve]")
-pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
+pytest.importorskip("starlette", reason="pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
 
 
 @pytest.fixture(scope="module", autouse=True)

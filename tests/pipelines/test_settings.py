@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.serve.service import Serving
-from maskmine.pipelines.settings.faults import SettingsError, locate
+from maskmine.pipelines.settings.faults import SettingsError, locate, nearest
 from maskmine.pipelines.settings.fingerprints import portable
 from maskmine.pipelines.settings.mining import Mining, dump_yaml, load_mining, load_settings
 from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
@@ -132,8 +133,46 @@ def test_the_choice_of_a_union_is_no_part_of_the_place_of_a_fault(location: tupl
 
 
 def test_a_kind_that_is_missing_is_named_with_its_choices(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"proposals: `kind` is missing; add it, one of maskformer, open_maskformer"):
+    with pytest.raises(InputError, match=r"proposals\.kind: missing, choose one of maskformer, open_maskformer"):
         load(tmp_path, GOOD.replace("kind: ground_truth, ", ""))
+
+
+def test_all_that_is_missing_is_told_in_one_answer(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, "nouns: {}\n")
+    sources = "coco, img2dataset, parquet, jsonl, csv, tsv, hf, folder, run"
+    config = tmp_path / "mining.yaml"
+    assert caught.value.args == (
+        f"{config}: captions.kind: missing, choose one of {sources}",
+        f"{config}: regions.proposals.kind: missing, choose one of maskformer, open_maskformer, sam, detectron2, "
+        "ground_truth",
+        f"{config}: regions.clip: missing; add it",
+        f"{config}: out: missing; add it",
+    )
+    with pytest.raises(SettingsError, match=f"captions.1.kind: missing, choose one of {sources}"):
+        load(tmp_path, GOOD.replace("captions: {", "captions: [{").replace("images: photos}", "images: photos}, {}]"))
+    with pytest.raises(SettingsError, match=f"captions.kind: missing, choose one of {sources}"):
+        load(tmp_path, GOOD.replace("kind: coco, annotations: captions.json, ", ""))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["gpu_worker=1"], "--engine-opt gpu_worker: unknown setting; did you mean `gpu_workers`?"),
+        (["cpu_workers=many"], "--engine-opt cpu_workers: input should be a valid integer, not 'many'"),
+    ],
+)
+def test_an_engines_option_that_is_misspelt_is_told_its_near_name(options: list[str], line: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        choose_engine("ray", options=options)
+    assert caught.value.args == (line,)
+    with pytest.raises(InputError, match=r"--engine rya: unknown; did you mean `ray`\?"):
+        choose_engine("rya")
+
+
+@pytest.mark.parametrize("known", [["min_similarity"], ["min_similarity", "min_similarities"]])
+def test_the_word_that_was_given_is_never_the_one_that_may_be_meant(known: list[str]) -> None:
+    assert "`min_similarity`" not in nearest("min_similarity", known)
 
 
 def test_the_fingerprint_of_each_step_is_that_of_earlier_versions() -> None:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskmine.mining.storage.ownership import WRITING, owned_prefix
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.run_folder.ownership import WRITING, owned_prefix
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.tables import from_table, to_table, write_parquet

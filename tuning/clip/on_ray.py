@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
+from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError, how_to_install
 from maskmine.tuning.clip.settings import RayTrain, Tuning
 from maskmine.tuning.console import plain_console
+from maskmine.tuning.ray_start import starting_ray
 
 _FAULTS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, OtherPlanError, IncompleteError)}
 
@@ -27,13 +28,14 @@ def tune_on_ray(settings: Tuning, *, ray_train: RayTrain) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
     except ImportError as error:
-        raise InputError("ray: Ray Train is not installed; pip install 'maskmine[ray-train]'") from error
+        raise InputError(f"ray: Ray Train is not installed; {how_to_install('ray-train')}") from error
 
     connected = ray.is_initialized()
     if not connected:
-        ray.init(
-            ray_train.address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
+        with starting_ray("ray"):
+            ray.init(
+                ray_train.address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
     try:
         trainer = TorchTrainer(
             _take_part,

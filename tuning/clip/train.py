@@ -11,6 +11,7 @@ out/
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from maskmine.mining.models.clip import WholeClip
-from maskmine.mining.storage.files import write_whole
+from maskmine.mining.storage.files import sole_writer, write_whole
 from maskmine.mining.vocabulary import Vocabulary, text_classifier
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint
@@ -88,16 +89,23 @@ def tune(settings: Tuning, *, console: Console) -> Tuned:
     with join_processes(settings.device) as processes:
         run = _open_run(settings, processes, console)
         _check(run)
-        checkpoint = run.checkpoints.claim(processes)
-        steps, loss = 0, None
-        for number, name in enumerate(settings.stages()):
-            if number < checkpoint.phase:
-                load_clip_weights(run.folder / CLIP_FOLDER, run.clip.model)
-                continue
-            start = checkpoint if number == checkpoint.phase else Checkpoint(number)
-            taken, loss = _run_phase(run, name, start)
-            steps += taken
+        with sole_writer(settings.out) if processes.is_main else nullcontext():
+            steps, loss = _run_phases(run)
         return Tuned(files_of(settings) if processes.is_main else (), steps, loss)
+
+
+def _run_phases(run: _Run) -> tuple[int, float | None]:
+    """Train what is left of all phases; the steps taken now, and the loss of the last one."""
+    checkpoint = run.checkpoints.claim(run.processes)
+    steps, loss = 0, None
+    for number, name in enumerate(run.settings.stages()):
+        if number < checkpoint.phase:
+            load_clip_weights(run.folder / CLIP_FOLDER, run.clip.model)
+            continue
+        start = checkpoint if number == checkpoint.phase else Checkpoint(number)
+        taken, loss = _run_phase(run, name, start)
+        steps += taken
+    return steps, loss
 
 
 def _open_run(settings: Tuning, processes: Processes, console: Console) -> _Run:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ def save_clip(folder: Path, clip: WholeClip) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for companion in clip.companions:
         if companion.resolve().parent != folder.resolve():
-            shutil.copyfile(companion, folder / companion.name)
+            write_whole(folder / companion.name, companion.read_bytes())
     weights = {name: value.detach().cpu().contiguous() for name, value in clip.model.state_dict().items()}
     write_whole(folder / CONFIG_FILE, (json.dumps(clip.config, indent=2) + "\n").encode())
     write_whole(folder / WEIGHTS_FILE, save(weights, {"format": "pt"}))  # last: what is loaded is whole

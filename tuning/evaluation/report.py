@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from maskmine.mining.storage.files import put_whole
 from maskmine.mining.text.labels import label_names, plain_words
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.console import TextTable
@@ -80,12 +82,14 @@ def write_results(results: RegionResults, to: Path, *, image_counts: Mapping[str
     try:
         to.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results_json(results, image_counts=image_counts), indent=2, ensure_ascii=False)
-        (to / FIGURES_FILE).write_text(text + "\n", encoding="utf-8")
+        put_whole(to / FIGURES_FILE, f"{text}\n".encode())
         files = [FIGURES_FILE]
         for name, examples in ((WON_FILE, results.won), (LOST_FILE, results.lost)):
             (to / name).unlink(missing_ok=True)
             if examples:
-                draw_examples(examples).save(to / name)
+                sheet = io.BytesIO()
+                draw_examples(examples).save(sheet, "PNG")
+                put_whole(to / name, sheet.getvalue())
                 files.append(name)
     except OSError as error:
         raise InputError(f"--to {to}: cannot be written ({error.strerror}); give another folder") from error

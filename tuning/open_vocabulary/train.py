@@ -13,6 +13,7 @@ Shapes: K classes, D width of CLIP's embeddings.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import nn
 
 from maskmine.mining.proposers.open_vocabulary_checkpoint import OpenRecord, new_head, save_head
 from maskmine.mining.proposers.text_head import TextHead
+from maskmine.mining.storage.files import sole_writer
 from maskmine.mining.vocabulary import Vocabulary, text_classifier
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint
@@ -66,30 +68,37 @@ def train_proposals(settings: ProposalTraining, *, console: Console) -> Path:
     """
     with join_processes(settings.device) as processes:
         run = _open_run(settings, processes, console)
-        start = run.checkpoints.claim(processes)
-        learner, optimizer = _new_learner(run), settings.optimizer
-        batches = MapBatches(
-            run.dataset, settings.view, optimizer.batch_size, settings.seed, processes.rank, processes.count
-        )
-        train(
-            learner,
-            lambda step: load_batches(batches, start=step, stop=optimizer.steps, workers=settings.maps.workers),
-            steps=optimizer.steps,
-            schedule=partial(
-                warmup_poly,
-                steps=optimizer.steps,
-                power=optimizer.power,
-                warmup_steps=optimizer.warmup_steps,
-                warmup_factor=optimizer.warmup_factor,
-            ),
-            start=start,
-            checkpoints=run.checkpoints,
-            log=_step_log(run, learner),
-        )
-        if processes.is_main:
-            _write_model(run)
-        processes.wait()
+        with sole_writer(settings.out) if processes.is_main else nullcontext():
+            _train(run)
     return run.folder / MODEL_FOLDER
+
+
+def _train(run: _Run) -> None:
+    """Take the steps that are left, and write the model."""
+    settings, processes = run.settings, run.processes
+    start = run.checkpoints.claim(processes)
+    learner, optimizer = _new_learner(run), settings.optimizer
+    batches = MapBatches(
+        run.dataset, settings.view, optimizer.batch_size, settings.seed, processes.rank, processes.count
+    )
+    train(
+        learner,
+        lambda step: load_batches(batches, start=step, stop=optimizer.steps, workers=settings.maps.workers),
+        steps=optimizer.steps,
+        schedule=partial(
+            warmup_poly,
+            steps=optimizer.steps,
+            power=optimizer.power,
+            warmup_steps=optimizer.warmup_steps,
+            warmup_factor=optimizer.warmup_factor,
+        ),
+        start=start,
+        checkpoints=run.checkpoints,
+        log=_step_log(run, learner),
+    )
+    if processes.is_main:
+        _write_model(run)
+    processes.wait()
 
 
 def _open_run(settings: ProposalTraining, processes: Processes, console: Console) -> _Run:

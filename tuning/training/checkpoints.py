@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,5 +94,17 @@ class Checkpoints:
             "step": checkpoint.step,
             "values": checkpoint.state,
         }
-        torch.save(stored, buffer)
+        torch.save(_without_identities(stored), buffer)
         write_whole(self.folder / CHECKPOINT_FILE, buffer.getbuffer())
+
+
+def _without_identities(value: Any) -> Any:
+    """The same values as a tree of objects of their own, and each text as one object wherever it stands.
+
+    Pickle notes which objects are the same; those of a state that was loaded are others than those that made it.
+    """
+    if isinstance(value, dict):
+        return {_without_identities(key): _without_identities(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_without_identities(inner) for inner in value])
+    return sys.intern(value) if type(value) is str else value

