@@ -19,9 +19,9 @@ from PIL import Image
 
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.limits import Exceeded
 from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.engine import RunObserver
-from maskmine.pipelines.mine import Exceeded
 from maskmine.pipelines.mine import mine as run_mining
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, read_folder
 from maskmine.pipelines.settings.mining import load_mining, load_settings
