@@ -25,6 +25,7 @@ Record = dict[str, Any] | str
 _DELIMITER_NAMES = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 _CANDIDATES = {"csv": ",;\t|", "tsv": "\t,;|"}
 _SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?")  # Excel's first line
+_TOO_LONG = "\udcfe"  # begins a line that stands for another; no text in any encoding holds it
 _SAMPLE_LINES, _SAMPLE_CHARS = 5_000, 1_000_000
 _MAX_RECORD_LINES = 1_000
 _ESCAPED: Mapping[Quoting, str] = {"doubled": '""', "backslash": '\\"'}
@@ -66,7 +67,7 @@ class Asked:
 def delimited_records(path: str, asked: Asked, limits: Limits = USUAL) -> Iterator[tuple[int, Record]]:
     """The records of a file with the numbers of their first lines, from 1. Raises InputError, in one line."""
     with open_text(path, encoding=asked.encoding, limits=limits) as (text, encoding):
-        lines = _Lines(_file_lines(text, path, limits.max_record_bytes))
+        lines = _Lines(_file_lines(text, limits.max_record_bytes))
         dialect = _dialect(lines.sample(), path, asked, encoding)
         deque(islice(lines, dialect.first_line), maxlen=0)
         yield from _records(lines, dialect, _Guard.of(dialect, asked))
@@ -75,7 +76,7 @@ def delimited_records(path: str, asked: Asked, limits: Limits = USUAL) -> Iterat
 def dialect_of(path: str, asked: Asked) -> Dialect:
     """The dialect of a file. Raises InputError when it cannot be read, or lacks a column."""
     with open_text(path, encoding=asked.encoding) as (text, encoding):
-        return _dialect(_Lines(_file_lines(text, path, USUAL.max_record_bytes)).sample(), path, asked, encoding)
+        return _dialect(_Lines(_file_lines(text, USUAL.max_record_bytes)).sample(), path, asked, encoding)
 
 
 class _Lines(Iterator[str]):
@@ -105,11 +106,14 @@ class _Lines(Iterator[str]):
         return line
 
 
-def _file_lines(text: IO[str], path: str, max_chars: int) -> Iterator[str]:
+def _file_lines(text: IO[str], max_chars: int) -> Iterator[str]:
+    """The lines of a file; in the place of one that is too long one that says so."""
     first = True
     while line := text.readline(max_chars):
-        if len(line) == max_chars:
-            raise InputError(f"{path}: a line of more than {max_chars:,} characters; is it a table in text?")
+        if len(line) == max_chars and not line.endswith("\n"):
+            while line and not line.endswith("\n"):
+                line = text.readline(max_chars)
+            line = f"{_TOO_LONG}longer than {max_chars:,} characters\n"
         yield line.removeprefix("\ufeff") if first else line
         first = False
 
@@ -148,7 +152,7 @@ def _records(lines: _Lines, dialect: Dialect, guard: _Guard | None) -> Iterator[
     for row_lines, row in _rows(lines, dialect, guard):
         number = lines.number - len(row_lines) + 1
         if isinstance(row, str):
-            yield number, f"line {number}: {row}"
+            yield number, f"line {number}: {row}" if not row.startswith("it is") else f"line {number}{row[2:]}"
         elif any(BAD_BYTE in line for line in row_lines):
             where = f"line {number} is" if len(row_lines) == 1 else f"lines {number} to {lines.number} are"
             yield number, f"{where} no text in {dialect.encoding}; name the encoding by `encoding`"
@@ -163,6 +167,9 @@ def _rows(lines: _Lines, dialect: Dialect, guard: _Guard | None) -> Iterator[tup
     """The lines of each row and its fields, or what is wrong with it."""
     for line in lines:
         if not line.strip(" \r\n"):
+            continue
+        if line.startswith(_TOO_LONG):
+            yield (line,), f"it is {line[1:].strip()}"
             continue
         if dialect.quoting == "none" or ('"' not in line and "\\" not in line):
             row: list[str] | str = line.rstrip("\r\n").split(dialect.delimiter)
@@ -219,6 +226,8 @@ def _dialect(sample: list[str], path: str, asked: Asked, encoding: str) -> Diale
     lines = lines[first:]
     delimiters = asked.delimiter or delimiters
     top = lines[0] if lines else ""
+    if top.startswith(_TOO_LONG):
+        raise InputError(f"{path}: its first line is {top[1:]}; is it a table in text?")
     if BAD_BYTE in top and not asked.column_names:
         raise InputError(f"{path}: its header line is no text in {encoding}; name its encoding by `encoding`")
 

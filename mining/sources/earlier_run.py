@@ -58,7 +58,7 @@ class EarlierRun(FileSource):
         try:
             with open_source(posixpath.join(self.files, "plan.json")) as file:
                 named = {root for of_source in json.load(file).get("roots", ()) for root in of_source if root}
-        except (ValueError, AttributeError, InputError):  # said when it is read
+        except (ValueError, AttributeError, TypeError, RecursionError, InputError):  # said when it is read
             return ("",)
         return tuple(sorted(named)) or ("",)
 
@@ -100,12 +100,14 @@ class EarlierRun(FileSource):
         there = {file.name for file in self.list_files()}
         try:
             with open_source(plan) as file:
-                cells = [cell_name(part) for part in range(json.load(file)["parts"])]
-        except (ValueError, KeyError, TypeError) as error:
+                parts = range(json.load(file)["parts"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{plan}: not a whole plan; {_MINE_AGAIN}") from error
-        for name in cells:
+        cells = []
+        for name in map(cell_name, parts):
             if name not in there:
                 raise InputError(f"{posixpath.join(self.files, 'images', name)}: missing; {_MINE_AGAIN}")
+            cells.append(name)
         return cells
 
 

@@ -145,7 +145,7 @@ def _is_header(block: bytes) -> bool:
     stated = _number(block[148:156])
     rest = block[:148] + block[156:]
     unsigned = 8 * 0x20 + sum(rest)
-    return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))
+    return stated == unsigned or stated == unsigned - 256 * sum(byte > 127 for byte in rest)
 
 
 def _number(text: bytes) -> int | None:

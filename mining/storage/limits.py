@@ -22,8 +22,8 @@ class Limits(Settings):
     max_depth: Annotated[int, Field(ge=5, le=300)] = 100
     """How deep lists and objects of JSON may lie in each other; a record that is deeper is a broken one."""
     max_unpacked_ratio: Annotated[float, Field(ge=10)] = 200.0
-    """How many times longer than itself a compressed file may be, beyond its first 64 MB; longer ones are refused."""
-    max_tar_members: Annotated[int, Field(ge=1)] = 1_000_000
+    """How many times longer than itself a compressed file may be, beyond its first 8 MB; longer ones are refused."""
+    max_tar_members: Annotated[int, Field(ge=1)] = 500_000
     """Files in a tar; each takes memory while the tar is listed."""
     table_memory_gb: Annotated[float, Field(ge=1.0)] = 2.0
     """Address space, in 10⁹ bytes, of the process that reads Parquet; a file that needs more is refused."""

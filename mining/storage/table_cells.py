@@ -11,6 +11,7 @@ import pyarrow as pa
 from maskmine.mining.storage.locations import Cell
 from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import open_store, os_errors
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 
 MAX_GROUP_BYTES = 1 << 28
@@ -19,23 +20,38 @@ MAX_GROUP_BYTES = 1 << 28
 # The last row groups of this process, shared by its threads.
 _LOCK = threading.Lock()
 _KEPT: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+# What was wrong with the last ones that could not be read.
+_FAILED: OrderedDict[tuple[str, int, str], Rejection] = OrderedDict()
+_FAILED_KEPT = 64
 _ALL = 1 << 31  # rows
 
 
 def read_cell(cell: Cell) -> bytes | Rejection:
     """The bytes in a cell. Rejected are `missing_file` (a null) and `broken_record`; raises OSError as files do."""
+    if known := _FAILED.get((cell.file, cell.group, cell.column)):
+        return known
     try:
         column = _column(cell)
         value = column[cell.row].as_py() if cell.row < len(column) else None
-    except pa.ArrowException as error:
-        return Rejection("broken_record", f"the table cannot be read there: {' '.join(str(error).split())[:100]}")
+    except (pa.ArrowException, InputError) as error:  # also a group that needs more memory or time than is allowed
+        return _failed(cell, f"the table cannot be read there: {' '.join(str(error).split())[:160]}")
     except OSError as error:
         if error.errno is not None or type(error) is not OSError:
             raise
-        return Rejection("broken_record", "the table cannot be read there")  # Arrow's word for bytes that are none
+        return _failed(cell, "the table cannot be read there")  # Arrow's word for bytes that are none
     if not isinstance(value, bytes):
         return Rejection("missing_file", "the record has no bytes of a picture")
     return value
+
+
+def _failed(cell: Cell, detail: str) -> Rejection:
+    """The rejection of all images of the cell's row group, which is not tried for each of them."""
+    rejection = Rejection("broken_record", detail)
+    with _LOCK:
+        _FAILED[cell.file, cell.group, cell.column] = rejection
+        while len(_FAILED) > _FAILED_KEPT:
+            _FAILED.popitem(last=False)
+    return rejection
 
 
 def _column(cell: Cell) -> Any:

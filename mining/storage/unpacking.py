@@ -19,7 +19,7 @@ MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x2
 UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException)
 """What reading a damaged one raises; an OSError also where the disk fails."""
 
-_FREE_BYTES = 1 << 26  # of any file: small texts may repeat themselves
+_FREE_BYTES = 1 << 23  # of any file: small texts may repeat themselves
 _BUFFER_BYTES = 1 << 16
 _XZ_MEMORY_BYTES = 1 << 28  # a file says itself how much it takes; `xz -9` takes a quarter of this
 
