@@ -11,7 +11,7 @@ from pydantic import Field
 
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry, as_tables, broken, captions_of, clean_text
 from maskmine.mining.sources.files import SourceFile, check_images, list_files
-from maskmine.mining.sources.named_files import OUTSIDE_REMEDY, named_file
+from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.storage.coco_json import (
     FaultLines,
     Need,
@@ -55,7 +55,7 @@ class CocoCaptions(Settings):
     images: AnyPath
     """Folder of the images that the file names; a path or an object store URL."""
     outside: bool = False
-    """Whether the file may name images outside of `images`: by absolute paths, `..`, other buckets or URLs."""
+    """Whether the file may name images outside of `images`: by absolute paths, `..` or other buckets."""
     per_image: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Captions read of each image, in the order of their annotation ids: 1 as in the paper's main set, a number, or
     `all`."""
@@ -90,7 +90,7 @@ class CocoCaptions(Settings):
     def _entries(self, limits: Limits) -> Iterator[Entry]:
         """The entries of both lists in one pass. An entry that cannot be used is one of its own, a broken record."""
         images = usable = some = 0
-        fault, outside = "", False
+        fault = ""
         needs: dict[str, Need] = {"images": "list", "annotations": "list"}
         for name, number, item in coco_lists(self.annotations, needs, lines=_LINES, limits=limits):
             place = f"entry {number} of `{name}`"
@@ -111,7 +111,7 @@ class CocoCaptions(Settings):
                 if isinstance(path, Rejection):
                     detail = f"{place} {path.detail}" if path.reason == "missing_file" else path.detail
                     fault = fault or detail
-                    outside = outside or path.reason == "outside_folder"
+                    usable += path.reason == "outside_folder"
                     path = rejected_location(Rejection(path.reason, detail))
                 else:
                     usable += 1
@@ -128,8 +128,7 @@ class CocoCaptions(Settings):
         if not images:
             raise InputError(f"{self.annotations}: `images` is empty; there is nothing to mine")
         if not usable:
-            remedy = OUTSIDE_REMEDY if outside else "this is not a COCO captions file"
-            raise InputError(f"{self.annotations}: no image can be used ({fault}); {remedy}")
+            raise InputError(f"{self.annotations}: no image can be used ({fault}); this is not a COCO captions file")
         if not some:
             raise InputError(
                 f"{self.annotations}: no annotation has a `caption`; is this the captions file, and not the instances?"

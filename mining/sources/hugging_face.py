@@ -51,7 +51,7 @@ class HuggingFace(FileSource):
     images: AnyPath | None = None
     """Folder of the images of rows that hold a path and no bytes."""
     outside: bool = False
-    """Whether rows may name images outside of that folder: by absolute paths, `..`, other buckets or URLs."""
+    """Whether rows may name images outside of that folder: by absolute paths, `..` or other buckets."""
     image_col: str = "image"
     """Column of images: `{bytes, path}`, or plain bytes."""
     caption_col: str = "caption"

@@ -1,7 +1,7 @@
 """Where the files may lie that records name: below the folder, or prefix of an object store, that the settings name.
 
 Lists come from strangers, and crops of the images go into shards that are handed on. So a record reaches no other file
-by `..`, an absolute path, another bucket or a URL, unless the settings say so; nor by the words that the plan has for
+by `..`, an absolute path or another bucket, unless the settings say so; nor by the words that the plan has for
 locations (`bytes:…`, `fault:…`), which are a file's name in data. Links in the folder are followed: who may write there
 makes them, not a list.
 """
@@ -23,21 +23,18 @@ from maskmine.schemas.rows import Rejection
 _SUSPECT = re.compile(r"[/\\~]|[a-zA-Z][a-zA-Z0-9+.-]*://|.*\.\.|.*\\", re.DOTALL)
 _MAX_NAME_CHARS = 80
 
-OUTSIDE_REMEDY = "give the folder of all images as `images`, or set `outside: true` if you trust the list"
-"""Ends a message where a source names no other files."""
-
 
 def named_file(root: str, name: str, *, outside: bool = False, setting: str = "images") -> str | Rejection:
     """The location of the file that a record names, from the folder that such names start from; `outside_folder`.
 
-    With `outside` it may lie anywhere. `setting` names the one that has the folder.
+    With `outside` it may lie anywhere. At a URL it may too, for those are read only where `fetch` allows it. `setting`
+    names the one that has the folder.
     """
     path = as_plain(joined(root, name))
-    if outside or not _SUSPECT.match(name) or is_below(path, root):
+    if outside or not _SUSPECT.match(name) or scheme_of(path) in URL_SCHEMES or is_below(path, root):
         return path
-    what = "a URL" if scheme_of(name) in URL_SCHEMES else "a path"
-    shown = utf8_name(ascii(name)[1:-1] if not name.isprintable() else name)[:_MAX_NAME_CHARS]
-    return Rejection("outside_folder", f"{shown}: {what} outside of the folder that `{setting}` names")
+    shown = utf8_name(name if name.isprintable() else ascii(name)[1:-1])[:_MAX_NAME_CHARS]
+    return Rejection("outside_folder", f"{shown} does not lie in the folder that `{setting}` names")
 
 
 def is_below(path: str, root: str) -> bool:

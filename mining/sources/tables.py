@@ -21,7 +21,7 @@ from maskmine.mining.sources.files import (
     source_root,
 )
 from maskmine.mining.sources.json_records import LAYOUT_NAMES, json_layout, json_records
-from maskmine.mining.sources.named_files import OUTSIDE_REMEDY, named_file
+from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.text_files import COMPRESSED_SUFFIXES, Encoding
 from maskmine.mining.sources.values import parquet_values, shown, typeless, typeless_id
 from maskmine.mining.storage.limits import Limits
@@ -45,7 +45,6 @@ TABLE_SUFFIXES: Mapping[TableKind, tuple[str, ...]] = {
     "tsv": tuple(f".tsv{packed}" for packed in COMPRESSED_SUFFIXES),
 }
 """Files of a folder that are read as tables of a kind."""
-_OUTSIDE = "fault:outside_folder:"
 _TEXT_ONLY = ("delimiter", "quoting", "column_names")
 _TOLD_FILES = 8  # further ones are opened only when they are read
 _READ_ROWS = 2_000
@@ -67,7 +66,7 @@ class TableCaptions(FileSource):
     images: AnyPath | None = None
     """Folder that the paths in `path_col` are relative to; the table's own folder when null."""
     outside: bool = False
-    """Whether `path_col` may name images outside of that folder: by absolute paths, `..`, other buckets or URLs."""
+    """Whether `path_col` may name images outside of that folder: by absolute paths, `..` or other buckets."""
     id_col: str | None = None
     """Column of image ids; null uses the path or URL. Rows of the same id are captions of one image. Whole numbers of
     any type are the same id (1, 1.0, b"1")."""
@@ -142,18 +141,17 @@ class TableCaptions(FileSource):
         for file in self.list_files():
             for number, record in self._records(file.path, limits):
                 for entry in self._of_record(record, f"{file.name}#{number}", file, position):
-                    is_usable = entry[4] is not None and not (entry[1] or "").startswith(_OUTSIDE)
-                    usable += is_usable
-                    first_fault = first_fault or (entry[1] or "" if not is_usable else "")
+                    usable += entry[4] is not None
+                    first_fault = first_fault or (entry[1] or "" if entry[4] is None else "")
                     yield entry
                     position += 1
         if not position:
             raise InputError(f"{self.files}: no row in it; there is nothing to mine")
         if not usable:
-            remedy = OUTSIDE_REMEDY if first_fault.startswith(_OUTSIDE) else "check the names of the columns"
             used = ", ".join(f"`{setting}: {column}`" for column, setting in self._columns().items())
             raise InputError(
-                f"{self.files}: no row can be used with {used} ({first_fault.split(':', 2)[-1]}); {remedy}"
+                f"{self.files}: no row can be used with {used} ({first_fault.split(':', 2)[-1]}); "
+                "check the names of the columns"
             )
 
     def _columns(self) -> dict[str, str]:

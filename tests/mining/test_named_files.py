@@ -20,7 +20,6 @@ from maskmine.mining.sources.hugging_face import HuggingFace
 from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.tables import TableCaptions
 from maskmine.mining.storage.locations import parse_location
-from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from tests.support import toy
 
@@ -33,7 +32,6 @@ OUTSIDE = [
         "//etc/passwd",
         "s3://other/1.jpg",
         "memory://other/1.jpg",
-        "http://host/1.jpg",
         "/photos/../x",
     ),
 ]
@@ -155,10 +153,8 @@ def test_a_list_that_the_user_trusts_may_name_files_elsewhere(folder: Path, kind
     assert {key for key, content in contents.items() if content == SECRET} == {"1", "2", "3", "6"}
 
 
-@pytest.mark.parametrize("kind", ["coco", "jsonl"])
-def test_a_list_of_nothing_else_is_refused_in_one_line(folder: Path, kind: str) -> None:
-    with pytest.raises(InputError, match=r"secret.jpg: a path outside of the folder .*`outside: true`"):
-        rows(source_of(kind, folder, {"1": "../secret.jpg"}))
+def test_a_url_is_left_to_the_setting_that_allows_them() -> None:
+    assert named_file("/photos", "https://host/1.jpg") == "https://host/1.jpg"
 
 
 def test_links_in_the_folder_are_followed(folder: Path) -> None:
@@ -193,7 +189,7 @@ def test_the_pngs_of_panoptic_segments_lie_in_their_folder(tmp_path: Path) -> No
     (answer,) = propose([LoadedImage("1", rgb_3HW)], min_score=0.0)
     assert isinstance(answer, Rejection)
     assert answer.reason == "no_masks"
-    assert "outside of the folder that `proposals.segments` names" in answer.detail
+    assert "does not lie in the folder that `proposals.segments` names" in answer.detail
 
 
 def test_pictures_of_an_evaluation_lie_in_their_folder(tmp_path: Path) -> None:
