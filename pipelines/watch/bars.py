@@ -142,7 +142,7 @@ def _bar(step: StepFigures) -> ProgressBar:
 def _count(step: StepFigures) -> str:
     if step.images is None:
         return f"{max(step.images_done, step.images_made):,} {_COUNTED_ONCE}"
-    return f"{step.images_done:,}/{step.images:,}"
+    return f"{step.images_done:,}/{step.images:,}{f' {_COUNTED_ONCE}' if step.once else ''}"
 
 
 def _time(step: StepFigures) -> str:

@@ -43,6 +43,10 @@ class RunObservers(RunObserver):
         for observer in self._observers:
             observer.on_step_start(step, todo)
 
+    def on_total(self, step: str, records: int) -> None:
+        for observer in self._observers:
+            observer.on_total(step, records)
+
     def on_records(self, step: str, records: int) -> None:
         for observer in self._observers:
             observer.on_records(step, records)

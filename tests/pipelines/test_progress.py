@@ -15,12 +15,11 @@ from rich.console import Console
 
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.jobs import PartReport
-from maskmine.pipelines.watch.bars import PartLines, part_line, print_summary, render_bars, render_summary
+from maskmine.pipelines.watch.bars import PartLines, part_line, render_bars, render_summary
 from maskmine.pipelines.watch.observers import RunObservers, observe
 from maskmine.pipelines.watch.progress import RunProgress, StepFigures
 from maskmine.pipelines.watch.stall import Watchdog, stall_line
 from maskmine.schemas.errors import IncompleteError
-from maskmine.tuning.console import rate
 from tests.support.progress import PART_IMAGES, PARTS, PLAN, make_step, report
 from tests.support.runs import Recorder
 
@@ -146,32 +145,6 @@ def test_a_finished_step_shows_the_mean_of_its_whole_time() -> None:
     (step,) = progress.figures()
     assert step.images_per_s == pytest.approx(1000 / 125)
     assert (step.images_done, step.busy_s, step.left_s) == (PLAN.images, 125, None)
-
-
-def test_a_step_that_was_cut_short_has_its_row_with_what_is_left() -> None:
-    clock = Clock()
-    progress = begun(clock)
-    console = Console(file=io.StringIO(), width=120, record=True)
-    clock.now_s += 10
-    bring(progress, report(0, 10))
-    progress.on_step_done(make_step())
-    progress.on_step_start(make_step("pairs"), range(3, PARTS))
-    print_summary(console, progress)
-    rows = [line.split()[:4] for line in console.export_text().splitlines()]
-    assert ["regions", "1", "100", "0"] in [row for row in rows if row]
-    assert ["pairs", "3", "of", str(PARTS)] in rows
-
-
-def test_rates_below_one_have_digits() -> None:
-    assert "0.25/s" in part_line(report(0, 400.0), replace(FULL, images_per_s=0.25))
-    assert [rate(value) for value in (1907.4, 31.2, 3.21, 0.149, 0.004, 0)] == [
-        "1,907",
-        "31",
-        "3.2",
-        "0.15",
-        "0.004",
-        "0",
-    ]
 
 
 def test_time_counts_once_however_many_workers_are_busy_in_it() -> None:
