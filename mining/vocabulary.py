@@ -103,8 +103,11 @@ def equal_texts(names: Sequence[str], classes_VD: Tensor) -> tuple[int, int] | N
     return None
 
 
-def count_nouns(parquet_paths: Sequence[str], *, memory_limit: str = "1GB") -> Iterator[Count]:
-    """The nouns of the `NounsRow` tables at these paths, ordered by their UTF-8 bytes.
+def count_nouns(
+    parquet_paths: Sequence[str], *, memory_limit: str = "1GB", expect: Callable[[int], None] = lambda nouns: None
+) -> Iterator[Count]:
+    """The nouns of the `NounsRow` tables at these paths, ordered by their UTF-8 bytes; `expect` is told their number
+    before the first one comes.
 
     Counts within `memory_limit` and goes on in temporary files beyond it. Paths are files here, or on any file system
     of fsspec (`s3://…`).
@@ -112,19 +115,22 @@ def count_nouns(parquet_paths: Sequence[str], *, memory_limit: str = "1GB") -> I
     if not parquet_paths:
         return
     with query_cells(parquet_paths, memory_limit=memory_limit) as (connection, cells):
-        counted = connection.execute(_COUNT, [cells])
+        connection.execute(_COUNT, [cells])
+        ((nouns,),) = connection.execute("SELECT count(*) FROM counted").fetchall()
+        expect(nouns)
+        counted = connection.execute("SELECT * FROM counted ORDER BY encode(noun)")
         while rows := counted.fetchmany(_ROWS_AT_ONCE):
             yield from rows
 
 
 # Grouped by noun and image first: unlike count(DISTINCT …), both groupings can spill to disk.
 _COUNT = """
+    CREATE TEMP TABLE counted AS
     WITH mention AS (SELECT image_id, unnest(nouns) AS noun FROM read_parquet(?)),
          per_image AS (SELECT noun.text AS noun, image_id, count(*) AS mentions, min(encode(noun.lemma)) AS lemma
                        FROM mention GROUP BY noun.text, image_id)
     SELECT noun, count(*) AS images, sum(mentions)::BIGINT AS mentions, decode(min(lemma)) AS lemma
     FROM per_image GROUP BY noun
-    ORDER BY encode(noun)
 """
 
 

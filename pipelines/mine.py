@@ -45,7 +45,15 @@ from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
 from maskmine.pipelines.steps.annotated import check_annotated
 from maskmine.pipelines.steps.cells_of_run import run_cells
-from maskmine.pipelines.steps.grid import Step, drop_stale, drop_untied, missing_cells, plan_steps, steps_before_doubt
+from maskmine.pipelines.steps.grid import (
+    Step,
+    drop_stale,
+    drop_untied,
+    missing_cells,
+    plan_steps,
+    steps_before_doubt,
+    what_is_there,
+)
 from maskmine.pipelines.steps.identity import Identity, identify, settle
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
@@ -106,7 +114,7 @@ def mine(
     check_calibration(settings, identity.settings)
     regions = next(step for step in steps if step.name == "regions")
     notes = tuple(notes_of(run, plan, settings)) if regions.has_work() else ()
-    for line in (*what_is_made_again(run, steps, identity), *notes):
+    for line in (*(list(what_is_made_again(run, steps, identity)) or what_is_there(steps)), *notes):
         observer.on_line(line)
 
     stale = _make_room(run, asked, identity, steps)

@@ -65,3 +65,8 @@ class TextTable(Table):
 
 def _text(cell: Any) -> Any:
     return Text(cell) if isinstance(cell, str) else cell
+
+
+def rate(per_s: float) -> str:
+    """A rate with at least two figures: 1,907; 31; 3.2; 0.15."""
+    return f"{per_s:,.0f}" if per_s >= 10 or not per_s else f"{per_s:.2g}"

@@ -14,6 +14,7 @@ import typer
 from rich.status import Status
 from rich.text import Text
 
+from maskmine.schemas.errors import InputError
 from maskmine.tuning.console import plain_console, plain_status
 
 app = typer.Typer(
@@ -39,6 +40,8 @@ FetchOption = Annotated[
     typer.Option("--fetch", help="Whether images are read from URLs, with limits; refuse unless the settings allow."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only what should be known.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="A line for each part, on a terminal too.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Mine only N images, a random sample.")]
 LogOption = Annotated[
     str | None, typer.Option("--log-json", metavar="FILE", help="Append a line of JSON for each step and part.")
@@ -69,6 +72,13 @@ def _print_version(asked: bool) -> None:
     if asked:
         print_line(f"maskmine {version('maskmine')}")
         raise typer.Exit
+
+
+def detail_of(*, quiet: bool, verbose: bool) -> Literal["quiet", "normal", "verbose"]:
+    """How much of a run is shown. Raises InputError where both are asked for."""
+    if quiet and verbose:
+        raise InputError("--quiet and --verbose: give one of them")
+    return "quiet" if quiet else "verbose" if verbose else "normal"
 
 
 def print_line(text: str) -> None:

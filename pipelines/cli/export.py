@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from maskmine.pipelines.cli.app import FolderArgument, NounsOption, app, err, print_line
+from maskmine.pipelines.cli.app import FolderArgument, JsonOption, NounsOption, app, err, print_json, print_line
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.tuning.console import plain_progress
 
@@ -41,6 +41,7 @@ def export(
     expand: Annotated[float, typer.Option(help="Factor by which masked crops grow the box of the mask.")] = 1.0,
     csv_prefix: Annotated[str, typer.Option(help="Before the paths in OVSeg's table.")] = "",
     threads: Annotated[int, typer.Option(min=1, max=64, help="Images made at the same time.")] = 2,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the pairs of a finished run for another program, or continue after any interruption."""
     from maskmine.pipelines.export.export import export_run
@@ -65,6 +66,11 @@ def export(
             return lambda more: progress.advance(task, more)
 
         exported = export_run(read_folder(folder), settings, out=target, begin=begin)
+    if as_json:
+        totals = exported.totals
+        counts_of = {"samples": totals.samples, "images": totals.images, "nouns": len(totals.nouns)}
+        print_json({"out": target, **counts_of, "size_bytes": exported.size_bytes})
+        return
     if exported.size_bytes is None:
         print_line(f"{target} is complete; nothing to do")
         return

@@ -18,9 +18,12 @@ from maskmine.pipelines.cli.app import (
     LimitOption,
     LogOption,
     MetricsOption,
+    QuietOption,
     SetOption,
     StalledOption,
+    VerboseOption,
     app,
+    detail_of,
     err,
     out,
     print_json,
@@ -50,6 +53,9 @@ def mine(
     metrics: MetricsOption = None,
     stalled_after: StalledOption = 10,
     fetch: FetchOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
     regions: Annotated[
         str | None, typer.Option("--regions", metavar="DIR", help="Reuse the regions of this earlier run.")
     ] = None,
@@ -87,6 +93,7 @@ def mine(
             metrics=metrics,
             stalled_after_s=60 * stalled_after,
             plan_line=True,
+            detail=detail_of(quiet=quiet, verbose=verbose),
         ) as observer,
         writing_alone(settings.out),
     ):
@@ -95,7 +102,7 @@ def mine(
         outcome = run_mining(settings, engine=run_engine, observer=observer, limit=limit, regions_from=regions)
         observer.ends_as = Exit.TOO_MANY_REJECTED if outcome.exceeded else Exit.COMPLETE
 
-    _print_outcome(outcome, settings)
+    _print_outcome(outcome, settings, as_json=as_json)
     if outcome.exceeded:
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
@@ -120,7 +127,7 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(folder: FolderArgument) -> None:
+def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Hash, count and read everything again; each problem is a line, and then the exit code is 4.
 
     It is 3 for a whole run that is not published, as too many of its images were rejected.
@@ -129,13 +136,18 @@ def verify(folder: FolderArgument) -> None:
     from maskmine.pipelines.dataset.verify import verify_run
 
     run = read_folder(folder)
-    problems = unpublished = 0
+    found = []
     for problem in verify_run(run):
-        problems += 1
-        unpublished += problem.mend_settings
-        err.print(str(problem))
-    if problems:
-        raise typer.Exit(Exit.TOO_MANY_REJECTED if problems == unpublished else Exit.INCOMPLETE)
+        found.append(problem)
+        if not as_json:
+            err.print(str(problem))
+    if as_json:
+        print_json({"verified": not found, "problems": [asdict(problem) for problem in found]})
+    if found:
+        unpublished = all(problem.mend_settings for problem in found)
+        raise typer.Exit(Exit.TOO_MANY_REJECTED if unpublished else Exit.INCOMPLETE)
+    if as_json:
+        return
     samples = FinishedRun.open(run).manifest.totals.samples
     print_line(f"{folder}: {samples:,} samples verified: checksums, counts, members, masks, index")
 
@@ -187,7 +199,14 @@ def doctor(
         raise typer.Exit(Exit.BAD_INPUT)
 
 
-def _print_outcome(outcome: MineResult, settings: Mining) -> None:
+def _print_outcome(outcome: MineResult, settings: Mining, *, as_json: bool) -> None:
+    if as_json:
+        totals = outcome.manifest.totals.model_dump(mode="json") if outcome.manifest is not None else None
+        exceeded = [asdict(one) for one in outcome.exceeded]
+        print_json({"out": settings.out, "totals": totals, "made_again": outcome.stale, "exceeded": exceeded})
+        for one in outcome.exceeded:
+            err.print(f"finished, and not published: {one.line(out=settings.out)}")
+        return
     for step, cells in outcome.stale.items():
         err.print(f"{step}: {cells} parts were of other settings, inputs or cells, and were made again")
     if outcome.manifest is None:

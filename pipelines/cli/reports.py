@@ -10,6 +10,7 @@ import typer
 
 from maskmine.pipelines.cli.app import (
     FolderArgument,
+    JsonOption,
     SynonymsOption,
     app,
     counting,
@@ -45,6 +46,7 @@ def report(
     synonyms: SynonymsOption = "auto",
     samples: Annotated[int, typer.Option(min=0, help="Pairs that can be looked up in the page, at most.")] = 240,
     most_mb: Annotated[float, typer.Option(min=0.5, help="Size of the page at most; fewer pairs where needed.")] = 5,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a page of figures, charts and pairs of a finished run, which needs no server and no network."""
     from maskmine.pipelines.reports.report import make_report, render_report
@@ -54,6 +56,10 @@ def report(
     claim_folder(to.parent, run=run)
     page = make_report(run, truth=truth, synonyms=synonyms, samples=samples, most_mb=most_mb)
     write_page(to, render_report(page))
+    if as_json:
+        totals = page.manifest.totals.model_dump(mode="json")
+        print_json({"page": str(to), "totals": totals, "shown": len(page.search), "size_bytes": to.stat().st_size})
+        return
     print_line(
         f"{to}: {page.manifest.totals.samples:,} pairs, {len(page.search):,} of them to look up, "
         f"{to.stat().st_size / 1e6:.1f} MB; open it in a browser"

@@ -12,9 +12,12 @@ from maskmine.pipelines.cli.app import (
     EngineOptOption,
     LogOption,
     MetricsOption,
+    QuietOption,
     SetOption,
     StalledOption,
+    VerboseOption,
     app,
+    detail_of,
     err,
     out,
     print_json,
@@ -105,6 +108,9 @@ def benchmark(
     log_json: LogOption = None,
     metrics: MetricsOption = None,
     stalled_after: StalledOption = 10,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, not the tables.")] = False,
 ) -> None:
     """Segment a set that has label maps and measure the result, or continue after any interruption.
 
@@ -132,12 +138,18 @@ def benchmark(
 
     # The run itself, watched.
     watched = observe(
-        err, run=folder, engine=engine, log_json=log_json, metrics=metrics, stalled_after_s=60 * stalled_after
+        err,
+        run=folder,
+        engine=engine,
+        log_json=log_json,
+        metrics=metrics,
+        stalled_after_s=60 * stalled_after,
+        detail=detail_of(quiet=quiet, verbose=verbose),
     )
     with watched as observer, writing_alone(folder):
         outcome = run_benchmark(asked, engine=run_engine, observer=observer)
         observer.ends_as = Exit.TOO_MANY_REJECTED if outcome.rejected else Exit.COMPLETE
-    _report_benchmark(asked, outcome, to=folder, by_class=by_class)
+    _report_benchmark(asked, outcome, to=folder, by_class=by_class, as_json=as_json)
 
 
 @app.command()
@@ -179,15 +191,18 @@ def _prepare_set(name: str, root: str | None, *, partial: bool, processes: int) 
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
 
-def _report_benchmark(asked: Benchmark, outcome: BenchmarkResult, *, to: str, by_class: bool) -> None:
+def _report_benchmark(asked: Benchmark, outcome: BenchmarkResult, *, to: str, by_class: bool, as_json: bool) -> None:
     """Write and print the result; then the exit code is 3 when images were rejected."""
     from maskmine.pipelines.segment.benchmark_report import lines_of_rejected, render_report, write_report
 
     if outcome.stale:
         err.print(f"{outcome.stale} parts were of other settings or images, and were made again")
     files = write_report(asked, outcome)
-    out.print(render_report(asked, outcome, by_class=by_class))
-    print_line(f"\n{to}: {', '.join(files)}")
+    if as_json:
+        print_json(asked.run.read_json(files[0]))
+    else:
+        out.print(render_report(asked, outcome, by_class=by_class))
+        print_line(f"\n{to}: {', '.join(files)}")
     for line in lines_of_rejected(outcome, limit=_MOST_FAULTS):
         err.print(line)
     if outcome.rejected:

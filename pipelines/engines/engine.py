@@ -24,6 +24,9 @@ class RunObserver:
     def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         """A step begins; `todo` are the parts that it will make."""
 
+    def on_total(self, step: str, records: int) -> None:
+        """It is known how many nouns a step that runs once will go through."""
+
     def on_records(self, step: str, records: int) -> None:
         """`records` more images (nouns in `vocabulary`) are finished in a step that has begun."""
 

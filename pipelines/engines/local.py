@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import ClassVar
 
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
 from maskmine.schemas.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticks:
+    """Passes on how many records of a step are finished, and how many there will be."""
+
+    observer: RunObserver
+    step: str
+
+    def __call__(self, records: int) -> None:
+        self.observer.on_records(self.step, records)
+
+    def expect(self, records: int) -> None:
+        self.observer.on_total(self.step, records)
 
 
 class LocalEngine(Settings):
@@ -26,5 +40,5 @@ class LocalEngine(Settings):
             observer.on_step_start(step, todo)
             make = step.job.open()
             for part in todo:
-                observer.on_part_done(make(part, partial(observer.on_records, step.name)))
+                observer.on_part_done(make(part, _Ticks(observer, step.name)))
             observer.on_step_done(step)

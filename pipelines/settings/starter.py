@@ -29,6 +29,7 @@ _MODELS: dict[str, Any] = {
 # Captions of the web name much that cannot be seen.
 _WEB, _WEB_NOUNS = ("img2dataset",), {"skip_words": "not_visual"}
 _LOOKED_AT = 20  # images that are looked for before their folder is taken for the wrong one
+_IMAGES_PER_PART, _PARTS, _FEWEST_IMAGES = 1000, 16, 20  # of large sets; of small ones; in a part
 _WIDTH = 110  # columns of a comment
 _FETCH_NOTE = "the images are at URLs, which are read only with `maskmine mine --fetch allow`"
 
@@ -60,16 +61,18 @@ def write_starter(
     captions = captions_section(source, kind=kind, images=images, caption_col=caption_col)
     files = source_root(source) if "*" in source else source
     name = Path(files).name.partition(".")[0] or "mined"
-    tree = {
+    tree: dict[str, Any] = {
         "captions": captions,
         "nouns": {"model": "en_core_web_sm", **(_WEB_NOUNS if captions["kind"] in _WEB else {})},
         "regions": _MODELS,
         "vocabulary": {"templates": "vild"},
         "pairs": {"rule": "best_region_per_noun"},
-        "shards": {"images_per_part": 1000},
+        "shards": {"images_per_part": _IMAGES_PER_PART},
         "out": out or f"runs/{name}",
     }
-    _check_source(with_absolute_paths(parse_mining(tree, place=str(to))))
+    settings = with_absolute_paths(parse_mining(tree, place=str(to)))
+    _check_source(settings)
+    tree["shards"]["images_per_part"] = _images_per_part(settings)
     try:
         put_whole(to, _render(tree).encode())
     except OSError as error:
@@ -97,6 +100,16 @@ def _check_source(settings: Mining) -> None:
             f"{source.location}: none of its first {len(captions):,} records has a caption in `{column}`; "
             "give --caption-col NAME"
         )
+
+
+def _images_per_part(settings: Mining) -> int:
+    """So many that a small set has parts for several workers, and a killed run loses little."""
+    image_ids: set[str] = set()
+    for table in settings.sources[0].read(images_per_part=_IMAGES_PER_PART):
+        image_ids.update(table["image_id"].to_pylist())
+        if len(image_ids) >= _PARTS * _IMAGES_PER_PART:
+            return _IMAGES_PER_PART
+    return max(_FEWEST_IMAGES, -(-len(image_ids) // _PARTS))
 
 
 def _render(tree: Mapping[str, Any]) -> str:

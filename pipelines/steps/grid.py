@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,6 +112,15 @@ def missing_cells(steps: Sequence[Step]) -> dict[str, int]:
     """How many cells each step still lacks; steps that are complete are left out."""
     todo = {step.name: len(step.todo()) for step in steps}
     return {name: count for name, count in todo.items() if count}
+
+
+def what_is_there(steps: Sequence[Step]) -> Iterator[str]:
+    """A line of what an earlier run left of a set that is not whole: steps, and parts of others; none for a new run."""
+    there = {step.name: (len(step.existing()), step.parts) for step in steps if step.output.is_current()}
+    whole = [name for name, (done, parts) in there.items() if done == parts]
+    begun = [f"{name} {done:,} of {parts:,} parts" for name, (done, parts) in there.items() if 0 < done < parts]
+    if (whole or begun) and len(whole) < len(steps):
+        yield f"{len(whole)} of {len(steps)} steps are there{''.join(f', {one}' for one in begun)}"
 
 
 def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,6 +61,17 @@ class PartReport:
 
 
 MakeCell = Callable[[int, Tick], PartReport]
+
+
+@runtime_checkable
+class Expects(Protocol):
+    """A tick that can also be told how many records there will be."""
+
+    def expect(self, records: int) -> None: ...
+
+
+def _ignore(records: int) -> None:
+    pass
 
 
 class Job(Protocol):
@@ -141,7 +152,8 @@ class VocabularyJob:
 
             def rows() -> Iterator[VocabularyRow]:
                 nonlocal nouns
-                for row in embed(count_nouns(paths), known=self._stored_embeddings()):
+                counts = count_nouns(paths, expect=tick.expect if isinstance(tick, Expects) else _ignore)
+                for row in embed(counts, known=self._stored_embeddings()):
                     yield row
                     nouns += 1
                     tick(1)

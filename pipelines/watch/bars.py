@@ -14,7 +14,7 @@ from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.steps.jobs import PartReport
 from maskmine.pipelines.watch.progress import RunProgress, StepFigures
 from maskmine.schemas.sample import part_name
-from maskmine.tuning.console import TextTable
+from maskmine.tuning.console import TextTable, rate
 
 ONE_LINE_FROM_COLUMNS = 140
 _COUNTED_ONCE = "nouns"  # what the steps that run once go through, and make
@@ -83,19 +83,19 @@ def part_line(report: PartReport, step: StepFigures) -> str:
     made = f"{report.made:,} {step.label}"
     rejected = f", {report.rejected:,} rejected" if report.rejected else ""
     gpu = f", GPU {report.gpu_percent:.0f}%" if report.gpu_percent is not None else ""
-    rate = report.images / report.seconds if report.seconds else 0
+    per_s = report.images / report.seconds if report.seconds else 0
     name = f"{report.step} {part_name(report.part)}"
-    line = f"{name}: {report.images:,} → {made}{rejected}, {report.seconds:.1f} s, {rate:,.0f}/s"
+    line = f"{name}: {report.images:,} → {made}{rejected}, {report.seconds:.1f} s, {rate(per_s)}/s"
     if step.once:
         return line + gpu
-    together = [f"{_rate(step.images_per_s)}/s"] if step.images_per_s else []
+    together = [f"{rate(step.images_per_s)}/s"] if step.images_per_s else []
     left = [_time(step)] if step.left_s else []
     return f"{line}{gpu}; all workers: {', '.join([*together, f'{step.parts_done:,} of {step.parts:,} parts', *left])}"
 
 
 def print_summary(console: Console, progress: RunProgress) -> None:
-    """Where the time of the run went; nothing is printed when it made nothing."""
-    steps = [step for step in progress.figures() if step.parts_made]
+    """Where the time of the run went, and what is left of a step that was cut short; nothing when no step began."""
+    steps = [step for step in progress.figures() if step.parts_made or not step.ended]
     if steps:
         table = render_summary(steps, elapsed_s=progress.elapsed_s, busy_s=progress.busy_s)
         console.print()
@@ -122,13 +122,13 @@ def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: fl
 def _summary_row(step: StepFigures, elapsed_s: float) -> list[str]:
     return [
         step.step,
-        f"{step.parts_made:,}",
+        f"{step.parts_made:,}" if step.ended else f"{step.parts_done:,} of {step.parts:,}",
         f"{step.images_made:,}",
         f"{step.rejected:,}",
         f"{step.made:,}",
         _clock(step.busy_s),
         _clock(step.worker_s),
-        _rate(step.images_made / step.busy_s) if step.busy_s else "",
+        rate(step.images_made / step.busy_s) if step.busy_s else "",
         f"{step.busy_s / elapsed_s:.0%}" if elapsed_s else "",
     ]
 
@@ -142,7 +142,7 @@ def _bar(step: StepFigures) -> ProgressBar:
 def _count(step: StepFigures) -> str:
     if step.images is None:
         return f"{max(step.images_done, step.images_made):,} {_COUNTED_ONCE}"
-    return f"{step.images_done:,}/{step.images:,}"
+    return f"{step.images_done:,}/{step.images:,}{f' {_COUNTED_ONCE}' if step.once else ''}"
 
 
 def _time(step: StepFigures) -> str:
@@ -153,20 +153,15 @@ def _time(step: StepFigures) -> str:
 
 def _details(step: StepFigures) -> Iterator[str]:
     if step.images_per_s is not None:
-        yield f"{_rate(step.images_per_s)} {_COUNTED_ONCE if step.once else 'images'}/s"
+        yield f"{rate(step.images_per_s)} {_COUNTED_ONCE if step.once else 'images'}/s"
     if step.made_per_s is not None and not step.once:
-        yield f"{_rate(step.made_per_s)} {step.label}/s"
+        yield f"{rate(step.made_per_s)} {step.label}/s"
     if step.gpu_percent is not None:
         yield f"GPU {step.gpu_percent:.0f}%"
     if step.rejected:
         yield f"{step.rejected:,} rejected"
     if step.images_before:
         yield f"{step.images_before:,} before"
-
-
-def _rate(per_s: float) -> str:
-    """At least two figures: 1,907; 31; 3.2; 0.15."""
-    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
 
 
 def _clock(seconds: float) -> str:

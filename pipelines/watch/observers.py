@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from typing import Literal
 
 from rich.console import Console
 
@@ -18,6 +19,9 @@ from maskmine.pipelines.watch.metrics import Metrics
 from maskmine.pipelines.watch.progress import RunProgress
 from maskmine.pipelines.watch.stall import Watchdog
 from maskmine.schemas.errors import Exit, exit_of
+
+Detail = Literal["quiet", "normal", "verbose"]
+"""How much a person sees of a run."""
 
 
 class RunObservers(RunObserver):
@@ -38,6 +42,10 @@ class RunObservers(RunObserver):
     def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
         for observer in self._observers:
             observer.on_step_start(step, todo)
+
+    def on_total(self, step: str, records: int) -> None:
+        for observer in self._observers:
+            observer.on_total(step, records)
 
     def on_records(self, step: str, records: int) -> None:
         for observer in self._observers:
@@ -83,11 +91,13 @@ def observe(
     metrics: str | None = None,
     stalled_after_s: float = 0.0,
     plan_line: bool = False,
+    detail: Detail = "normal",
 ) -> Iterator[RunObservers]:
     """The observer of a run, from before its plan is made until it is over, however it ends.
 
     At the end the log and the metrics record how it ended, and a summary is printed. `plan_line` prints the size of
-    the plan; `stalled_after_s` 0 is without a watchdog. Raises InputError, before anything else is done, when
+    the plan; `stalled_after_s` 0 is without a watchdog. `quiet` shows what a person should know and no progress,
+    `verbose` a line a part on a terminal too. Raises InputError, before anything else is done, when
     `log_json` or `metrics` cannot be written.
     """
     progress = RunProgress()
@@ -99,8 +109,9 @@ def observe(
             exporter = stack.enter_context(closing(Metrics(metrics, progress, run=run, say=say)))
         if log_json is not None:
             log = stack.enter_context(closing(EventLog(log_json, run=run, engine=engine, say=say)))
-        display = (ProgressBars if console.is_terminal else PartLines)(console, progress)
-        line = PlanLine(console, run) if plan_line else None
+        bars = console.is_terminal and detail == "normal"
+        display = None if detail == "quiet" else (ProgressBars if bars else PartLines)(console, progress)
+        line = PlanLine(console, run) if plan_line and detail != "quiet" else None
         all_of_them = (progress, log, exporter, line, NoteLines(say), display)
         observers = RunObservers([one for one in all_of_them if one is not None])
 
@@ -111,7 +122,8 @@ def observe(
                 log.run_ends(how, error=error, progress=progress)
             if exporter is not None:
                 exporter.run_ends(how)
-            print_summary(console, progress)
+            if detail != "quiet":
+                print_summary(console, progress)
 
         def report_stall(line: str) -> None:
             say(line)

@@ -27,7 +27,7 @@ _POINTS_IN_A_WHILE = 120
 class StepFigures:
     """A step of the grid at one moment; `label` is the word for what it makes.
 
-    Images are nouns in the steps that run `once`; there `images` is None, as it is not known before the end.
+    Images are nouns in the steps that run `once`; there `images` is None as long as it is not known.
     `…_before` is what earlier runs did, `…_done` counts it too, all else is this run's alone. `busy_s` is the time
     during which at least one worker made a part, `worker_s` the sum of all their times. Rates are those of all workers
     over the last while, and over all of `busy_s` when the step has ended; None as long as nothing is known.
@@ -81,6 +81,11 @@ class RunProgress(RunObserver):
             self._steps[step.name] = _Step(
                 step.name, step.label, step.once, step.parts, images, images_before, set(todo)
             )
+
+    def on_total(self, step: str, records: int) -> None:
+        with self._lock:
+            self._moved_s = self._clock()
+            self._steps[step].images = records
 
     def on_records(self, step: str, records: int) -> None:
         with self._lock:

@@ -315,6 +315,7 @@ def test_a_truth_of_other_images_is_refused_and_says_how_many_are_missing(
     def shift(tree: dict[str, Any]) -> None:
         for image in tree["images"]:
             image["id"] += 1000
+            image["file_name"] = f"other-{image['file_name']}"  # else it would be found by that
         for annotation in tree["annotations"]:
             annotation["image_id"] += 1000
 

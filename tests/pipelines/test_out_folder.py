@@ -16,7 +16,7 @@ from maskmine.pipelines.mine import mine
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import toy
-from tests.support.runs import run_toy
+from tests.support.runs import StopsAfter, run_toy
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -148,3 +148,11 @@ def test_other_captions_are_said_too(
     other.write_text((world / "captions.json").read_text().replace("long bar", "thin bar"))
     ((line, _),) = mine_again(f"captions.annotations={other}")
     assert "nouns, vocabulary, pairs, shards are made again (captions" in line
+
+
+def test_a_run_that_goes_on_says_what_is_there(config: str, tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "run" / "_SUCCESS")
+    with pytest.raises(KeyboardInterrupt):
+        mine(load_mining(config), engine=LocalEngine(), observer=StopsAfter(6))  # nouns, vocabulary, two of regions
+    mine(load_mining(config), engine=LocalEngine(), observer=lines)
+    assert lines.lines == [("2 of 5 steps are there, regions 2 of 3 parts", False)]

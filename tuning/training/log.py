@@ -16,7 +16,7 @@ from rich.console import Console
 
 from maskmine.mining.storage.files import write_whole
 from maskmine.schemas.errors import InputError, how_to_install
-from maskmine.tuning.console import plain_progress
+from maskmine.tuning.console import plain_progress, rate
 
 LOG_FILE = "log.jsonl"
 _LINES = 20  # of progress where there is no terminal: enough to see that a run moves, few enough for a log of a job
@@ -62,7 +62,7 @@ class StepLog:
 
             def report(step: int, losses: Losses) -> None:
                 speed.add(self.batch_size)
-                advance(1, f"loss {losses['loss']:.3f}, {speed.now:,.0f} images/s")
+                advance(1, f"loss {losses['loss']:.3f}, {rate(speed.now)} images/s")
                 if step % self.every == 0 or step == steps:
                     row = self.row(step, losses, round(speed.take(), 1))
                     write_row(row)
