@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
@@ -54,9 +54,10 @@ def check_described(folder: Path, *, name: str, setting: str) -> None:
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{setting}: `{name}` is an adapter of another model; merge it into that and save the whole")
     for file in ("config.json", "preprocessor_config.json", "processor_config.json"):
-        if not (folder / file).is_file():
-            continue
-        for key, value in _pairs(read_described(folder / file, name=name, setting=setting)):
+        described: Any = None
+        with suppress(InputError):  # the loader says so
+            described = read_described(folder / file, name=name, setting=setting)
+        for key, value in _pairs(described):
             if key == "quantization_config" and value:
                 raise InputError(f"{setting}: `{name}` has quantized weights; give the model in float32 or float16")
             if key.endswith("_implementation") and "/" in str(value):

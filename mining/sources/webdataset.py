@@ -84,8 +84,8 @@ class Img2dataset(FileSource):
         needs_json = self.caption_col is not None or self.save_additional_columns
         suffixes = {*PICTURE_SUFFIXES, *(() if self.caption_col else ("txt",)), *(("json",) if needs_json else ())}
         with open_source(tar.path) as file:
-            about = {"path": tar.path, "size_bytes": tar.size_bytes}
-            listing = list_tar(file, **about, wanted=suffixes.__contains__, limits=limits)
+            wanted = suffixes.__contains__
+            listing = list_tar(file, path=tar.path, size_bytes=tar.size_bytes, wanted=wanted, limits=limits)
             self._refuse_cut(tar, listing)
             position = 0
             for key, sample in listing.samples.items():

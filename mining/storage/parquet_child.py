@@ -117,7 +117,8 @@ class StrangeParquet:
         if ended == -signal.SIGKILL:
             return InputError(self._too_large())
         how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
-        return pa.ArrowInvalid(f"reading it ends the process that does with {how}")
+        damaged: Exception = pa.ArrowInvalid(f"reading it ends the process that does with {how}")
+        return damaged
 
     def _too_large(self) -> str:
         return (

@@ -124,7 +124,7 @@ def _fitting(table: Any, group: int, columns: list[str]) -> int:
     about = table.metadata.row_group(group)
     chunks = (about.column(number) for number in range(about.num_columns))
     size = sum(max(0, one.total_uncompressed_size) for one in chunks if _is_of(one.path_in_schema, columns))
-    return max(1, _BATCH_BYTES * max(1, about.num_rows) // max(1, size))
+    return max(1, _BATCH_BYTES * max(1, int(about.num_rows)) // max(1, int(size)))
 
 
 def _decoded(batch: Any) -> Any:
