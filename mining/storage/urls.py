@@ -144,7 +144,8 @@ def _resolver() -> Any:
                     answer.set_exception(error) if error else answer.set_result(found or [])
 
             def ask() -> None:
-                found, fault = None, None
+                found: list[Any] | None = None
+                fault: Exception | None = None
                 try:
                     found = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, flags=_FLAGS)
                     fault = None if found else socket.gaierror(socket.EAI_NONAME, "it has no address")
