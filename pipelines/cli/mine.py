@@ -201,9 +201,9 @@ def doctor(
 
 def _print_outcome(outcome: MineResult, settings: Mining, *, as_json: bool) -> None:
     if as_json:
-        totals = outcome.manifest.totals.model_dump(mode="json") if outcome.manifest is not None else None
-        exceeded = [asdict(one) for one in outcome.exceeded]
-        print_json({"out": settings.out, "totals": totals, "made_again": outcome.stale, "exceeded": exceeded})
+        stored = outcome.manifest.totals.model_dump(mode="json") if outcome.manifest is not None else None
+        over = [asdict(one) for one in outcome.exceeded]
+        print_json({"out": settings.out, "totals": stored, "made_again": outcome.stale, "exceeded": over})
         for one in outcome.exceeded:
             err.print(f"finished, and not published: {one.line(out=settings.out)}")
         return

@@ -94,12 +94,25 @@ def part_line(report: PartReport, step: StepFigures) -> str:
 
 
 def print_summary(console: Console, progress: RunProgress) -> None:
-    """Where the time of the run went, and what is left of a step that was cut short; nothing when no step began."""
-    steps = [step for step in progress.figures() if step.parts_made or not step.ended]
-    if steps:
+    """Where the time of the run went, then what is left of steps that were cut short; nothing when nothing moved."""
+    begun = progress.figures()
+    if any(step.parts_made or step.images_done > step.images_before for step in begun):
+        steps = [step for step in begun if step.parts_made or not step.ended]
         table = render_summary(steps, elapsed_s=progress.elapsed_s, busy_s=progress.busy_s)
         console.print()
         console.print(table, soft_wrap=False, crop=False, width=_SUMMARY_COLUMNS)
+        for step in begun:
+            if not step.ended:
+                console.print(left_line(step), soft_wrap=True, highlight=False, markup=False)
+
+
+def left_line(step: StepFigures) -> str:
+    """`left of regions: 62 of 119 parts, 61,287 of 118,287 images`."""
+    images = ""
+    if step.images is not None:
+        of = _COUNTED_ONCE if step.once else "images"
+        images = f", {step.images - step.images_done:,} of {step.images:,} {of}"
+    return f"left of {step.step}: {step.parts - step.parts_done:,} of {step.parts:,} parts{images}"
 
 
 def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: float) -> RenderableType:
@@ -122,7 +135,7 @@ def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: fl
 def _summary_row(step: StepFigures, elapsed_s: float) -> list[str]:
     return [
         step.step,
-        f"{step.parts_made:,}" if step.ended else f"{step.parts_done:,} of {step.parts:,}",
+        f"{step.parts_made:,}",
         f"{step.images_made:,}",
         f"{step.rejected:,}",
         f"{step.made:,}",

@@ -40,11 +40,13 @@ def test_a_step_that_was_cut_short_has_its_row_with_what_is_left() -> None:
     progress.on_records("regions", 100)
     progress.on_part_done(report(0, 10))
     progress.on_step_done(make_step())
-    progress.on_step_start(make_step("pairs"), range(3, PARTS))
+    progress.on_step_start(make_step("pairs"), range(PARTS))
     print_summary(console, progress)
-    rows = [line.split()[:4] for line in console.export_text().splitlines()]
-    assert ["regions", "1", "100", "0"] in [row for row in rows if row]
-    assert ["pairs", "3", "of", str(PARTS)] in rows
+    lines = console.export_text().splitlines()
+    rows = [line.split()[:5] for line in lines]
+    assert ["regions", "1", "100", "1", "300"] in rows
+    assert ["pairs", "0", "0", "0", "0"] in rows
+    assert lines[-1] == "left of pairs: 40 of 40 parts, 4,000 of 4,000 images"
 
 
 def test_a_step_that_runs_once_has_a_total_and_a_time_left_when_its_number_is_known() -> None:
