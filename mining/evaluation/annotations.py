@@ -10,6 +10,7 @@ from typing import Literal
 
 from maskmine.mining.storage.coco_json import FaultLines, open_coco
 from maskmine.mining.storage.coco_truth import CocoTruth, read_truth
+from maskmine.mining.storage.names import composed
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import RegionsRow
@@ -61,14 +62,15 @@ class Annotations:
 
     def coverage(self, regions: RegionsRow) -> Coverage:
         """Whether an image is annotated, in the size that its regions have."""
-        if regions.image_id not in self.sizes:
+        image_id = composed(regions.image_id)
+        if image_id not in self.sizes:
             return "missing"
         size_px = (regions.height_px, regions.width_px)
-        return "other_size" if regions.regions and size_px != self.sizes[regions.image_id] else "covered"
+        return "other_size" if regions.regions and size_px != self.sizes[image_id] else "covered"
 
     def objects(self, image_id: str) -> list[AnnotatedObject]:
         """The objects of an image, without those that have no category, no pixel or a mask that cannot be read."""
-        objects = []
+        objects, image_id = [], composed(image_id)
         for entry in self.truth.instances(image_id):
             mask = entry.mask(self.sizes[image_id])
             if entry.category is not None and not isinstance(mask, str):
@@ -77,7 +79,7 @@ class Annotations:
 
     def unreadable(self, image_id: str, objects: Sequence[AnnotatedObject]) -> int:
         """How many annotations of an image are not in `objects`, which came from it."""
-        return len(self.truth.packed.get(image_id, ())) - len(objects)
+        return len(self.truth.packed.get(composed(image_id), ())) - len(objects)
 
 
 def read_annotations(path: str) -> Annotations:

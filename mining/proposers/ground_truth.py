@@ -19,6 +19,7 @@ from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
 from maskmine.mining.storage.coco_json import FaultLines, open_coco
 from maskmine.mining.storage.coco_truth import CocoTruth, read_truth
 from maskmine.mining.storage.content_hash import content_identity, folder_identity
+from maskmine.mining.storage.names import composed
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import AnyPath, RecordOnly, Settings
@@ -107,7 +108,7 @@ def read_masks(settings: GroundTruth) -> CocoTruth:
 
 def _misfit(truth: CocoTruth, image: LoadedImage) -> tuple[int, int] | Rejection:
     """The size of an image's masks, or why they do not fit the upright image."""
-    image_id, picture_px = image.image_id, tuple(image.rgb_3HW.shape[1:])
+    image_id, picture_px = composed(image.image_id), tuple(image.rgb_3HW.shape[1:])
     annotated_px = truth.sizes.get(image_id)
     if annotated_px is None:
         if image_id not in truth.unsized:
@@ -143,10 +144,11 @@ def _propose(settings: GroundTruth, truth: CocoTruth, image: LoadedImage) -> _Dr
     size_px = _misfit(truth, image)
     if isinstance(size_px, Rejection):
         return size_px
-    if image.image_id not in truth.packed:
+    image_id = composed(image.image_id)
+    if image_id not in truth.packed:
         return Rejection("no_masks", "the annotations have no mask of this image")
     draw = _draw_instances if settings.segments is None else _draw_segments
-    drawn = draw(settings, truth, image.image_id, size_px)
+    drawn = draw(settings, truth, image_id, size_px)
     if isinstance(drawn, Rejection) or drawn.masks:
         return drawn
     crowds = f"{drawn.crowds} crowds (`iscrowd`), which `proposals.crowds: true` takes" if drawn.crowds else ""
