@@ -40,8 +40,11 @@ class Verdicts:
 
     @cached_property
     def latest(self) -> Mapping[PairId, VerdictRow]:
-        """The row that counts for each pair: the last one; of the same time, by reviewer and verdict."""
-        return {pair_of(row): row for row in sorted(self.rows, key=lambda row: (row.at, row.reviewer, row.verdict))}
+        """The row that counts for each pair: the last one; of the same time, by reviewer and verdict.
+
+        Rows without a time are in the order of their lines, before all others.
+        """
+        return {pair_of(row): row for row in sorted(self.rows, key=_order)}
 
     @cached_property
     def disagreements(self) -> tuple[PairId, ...]:
@@ -60,15 +63,20 @@ class Verdicts:
 
     def _last_words(self) -> Mapping[PairId, set[Verdict]]:
         """By pair what its reviewers say; who says two things at one time is counted with both."""
-        last: dict[tuple[PairId, str], str] = {}
-        for row in self.rows:
-            whose = (pair_of(row), row.reviewer)
-            last[whose] = max(row.at, last.get(whose, row.at))
+        last: dict[tuple[PairId, str], tuple[str, set[Verdict]]] = {}
+        for row in sorted(self.rows, key=_order):
+            at, said = last.get((pair_of(row), row.reviewer), ("", set[Verdict]()))
+            at_once = said if row.at and row.at == at else set[Verdict]()
+            last[pair_of(row), row.reviewer] = (row.at, at_once | {row.verdict})
         words: defaultdict[PairId, set[Verdict]] = defaultdict(set)
-        for row in self.rows:
-            if row.at == last[pair_of(row), row.reviewer]:
-                words[pair_of(row)].add(row.verdict)
+        for (pair, _), (_, said) in last.items():
+            words[pair] |= said
         return words
+
+
+def _order(row: VerdictRow) -> tuple[str, str, str]:
+    """What sorts rows by their time; those without one stay as they are."""
+    return (row.at, row.reviewer, row.verdict) if row.at else ("", "", "")
 
 
 def pair_of(row: VerdictRow) -> PairId:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from maskmine.mining.sources.values import id_text, texts_in
 from maskmine.mining.storage.json_repair import HALVED, UNREADABLE
 from maskmine.mining.storage.locations import rejected_location
+from maskmine.mining.storage.names import composed
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import canonical_json
 
@@ -78,10 +79,11 @@ def _caption(text: str) -> str:
 def id_of(value: Any, *, encoding: str = "utf-8") -> str | None:
     """An id as text: whole numbers of any type, texts, UUIDs and bytes of them; None for anything else.
 
+    Accents are composed, as in the ids of folders and tars, so that lists written on any system name the same images.
     Raises UnicodeDecodeError for bytes that are no id.
     """
     text = id_text(value, encoding=encoding)
-    return None if text is None else whole_text(text)
+    return None if text is None else composed(whole_text(text))
 
 
 def whole_text(text: str) -> str:

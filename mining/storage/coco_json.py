@@ -20,6 +20,7 @@ import ijson
 from maskmine.mining.storage.json_limits import TOO_MUCH, TooLongError, bounded_json
 from maskmine.mining.storage.json_repair import HALVED, LONE_SURROGATE, UNREADABLE, repaired
 from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.names import composed
 from maskmine.mining.storage.stores import open_input
 from maskmine.mining.storage.unpacking import unpacked
 from maskmine.schemas.errors import InputError
@@ -141,7 +142,7 @@ def coco_id(value: Any) -> str | None:
     """An id as text, None for what is none: 7, 7.0 and "7" are one id.
 
     COCO's ids are whole numbers, other data sets in its form have texts. Other numbers are ids too ("1.5"), but for
-    floats of 2**53 and more, of which several numbers have become one.
+    floats of 2**53 and more, of which several numbers have become one. Accents in texts are composed.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str) or is_unreadable(value):
         return None
@@ -150,7 +151,7 @@ def coco_id(value: Any) -> str | None:
             return None
         return str(int(value)) if value.is_integer() else repr(value)
     text = str(value)
-    return text if text.strip() else None
+    return composed(text) if text.strip() else None
 
 
 def known_id(found: str | None, known: Container[str]) -> str | None:

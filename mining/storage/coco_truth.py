@@ -25,7 +25,7 @@ from maskmine.mining.storage.coco_json import (
     size_px_of,
     unpack,
 )
-from maskmine.mining.storage.names import PICTURE_SUFFIXES
+from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 
@@ -90,6 +90,7 @@ class CocoTruth:
         may have: the end (`.jpg`) does not count, nor do zeros before a number. `file` is the name of the image's file,
         None where it has none of its own; then its id stands for it.
         """
+        image_id = composed(image_id)
         if (key := known_id(image_id, self)) in self:
             return key
         if self._names is None:

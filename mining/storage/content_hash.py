@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskmine.mining.storage.names import is_leftover
 from maskmine.mining.storage.stores import (
     OBJECT_STORES,
     describe,
@@ -65,13 +66,16 @@ def content_identity(path: str) -> dict[str, str]:
 def folder_identity(path: str) -> dict[str, str | None]:
     """The `name` of a folder and the `sha256` of all files below it, on a disk or an object store.
 
+    Leftovers, such as the `.DS_Store` of whoever looked into it, do not count.
+
     Files on a store count by size and ETag, which the listing tells; files on a disk are read. `sha256` is None when
     there is no such folder. Raises InputError for a store that cannot be used.
     """
     name = posixpath.basename(plain_path(path).rstrip("/"))
     if scheme_of(path) not in OBJECT_STORES:
         folder = Path(plain_path(path))
-        files = [file for file in folder.rglob("*") if file.is_file()]
+        files = [file for file in folder.rglob("*") if not is_leftover(file.relative_to(folder).as_posix())]
+        files = [file for file in files if file.is_file()]
         return {"name": name, "sha256": files_sha256(files, below=folder) if folder.is_dir() else None}
     fs, inner = open_store(path)
     try:
@@ -84,6 +88,7 @@ def folder_identity(path: str) -> dict[str, str | None]:
     listed = [
         f"{file.removeprefix(inner)}\0{about.get('size')}\0{version_of(about)}\n"
         for file, about in sorted(found.items())
+        if not is_leftover(file.removeprefix(inner).lstrip("/"))
     ]
     return {"name": name, "sha256": hashlib.sha256("".join(listed).encode()).hexdigest()}
 

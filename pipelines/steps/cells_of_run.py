@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from maskmine.pipelines.planning.plan import PLANNED
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import (
     CaptionsRow,
     ImageRow,
@@ -37,6 +39,20 @@ class RunCells:
     pairs: Cells[PairsRow]
     selection: Cells[SelectionRow]
     shards: Cells[SampleRow]
+
+
+def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
+    """Name the cell of a part that has other images than the others, as where files changed places.
+
+    Raises IncompleteError.
+    """
+    found = {
+        one.path(part): one.read_table(part)["image_id"].to_pylist()
+        for one in (cells.images, cells.captions, cells.nouns, cells.regions)
+        if one.exists(part)
+    }
+    odd = min(found, key=lambda path: sum(images == found[path] for images in found.values()))
+    raise IncompleteError(f"{odd}: has other images than part {part}; delete it and run the same command again")
 
 
 def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> RunCells:

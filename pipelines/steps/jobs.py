@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from maskmine.mining.scores.noun_tables import NounTables
 from maskmine.mining.scores.scale import LevelScale
 from maskmine.mining.vocabulary import Vocabulary, count_nouns
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
-from maskmine.pipelines.steps.cells_of_run import RunCells
+from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.gpu_use import watch_gpu
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
 from maskmine.schemas.rows import ImageRow, LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
@@ -255,11 +255,7 @@ class LevelsJob:
         def make(part: int, tick: Tick) -> PartReport:
             start_s = time.monotonic()
             made_from, cells, nouns = identities(self.inputs, part), self.cells, 0
-            sample = (
-                row
-                for p in range(self.first_parts)
-                for row in zip(cells.nouns.read_rows(p), cells.regions.read_rows(p), strict=True)
-            )
+            sample = (row for p in range(self.first_parts) for row in self._sampled(p))
             scale, measured = measure_levels(sample, cells.vocabulary.read_blocks)
 
             def rows() -> Iterator[LevelRow]:
@@ -273,6 +269,12 @@ class LevelsJob:
             return report_once("levels", part, nouns, start_s=start_s)
 
         return make
+
+    def _sampled(self, part: int) -> Iterator[tuple[NounsRow, RegionsRow]]:
+        for nouns, regions in zip_longest(self.cells.nouns.read_rows(part), self.cells.regions.read_rows(part)):
+            if nouns is None or regions is None or nouns.image_id != regions.image_id:
+                refuse_mixed(self.cells, part)
+            yield nouns, regions
 
 
 @dataclass(frozen=True)
@@ -303,11 +305,14 @@ class PairsJob:
 
             def rows() -> Iterator[PairsRow]:
                 for regions in self.cells.regions.read_blocks(part):
-                    yield from match(list(islice(rows_left, len(regions))), regions, text)
+                    block = list(islice(rows_left, len(regions)))
+                    if [row.image_id for row in block] != [row.image_id for row in regions]:
+                        refuse_mixed(self.cells, part)
+                    yield from match(block, regions, text)
+                if next(rows_left, None) is not None:
+                    refuse_mixed(self.cells, part)
 
             self.cells.pairs.write(part, counts.of(rows(), lambda row: len(row.pairs)), made_from=made_from)
-            if counts.images != len(nouns):
-                raise AssertionError(f"part {part}: {len(nouns)} rows of nouns, {counts.images} of regions")
             tick(counts.images)
             return counts.report("pairs", part, start_s=start_s)
 

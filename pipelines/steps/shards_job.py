@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import pyarrow.compute as pc
@@ -18,7 +19,7 @@ from maskmine.mining.regions import Regions
 from maskmine.mining.selection import cap_nouns, keep_pair
 from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.steps.cells_of_run import RunCells
+from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
 
@@ -125,17 +126,17 @@ class ShardsJob:
 
     def _images(self, part: int) -> Iterator[ImageToWrite]:
         cells = self.cells
-        rows = zip(
+        rows = zip_longest(
             cells.images.read_rows(part),
             cells.captions.read_rows(part),
             cells.nouns.read_rows(part),
             cells.regions.read_rows(part),
             cells.pairs.read_rows(part),
-            strict=True,
         )
-        for image, captions, nouns, regions, pairs in rows:
-            if len({image.image_id, captions.image_id, nouns.image_id, regions.image_id, pairs.image_id}) != 1:
-                raise AssertionError(f"part {part}: the cells' rows are not those of one image: {image.image_id}")
+        for row in rows:
+            if len({one and one.image_id for one in row}) != 1:
+                refuse_mixed(cells, part)
+            image, captions, nouns, regions, pairs = row
             rejected = first_rejection(nouns=nouns.rejection, regions=regions.rejection, pairs=pairs.rejection)
             yield ImageToWrite(
                 image, captions.captions, regions, pairs, rejected, captions.sources, captions.additional

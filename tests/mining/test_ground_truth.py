@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from maskmine.mining.evaluation.annotations import read_annotations
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals
 from maskmine.mining.storage.coco_truth import InstanceEntry
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import Rejection
+from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
 from tests.support.paths import COCO_MINI as COCO
 
 SQUARE = [[1, 1, 3, 1, 3, 3, 1, 3]]  # the 2 × 2 pixels behind the first row and column
@@ -321,6 +322,30 @@ def test_outlines_of_an_image_without_a_size_are_refused_as_such(tmp_path: Path)
         "no_masks", "the annotations have masks of this image and not its `height` and `width`"
     )
     assert len(masks(proposed(path))) == 1
+
+
+@pytest.mark.parametrize("image_id", ["na\u00efve", "nai\u0308ve"])
+@pytest.mark.parametrize("annotated_id", ["na\u00efve", "nai\u0308ve"])
+def test_accents_of_an_id_may_be_composed_or_not(tmp_path: Path, annotated_id: str, image_id: str) -> None:
+    """The ids of folders and tars are composed, those of tables as their paths are written."""
+    listed = [{"id": annotated_id, "height": 4, "width": 6}]
+    path = write(tmp_path, annotated([[0, 0, 4, 0, 4, 4, 0, 4]], image_id=annotated_id), images=listed)
+    assert len(masks(proposed(path, shown(image_id)))) == 1
+    known = read_annotations(path)
+    key = known.key_of(ImageRow(image_id, None))
+    assert known.coverage(key, RegionsRow.rejected(image_id, Rejection("no_masks"))) == "covered"
+    assert [one.category for one in known.objects(key)] == ["cat"]
+
+
+def test_leftovers_in_the_folder_of_segments_are_nothing_new(tmp_path: Path) -> None:
+    """Who opens the folder in the Finder does not want the regions again."""
+    path, png = write_panoptic(tmp_path, np.full((4, 6), 70), {"id": 70, "category_id": 2})
+    truth = GroundTruth(kind="ground_truth", annotations=path, segments=png)
+    before = truth.contents()
+    (Path(png) / ".DS_Store").write_bytes(b"x")
+    assert truth.contents() == before
+    (Path(png) / "8.png").write_bytes(b"x")
+    assert truth.contents() != before
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ NO_TEXT = b"caf\xe9"
         ("1.0", "1.0"),
         (b"1", "1"),
         ("é".encode(), "é"),
+        ("e\N{COMBINING ACUTE ACCENT}", "é"),
         (UUID, str(UUID)),
         (UUID.bytes, str(UUID)),
         (uuid.UUID(int=5).bytes, str(uuid.UUID(int=5))),

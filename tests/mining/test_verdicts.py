@@ -74,6 +74,15 @@ def test_of_the_same_time_the_reviewer_and_then_the_verdict_decide() -> None:
     assert Verdicts((row("right"), row("bad_mask"))).disagreements, "nobody says two things at once"
 
 
+def test_of_lines_without_a_time_the_last_one_counts(tmp_path: Path) -> None:
+    lines = "image_id,noun,mask,verdict\n7,cat,a,wrong_noun\n7,cat,a,right\n7,dog,a,right\n7,dog,a,bad_mask\n"
+    verdicts = read_verdicts(csv(tmp_path, lines))
+    assert {pair[1]: last.verdict for pair, last in verdicts.latest.items()} == {"cat": "right", "dog": "bad_mask"}
+    assert verdicts.disagreements == (), "they are of one reviewer"
+    timed = Verdicts((row("right"), *verdicts.rows))
+    assert len(timed.latest) == 3
+
+
 def test_the_digest_is_of_the_wrong_pairs_alone() -> None:
     first = Verdicts((row("wrong_noun"), row("right", noun="dog")))
     assert first.digest == Verdicts((row("bad_mask", reviewer="bob", at=day(9)),)).digest

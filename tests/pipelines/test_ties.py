@@ -17,6 +17,7 @@ from maskmine.pipelines.steps import jobs
 from maskmine.pipelines.steps.grid import Step, drop_untied, steps_before_doubt
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick
 from maskmine.pipelines.steps.ties import Input, identities
+from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
 from tests.support import toy
 from tests.support.runs import FunctionEngine, Recorder, hashes, run_toy
@@ -172,6 +173,22 @@ def test_a_recovered_picture_has_the_pairs_of_a_fresh_run(tmp_path: Path) -> Non
     assert outcome.stale == {"pairs": 1}
     assert hashes(run.root) == hashes(good.root)
     assert list(verify_run(run)) == []
+
+
+@pytest.mark.usefixtures("one_tagger")
+def test_cells_that_changed_places_are_named(tmp_path: Path) -> None:
+    config = toy.write_config(toy.write_toy_world(tmp_path / "world"), out=tmp_path / "run")
+    run, _, _ = run_toy(config)
+    good = hashes(run.root)
+    first, second = (tmp_path / "run" / "nouns" / f"{part:05d}.parquet" for part in range(2))
+    (tmp_path / "run" / "_SUCCESS").unlink()
+    first.rename(tmp_path / "kept"), second.rename(first), (tmp_path / "kept").rename(second)
+    for path in (first, second):
+        with pytest.raises(IncompleteError, match=f"^{path}: has other images than part .; delete it and run the same"):
+            run_toy(config)
+        path.unlink()
+    run_toy(config)
+    assert hashes(run.root) == good
 
 
 def test_the_regions_of_a_part_are_found_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,13 @@ def test_what_diverged_or_learned_nothing_is_said_and_not_kept(
     assert kept(tmp_path) == (2 if learner.power == 0.0 else step)
 
 
+def test_weights_that_are_damaged_from_the_start_are_not_laid_to_the_learning_rate(tmp_path: Path) -> None:
+    learner = Slope(rate=0.1)
+    learner.weight.data.fill_(math.nan)
+    with pytest.raises(InputError, match=r"^step 1: the loss is nan; the weights that it begins with are damaged"):
+        take_steps(learner, tmp_path)
+
+
 def test_a_checkpoint_that_diverged_before_is_refused(tmp_path: Path) -> None:
     state = Slope(rate=0.1).state()
     state["weights"]["weight"][0] = math.nan

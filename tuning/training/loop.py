@@ -17,6 +17,7 @@ from maskmine.tuning.training.log import Losses, StepLog
 BatchT = TypeVar("BatchT")
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 
+_REMEDY_AT_FIRST = "the weights that it begins with are damaged, or precision float16 does not do; give others"
 _REMEDY = "lower the learning rate, or use precision bfloat16 or float32"
 _PATIENCE = 100  # steps, of which the first may overflow float16: its scale is still looked for
 
@@ -66,7 +67,8 @@ def train(
             losses = learner.step(batch, rate_share=schedule(done - 1))
             loss = losses["loss"]
             if not math.isfinite(loss):
-                raise InputError(f"step {done}: the loss is {loss}; {describe_batch(done - 1)}{_REMEDY}")
+                remedy = _REMEDY if done > 1 else _REMEDY_AT_FIRST  # nothing has been learnt before the first loss
+                raise InputError(f"step {done}: the loss is {loss}; {describe_batch(done - 1)}{remedy}")
             log_step(done, losses)
             if checkpoints.is_due(done, steps=steps):
                 state = learner.state()
