@@ -11,6 +11,7 @@ from pydantic import Field
 
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry, as_tables, broken, captions_of, clean_text
 from maskmine.mining.sources.files import SourceFile, check_images, joined, list_files
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.mining.storage.coco_json import (
     FaultLines,
     Need,
@@ -21,7 +22,6 @@ from maskmine.mining.storage.coco_json import (
     is_unreadable,
     too_much,
 )
-from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.locations import rejected_location
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection

@@ -23,9 +23,9 @@ from maskmine.mining.sources.files import (
 from maskmine.mining.sources.json_records import LAYOUT_NAMES, json_layout, json_records
 from maskmine.mining.sources.text_files import COMPRESSED_SUFFIXES, Encoding
 from maskmine.mining.sources.values import parquet_values, shown, typeless, typeless_id
-from maskmine.mining.storage.limits import Limits
+from maskmine.mining.storage.bounded.limits import Limits
+from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import rejected_location
-from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import AnyPath

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from maskmine.mining.sources.coco import CocoCaptions
-from maskmine.mining.storage.limits import USUAL
+from maskmine.mining.storage.bounded.limits import USUAL
 from maskmine.mining.storage.stores import describe, scheme_of
 from maskmine.pipelines.planning.digest import rows_json
 from maskmine.pipelines.planning.external_sort import read_spilled
