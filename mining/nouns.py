@@ -26,8 +26,8 @@ from pydantic import Field
 
 from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.models.known_licences import licence_of
+from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.mining.storage.content_hash import file_sha256
-from maskmine.mining.storage.small_files import read_list
 from maskmine.mining.text.pipeline_config import check_pipeline
 from maskmine.mining.text.plain import UNREADABLE, PlainText, plain_text
 from maskmine.mining.text.units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from maskmine.mining.models.clip_weights import imagenet_templates
-from maskmine.mining.storage.small_files import read_list
+from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import IsPath, fingerprint
 

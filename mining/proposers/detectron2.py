@@ -24,8 +24,8 @@ from pydantic import Field
 
 from maskmine.mining.models.devices import DeviceKind, open_device
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml, read_list
 from maskmine.mining.storage.content_hash import content_identity, file_sha256, files_sha256, weights_sha256
-from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml, read_list
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.settings import AnyPath, NameOrPath, RecordOnly, Settings, fingerprint

@@ -12,6 +12,7 @@ from pydantic import Field
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry, as_tables, broken, captions_of, clean_text
 from maskmine.mining.sources.files import SourceFile, check_images, list_files
 from maskmine.mining.sources.named_files import named_file
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.mining.storage.coco_json import (
     FaultLines,
     Need,
@@ -22,7 +23,6 @@ from maskmine.mining.storage.coco_json import (
     is_unreadable,
     too_much,
 )
-from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.locations import rejected_location
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection

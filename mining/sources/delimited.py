@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 from maskmine.mining.sources.files import column_missing
 from maskmine.mining.sources.text_files import BAD_BYTE, open_text
-from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.schemas.errors import InputError
 
 Quoting = Literal["none", "doubled", "backslash"]

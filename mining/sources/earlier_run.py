@@ -13,9 +13,9 @@ from pydantic import Field
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry
 from maskmine.mining.sources.files import FileSource, SourceFile, list_files, one_line_parquet, open_source
 from maskmine.mining.sources.named_files import is_below
-from maskmine.mining.storage.limits import Limits
+from maskmine.mining.storage.bounded.limits import Limits
+from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import parse_location, rejected_location
-from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import describe
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import CaptionsRow, ImageRow, Rejection

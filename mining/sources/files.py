@@ -14,8 +14,8 @@ from typing import IO, Any, ClassVar
 import pyarrow as pa
 
 from maskmine.mining.sources.entries import Entry, as_tables
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.mining.storage.content_hash import version_of
-from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.names import is_leftover, utf8_name
 from maskmine.mining.storage.stores import describe, open_input, open_store, os_errors, plain_path, scheme_of
 from maskmine.schemas.errors import InputError

@@ -23,9 +23,9 @@ from maskmine.mining.sources.files import (
 from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.text_files import Encoding
 from maskmine.mining.sources.values import parquet_values, shown
-from maskmine.mining.storage.limits import Limits
+from maskmine.mining.storage.bounded.limits import Limits
+from maskmine.mining.storage.bounded.parquet_child import ParquetAbout, StrangeParquet
 from maskmine.mining.storage.locations import Cell, rejected_location
-from maskmine.mining.storage.parquet_child import ParquetAbout, StrangeParquet
 from maskmine.mining.storage.table_cells import MAX_GROUP_BYTES
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection

@@ -15,7 +15,7 @@ from pydantic import Field
 from maskmine.mining.sources.entries import NOTHING_MORE, Entry
 from maskmine.mining.sources.files import FileSource, SourceFile, open_source, told_passed_over, walk_files
 from maskmine.mining.sources.text_files import Encoding, lines_of, plain_text
-from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.mining.storage.locations import file_location, rejected_location
 from maskmine.mining.storage.names import UNREAD_SUFFIXES, alike, composed, is_picture, utf8_name
 from maskmine.mining.storage.stores import describe, scheme_of

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import IO, Any, Literal
 
 from maskmine.mining.sources.text_files import BAD_BYTE, open_text
-from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.schemas.errors import InputError
 
 Layout = Literal["lines", "list", "named list", "one after another"]

@@ -24,9 +24,9 @@ from maskmine.mining.sources.json_records import LAYOUT_NAMES, json_layout, json
 from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.text_files import COMPRESSED_SUFFIXES, Encoding
 from maskmine.mining.sources.values import parquet_values, shown, typeless, typeless_id
-from maskmine.mining.storage.limits import Limits
+from maskmine.mining.storage.bounded.limits import Limits
+from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import rejected_location
-from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES
 from maskmine.schemas.errors import InputError

@@ -12,7 +12,7 @@ from typing import IO, Literal
 
 from maskmine.mining.sources.entries import clean_text
 from maskmine.mining.sources.tar_members import BLOCK_BYTES, BadHeaderError, CutError, Header, TarMembers
-from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, is_leftover, utf8_name
 from maskmine.schemas.errors import InputError
 

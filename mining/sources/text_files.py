@@ -15,8 +15,8 @@ from typing import IO, Annotated, Any
 from pydantic import AfterValidator
 
 from maskmine.mining.sources.files import open_source
-from maskmine.mining.storage.limits import USUAL, Limits
-from maskmine.mining.storage.unpacking import MAGIC, UNPACKING_ERRORS, unpacked
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.unpacking import MAGIC, UNPACKING_ERRORS, unpacked
 from maskmine.schemas.errors import InputError
 
 BAD_BYTE = "\udcff"

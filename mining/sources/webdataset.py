@@ -16,10 +16,10 @@ from maskmine.mining.sources.entries import NOTHING_MORE, Entry, broken, caption
 from maskmine.mining.sources.files import FileSource, SourceFile, open_source
 from maskmine.mining.sources.tar_headers import TarListing, TarSample, list_tar
 from maskmine.mining.sources.text_files import plain_text
-from maskmine.mining.storage.limits import Limits
+from maskmine.mining.storage.bounded.limits import Limits
+from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import Slice, rejected_location
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, composed, utf8_name
-from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.mining.storage.stores import describe, scheme_of
 from maskmine.schemas.errors import InputError

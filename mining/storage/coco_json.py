@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import ijson
 
-from maskmine.mining.storage.json_limits import TOO_MUCH, TooLongError, bounded_json
+from maskmine.mining.storage.bounded.json_limits import TOO_MUCH, TooLongError, bounded_json
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.unpacking import unpacked
 from maskmine.mining.storage.json_repair import HALVED, LONE_SURROGATE, UNREADABLE, repaired
-from maskmine.mining.storage.limits import USUAL, Limits
 from maskmine.mining.storage.names import composed
 from maskmine.mining.storage.stores import open_input
-from maskmine.mining.storage.unpacking import unpacked
 from maskmine.schemas.errors import InputError
 
 Need = Literal["items", "list", "nothing"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import Cell
-from maskmine.mining.storage.parquet_child import StrangeParquet
 from maskmine.mining.storage.stores import open_store, os_errors
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from maskmine.mining.storage.small_files import MAX_LIST_BYTES, parse_yaml, read_list
+from maskmine.mining.storage.bounded.small_files import MAX_LIST_BYTES, parse_yaml, read_list
 from maskmine.mining.storage.stores import open_input
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint

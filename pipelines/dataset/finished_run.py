@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml
+from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.planning.plan import Plan, require_plan

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import yaml
 from pydantic import ValidationError
 
-from maskmine.mining.storage.small_files import parse_yaml
+from maskmine.mining.storage.bounded.small_files import parse_yaml
 from maskmine.pipelines.engines.engine import Engine
 from maskmine.pipelines.settings.faults import SettingsError, nearest, settings_error
 from maskmine.schemas.errors import InputError

@@ -27,7 +27,7 @@ from maskmine.mining.evaluation.pair_metrics import (
     at_least,
     thin,
 )
-from maskmine.mining.storage.small_files import read_list
+from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.mining.text.labels import Naming, label_names, load_synonyms, open_naming, plain_words
 from maskmine.pipelines.dataset.finished_run import FinishedRun, read_noun_counts
 from maskmine.pipelines.run_folder.folder import RunFolder

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from maskmine.mining.storage.small_files import read_list
+from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.pipelines.export.export import Export
 from maskmine.schemas.errors import InputError
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from maskmine.mining.sources.coco import CocoCaptions
-from maskmine.mining.storage.limits import USUAL
+from maskmine.mining.storage.bounded.limits import USUAL
 from maskmine.mining.storage.names import is_leftover
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix, owner_state
 from maskmine.mining.storage.stores import describe, scheme_of

@@ -17,8 +17,8 @@ from maskmine.mining.nouns import Nouns
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
 from maskmine.mining.shards import Shards
-from maskmine.mining.storage.limits import Limits
-from maskmine.mining.storage.small_files import MAX_YAML_BYTES, parse_yaml, read_list
+from maskmine.mining.storage.bounded.limits import Limits
+from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml, read_list
 from maskmine.mining.vocabulary import Vocabulary
 from maskmine.pipelines.settings.faults import OVERRIDDEN, settings_error
 from maskmine.pipelines.settings.licences import Licences

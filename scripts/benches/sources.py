@@ -32,7 +32,7 @@ from maskmine.mining.sources.hugging_face import HuggingFace
 from maskmine.mining.sources.image_folder import Folder
 from maskmine.mining.sources.tables import TableCaptions
 from maskmine.mining.sources.webdataset import Img2dataset
-from maskmine.mining.storage.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
 from maskmine.pipelines.planning.plan import make_plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import Mining, parse_mining

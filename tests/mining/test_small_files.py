@@ -12,7 +12,7 @@ import yaml
 from maskmine.mining.models.prompt_templates import load_templates
 from maskmine.mining.nouns import load_skip_words
 from maskmine.mining.proposers.detectron2 import _config_files
-from maskmine.mining.storage.small_files import parse_yaml
+from maskmine.mining.storage.bounded.small_files import parse_yaml
 from maskmine.mining.text.labels import load_synonyms, read_class_names
 from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.settings.mining import load_mining

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from maskmine.mining.captions import AnySource
 from maskmine.mining.images.read import read_bytes
-from maskmine.mining.storage import parquet_child
+from maskmine.mining.storage.bounded import parquet_child
 from maskmine.mining.storage.locations import parse_location
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection

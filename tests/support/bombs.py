@@ -226,7 +226,7 @@ def parquet(folder: Path, table: pa.Table, **options: Any) -> Source:
 
 
 def parquet_footer(seed: int) -> Bomb:
-    """A footer with some bytes changed at random; seeds that end pyarrow's process were found by trying."""
+    """A footer with some bytes changed at random; these seeds end a process that reads with two gigabytes of memory."""
 
     def write(folder: Path) -> Source:
         columns = {"id": ["a", "b"], "path": ["good.png"] * 2, "caption": ["x", "y"]}

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from maskmine.mining.storage.small_files import read_list
+from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.mining.text.labels import label_names
 from maskmine.schemas.errors import InputError
 

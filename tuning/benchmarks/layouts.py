@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ijson
 
-from maskmine.mining.storage.small_files import read_list
+from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.benchmarks.ade_index import read_ade_index
 from maskmine.tuning.benchmarks.classes import ClassList, context_classes, shipped_classes

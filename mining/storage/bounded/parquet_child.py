@@ -23,8 +23,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from maskmine.mining.storage.limits import USUAL, Limits
-from maskmine.mining.storage.parquet_process import (
+from maskmine.mining.storage.bounded.limits import USUAL, Limits
+from maskmine.mining.storage.bounded.parquet_process import (
     ABOUT,
     DONE,
     FAULT,
@@ -193,12 +193,12 @@ def _take_child() -> _Child:
     """A waiting child, or a new one. Raises InputError when none can be started."""
     if _idle:
         return _idle.pop()
-    code = str(Path(__file__).parents[3])  # where `maskmine` is
+    code = str(Path(__file__).parents[4])  # where `maskmine` is
     paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
     # threads of BLAS, which nothing here uses, and Arrow's own pools reserve address space, and that is limited
     sparing = {"OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "maskmine.mining.storage.parquet_process"],
+        [sys.executable, "-P", "-m", "maskmine.mining.storage.bounded.parquet_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -213,7 +213,7 @@ def _take_child() -> _Child:
     except EOFError as error:
         raise InputError(
             f"the process that reads Parquet does not start (it ended with {child.end()}); "
-            f"`{sys.executable} -m maskmine.mining.storage.parquet_process </dev/null` says more"
+            f"`{sys.executable} -m maskmine.mining.storage.bounded.parquet_process </dev/null` says more"
         ) from error
     return child
 

@@ -1,0 +1,1 @@
+"""What strangers may hand in, read within bounds of length, depth, memory and time."""
