@@ -87,7 +87,8 @@ def _serving(run: Path, *, pairs: int) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 def _ask(connection: http.client.HTTPConnection, path: str, form: str | None = None) -> str:
-    headers = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
+    origin = f"http://{connection.host}:{connection.port}"  # as every browser says with a form
+    headers = {} if form is None else {"content-type": "application/x-www-form-urlencoded", "origin": origin}
     connection.request("GET" if form is None else "POST", path, form, headers)
     answer = connection.getresponse()
     content = answer.read()
