@@ -94,16 +94,16 @@ def part_line(report: PartReport, step: StepFigures) -> str:
 
 
 def print_summary(console: Console, progress: RunProgress) -> None:
-    """Where the time of the run went, then what is left of steps that were cut short; nothing when nothing moved."""
+    """What is left of steps that were cut short, and where the time of the run went; nothing when nothing moved."""
     begun = progress.figures()
     if any(step.parts_made or step.images_done > step.images_before for step in begun):
         steps = [step for step in begun if step.parts_made or not step.ended]
         table = render_summary(steps, elapsed_s=progress.elapsed_s, busy_s=progress.busy_s)
         console.print()
-        console.print(table, soft_wrap=False, crop=False, width=_SUMMARY_COLUMNS)
         for step in begun:
             if not step.ended:
                 console.print(left_line(step), soft_wrap=True, highlight=False, markup=False)
+        console.print(table, soft_wrap=False, crop=False, width=_SUMMARY_COLUMNS)
 
 
 def left_line(step: StepFigures) -> str:
