@@ -25,7 +25,7 @@ def render(package: str, template: str, **values: Any) -> str:
 
 
 def said(line: str) -> Markup:
-    """A line of the program as a page shows it: escaped, what it puts into backticks as code, bytes of files left out."""
+    """A line of the program as a page shows it: escaped, `words` in backticks as code, without the bytes of files."""
     pieces = _SHOWN_BYTES.sub("", line).split("`")
     if len(pieces) % 2 == 0:  # a backtick alone is one of a name
         return escape("`".join(pieces))

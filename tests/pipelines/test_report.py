@@ -274,7 +274,7 @@ def test_the_page_says_how_the_set_was_made(report: Report, page: str, run: RunF
     accounts = [run.read_json("shards", f"{part:05d}.json") for part in range(3)]
     finished = max(account["finished"] for account in accounts if account)
     assert f"maskmine {report.manifest.libraries['maskmine']}, with" in words
-    assert f"finished {finished[:10]} {finished[11:19]} UTC" in words
+    assert f"{finished[:10]} {finished[11:19]} UTC" in words
     assert "maskmine mine run/mining.yaml" in words
     assert "maskmine report run --truth instances.json" in words
     assert "rule: best_region_per_noun" in words
