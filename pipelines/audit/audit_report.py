@@ -70,7 +70,7 @@ def draw_reliability(fitted: Fitted) -> bytes:
     error = percent(measured.calibration_error)
     sources = ", ".join(fitted.calibration.measured_on)
     above.set_title(f"expected calibration error {error} on pairs of {sources}", loc="left", color=_INK, fontsize=10)
-    above.legend(frameon=False, loc="upper left")
+    above.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.03), borderaxespad=0, ncols=2, fontsize=9)
     # How many there are.
     counts = [one.count for one in bins]
     bars = below.bar([_middle(one) for one in bins], counts, width=0.09, color=_ORANGE, alpha=0.8)

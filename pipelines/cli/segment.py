@@ -36,7 +36,9 @@ _MOST_FAULTS = 20  # lines about single images; the rest is counted
 
 @app.command()
 def segment(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Images, folders or patterns ('*.jpg').")],
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE…", help="Images, folders or patterns ('*.jpg').")
+    ] = None,
     classes: Annotated[str, typer.Option(metavar="A,B", help='Names with commas between: "Saturn V, blossom".')] = "",
     classes_from: Annotated[str | None, typer.Option(metavar="FILE", help="Names, one a line.")] = None,
     config: Annotated[str | None, typer.Option(metavar="CONFIG", help="Such as configs/segment.yaml.")] = None,
@@ -49,7 +51,7 @@ def segment(
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each image.")] = False,
 ) -> None:
     """Segment images by the names of any classes: a label map, an overlay with a legend, and figures as JSON."""
-    from maskmine.pipelines.segment.images import find_images, read_classes
+    from maskmine.pipelines.segment.images import check_images, find_images, read_classes
     from maskmine.pipelines.segment.segment import Failed, segment_images
     from maskmine.pipelines.settings.mining import load_settings
     from maskmine.tuning.segmentation.segmenter import Segmenter
@@ -57,7 +59,8 @@ def segment(
     chosen = [] if granularity is None else ["paint=best_per_class", f"granularity={granularity}"]
     settings = load_settings(Segmenter, config, overrides=[*chosen, *(overrides or ())])
     names = read_classes(classes, classes_from)
-    paths = find_images(images)
+    check_images(images or (), classes=names)
+    paths = find_images(images or ())
     if len(names) > _MANY_CLASSES:
         err.print(f"{len(names):,} classes: CLIP reads them all before the first image, which takes a while")
     failed = 0

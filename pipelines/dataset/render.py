@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from maskmine.tuning.tables import percent
+
+# Bytes of a file that an error shows as Python does, with the words that lead to them.
+_BYTES = r"(?<!\w)b?(?P<{0}>['\"])(?=(?:(?!(?P={0})).){{0,200}}\\x)(?:(?!(?P={0}))[^\\]|\\.)*(?P={0})"
+_SHOWN_BYTES = re.compile(rf" \((?:chunk )?{_BYTES.format('one')}\)|(?:: begins with| )?\s*{_BYTES.format('other')}")
 
 
 def render(package: str, template: str, **values: Any) -> str:
@@ -16,6 +22,15 @@ def render(package: str, template: str, **values: Any) -> str:
     Raises jinja2's UndefinedError for a value that the template needs and does not get.
     """
     return _environment(package, template.endswith(".md")).get_template(template).render(**values)
+
+
+def said(line: str) -> Markup:
+    """A line of the program as a page shows it: escaped, `words` in backticks as code, without the bytes of files."""
+    pieces = _SHOWN_BYTES.sub("", line).split("`")
+    if len(pieces) % 2 == 0:  # a backtick alone is one of a name
+        return escape("`".join(pieces))
+    shown = (Markup("<code>{}</code>").format(piece) if number % 2 else piece for number, piece in enumerate(pieces))
+    return Markup("").join(shown)
 
 
 @cache
@@ -28,5 +43,5 @@ def _environment(package: str, is_markdown: bool) -> Environment:
         autoescape=not is_markdown,
         keep_trailing_newline=is_markdown,
     )
-    environment.filters |= {"percent": percent, "number": lambda count: f"{count:,}"}
+    environment.filters |= {"percent": percent, "number": lambda count: f"{count:,}", "said": said}
     return environment

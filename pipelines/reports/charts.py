@@ -103,7 +103,7 @@ def svg(draw: Callable[[Axes], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.9, 3.3), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(4.3, 2.95), layout="constrained", facecolor="none")
     axes = figure.subplots()
     axes.set_facecolor("none")
     draw(axes)

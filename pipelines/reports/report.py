@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from maskmine.pipelines.dataset.render import render
 from maskmine.pipelines.evaluate.pairs import Evaluation, evaluate_pairs
 from maskmine.pipelines.reports.charts import curve_svg, histogram_svg, series_of, zipf_svg
 from maskmine.pipelines.reports.figures import Grid, NounCounts, Scores, count_grid, count_nouns, count_scores
+from maskmine.pipelines.reports.provenance import Provenance, provenance_of
 from maskmine.pipelines.reports.sample_cards import (
     Card,
     Chosen,
@@ -39,6 +41,9 @@ from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import CaptionsRow, ImageRow, RejectedImage, SampleRow
 
 PAIRS, GALLERY, EXAMPLES = 12, 24, 3  # cards: best and worst pairs, random pairs, images of a reason of rejection
+SAMPLES, MOST_MB = 240, 5.0
+"""Pairs that can be looked up, and the size of the page in units of 10⁶ bytes, where nothing else is asked for."""
+
 _TEXT_BYTES = 400_000  # of the page without images: charts, nouns, style
 _GALLERY_SHARE = 0.5  # of the rest, which galleries may take before pairs to look up do
 
@@ -59,6 +64,7 @@ class Report:
 
     name: str
     manifest: Manifest
+    provenance: Provenance
     grid: Grid
     nouns: NounCounts
     scores: Scores | None
@@ -77,8 +83,8 @@ def make_report(
     *,
     truth: str | None = None,
     synonyms: str = "auto",
-    samples: int = 240,
-    most_mb: float = 5.0,
+    samples: int = SAMPLES,
+    most_mb: float = MOST_MB,
     memory_limit: str = "1GB",
 ) -> Report:
     """Collect the content of the page. At most `samples` pairs can be looked up; `truth` is as for `evaluate_pairs`.
@@ -95,6 +101,7 @@ def make_report(
     return Report(
         name=finished.name,
         manifest=finished.manifest,
+        provenance=provenance_of(finished, options=_options(truth, synonyms, samples, most_mb)),
         grid=count_grid(finished),
         nouns=count_nouns(indexes, memory_limit=memory_limit),
         scores=count_scores(indexes, memory_limit=memory_limit),
@@ -134,6 +141,7 @@ def render_report(report: Report) -> str:
         hottest=max(1, *(max(row) for row in report.grid.heat_YX)),
         evaluation=evaluation,
         curve=Markup(curve_svg(evaluation.curves_of_all)) if evaluation and evaluation.curves_of_all else None,
+        looked_up={card.noun for card in report.search},
         series_of=series_of,
     )
 
@@ -167,6 +175,17 @@ def _cards(finished: FinishedRun, chosen: Chosen, *, most_bytes: int) -> tuple[l
         galleries.append(cards)
         room, most_bytes = room - taken, most_bytes - taken
     return galleries, make_cards(finished, chosen.search, most_bytes=most_bytes)
+
+
+def _options(truth: str | None, synonyms: str, samples: int, most_mb: float) -> list[str]:
+    """The options of `maskmine report` that differ from its defaults, files by their names."""
+    given = {
+        "--truth": None if truth is None else posixpath.basename(truth),
+        "--synonyms": None if synonyms == "auto" else posixpath.basename(synonyms),
+        "--samples": None if samples == SAMPLES else str(samples),
+        "--most-mb": None if most_mb == MOST_MB else f"{most_mb:g}",
+    }
+    return [word for option, value in given.items() if value is not None for word in (option, value)]
 
 
 def _size(reasons: Sequence[Reason]) -> int:

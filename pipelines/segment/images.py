@@ -18,6 +18,20 @@ from maskmine.tuning.segmentation.segmenter import Segmenter
 SUFFIXES = tuple(f".{suffix}" for suffix in PICTURE_SUFFIXES)
 OURS = (".labels.png", ".overlay.png")
 """Suffixes of files that `segment` writes: they are no input when a folder is listed."""
+_PATTERN = re.compile(r"[*?\[]")
+
+
+def check_images(names: Sequence[str], *, classes: Sequence[str]) -> None:
+    """Raises InputError where an image is a class that slipped out of its option, or where none is named."""
+    if not names:
+        raise InputError("IMAGE…: no picture is named; for example: maskmine segment photo.jpg --classes 'dog, tree'")
+    strays = [name for name in names if not is_picture(name) and not _PATTERN.search(name) and describe(name) is None]
+    if strays:
+        together = ", ".join([*classes, *strays]).replace("'", "")[:200]
+        raise InputError(
+            f"{strays[0][:200]}: no such picture or folder; if that is a class, give all names in one option: "
+            f"--classes '{together}'"
+        )
 
 
 def find_images(names: Sequence[str]) -> list[str]:
@@ -81,7 +95,7 @@ def _find(name: str) -> list[str]:
     about = describe(name)
     if about is not None and about["type"] == "directory":
         return _images(name, fs, _literally(inner.rstrip("/")) + "/*")
-    if about is None and re.search(r"[*?\[]", name):
+    if about is None and _PATTERN.search(name):
         return _images(name, fs, inner)
     return [_full(name, fs, inner)]
 

@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from maskmine.pipelines.dataset.render import render as render_template
 from maskmine.pipelines.serve.service import SHOWN_FILES, Answer, Choice, Paint, Rule, Service, Tower
-from maskmine.tuning.segmentation.overlay import class_colour, class_shares
+from maskmine.tuning.segmentation.overlay import PlacedName, class_colour, class_shares
 from maskmine.tuning.segmentation.semantic_inference import BACKGROUND
 
 MAX_LETTERS = 200
@@ -19,8 +19,10 @@ MAX_LETTERS = 200
 MAX_ROWS = 200
 """The legend has the classes with the most pixels, up to this number; the JSON has all."""
 
+_AT_SIDE = 0.015  # of the map's width, between a name and the side
 _SHOWN_LETTERS = 60  # of an entry that is quoted in a message
 _SEPARATOR = re.compile(r"[,，、،\r\n]")  # commas of any script, and lines
+_NAME_SCALE, _MAP_PX = 13 / 15, 300  # letters on the map beside those of the overlay, and a narrow map
 _LINKS = {".labels.png": "Label map (PNG)", ".overlay.png": "Overlay (PNG)", ".json": "Figures (JSON)"}
 
 
@@ -62,6 +64,16 @@ class Shown:
     name: str
     answer: Answer
     waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A name on the map: the share of the width at which it begins, ends, or has its middle, and that of the height."""
+
+    text: str
+    x: float
+    y: float
+    anchor: Literal["start", "middle", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +162,7 @@ def render(
         shown=shown,
         shown_files=SHOWN_FILES,
         rows=_rows(shown.answer) if shown else [],
+        names=[_on_map(name) for name in shown.answer.names] if shown else [],
         max_rows=MAX_ROWS,
         links=[(file, label) for file in files for suffix, label in _LINKS.items() if file.endswith(suffix)],
         any_tuned=any("tuned" in offer.towers for offer in service.offers.values()),
@@ -206,6 +219,16 @@ def _number(text: str) -> float:
 
 def _quoted(text: str) -> str:
     return f"“{text if len(text) <= _SHOWN_LETTERS else text[:_SHOWN_LETTERS] + '…'}”"
+
+
+def _on_map(name: PlacedName) -> _Name:
+    """A name in letters of one size, whatever the size of the map; at a side it begins or ends there."""
+    half = name.width_px * _NAME_SCALE / 2 / _MAP_PX
+    if name.x - half < _AT_SIDE:
+        return _Name(name.text, _AT_SIDE, name.y, "start")
+    if name.x + half > 1 - _AT_SIDE:
+        return _Name(name.text, 1 - _AT_SIDE, name.y, "end")
+    return _Name(name.text, name.x, name.y, "middle")
 
 
 def _rows(answer: Answer) -> list[_Row]:

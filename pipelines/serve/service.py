@@ -29,7 +29,7 @@ from maskmine.pipelines.segment.segment import as_png, describe, render_files
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import AnyPath, Settings, fingerprint
-from maskmine.tuning.segmentation.overlay import draw_map, draw_photo
+from maskmine.tuning.segmentation.overlay import PlacedName, draw_layers, draw_photo, write_names
 from maskmine.tuning.segmentation.proposal_classifier import open_proposal_classifier
 from maskmine.tuning.segmentation.segmenter import (
     Models,
@@ -44,7 +44,7 @@ Paint = Literal["sum", "best_per_class"]
 Tower = Literal["plain", "tuned"]
 
 SHOWN_FILES = ("map.png", "photo.jpg")
-"""The files of the page beside those of `maskmine segment`: the tinted image and the original one."""
+"""The files of the page beside those of `maskmine segment`: the tinted image without names, and the original one."""
 
 _JPEG_QUALITY = 90  # no visible loss on a screen
 _MAX_NAME = 80  # letters in the names of files, within the limits of any file system
@@ -144,7 +144,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A map, its files by name (those of `maskmine segment` and `SHOWN_FILES`), and the time that it took.
+    """A map, its files by name (those of `maskmine segment` and `SHOWN_FILES`), the time that it took, and the names
+    that stand on it.
 
     `key` is a hash of the image, its name and the choice, so it cannot be guessed without the image.
     """
@@ -154,6 +155,7 @@ class Answer:
     files: dict[str, bytes]
     size_px: tuple[int, int]
     took_s: float
+    names: tuple[PlacedName, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,17 +211,17 @@ class Service:
         # The files of `maskmine segment`, and those that the page shows.
         described = variant.described[choice.rule]
         made_with = {**described, "settings": {**described["settings"], **changes}}
-        tinted = draw_map(image.rgb_HW3, segmentation)
+        bare, names = draw_layers(image.rgb_HW3, segmentation)  # the page writes the names itself, sharp at any size
+        tinted = write_names(bare, names)
         numbers = class_numbers(choice.classes)
         _, files = render_files(
             name, image, segmentation, name=stem_of(name), made_with=made_with, numbers=numbers, tinted=tinted
         )
         files = dict(sorted(files.items(), key=lambda file: file[0].endswith(".json")))  # pictures first
-        shown = (as_png(tinted, compress_level=1), _jpeg(draw_photo(image.rgb_HW3)))  # a quarter of the time
+        shown = (as_png(bare, compress_level=1), _jpeg(draw_photo(image.rgb_HW3)))  # a quarter of the time
         files |= dict(zip(SHOWN_FILES, shown, strict=True))
-        return Answer(
-            key_of(upload.data, name=name, choice=choice), segmentation, files, image.rgb_HW3.shape[:2], took_s
-        )
+        key, size_px = key_of(upload.data, name=name, choice=choice), image.rgb_HW3.shape[:2]
+        return Answer(key, segmentation, files, size_px, took_s, names)
 
 
 def stem_of(name: str) -> str:

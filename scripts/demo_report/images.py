@@ -26,6 +26,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask, mask_iou
 from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from maskmine.scripts.demo_world.captions import with_article
 
 Rgb = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -36,6 +37,9 @@ _SCENE_SCALE, _PAIR_PX = 2, 240
 _CROP_GROWTH = 1.25
 _VEIL_RGB, _VEIL_SHARE = (123, 117, 104), 0.8  # CLIP's mean colour lies over what is outside the mask
 _BROAD_OVERLAP = 0.1
+# Shares of an object that a mask shows, in words, and how much of the mask lies on it where it shows nothing else.
+_PARTS = ((0.9, "{}"), (0.6, "most of {}"), (0.4, "half of {}"), (0.0, "a part of {}"))
+_MOSTLY = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +151,31 @@ def _show_pair(scene: MatchedScene, match: PairMatch) -> ShownPair:
         data_uri(image.resize(size, Image.Resampling.BICUBIC)),
         match.pair.noun,
         _score(match.pair.similarity),
-        _mask_shows(region.mask, match, scene.objects),
+        mask_shows(region.mask, match, scene.objects),
         match.outcome == "correct",
     )
 
 
-def _mask_shows(mask: Mask, match: PairMatch, objects: Sequence[AnnotatedObject]) -> str:
+def mask_shows(mask: Mask, match: PairMatch, objects: Sequence[AnnotatedObject]) -> str:
     """What a mask is of, in a few words."""
     if match.outcome == "correct":
         return f"right, IoU {match.iou:.2f}"
     iou_N = mask_iou([mask], [annotated.mask for annotated in objects])[0]
     if not len(iou_N) or iou_N.max() < _BROAD_OVERLAP:
-        return "no object"
-    category = objects[int(iou_N.argmax())].category
-    shows_one = match.outcome == "wrong_object" or (match.outcome == "unlabelled" and iou_N.max() >= CORRECT_IOU)
-    return category if shows_one else f"not the whole of one: {category}, IoU {iou_N.max():.2f}"
+        return "shows no object"
+    nearest = objects[int(iou_N.argmax())]
+    one = with_article(nearest.category)
+    if iou_N.max() >= CORRECT_IOU:
+        return f"shows {one}"
+    return f"shows {_part_in_words(mask, nearest.mask).format(one)}"
+
+
+def _part_in_words(mask: Mask, whole: Mask) -> str:
+    """How much of an object a mask shows that is not its own, with `{}` for the object."""
+    shared_px = int((mask.to_array() & whole.to_array()).sum())
+    share = shared_px / whole.area_px
+    part = next((words for least, words in _PARTS if share >= least), _PARTS[-1][1])
+    return part if shared_px >= _MOSTLY * mask.area_px else f"{part}, and more"
 
 
 def _read(image: ImageRow) -> Rgb:

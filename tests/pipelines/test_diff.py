@@ -19,7 +19,7 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.tables import from_table, to_table, write_parquet
 from tests.support import toy
-from tests.support.browser import Page
+from tests.support.browser import Page, faults_of_page, started_browser
 from tests.support.runs import run_toy
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
@@ -141,3 +141,12 @@ def test_runs_that_are_not_finished_are_told(runs: tuple[RunFolder, RunFolder], 
     (tmp_path / "run/shards/_fingerprint.json").write_text('{"fingerprint": "another"}')
     with pytest.raises(IncompleteError, match=r"not finished \(settings or inputs have changed\)"):
         compare_runs(runs[0], RunFolder(str(tmp_path / "run")))
+
+
+def test_the_page_can_be_read_and_reached_on_every_screen(
+    runs: tuple[RunFolder, RunFolder], found: Diff, tmp_path: Path
+) -> None:
+    moved = replace(found, shift_histogram=Histogram((-1.0, 0.0, 1.0), (1, 2)))
+    write_diff(moved, *runs, to=tmp_path / "diff.html")
+    with started_browser() as browser:
+        assert faults_of_page(browser, (tmp_path / "diff.html").read_text(), tmp_path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,22 @@ import pytest
 
 from maskmine.mining.text.caption_quality import caption_quality
 from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.dataset.render import said
 from maskmine.pipelines.planning.plan import read_plan
 from maskmine.pipelines.reports.report import Report, make_report, render_report
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import CaptionsRow, ImageRow
 from tests.support import toy
-from tests.support.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
+from tests.support.browser import (
+    PHONE_PX,
+    Page,
+    ask_on_a_phone,
+    faults_of_page,
+    needs_chromium,
+    shades_on_a_screen,
+    started_browser,
+)
 from tests.support.models import save_tiny_clip
 from tests.support.runs import run_toy, samples
 
@@ -232,3 +242,61 @@ def test_a_browser_searches_and_nothing_runs_out_of_a_phones_screen(page: str, t
     assert found["told"] == "Pairs in the set: zebra 1. Shown here: 1."
     assert found["broken"] == 0
     assert shades_on_a_screen(page, tmp_path, size=(1280, 900)) > 10
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with started_browser() as chromium:
+        yield chromium
+
+
+def test_the_page_can_be_read_and_reached_on_every_screen(browser: Any, page: str, tmp_path: Path) -> None:
+    assert faults_of_page(browser, page, tmp_path) == []
+
+
+def test_a_noun_of_a_list_is_looked_up_by_a_click(browser: Any, page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    shown = browser.new_page()
+    shown.goto(f"file://{tmp_path / 'page.html'}")
+    shown.click(".words button[data-noun=zebra]")
+    assert shown.input_value("#noun") == "zebra"
+    assert [card.get_attribute("data-noun") for card in shown.query_selector_all("#search figure:visible")] == ["zebra"]
+    shown.close()
+
+
+def test_a_noun_that_the_page_has_no_pair_of_does_not_look_as_if_it_could_be_clicked(report: Report) -> None:
+    assert 'data-noun="zebra">zebra <i>' in render_report(report)
+    assert 'data-noun="zebra">zebra <i>' not in render_report(replace(report, search=[]))
+
+
+def test_the_page_says_how_the_set_was_made(report: Report, page: str, run: RunFolder) -> None:
+    words = " ".join(Page(page).words.split())
+    accounts = [run.read_json("shards", f"{part:05d}.json") for part in range(3)]
+    finished = max(account["finished"] for account in accounts if account)
+    assert f"maskmine {report.manifest.libraries['maskmine']}, with" in words
+    assert f"{finished[:10]} {finished[11:19]} UTC" in words
+    assert "maskmine mine run/mining.yaml" in words
+    assert "maskmine report run --truth instances.json" in words
+    assert "rule: best_region_per_noun" in words
+    assert f"model: clip ({report.manifest.settings['regions']['clip']['model']['sha256'][:12]})" in words
+    assert str(Path(run.root).parent) not in page, "nothing of the machine"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("no CLIP made them (`rule: labels`)", "no CLIP made them (<code>rule: labels</code>)"),
+        ("a ` alone, <b>", "a ` alone, &lt;b&gt;"),
+        (r"not a picture: begins with '\x00\xfe' and more", "not a picture and more"),
+        (r"broken PNG: broken PNG file (chunk b'\\x01\\xfe')", "broken PNG: broken PNG file"),
+        ("not a picture: begins with '<html>'", "not a picture: begins with &#39;&lt;html&gt;&#39;"),
+    ],
+)
+def test_lines_of_the_program_are_shown_without_backticks_and_bytes(line: str, shown: str) -> None:
+    assert said(line) == shown
+
+
+def test_a_page_without_curves_says_why_without_backticks(report: Report) -> None:
+    assert report.evaluation
+    none = replace(report.evaluation, curves_of_all=(), no_curves="no curves: they are of `rule: labels`")
+    assert "no curves: they are of <code>rule: labels</code>." in render_report(replace(report, evaluation=none))

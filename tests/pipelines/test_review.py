@@ -309,7 +309,7 @@ def test_a_review_from_the_name_to_the_end_without_javascript(toy_run: RunFolder
             page = client.get("/")
             assert f"{number + 1} of 7" in re.sub("<.*?>", "", page.text)
         assert "All 7 pairs are judged" in page.text
-        assert "100 % right" in page.text
+        assert "100% right" in page.text
         assert re.search(r"65.?–100", page.text), "the interval of Wilson for 7 of 7"
         last = stored(toy_run)[-1]
         page = client.post("/undo")

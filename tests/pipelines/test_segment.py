@@ -293,6 +293,41 @@ def test_bad_input_is_answered_with_one_line_and_2(
     assert words in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--classes", "goat, church"], "IMAGE…: no picture is named"),
+        ([], "IMAGE…: no picture is named"),
+        (["{scene}", "goat, church"], "if that is a class, give all names in one option: --classes 'goat, church'"),
+        (["goat", "{scene}"], "if that is a class, give all names in one option: --classes 'goat'"),
+        (["--classes", "goat,", "church", "{scene}"], "give all names in one option: --classes 'goat, church'"),
+        (["{scene}"], "classes: none is named"),
+    ],
+)
+def test_a_forgotten_option_is_told_in_one_line_before_a_model_is_loaded(
+    arguments: list[str], words: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(scene=pictures / "scene 0.png") for argument in arguments]
+    assert run_app(["segment", *given, "--config", str(CONFIG), "--set", "clip.model=nowhere"]) == 2
+    assert words in one_line(capsys)
+
+
+@pytest.mark.parametrize("classes_first", [True, False])
+def test_pictures_and_classes_come_in_any_order(
+    classes_first: bool, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def note(settings: Any, paths: Any, **named: Any) -> Any:
+        asked.append((paths, named["classes"]))
+        return iter(())
+
+    monkeypatch.setattr("maskmine.pipelines.segment.segment.segment_images", note)
+    images, classes = [str(pictures / f"scene {number}.png") for number in (0, 1)], ["--classes", "goat,church"]
+    assert run_app(["segment", *([*classes, *images] if classes_first else [*images, *classes]), *SHIPPED]) == 0
+    assert asked == [(images, ("goat", "church"))]
+
+
 def test_that_thousands_of_classes_take_a_while_is_said(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

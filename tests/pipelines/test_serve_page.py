@@ -27,6 +27,7 @@ from tests.support.browser import (
     PHONE_PX,
     STREET,
     calling,
+    faults_of_looks,
     grave_faults,
     served,
     started_browser,
@@ -246,6 +247,39 @@ def test_in_a_browser_a_fault_marks_its_field_and_the_entries_stay(browser: Any,
     page.wait_for_selector("text=at most 0.5 MB")
     assert page.get_attribute("#picture", "aria-invalid") == "true"
     page.close()
+
+
+def test_map_and_form_can_be_read_and_reached_on_every_screen(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.select_option("#segmenter", "Knows cats")
+    page.fill("#classes", f"{STREET}, hippopotamus, others")
+    page.click("button")
+    page.wait_for_selector("#map")
+    page.wait_for_selector("#result:not(.busy)")
+    page.wait_for_timeout(300)  # what was faint is fading in
+    assert faults_of_looks(page) == []
+    letters = page.evaluate("[...document.querySelectorAll('.names text')].map(one => getComputedStyle(one).fontSize)")
+    assert letters
+    assert set(letters) == {"13px"}, "whatever the size of the map"
+    outside = """() => [...document.querySelectorAll(".names text")].filter(one => {
+      const name = one.getBoundingClientRect(), map = document.getElementById("map").getBoundingClientRect();
+      return name.left < map.left || name.right > map.right;
+    }).length"""
+    assert page.evaluate(outside) == 0
+    assert "Confidence is relative to the names given" in page.inner_text("#result")
+    page.check("input[name=paint][value=sum]")
+    assert not grave_faults(page), "what does not apply is faint, and what explains it is not"
+    page.close()
+
+
+def test_the_bytes_of_a_file_that_is_no_picture_are_not_shown(service: Service) -> None:
+    with calling(service) as client:
+        for content in (b"\x00\x01\xfe" * 40, b"\x89PNG\r\n\x1a\n" + b"\x00\x01\xfe" * 40):
+            page = client.post("/", data={"classes": "car"}, files={"picture": ("x.png", content)})
+            assert page.status_code == 415
+            assert "This cannot be read as a picture" in page.text
+            assert "\\x" not in page.text
 
 
 _COLOURS = """() => {

@@ -17,15 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from maskmine.mining.evaluation.annotations import AnnotatedObject
+from maskmine.mining.evaluation.pair_matching import PairMatch
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining, load_settings
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import Pair
 from maskmine.scripts.accuracy import clip as clip_accuracy
 from maskmine.scripts.accuracy import oracle as bottleneck
 from maskmine.scripts.accuracy.models import DemoModels, mine_world
 from maskmine.scripts.demo_report import page as demo_page
 from maskmine.scripts.demo_report import tuning as report_tuning_module
 from maskmine.scripts.demo_report.charts import loss_svg
+from maskmine.scripts.demo_report.images import mask_shows
 from maskmine.scripts.demo_report.page import DemoReport, main, measure_run, render_page
 from maskmine.scripts.demo_report.tuning import report_tuning
 from maskmine.scripts.demo_world.on_disk import find_world, read_scenes, truth_of
@@ -34,7 +39,15 @@ from maskmine.tuning.clip.train import tune
 from maskmine.tuning.clip.weights_files import read_prompts, save_prompts
 from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionEvaluation, RegionResults, TopK
 from tests.support import toy
-from tests.support.browser import PHONE_PX, Page, ask_on_a_phone, needs_chromium, shades_on_a_screen
+from tests.support.browser import (
+    PHONE_PX,
+    Page,
+    ask_on_a_phone,
+    faults_of_page,
+    needs_chromium,
+    shades_on_a_screen,
+    started_browser,
+)
 from tests.support.models import save_tiny_clip
 from tests.support.paths import ROOT
 from tests.support.runs import run_toy
@@ -320,3 +333,33 @@ def test_a_browser_shows_all_pictures_and_nothing_runs_out_of_a_phones_screen(pa
     assert found["pictures"]
     assert all(found["pictures"])
     assert shades_on_a_screen(page, tmp_path, size=(1200, 900)) > 10
+
+
+def test_the_page_can_be_read_and_reached_on_every_screen(page: str, tmp_path: Path) -> None:
+    assert "`" not in Page(page).words
+    with started_browser() as browser:
+        assert faults_of_page(browser, page, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (slice(0, 20), "shows a satellite dish"),
+        (slice(0, 10), "shows a satellite dish"),  # an IoU of one half
+        (slice(0, 9), "shows half of a satellite dish"),
+        (slice(0, 7), "shows a part of a satellite dish"),
+        (slice(7, 40), "shows most of a satellite dish, and more"),
+        (slice(10, 40), "shows half of a satellite dish, and more"),
+        (slice(30, 40), "shows no object"),
+    ],
+)
+def test_what_a_wrong_mask_shows_is_told_in_words(columns: slice, words: str) -> None:
+    def mask(of: slice) -> Mask:
+        array_HW = np.zeros((4, 40), np.uint8)
+        array_HW[:, of] = 1
+        return Mask.from_array(array_HW)
+
+    dish = AnnotatedObject("satellite dish", mask(slice(0, 20)), crowd=False)
+    pair = Pair(noun="day", lemma="day", caption=0, start=0, end=3, region=0, similarity=0.1, margin=0.0, rank=0)
+    match = PairMatch(pair, "unlabelled", 0.0, without_object=True)
+    assert mask_shows(mask(columns), match, [dish]) == words

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from maskmine.pipelines.serve.service import Service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PHONE_PX = 390
+DESK_PX, PHONE_PX = 1280, 390
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 # What the tests of `maskmine serve` serve, and what they ask of it.
@@ -98,6 +98,64 @@ def grave_faults(page: Any) -> list[str]:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
     found = axe.Axe().run(page).response["violations"]
     return [f"{one['id']}: {one['help']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def faults_of_looks(page: Any) -> list[str]:
+    """What is wrong with the page that Playwright shows: at a desk and on a phone, in light and in dark."""
+    found = []
+    for width_px in (DESK_PX, PHONE_PX):
+        page.set_viewport_size({"width": width_px, "height": 900})
+        told = page.evaluate(_LOOKS)
+        found += [f"{width_px} px: {fault}" for fault in told]
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found += [f"{width_px} px, {scheme}: {fault}" for fault in grave_faults(page)]
+    return found
+
+
+def faults_of_page(browser: Any, page: str, folder: Path) -> list[str]:
+    """`faults_of_looks` of a page that needs no server."""
+    (folder / "page.html").write_text(page, encoding="utf-8")
+    shown = browser.new_page()
+    shown.goto(f"file://{folder / 'page.html'}")
+    found = faults_of_looks(shown)
+    shown.close()
+    return found
+
+
+# A page as wide as the screen, words that are whole in tables, the chosen words of a select that are seen to their end,
+# charts of one size, and so letters of one size in them, and regions that scroll within reach of the keyboard.
+_LOOKS = r"""() => {
+  const faults = [], say = (what, one) => faults.push(`${what}: ${one.textContent.trim().slice(0, 60)}`);
+  if (document.documentElement.scrollWidth > innerWidth) faults.push("wider than the screen");
+  for (const cell of document.querySelectorAll("th, td:not(.text)")) {
+    const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      for (const word of texts.currentNode.data.matchAll(/[^\s\-–]+/g)) {
+        const range = document.createRange();
+        range.setStart(texts.currentNode, word.index);
+        range.setEnd(texts.currentNode, word.index + word[0].length);
+        if (new Set([...range.getClientRects()].map(rect => Math.round(rect.top))).size > 1) say("a broken word", cell);
+      }
+    }
+  }
+  const pen = document.createElement("canvas").getContext("2d");
+  for (const select of document.querySelectorAll("select")) {
+    const style = getComputedStyle(select);
+    pen.font = style.font;
+    const room = select.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - 20;
+    for (const option of select.options) if (pen.measureText(option.label).width > room) say("a cut select", option);
+  }
+  const charts = [...document.querySelectorAll(".chart:not(.heat) svg")];
+  const widths = new Set(charts.map(one => Math.round(one.getBoundingClientRect().width)));
+  if (widths.size > 1) faults.push(`charts of ${[...widths].join(", ")} px`);
+  for (const one of document.querySelectorAll("body *")) {
+    const scrolls = ["auto", "scroll"].includes(getComputedStyle(one).overflowX);
+    if (!scrolls || one.matches("textarea, input, select, pre")) continue;
+    if (one.tabIndex < 0 || !one.ariaLabel) say("scrolls, and no label or no keyboard", one);
+  }
+  return faults;
+}"""
 
 
 @contextmanager

@@ -35,6 +35,7 @@ _WRAPPED_CHARS, _MAX_LINES = 34, 6  # the absent classes in the legend: as wide 
 _COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (240, 228, 66))
 _GOLDEN = 0.618034  # steps of the golden ratio around the circle keep neighbouring hues apart
 _ELLIPSIS = "…"
+_EDGE_PX = 3  # between a name and the side of the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,16 @@ class ClassShare:
     name: str
     pixels: int
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedName:
+    """A class name as it stands on a map: the middle as shares of width and height, and its width as it is drawn."""
+
+    text: str
+    x: float
+    y: float
+    width_px: float
 
 
 def class_shares(segmentation: Segmentation) -> list[ClassShare]:
@@ -70,11 +81,26 @@ def add_legend(tinted: Image.Image, segmentation: Segmentation) -> Image.Image:
 
 def draw_map(rgb_HW3: Rgb, segmentation: Segmentation) -> Image.Image:
     """The tinted image with the names of the classes on it, of the size of `draw_photo`. IGNORE has no tint."""
+    tinted, names = draw_layers(rgb_HW3, segmentation)
+    return write_names(tinted, names)
+
+
+def draw_layers(rgb_HW3: Rgb, segmentation: Segmentation) -> tuple[Image.Image, tuple[PlacedName, ...]]:
+    """The two layers of `draw_map`: the tinted image without names, and where these belong."""
     photo = draw_photo(rgb_HW3)
     labels_hw = _resized(segmentation.labels_HW, size=photo.size, scale=_scale(max(rgb_HW3.shape[:2])))
-    tinted = _tint(photo, labels_hw)
-    _write_names(tinted, labels_hw, _largest_first(class_shares(segmentation)))
-    return tinted
+    names = _place_names(labels_hw, _largest_first(class_shares(segmentation)))
+    return _tint(photo, labels_hw), tuple(names)
+
+
+def write_names(tinted: Image.Image, names: Sequence[PlacedName]) -> Image.Image:
+    """A copy of the tinted image with the names on it, white with a dark edge."""
+    image = tinted.copy()
+    draw, font = ImageDraw.Draw(image), dejavu(_TEXT_PX, bold=True)
+    for name in names:
+        at = (name.x * image.width, name.y * image.height)
+        draw.text(at, name.text, font=font, fill=_WHITE, anchor="mm", stroke_width=2, stroke_fill=_INK)
+    return image
 
 
 def draw_photo(rgb_HW3: Rgb) -> Image.Image:
@@ -135,30 +161,23 @@ def _edges(labels_hw: Labels) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return edge_hw
 
 
-def _write_names(image: Image.Image, labels_hw: Labels, present: Sequence[ClassShare]) -> None:
-    """Write each class's name where its region is widest, shortened to four times that; left out without room."""
+def _place_names(labels_hw: Labels, present: Sequence[ClassShare]) -> Iterator[PlacedName]:
+    """Each class's name where its region is widest, shortened to four times that; left out without room."""
     from scipy.ndimage import distance_transform_edt
 
-    draw = ImageDraw.Draw(image)
+    height_px, width_px = labels_hw.shape
     step = max(1, max(labels_hw.shape) // 320)  # a coarser grid is precise enough, in a tenth of the time
     for share in present[:MAX_ROWS]:
         inside_hw = np.pad(labels_hw[::step, ::step] == share.number, 1)
         room_hw = distance_transform_edt(inside_hw)
         y, x = np.unravel_index(int(room_hw.argmax()), room_hw.shape)
         room_px = float(room_hw.max()) * step
-        text = _fitted(share.name, width_px=4 * room_px, bold=True)
+        text = _fitted(share.name, width_px=min(4 * room_px, width_px - 2 * _EDGE_PX), bold=True)
         if room_px >= _TEXT_PX / 2 and text != _ELLIPSIS:
-            half_px = dejavu(_TEXT_PX, bold=True).getlength(text) / 2
-            across = min(max((float(x) - 1) * step, half_px + 3), image.width - half_px - 3)
-            draw.text(
-                (across, (float(y) - 1) * step),
-                text,
-                font=dejavu(_TEXT_PX, bold=True),
-                fill=_WHITE,
-                anchor="mm",
-                stroke_width=2,
-                stroke_fill=_INK,
-            )
+            text_px = dejavu(_TEXT_PX, bold=True).getlength(text)
+            half_px = text_px / 2 + _EDGE_PX
+            across_px = min(max((float(x) - 1) * step, half_px), width_px - half_px)
+            yield PlacedName(text, across_px / width_px, (float(y) - 1) * step / height_px, text_px)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,4 +26,12 @@ function lookUp() {
 }
 
 field.addEventListener("input", lookUp);
+for (const button of document.querySelectorAll(".words button")) {
+  button.addEventListener("click", () => {
+    field.value = button.dataset.noun;
+    lookUp();
+    field.scrollIntoView({ block: "center" });
+    field.focus({ preventScroll: true });
+  });
+}
 lookUp();

@@ -1,0 +1,57 @@
+"""How a set was made, for its page: version, date, settings, and the commands that make the set and the page again."""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+
+_DIGITS = 12  # of a SHA-256: they tell files apart
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """`finished` is when the last shard was written, in UTC, empty where the run does not say it.
+
+    `settings` are those of the manifest as YAML, files by name and the first digits of their SHA-256. `commands` make
+    the set, then the page, from the folder that holds the run's.
+    """
+
+    version: str
+    finished: str
+    settings: str
+    libraries: Mapping[str, str]
+    commands: tuple[str, ...]
+
+
+def provenance_of(finished: FinishedRun, *, options: Sequence[str] = ()) -> Provenance:
+    """That of a finished run; `options` are those of `maskmine report`. The same run, the same answer."""
+    manifest = finished.manifest
+    libraries = dict(manifest.libraries)
+    accounts = finished.folder.read_jsons("shards", finished.parts)
+    return Provenance(
+        version=libraries.pop("maskmine", "unknown"),
+        finished=max((str((account or {}).get("finished", "")) for account in accounts), default=""),
+        settings=yaml.safe_dump(_named(manifest.settings), sort_keys=False, allow_unicode=True, width=100),
+        libraries=libraries,
+        commands=(
+            shlex.join(["maskmine", "mine", posixpath.join(finished.name, "mining.yaml")]),
+            shlex.join(["maskmine", "report", finished.name, *options]),
+        ),
+    )
+
+
+def _named(value: Any) -> Any:
+    """Settings with a file or a model as one line: its name, and the first digits of its SHA-256."""
+    if isinstance(value, Mapping):
+        if {"name", "sha256"} <= set(value) and isinstance(value["sha256"], str):
+            rest = [str(part) for key, part in value.items() if key not in ("name", "sha256") and part is not None]
+            return ", ".join([f"{value['name']} ({value['sha256'][:_DIGITS]})", *rest])
+        return {key: _named(part) for key, part in value.items()}
+    return [_named(part) for part in value] if isinstance(value, list | tuple) else value
