@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -43,5 +44,6 @@ def _environment(package: str, is_markdown: bool) -> Environment:
         autoescape=not is_markdown,
         keep_trailing_newline=is_markdown,
     )
-    environment.filters |= {"percent": percent, "number": lambda count: f"{count:,}", "said": said}
+    filters: dict[str, Callable[..., str]] = {"percent": percent, "number": lambda count: f"{count:,}", "said": said}
+    environment.filters |= filters
     return environment

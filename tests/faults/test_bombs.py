@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forking_server import serving, write_client
-from tests.support.bomb_reader import TIMEOUT_S
-from tests.support.bombs import BOMBS
+from tests.support.hostile.bomb_reader import TIMEOUT_S
+from tests.support.hostile.bombs import BOMBS
 
 MAX_GROWTH_BYTES, MAX_CHILD_BYTES = 1_000_000_000, 2_000_000_000
 
@@ -24,7 +24,7 @@ MAX_GROWTH_BYTES, MAX_CHILD_BYTES = 1_000_000_000, 2_000_000_000
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A stand-in for `python` that starts at once."""
     folder = tmp_path_factory.mktemp("programs")
-    with serving(folder / "server", ["tests.support.bomb_reader"]):
+    with serving(folder / "server", ["tests.support.hostile.bomb_reader"]):
         yield write_client(folder / "python", folder / "server", "python")
 
 
@@ -34,7 +34,7 @@ def test_a_small_file_takes_neither_all_memory_nor_for_ever(name: str, python: P
     source = write(tmp_path)
     on_disk = sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*") if file.is_file())
     assert on_disk < 32_000_000
-    command = [str(python), "-c", "from tests.support.bomb_reader import main; main()", json.dumps(source)]
+    command = [str(python), "-c", "from tests.support.hostile.bomb_reader import main; main()", json.dumps(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -23,7 +23,7 @@ from maskmine.mining.images.read import read_head
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from tests.support import toy
-from tests.support.in_process import image_size, read_image
+from tests.support.hostile.in_process import image_size, read_image
 from tests.support.paths import ROOT
 
 MAX_PIXELS = 10**6

@@ -24,8 +24,8 @@ from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.mask import Mask
 from tests.support import toy
 from tests.support.conformance import assert_the_account_holds
-from tests.support.corrupt_images import RGB, encoded
-from tests.support.corrupt_inputs import SQUARE
+from tests.support.hostile.corrupt_images import RGB, encoded
+from tests.support.hostile.corrupt_inputs import SQUARE
 from tests.support.runs import run_toy, samples
 from tests.support.source_formats import config_of, planned, tar_of
 

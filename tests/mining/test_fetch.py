@@ -23,7 +23,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.rows import Rejection
 from tests.support import toy
-from tests.support.corrupt_inputs import SQUARE
+from tests.support.hostile.corrupt_inputs import SQUARE
 from tests.support.runs import samples
 
 pytest.importorskip("aiohttp", reason="needs aiohttp: pip install '.[fetch]'")

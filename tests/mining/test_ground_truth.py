@@ -9,52 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from maskmine.mining.evaluation.annotations import read_annotations
 from maskmine.mining.proposers.ground_truth import GroundTruth
-from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.proposers.proposals import Proposals
 from maskmine.mining.storage.coco_truth import InstanceEntry
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from tests.support.annotations import CATEGORIES, IMAGES, SQUARE, SQUARE_HW, annotated, masks, proposed, shown, write
 from tests.support.paths import COCO_MINI as COCO
-
-SQUARE = [[1, 1, 3, 1, 3, 3, 1, 3]]  # the 2 × 2 pixels behind the first row and column
-SQUARE_HW = np.zeros((4, 6), dtype=bool)
-SQUARE_HW[1:3, 1:3] = True
-IMAGES = [{"id": 7, "height": 4, "width": 6}]
-CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "sky"}]
-
-
-def shown(image_id: str = "7", height_px: int = 4, width_px: int = 6, orientation: int = 1) -> LoadedImage:
-    return LoadedImage(image_id, torch.zeros(3, height_px, width_px, dtype=torch.uint8), orientation)
-
-
-def annotated(segmentation: Any, **more: Any) -> dict[str, Any]:
-    return {"image_id": 7, "category_id": 1, "iscrowd": 0, "segmentation": segmentation} | more
-
-
-def write(folder: Path, *annotations: Any, **lists: Any) -> str:
-    content = {"annotations": list(annotations), "images": IMAGES, "categories": CATEGORIES} | lists
-    path = folder / "instances.json"
-    path.write_text(json.dumps(content))
-    return str(path)
-
-
-def proposed(path: str, image: LoadedImage | None = None, **settings: Any) -> Proposals | Rejection:
-    truth = GroundTruth(kind="ground_truth", annotations=path, **settings)
-    (answer,) = truth.open(device="cpu")([image or shown()], min_score=0.5)
-    return answer
-
-
-def masks(answer: Proposals | Rejection) -> list[np.ndarray]:
-    assert isinstance(answer, Proposals), answer
-    assert answer.masks_NHW.dtype == torch.bool
-    return list(answer.masks_NHW.numpy())
 
 
 def uncompressed(mask_HW: np.ndarray) -> dict[str, Any]:
@@ -335,79 +301,6 @@ def test_accents_of_an_id_may_be_composed_or_not(tmp_path: Path, annotated_id: s
     key = known.key_of(ImageRow(image_id, None))
     assert known.coverage(key, RegionsRow.rejected(image_id, Rejection("no_masks"))) == "covered"
     assert [one.category for one in known.objects(key)] == ["cat"]
-
-
-def test_leftovers_in_the_folder_of_segments_are_nothing_new(tmp_path: Path) -> None:
-    """Who opens the folder in the Finder does not want the regions again."""
-    path, png = write_panoptic(tmp_path, np.full((4, 6), 70), {"id": 70, "category_id": 2})
-    truth = GroundTruth(kind="ground_truth", annotations=path, segments=png)
-    before = truth.contents()
-    (Path(png) / ".DS_Store").write_bytes(b"x")
-    assert truth.contents() == before
-    (Path(png) / "8.png").write_bytes(b"x")
-    assert truth.contents() != before
-
-
-# --- panoptic ---------------------------------------------------------------------------------------------------------
-
-
-def write_panoptic(folder: Path, ids_HW: np.ndarray, *segments: Any) -> tuple[str, str]:
-    (folder / "png").mkdir(exist_ok=True)
-    rgb_HW3 = np.stack([ids_HW % 256, ids_HW // 256 % 256, ids_HW // 65536], axis=-1).astype(np.uint8)
-    Image.fromarray(rgb_HW3).save(folder / "png" / "7.png")
-    return write(folder, {"image_id": 7, "file_name": "7.png", "segments_info": list(segments)}), str(folder / "png")
-
-
-def test_segments_of_a_panoptic_picture_are_proposals(tmp_path: Path) -> None:
-    ids_HW = np.where(SQUARE_HW, 300_000, 70)
-    path, png = write_panoptic(
-        tmp_path,
-        ids_HW,
-        {"id": 70, "category_id": 2, "iscrowd": 0},
-        {"id": 300_000, "category_id": 1, "iscrowd": 0},
-        {"id": 5, "category_id": 1, "iscrowd": 0},  # not in the picture
-        {"id": "x"},
-    )
-    answer = proposed(path, segments=png)
-    assert [m.tolist() for m in masks(answer)] == [(~SQUARE_HW).tolist(), SQUARE_HW.tolist()]
-    assert isinstance(answer, Proposals)
-    assert answer.labels == ("sky", "cat")
-
-
-@pytest.mark.parametrize("turn", [str, float])
-def test_panoptic_ids_may_be_texts_or_floats(turn: Any, tmp_path: Path) -> None:
-    ids_HW = np.where(SQUARE_HW, 300_000, 70)
-    path, png = write_panoptic(tmp_path, ids_HW, {"id": turn(300_000), "category_id": turn(1), "iscrowd": turn(0)})
-    answer = proposed(path, segments=png)
-    assert [m.tolist() for m in masks(answer)] == [SQUARE_HW.tolist()]
-    assert isinstance(answer, Proposals)
-    assert answer.labels == ("cat",)
-
-
-def test_panoptic_crowds_count_only_when_asked_for(tmp_path: Path) -> None:
-    path, png = write_panoptic(tmp_path, np.full((4, 6), 70), {"id": 70, "category_id": 2, "iscrowd": 1})
-    answer = proposed(path, segments=png)
-    assert isinstance(answer, Rejection)
-    assert "`proposals.crowds: true` takes" in answer.detail
-    assert len(masks(proposed(path, segments=png, crowds=True))) == 1
-
-
-def test_a_missing_or_misshapen_panoptic_picture_is_a_rejection(tmp_path: Path) -> None:
-    segment = {"id": 70, "category_id": 2}
-    path, png = write_panoptic(tmp_path, np.full((4, 5), 70), segment)
-    assert proposed(path, segments=png) == Rejection(
-        "no_masks", "panoptic segments: another size than the annotations say"
-    )
-    (tmp_path / "png" / "7.png").unlink()
-    assert proposed(path, segments=png) == Rejection(
-        "no_masks", "panoptic segments: missing_file (7.png: no such file)"
-    )
-    path = write(tmp_path, {"image_id": 7, "segments_info": [segment]})
-    assert proposed(path, segments=png) == Rejection(
-        "no_masks", "entry 0 of `annotations` has no `file_name` of its PNG"
-    )
-    path = write(tmp_path, {"image_id": 7, "file_name": "7.png", "segments_info": None})
-    assert proposed(path, segments=png) == Rejection("no_masks", "the annotations have no mask of this image")
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

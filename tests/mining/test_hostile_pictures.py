@@ -22,7 +22,7 @@ from maskmine.mining.proposers.ground_truth import _segment_ids
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import Rejection
 from tests.support import toy, toy_shards
-from tests.support.corrupt_images import HOSTILE, RGB, encoded
+from tests.support.hostile.corrupt_images import HOSTILE, RGB, encoded
 from tests.support.paths import ROOT
 
 MAX_PIXELS = 10**7

@@ -21,7 +21,7 @@ from maskmine.mining.images import read as images
 from maskmine.mining.images.decode import DecodedImage, decode_image
 from maskmine.mining.images.read import read_bytes
 from maskmine.schemas.rows import Rejection
-from tests.support.in_process import image_size, read_image
+from tests.support.hostile.in_process import image_size, read_image
 
 LIMIT = 1_000_000
 # 2 × 3 pixels, each another grey: shows every turn and flip

@@ -17,7 +17,7 @@ from maskmine.mining.images.read import read_bytes
 from maskmine.mining.sources.files import joined, list_files, walk_files
 from maskmine.mining.storage.locations import Cell, Slice, file_location, parse_location, relative_location
 from maskmine.mining.storage.names import PICTURE_SUFFIXES, is_file, is_leftover, is_picture, path_as_stored, utf8_name
-from tests.support.corrupt_images import RGB, encoded
+from tests.support.hostile.corrupt_images import RGB, encoded
 
 BYTES = st.binary(min_size=1, max_size=8).filter(lambda raw: b"\0" not in raw)
 

@@ -31,7 +31,7 @@ from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.status import run_status
 from maskmine.schemas.rows import ImageRow, Rejection
 from tests.support import toy
-from tests.support.in_process import read_image
+from tests.support.hostile.in_process import read_image
 from tests.support.runs import (
     Finished,
     FunctionEngine,

@@ -24,7 +24,7 @@ from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import toy
-from tests.support.in_process import read_image
+from tests.support.hostile.in_process import read_image
 from tests.support.runs import (
     Recorder,
     Server,

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import DecodedImage, StoredImage, decode_image, decode_stored
 from maskmine.tuning.evaluation.labelled_regions import _foreground
-from tests.support.in_process import image_size
+from tests.support.hostile.in_process import image_size
 
 LIMIT = 1_000_000
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (23, 31, 3), dtype=np.uint8))

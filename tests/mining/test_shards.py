@@ -22,7 +22,7 @@ from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
 from maskmine.schemas.sample import RECORD_KEYS
 from tests.support import toy
-from tests.support.in_process import read_image
+from tests.support.hostile.in_process import read_image
 
 READ = partial(read_image, max_pixels=10**6)
 

@@ -27,10 +27,10 @@ from maskmine.schemas.errors import InputError, OtherPlanError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import CaptionsRow, Rejection, SampleRow
 from maskmine.schemas.tables import from_table
-from tests.support import corrupt_inputs as faults
 from tests.support import toy
 from tests.support.conformance import assert_the_account_holds
-from tests.support.corrupt_images import encoded
+from tests.support.hostile import corrupt_inputs as faults
+from tests.support.hostile.corrupt_images import encoded
 from tests.support.paths import COCO_MINI, ROOT
 from tests.support.runs import hashes, run_toy, samples
 from tests.support.source_formats import WRAPPINGS, Captioned, config_of, planned, tar_of

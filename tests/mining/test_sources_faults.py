@@ -15,7 +15,7 @@ import pytest
 from maskmine.mining.images.read import read_bytes
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import ImageRow, Rejection
-from tests.support import corrupt_inputs as faults
+from tests.support.hostile import corrupt_inputs as faults
 from tests.support.source_formats import WRAPPINGS, Captioned, config_of, planned, tar_of
 
 

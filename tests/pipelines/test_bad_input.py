@@ -11,7 +11,7 @@ from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.mask import Mask
 from tests.support import toy
-from tests.support.corrupt_images import CAPTIONS, PICTURES
+from tests.support.hostile.corrupt_images import CAPTIONS, PICTURES
 from tests.support.runs import run_toy, samples
 
 

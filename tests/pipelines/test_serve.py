@@ -27,7 +27,7 @@ from maskmine.schemas.rows import Rejection
 from maskmine.tuning.segmentation import overlay as segmentation_overlay
 from tests.support import toy
 from tests.support.browser import EXAMPLES, MOST_PIXELS, STREET, calling
-from tests.support.corrupt_images import HOSTILE
+from tests.support.hostile.corrupt_images import HOSTILE
 from tests.support.served_page import ask, png
 
 pytest.importorskip("starlette", reason="pip install '.[serve]'")

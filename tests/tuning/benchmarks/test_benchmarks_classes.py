@@ -17,7 +17,7 @@ from maskmine.tuning.benchmarks.classes import ClassList, seen_classes, shipped_
 from maskmine.tuning.benchmarks.label_maps import shrink_image, shrink_map, shrunk_size, void_number
 from maskmine.tuning.benchmarks.prepare import BENCHMARKS, NAMES, class_names, prepare
 from tests.support.benchmark_layouts import read_map, save_map, write_miniature
-from tests.support.in_process import read_image
+from tests.support.hostile.in_process import read_image
 
 SHIPPED = [name for name in NAMES if name != "pc459"]
 

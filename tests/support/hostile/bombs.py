@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support.corrupt_inputs import SQUARE
+from tests.support.hostile.corrupt_inputs import SQUARE
 from tests.support.source_formats import tar_of
 
 HOLE_BYTES = 1 << 28

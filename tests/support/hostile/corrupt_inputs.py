@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from maskmine.mining.storage.names import PICTURE_SUFFIXES
-from tests.support.corrupt_images import CAPTIONS as SAID
-from tests.support.corrupt_images import PICTURES as SEEN
-from tests.support.corrupt_images import RGB, encoded
+from tests.support.hostile.corrupt_images import CAPTIONS as SAID
+from tests.support.hostile.corrupt_images import PICTURES as SEEN
+from tests.support.hostile.corrupt_images import RGB, encoded
 from tests.support.source_formats import tar_of
 
 

@@ -1,0 +1,1 @@
+"""Inputs that are wrong or meant to harm, and who reads them."""
