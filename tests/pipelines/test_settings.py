@@ -230,8 +230,14 @@ def test_overrides_reach_into_the_tree_and_are_checked_like_the_file(tmp_path: P
         ("shards.qualty=80", "--set shards.qualty: unknown setting; did you mean `quality`?"),
         ("captions={kind: coco, images: 5}", "--set captions.images: input should be a valid string, not 5"),
         ("max_rejected=2", "--set max_rejected: input should be less than"),
-        ("pairs.min_lift=.inf", "--set pairs.min_lift: input should be a finite number, not inf"),
-        ("pairs.min_evidence=.nan", "--set pairs.min_evidence: input should be a finite number, not nan"),
+        (
+            "regions.crop.antialias_above=.inf",
+            "--set regions.crop.antialias_above: input should be a finite number, not inf",
+        ),
+        (
+            "regions.decoding.timeout_s=.nan",
+            "--set regions.decoding.timeout_s: input should be a finite number, not nan",
+        ),
         ("shards", "expected key=value"),
         ("out.deep=1", "is a value, and has no settings of its own"),
         ("shards.quality=[", "not valid YAML"),
