@@ -43,5 +43,5 @@ def _environment(package: str, is_markdown: bool) -> Environment:
         autoescape=not is_markdown,
         keep_trailing_newline=is_markdown,
     )
-    environment.filters |= {"percent": percent, "number": lambda count: f"{count:,}", "said": said}
+    environment.filters.update(percent=percent, number=lambda count: f"{count:,}", said=said)
     return environment
