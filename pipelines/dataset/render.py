@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -44,6 +43,5 @@ def _environment(package: str, is_markdown: bool) -> Environment:
         autoescape=not is_markdown,
         keep_trailing_newline=is_markdown,
     )
-    filters: dict[str, Callable[..., str]] = {"percent": percent, "number": lambda count: f"{count:,}", "said": said}
-    environment.filters |= filters
+    environment.filters.update(percent=percent, number=lambda count: f"{count:,}", said=said)
     return environment

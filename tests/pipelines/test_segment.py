@@ -19,7 +19,15 @@ from maskmine.pipelines.segment.images import find_images, read_classes
 from maskmine.pipelines.segment.segment import OutputNames, label_png, output_names
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.segmentation.confusion import IGNORE
-from maskmine.tuning.segmentation.overlay import LEGEND_PX, MAX_ROWS, SHOWN_LONG_PX, add_legend, class_colour, draw_map
+from maskmine.tuning.segmentation.overlay import (
+    LEGEND_PX,
+    MAX_ROWS,
+    SHOWN_LONG_PX,
+    add_legend,
+    class_colour,
+    draw_layers,
+    draw_map,
+)
 from maskmine.tuning.segmentation.segmenter import Segmentation, class_numbers
 from tests.support.models import CLIP, CONFIG, MASKFORMER, SCENES, mean_iou
 
@@ -156,6 +164,14 @@ def test_an_overlay_is_drawn_of_any_size_and_of_many_classes(size: tuple[int, in
     most_px = SHOWN_LONG_PX[1] + 100
     assert overlay.width <= most_px + LEGEND_PX
     assert overlay.height <= max(most_px, 32 * (MAX_ROWS + 8))
+
+
+def test_a_name_on_a_map_is_within_it_also_where_the_image_is_narrow() -> None:
+    name = "railway carriage"
+    found = Segmentation((name,), np.zeros((400, 40), np.int32), (0.5,), (), 1)
+    tinted, (placed,) = draw_layers(np.zeros((400, 40, 3), np.uint8), found)
+    assert placed.text != name, "shortened"
+    assert placed.width_px / 2 < placed.x * tinted.width < tinted.width - placed.width_px / 2
 
 
 def test_every_class_of_a_small_set_has_a_colour_of_its_own() -> None:
