@@ -142,4 +142,4 @@ def test_what_is_installed_serves_and_segments_by_the_models_that_it_brings(
     assert server.returncode == 130
     _, said = segmenting.communicate()
     assert segmenting.returncode == 0, said
-    assert (tmp_path / "maps" / "street.png").exists()
+    assert (tmp_path / "maps" / "street.labels.png").exists()

@@ -10,11 +10,14 @@ from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import ImageRow
 
+_TELLING = 5  # images of which one at least is annotated where the file is the right one
+
 
 def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, where: str) -> Iterator[str]:
     """A note where images were found by the names of their files, as their ids are others; `where` begins each line.
 
-    Raises InputError when the annotations name none of the images, or two images by one entry.
+    Raises InputError when the annotations name none of the images, or two images by one entry. A few images that they
+    do not name are rejected one by one, as among others.
     """
     found: dict[str, str] = {}
     by_name, count, example = 0, 0, ""
@@ -32,7 +35,7 @@ def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, wh
                     "files; give the images the ids of the annotations"
                 )
             by_name += key != image_id
-    if count and not found:
+    if count >= _TELLING and not found:
         first = next(iter((*truth.sizes, *truth.unsized)), "none")
         raise InputError(
             f"{where}: names none of the {count:,} images, neither by id (such as {example}; there {first}) nor by "

@@ -121,7 +121,7 @@ def test_real_photographs_and_captions_come_through_every_source_unchanged(tmp_p
         )
         for image in tree["images"][:8]
     ]
-    source = WRAPPINGS[name](tmp_path / name, images)
+    source = WRAPPINGS[name](tmp_path / "in" / name, images)
     _, rows, captions = planned(config_of(tmp_path, {**source, "per_image": "all"}))
     assert {row.image_id: row.captions for row in captions} == {image.id: image.captions for image in images}
     assert {row.image_id: read_bytes(row.path) for row in rows} == {image.id: image.picture for image in images}
