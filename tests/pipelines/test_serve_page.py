@@ -241,6 +241,8 @@ def test_in_a_browser_a_fault_marks_its_field_and_the_entries_stay(browser: Any,
     page.wait_for_selector("[role=alert]")
     assert "does not know" in page.inner_text("[role=alert]")
     assert page.get_attribute("#rule", "aria-invalid") == "true"
+    page.wait_for_timeout(300)  # what was faint is fading in
+    assert faults_of_looks(page) == []
     assert page.input_value("#classes") == STREET
     page.set_input_files("#picture", {"name": "x.png", "mimeType": "image/png", "buffer": b"x" * 600_000})
     page.click("button")
