@@ -113,7 +113,7 @@ class Run(RuleBasedStateMachine):
             assert_the_account_holds(RunFolder(str(self.root)), images=len(toy.IMAGES))
         else:
             assert "the disk is full" in fault
-            assert (self.root / "disk-is-full").exists()
+            assert (self.root / "._disk-is-full").exists()
             assert not (self.root / SUCCESS_FILE).exists()
 
     def mine(self, engine: Engine, watch: Recorder) -> None:

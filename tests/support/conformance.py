@@ -186,7 +186,7 @@ def the_exit_codes_are_the_same(engine: Engine, folder: Path) -> None:
 @contextmanager
 def full_disk(root: Path, cell: str) -> Iterator[None]:
     """While the block runs, this cell of the run folder cannot be written by any process of the tests."""
-    note = root / "disk-is-full"
+    note = root / "._disk-is-full"
     root.mkdir(exist_ok=True)
     note.write_text(str(root / cell))
     yield
@@ -208,7 +208,7 @@ def assert_the_account_holds(run: RunFolder, *, images: int) -> None:
     assert len(rejected) == len(set(rejected)) == totals.images - totals.with_pairs
     assert not with_pairs & set(rejected)
     problems = [str(problem) for problem in verify_run(run)]
-    assert [line for line in problems if not line.startswith("disk-is-full: ")] == []  # a note of the tests
+    assert [line for line in problems if not line.startswith("._disk-is-full: ")] == []  # a note of the tests
 
 
 def faults_reach_the_driver(engine: Engine, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A disk that is full for one file: the one whose path stands in `disk-is-full` two folders above it."""
+"""A disk that is full for one file: the one whose path stands in `._disk-is-full` two folders above it."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ def install() -> None:
 
 
 def _replace(source, target, **options):  # type: ignore[no-untyped-def]
-    note = os.path.join(os.path.dirname(os.path.dirname(os.fspath(target))), "disk-is-full")
+    note = os.path.join(os.path.dirname(os.path.dirname(os.fspath(target))), "._disk-is-full")
     if os.path.exists(note):
         with open(note) as file:
             if file.read() == os.fspath(target):
