@@ -4,13 +4,15 @@
     bash scripts/compare_segmentation --tuned runs/tuning/seed-0 --tuned runs/tuning/seed-1
     bash scripts/compare_segmentation --maskformer DIR                  # yours, such as one that tells no classes
 
-Plain CLIP, prompts, fine-tuned, and both; each with the MaskFormer's masks, in the ensemble with the MaskFormer's own
-classes, and with true masks; seen nouns are those that the MaskFormer's training drew. What is measured is found again.
+Plain CLIP, prompts of the clean set and of the paper's, fine-tuned, and both, as far as they were tuned; each with the
+MaskFormer's masks, in the ensemble with the MaskFormer's own classes, and with true masks. Seen nouns are those that the
+MaskFormer's training drew. What is measured is found again.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +48,7 @@ MASKFORMER, ENSEMBLE, TRUE_MASKS = "MaskFormer", "MaskFormer, ensemble", "true m
 OPEN = Path(__file__).parents[1] / "models" / "open_maskformer"
 CONSOLE = plain_console(width=max(130, plain_console().width))
 _TUNED_SCENES = 3000
-_PROMPTS_WAY, _FINETUNED_WAY = TABLES["ways"][0], TABLES["ways"][3]
+_PROMPTS_WAY, _PAPER_WAY, _FINETUNED_WAY = TABLES["ways"][0], TABLES["sets"][0], TABLES["ways"][3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class TunedRow:
 ROWS = (
     TunedRow(PLAIN),
     TunedRow(PROMPTS, _PROMPTS_WAY, ("prompts",)),
+    TunedRow("prompts, every pair of the paper's rule", _PAPER_WAY, ("prompts",)),
     TunedRow("fine-tuned", _FINETUNED_WAY, ("clip",)),
     TunedRow("fine-tuned, then prompts", _FINETUNED_WAY, ("clip", "prompts")),
 )
@@ -94,7 +97,7 @@ def main(
     models = find_models(clip=clip, maskformer=maskformer)
     folders = [folder.absolute() for folder in tuned] if tuned else [make_tunings(models, Path("runs/tuning"))]
     for folder in folders:
-        _refuse_without_files(folder)
+        _refuse_without_prompts(folder)
     folder = to / f"seed-{seed}-scenes-{scenes}"
     world = find_world(folder / "world", scenes=scenes, seed=seed, workers=2)
     found = compare(
@@ -114,7 +117,7 @@ def make_tunings(models: DemoModels, to: Path) -> Path:
     folder = to / "seed-0"
     worlds = Worlds(to, models, scenes=_TUNED_SCENES, judged=1)
     clip = models.clip_settings().model_dump(mode="json")
-    for way in (_PROMPTS_WAY, _FINETUNED_WAY):
+    for way in (_PROMPTS_WAY, _PAPER_WAY, _FINETUNED_WAY):
         if not _is_there(folder, way):
             tune_way(worlds, way, out=folder / way.key(), seed=0, changes={}, clip=clip)
     return folder.absolute()
@@ -123,10 +126,12 @@ def make_tunings(models: DemoModels, to: Path) -> Path:
 def compare(
     of: SemanticSet, world: Path, *, models: DemoModels, tuned: Sequence[Path], clip_weight: float, to: Path
 ) -> Found:
-    """Segment the set in every way that these models allow; counts below `to` are used again where they fit."""
+    """Segment the set in every way that these models allow and all of these folders have; counts below `to` are used
+    again where they fit."""
+    rows = [row for row in ROWS if row.way is None or all(_is_there(folder, row.way) for folder in tuned)]
     found: dict[str, dict[str, list[SetScores]]] = {}
     for column, changes in _columns(models, clip_weight=clip_weight):
-        for row in ROWS:
+        for row in rows:
             for number, folder in enumerate(tuned if row.way else tuned[:1]):
                 CONSOLE.print(f"{column}: {row.name} …", style="dim")
                 settings = demo_segmenter(
@@ -149,8 +154,9 @@ def render(found: Found, *, scenes: int) -> TextTable:
     """mIoU in percent: all nouns, seen, unseen."""
     table = number_table(f"mIoU, {scenes:,} scenes", *(f"{name}\n{group}" for name in found for group in _GROUPS))
     for row in ROWS:
-        cells = [percent(mean) for rows in found.values() for mean in _means(rows[row.name])]
-        table.add_row(row.name, *cells)
+        if all(row.name in rows for rows in found.values()):
+            cells = [percent(mean) for rows in found.values() for mean in _means(rows[row.name])]
+            table.add_row(row.name, *cells)
     return table
 
 
@@ -199,17 +205,16 @@ def _is_there(folder: Path, way: Way) -> bool:
     return all((folder / way.key() / names[file]).exists() for file in files)
 
 
-def _refuse_without_files(folder: Path) -> None:
-    for way in (_PROMPTS_WAY, _FINETUNED_WAY):
-        if not _is_there(folder, way):
-            raise InputError(
-                f"--tuned {folder}: has no finished tuning {way.key()}; give a folder that "
-                "`bash scripts/compare_tuning ways` wrote, such as runs/tuning/seed-0"
-            )
+def _refuse_without_prompts(folder: Path) -> None:
+    if not _is_there(folder, _PROMPTS_WAY):
+        raise InputError(
+            f"--tuned {folder}: has no finished tuning {_PROMPTS_WAY.key()}; give a folder that "
+            "`bash scripts/compare_tuning ways sets` wrote, such as runs/tuning/seed-0"
+        )
 
 
 def _slug(name: str) -> str:
-    return name.lower().replace(", ", "-").replace(" ", "-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 if __name__ == "__main__":

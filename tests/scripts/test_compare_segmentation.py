@@ -45,11 +45,13 @@ FOUND = {
 
 def test_every_row_takes_the_files_of_its_tuning(tmp_path: Path) -> None:
     tuned = [row.tuned(tmp_path) for row in ROWS]
-    prompts, both = tmp_path / "prompts-mined", tmp_path / "finetune_then_prompts-mined"
+    prompts, paper = tmp_path / "prompts-mined", tmp_path / "prompts-paper"
+    both = tmp_path / "finetune_then_prompts-mined"
     clip = {"model": str(both / "clip")}
     assert tuned == [
         None,
         {"prompts": str(prompts / "prompts.safetensors")},
+        {"prompts": str(paper / "prompts.safetensors")},
         {"clip": clip},
         {"clip": clip, "prompts": str(both / "prompts.safetensors")},
     ]
@@ -59,7 +61,9 @@ def test_the_table_has_all_seen_and_unseen_nouns_for_each_kind_of_masks() -> Non
     assert as_figures(FOUND)[TRUE_MASKS]["prompts"] == {name: pytest.approx(0.65) for name in ("all", "seen", "unseen")}
     table = render(FOUND, scenes=3)
     assert len(table.columns) == 7
-    assert texts_of(table, 1) == ["40.0%", "46.0%", "52.0%", "58.0%"]
+    assert texts_of(table, 1) == ["40.0%", "46.0%", "52.0%", "58.0%", "64.0%"]
+    fewer = {column: {name: rows[name] for name in ("plain CLIP", "prompts")} for column, rows in FOUND.items()}
+    assert texts_of(render(fewer, scenes=3), 0) == ["plain CLIP", "prompts"], "what was not tuned is left out"
 
 
 def test_the_verdict_holds_the_gain_of_prompts_against_the_goal_and_says_what_is_lacking() -> None:
