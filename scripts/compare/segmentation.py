@@ -4,9 +4,9 @@
     bash scripts/compare_segmentation --tuned runs/tuning/seed-0 --tuned runs/tuning/seed-1
     bash scripts/compare_segmentation --maskformer DIR                  # yours, such as one that tells no classes
 
-Plain CLIP, prompts of the clean set and of the paper's, fine-tuned, and both, as far as they were tuned; each with the
-MaskFormer's masks, in the ensemble with the MaskFormer's own classes, and with true masks. Seen nouns are those that the
-MaskFormer's training drew. What is measured is found again.
+Plain CLIP, prompts of the clean set and of the paper's, fine-tuned, and both, as far as they were tuned. Each has the
+MaskFormer's masks, these in the ensemble with the MaskFormer's own classes, and true masks. Seen nouns are those that
+the MaskFormer's training drew. What is measured is found again.
 """
 
 from __future__ import annotations
