@@ -298,7 +298,7 @@ def _load_tagger(model: str, unit: Unit) -> Any:
     idle = [name for name in _LEMMA_COMPONENTS if not (unit in PARSED and name == "attribute_ruler")] if penn else []
     check_pipeline(folder, name=model)
     try:
-        with nothing_is_run(model, setting="nouns.model"):
+        with _guarded(model):
             nlp: Any = spacy.load(folder, exclude=unused, disable=idle)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
@@ -314,6 +314,13 @@ def _load_tagger(model: str, unit: Unit) -> Any:
         raise InputError(f"nouns.unit: `{unit}` needs more than `{model}` has ({lacks}); use noun or adjectives")
     _multiply_with_numpy(nlp)
     return nlp
+
+
+def _guarded(model: str) -> contextlib.AbstractContextManager[None]:
+    """Components of spaCy itself load nothing from a hub; those of installed plug-ins may, by transformers, which takes
+    seconds to import and is not needed else."""
+    has_plug_ins = bool(importlib.metadata.entry_points(group="spacy_factories"))
+    return nothing_is_run(model, setting="nouns.model") if has_plug_ins else contextlib.nullcontext()
 
 
 def _is_penn(meta: Mapping[str, Any]) -> bool:

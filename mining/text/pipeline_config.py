@@ -31,7 +31,7 @@ def check_pipeline(folder: Path, *, name: str) -> None:
         parser.read_string(text)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"nouns.model: {_CONFIG} of `{name}` cannot be read ({reason}); install it again") from error
+        raise InputError(f"nouns.model: `{name}` cannot be loaded ({_CONFIG}: {reason}); install it again") from error
     if len(text) > _MAX_BYTES or text.count("${") > _MAX_REFERENCES:
         raise InputError(f"nouns.model: {_CONFIG} of `{name}` is far too long for a pipeline; install it again")
     if _TRUST.search(text):
