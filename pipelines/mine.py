@@ -31,7 +31,7 @@ from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.dataset.limits import Exceeded, find_exceeded
 from maskmine.pipelines.dataset.publish import DERIVED_FILE, BrokenShardsError, mark_success, publish, published
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
-from maskmine.pipelines.planning.plan import Plan, check_folder, make_plan
+from maskmine.pipelines.planning.plan import Plan, make_plan
 from maskmine.pipelines.regenerate import (
     differences,
     known_identity,
@@ -92,12 +92,14 @@ def mine(
     settings = settle(asked, known, here=partial(device_kind, engine=engine))
     identity = identify(settings, known)
     reused = open_reused_run(regions_from, identity, out=run.root) if regions_from else None
-    if check_folder(run, settings, limit=limit) is None:  # before a plan is written
+
+    def check_first() -> None:
         check_inputs(settings)
         check_calibration(settings, identity.settings)
         if reused is None:  # else no model may be needed
             _fetch_models(asked, settings, engine=engine)
-    plan = make_plan(run, settings, limit=limit)
+
+    plan = make_plan(run, settings, limit=limit, before_first=check_first)
     observer.on_plan(plan)
     steps = plan_steps(run, plan, settings, identity, reused=reused)
     sweep(run)

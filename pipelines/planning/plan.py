@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
@@ -94,14 +94,19 @@ def read_plan(run: RunFolder) -> Plan | None:
     return Plan(**{**stored, "given": tuple(stored.get("given", ())), "roots": roots})
 
 
-def make_plan(run: RunFolder, settings: Mining, *, limit: int | None = None) -> Plan:
+def make_plan(
+    run: RunFolder, settings: Mining, *, limit: int | None = None, before_first: Callable[[], None] = lambda: None
+) -> Plan:
     """The plan of this run: the stored one where nothing changed, else cut again from the caption sources.
 
-    New captions of the same images replace the old ones, and where the images were moved, their new paths. Raises
-    OtherPlanError, with what differs, when the folder belongs to other images or another cut; InputError when a source
-    is faulty or an object store cannot be used.
+    `before_first` is called where the folder has no plan yet, before anything is read or written for one. New captions
+    of the same images replace the old ones, and where the images were moved, their new paths. Raises OtherPlanError,
+    with what differs, when the folder belongs to other images or another cut; InputError when a source is faulty or an
+    object store cannot be used.
     """
     stored = check_folder(run, settings, limit=limit)
+    if stored is None:
+        before_first()
     source = _source(settings, limit)
     inputs = caption_inputs(settings.sources)
     if settings.limits != USUAL:  # records beyond them are rejected
