@@ -16,10 +16,10 @@ _TELLING = 5  # images of which one at least is annotated where the file is the 
 def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, where: str) -> Iterator[str]:
     """A note where images were found by the names of their files, as their ids are others; `where` begins each line.
 
-    Raises InputError when the annotations name none of the images, or two images by one entry. A few images that they
-    do not name are rejected one by one, as among others.
+    Raises InputError when the annotations name none of the images, or images of different files by one entry. A few
+    images that they do not name are rejected one by one, as among others.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str | None]] = {}
     by_name, count, example = 0, 0, ""
     for part in range(parts):
         table = images.read_table(part)
@@ -29,10 +29,11 @@ def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, wh
             key = truth.key_of(image_id, file_name_of(path))
             if key is None:
                 continue
-            if found.setdefault(key, image_id) != image_id:
+            other, other_path = found.setdefault(key, (image_id, path))
+            if other != image_id and (path is None or path != other_path):
                 raise InputError(
-                    f"{where}: images {found[key]} and {image_id} are both its image {key}, by the names of their "
-                    "files; give the images the ids of the annotations"
+                    f"{where}: images {other} and {image_id} are both its image {key}, by the names of their files; "
+                    "give the images the ids of the annotations"
                 )
             by_name += key != image_id
     if count >= _TELLING and not found:

@@ -122,9 +122,9 @@ def test_only_new_images_are_looked_at_whatever_the_cut(
     seen: list[str] = []
     find_batch = regions_step._find_batch
 
-    def finds(image_ids: Sequence[str], *args: Any, **options: Any) -> list[RegionsRow]:
-        seen.extend(image_ids)
-        return find_batch(image_ids, *args, **options)
+    def finds(images: Sequence[ImageRow], *args: Any, **options: Any) -> list[RegionsRow]:
+        seen.extend(image.image_id for image in images)
+        return find_batch(images, *args, **options)
 
     monkeypatch.setattr(regions_step, "_find_batch", finds)
     new = regenerate(config, old, *changes)
