@@ -32,6 +32,7 @@ _LOOKED_AT = 20  # images that are looked for before their folder is taken for t
 _IMAGES_PER_PART, _PARTS, _FEWEST_IMAGES = 1000, 16, 20  # of large sets; of small ones; in a part
 _WIDTH = 110  # columns of a comment
 _FETCH_NOTE = "the images are at URLs, which are read only with `maskmine mine --fetch allow`"
+_CAPTIONS_NOTE = "{:.1f} captions an image, of which the first is read; `captions.per_image: all` reads every one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,17 @@ def write_starter(
     }
     settings = with_absolute_paths(parse_mining(tree, place=str(to)))
     _check_source(settings)
-    tree["shards"]["images_per_part"] = _images_per_part(settings)
+    images_found, captions_found = _count(settings)
+    # So many that a small set has parts for several workers, and a killed run loses little.
+    tree["shards"]["images_per_part"] = min(_IMAGES_PER_PART, max(_FEWEST_IMAGES, -(-images_found // _PARTS)))
     try:
         put_whole(to, _render(tree).encode())
     except OSError as error:
         raise InputError(f"{to}: cannot be written ({error.strerror}); give another --to") from error
-    return Starter(captions["kind"], (_FETCH_NOTE,) if "url_col" in captions else ())
+    notes = [_FETCH_NOTE] if "url_col" in captions else []
+    if settings.sources[0].per_image == 1 and captions_found > images_found:
+        notes.append(_CAPTIONS_NOTE.format(captions_found / images_found))
+    return Starter(captions["kind"], tuple(notes))
 
 
 def _check_source(settings: Mining) -> None:
@@ -102,14 +108,16 @@ def _check_source(settings: Mining) -> None:
         )
 
 
-def _images_per_part(settings: Mining) -> int:
-    """So many that a small set has parts for several workers, and a killed run loses little."""
+def _count(settings: Mining) -> tuple[int, int]:
+    """How many images the source has, and captions of them; of a large source, its first ones."""
     image_ids: set[str] = set()
+    captions = 0
     for table in settings.sources[0].read(images_per_part=_IMAGES_PER_PART):
         image_ids.update(table["image_id"].to_pylist())
+        captions += len(table) - table["caption"].null_count
         if len(image_ids) >= _PARTS * _IMAGES_PER_PART:
-            return _IMAGES_PER_PART
-    return max(_FEWEST_IMAGES, -(-len(image_ids) // _PARTS))
+            break
+    return len(image_ids), captions
 
 
 def _render(tree: Mapping[str, Any]) -> str:

@@ -308,6 +308,19 @@ def test_init_passes_over_blank_lines_and_names_the_run_after_the_folder_of_a_pa
     assert load_mining("my web.yaml").out == str(tmp_path / "runs" / "web")
 
 
+def test_init_says_that_one_of_several_captions_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy.write_toy_world(tmp_path / "world")
+    image = next(path.relative_to(tmp_path) for path in sorted((tmp_path / "world").rglob("*.png")))
+    for captions, said in ((["A disc.", "A bar."], True), (["A disc."], False)):
+        rows = (f"{image};{caption}" for caption in captions)
+        (tmp_path / "table.csv").write_text("\n".join(["file;caption", *rows]) + "\n")
+        assert run_app(["init", "--from", "table.csv", "--force"]) == 0
+        assert ("2.0 captions an image, of which the first is read" in capsys.readouterr().err) == said
+
+
 def test_init_writes_over_a_file_with_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     toy.write_toy_world(tmp_path / "world")
