@@ -100,7 +100,7 @@ def what_is_made_again(run: RunFolder, steps: Sequence[Step], identity: Identity
     if len(changes) > _MOST_CHANGES:
         shown.append(f"{len(changes) - _MOST_CHANGES} more")
     why = ", ".join(shown) or "captions or images are others, or another version of maskmine made it"
-    yield f"{run.root}: of the set that is there {', '.join(stale)} are made again ({why})"
+    yield f"{run.root}: {', '.join(stale)} of the set that is there are made again ({why})"
 
 
 def _change(name: str, there: str, here: str) -> str:
@@ -117,5 +117,7 @@ _ABSENT = object()
 def _shown(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
+    if isinstance(value, Mapping) and value.keys() == {"sha256"}:  # what a path names
+        return f"a file ({value['sha256'][:12]}…)"
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

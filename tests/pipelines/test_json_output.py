@@ -47,7 +47,7 @@ def test_a_quiet_mine_says_what_should_be_known_and_a_loud_one_a_line_a_part(
     assert json.loads(shown.out)["totals"]["samples"] == len(toy.PAIRS)
     assert shown.err == ""
     assert run_app(["mine", config, "--quiet", "--set", "shards.quality=90"]) == 0
-    assert "shards are made again (shards.quality was 95, is 90)" in capsys.readouterr().err
+    assert "shards of the set that is there are made again (shards.quality was 95, is 90)" in capsys.readouterr().err
     assert run_app(["mine", config, "--verbose", "--set", "shards.quality=91"]) == 0
     assert "shards 00002: 3 → " in capsys.readouterr().err
     assert run_app(["mine", config, "--verbose", "--quiet"]) == 2

@@ -129,11 +129,11 @@ def test_a_changed_setting_is_said_with_the_steps_that_it_makes_again_before_any
     run = tmp_path / "run"
     assert mine_again() == []
     assert mine_again("shards.quality=90") == [
-        (f"{run}: of the set that is there shards are made again (shards.quality was 95, is 90)", True)
+        (f"{run}: shards of the set that is there are made again (shards.quality was 95, is 90)", True)
     ]
     assert mine_again("nouns.skip_words=[bar]", "shards.quality=91", "pairs.min_count=2", "shards.expand_ratio=2") == [
         (
-            f"{run}: of the set that is there nouns, vocabulary, pairs, shards are made again "
+            f"{run}: nouns, vocabulary, pairs, shards of the set that is there are made again "
             "(nouns.skip_words has other content, pairs.min_count was 1, is 2, shards.expand_ratio was 1.2, is 2.0, "
             "1 more)",
             True,
@@ -147,7 +147,7 @@ def test_other_captions_are_said_too(
     other = tmp_path / "captions.json"
     other.write_text((world / "captions.json").read_text().replace("long bar", "thin bar"))
     ((line, _),) = mine_again(f"captions.annotations={other}")
-    assert "nouns, vocabulary, pairs, shards are made again (captions" in line
+    assert "nouns, vocabulary, pairs, shards of the set that is there are made again (captions" in line
 
 
 def test_a_run_that_goes_on_says_what_is_there(config: str, tmp_path: Path) -> None:
