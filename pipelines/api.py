@@ -25,7 +25,7 @@ from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.mine import mine as run_mining
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, read_folder
 from maskmine.pipelines.settings.mining import load_mining, load_settings
-from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import Rejection, SampleRow
 from maskmine.schemas.sample import StoredSample, cell_name
@@ -90,6 +90,9 @@ class Run:
     finished: FinishedRun = field(repr=False)
     exceeded: tuple[Exceeded, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Run({self.folder!r}, pairs={self.manifest.totals.samples}, published={self.published})"
+
     @property
     def folder(self) -> str:
         """Where it lies: a local folder, or an address on an object store."""
@@ -139,6 +142,8 @@ def mine(
     `settings` are single ones by their names, such as `{"pairs.min_evidence": 1.25}`. `limit` mines a random sample of
     so many images, `regions_from` uses the regions of an earlier run. `observer` sees the run go on.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: at least 1 image, not {limit}")
     asked = load_mining(_as_config(config), overrides=_overrides(settings, out))
     options = [f"{name}={json.dumps(value)}" for name, value in (engine_options or {}).items()]
     outcome = run_mining(

@@ -28,6 +28,7 @@ def test_a_run_is_mined_from_a_dictionary_and_read_again(toy_config: Path, tmp_p
     run = maskmine.mine(config, settings={"shards.images_per_part": 3}, out=tmp_path / "run")
     assert run.published
     assert not run.exceeded
+    assert repr(run) == f"Run({run.folder!r}, pairs={run.manifest.totals.samples}, published=True)"
     pairs = list(run.pairs())
     assert {(pair.row.image_id, pair.noun) for pair in pairs} == {(image, noun) for image, noun, _ in toy.PAIRS}
     assert run.index()["key"].to_pylist() == [pair.key for pair in pairs]
@@ -59,6 +60,8 @@ def test_faults_are_those_of_the_command_line(toy_config: Path, tmp_path: Path) 
         maskmine.mine(toy_config, settings={"pairs.min_lifts": 1}, out=tmp_path / "run")
     with pytest.raises(InputError, match="--engine dask: unknown"):
         maskmine.mine(toy_config, out=tmp_path / "run", engine="dask")
+    with pytest.raises(InputError, match="limit: at least 1 image, not 0"):
+        maskmine.mine(toy_config, out=tmp_path / "run", limit=0)
     with pytest.raises(maskmine.InputError):
         maskmine.open_run(tmp_path / "nowhere")
     assert not (tmp_path / "run").exists()
