@@ -114,6 +114,10 @@ def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int
     return _parse(Mining, tree, place=place, lines=lines or {})
 
 
+_OF_ANOTHER_COMMAND = 3  # unknown sections, more than known ones
+_EXPECTED = "give a configuration in YAML, such as `maskmine init --from PATH` writes for images and captions"
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-1` is a number, as it is in YAML 1.2 and in JSON."""
 
@@ -133,6 +137,12 @@ def _parse(of: type[AnySettings], tree: Mapping[str, Any], *, place: str, lines:
     try:
         return of.model_validate(tree)
     except ValidationError as error:
+        unknown = [name for name in map(str, tree) if name not in of.model_fields]
+        if len(unknown) >= _OF_ANOTHER_COMMAND and len(unknown) > len(tree) / 2:
+            raise InputError(
+                f"{place}: a configuration of another command, it seems: {', '.join(unknown)} are unknown here, where "
+                f"{', '.join(of.model_fields)} can be set"
+            ) from error
         raise settings_error(error, place=place, lines=lines, of=of) from error
 
 
@@ -166,13 +176,12 @@ def _read_yaml(file: Path, config: str) -> tuple[dict[str, Any], dict[str, int]]
         node, tree = parse_yaml(text, place=config, loader=_Loader)
         lines = dict(_lines(node))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{config}: cannot be read as a text file; give the path of a configuration in YAML"
-        ) from error
+        what = "is a folder" if file.is_dir() else "cannot be read as a text file"
+        raise InputError(f"{config}: {what}; {_EXPECTED}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{config}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{config}: a configuration is a mapping, such as those in configs/")
+        raise InputError(f"{config}: has no settings (`key: value`); {_EXPECTED}")
     return tree, lines
 
 

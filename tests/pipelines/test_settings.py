@@ -83,12 +83,12 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
             GOOD + "nouns: {skip_words: [no, ball]}\n",
             "line 8: nouns.skip_words.0: a text is expected, and YAML reads no",
         ),
-        ("- a\n", "a configuration is a mapping"),
+        ("- a\n", "has no settings"),
         ("a: [\n", "not valid YAML"),
         (GOOD + "shards:\n  quality: 80\n  quality: 90\n", "line 10: `quality` is set in line 9 too; remove one"),
         ("a: &a [*a]\n", "an alias that holds itself"),
         ("captions: [[1]]\n", "line 1: captions.0: a section, with settings as `key: value` below it, not [1]; /"),
-        ("", "a configuration is a mapping"),
+        ("", "has no settings"),
     ],
 )
 def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, said: str) -> None:
@@ -218,6 +218,14 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="cannot be read as a text file"):
         load_mining(str(tmp_path / "picture.yaml"))
+    with pytest.raises(InputError, match="is a folder; give a configuration in YAML"):
+        load_mining(str(tmp_path))
+
+
+def test_a_configuration_of_another_command_is_one_fault() -> None:
+    with pytest.raises(InputError, match="tune-demo: a configuration of another command") as caught:
+        load_mining("tune-demo")
+    assert len(caught.value.args) == 1
 
 
 def test_overrides_reach_into_the_tree_and_are_checked_like_the_file(tmp_path: Path) -> None:
