@@ -23,8 +23,12 @@ from maskmine.schemas.errors import Exit, IncompleteError, InputError, OtherPlan
 def main() -> NoReturn:
     """The console command `maskmine`."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run_app())
+    try:
+        sys.exit(run_app())
+    except KeyboardInterrupt:  # before a command had begun
+        sys.exit(Exit.INTERRUPTED)
 
 
 def run_app(arguments: list[str] | None = None) -> int:
