@@ -46,7 +46,7 @@ GOAL_POINTS = 5.0
 PLAIN, PROMPTS = "plain CLIP", "prompts"
 MASKFORMER, ENSEMBLE, TRUE_MASKS = "MaskFormer", "MaskFormer, ensemble", "true masks"
 OPEN = Path(__file__).parents[1] / "models" / "open_maskformer"
-CONSOLE = plain_console(width=max(130, plain_console().width))
+CONSOLE = plain_console(width=max(140, plain_console().width))
 _TUNED_SCENES = 3000
 _PROMPTS_WAY, _PAPER_WAY, _FINETUNED_WAY = TABLES["ways"][0], TABLES["sets"][0], TABLES["ways"][3]
 
@@ -71,7 +71,7 @@ class TunedRow:
 ROWS = (
     TunedRow(PLAIN),
     TunedRow(PROMPTS, _PROMPTS_WAY, ("prompts",)),
-    TunedRow("prompts, every pair of the paper's rule", _PAPER_WAY, ("prompts",)),
+    TunedRow("prompts, the paper's set", _PAPER_WAY, ("prompts",)),
     TunedRow("fine-tuned", _FINETUNED_WAY, ("clip",)),
     TunedRow("fine-tuned, then prompts", _FINETUNED_WAY, ("clip", "prompts")),
 )
@@ -152,7 +152,9 @@ def as_figures(found: Found) -> dict[str, Any]:
 
 def render(found: Found, *, scenes: int) -> TextTable:
     """mIoU in percent: all nouns, seen, unseen."""
-    table = number_table(f"mIoU, {scenes:,} scenes", *(f"{name}\n{group}" for name in found for group in _GROUPS))
+    table = number_table(
+        f"mIoU, {scenes:,} scenes", *(f"{name.replace(', ', chr(10))}\n{group}" for name in found for group in _GROUPS)
+    )
     for row in ROWS:
         if all(row.name in rows for rows in found.values()):
             cells = [percent(mean) for rows in found.values() for mean in _means(rows[row.name])]
