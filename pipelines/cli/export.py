@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maskmine.pipelines.cli.app import FolderArgument, JsonOption, NounsOption, app, err, print_json, print_line
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.tuning.console import plain_progress
+
+if TYPE_CHECKING:
+    from maskmine.pipelines.export.export import Exported
 
 
 @app.command()
@@ -59,13 +62,18 @@ def export(
         licences=licences,
         more={"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix},
     )
+    run = read_folder(folder)
     with plain_progress(console=err) as progress, writing_alone(target):
 
         def begin(samples: int) -> Callable[[int], None]:
             task = progress.add_task(f"to {to}", total=samples, state="")
             return lambda more: progress.advance(task, more)
 
-        exported = export_run(read_folder(folder), settings, out=target, begin=begin)
+        exported = export_run(run, settings, out=target, begin=begin)
+    _print_exported(exported, target, as_json=as_json)
+
+
+def _print_exported(exported: Exported, target: str, *, as_json: bool) -> None:
     if as_json:
         totals = exported.totals
         counts_of = {"samples": totals.samples, "images": totals.images, "nouns": len(totals.nouns)}

@@ -66,7 +66,6 @@ def mine(
     """
     from maskmine.mining.captions import guesses
     from maskmine.pipelines.engines.choose import choose_engine
-    from maskmine.pipelines.estimate import estimate, render_estimate
     from maskmine.pipelines.mine import mine as run_mining
     from maskmine.pipelines.run_folder.claim import writing_alone
     from maskmine.pipelines.settings.mining import load_mining
@@ -77,10 +76,7 @@ def mine(
     settings = load_mining(config, overrides=[*(overrides or ()), *fetching])
     run_engine = choose_engine(engine, options=engine_options or (), pipeline_options=context.args)
     if dry_run:
-        if regions:
-            raise InputError("--dry-run: estimates a run that makes its own regions; give it without --regions")
-        err.print("mining a few images in a temporary folder …")
-        out.print(render_estimate(estimate(settings, limit=limit)))
+        _print_estimate(settings, limit=limit, regions=regions)
         return
 
     # The run itself, watched.
@@ -105,6 +101,15 @@ def mine(
     _print_outcome(outcome, settings, as_json=as_json)
     if outcome.exceeded:
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
+
+
+def _print_estimate(settings: Mining, *, limit: int | None, regions: str | None) -> None:
+    from maskmine.pipelines.estimate import estimate, render_estimate
+
+    if regions:
+        raise InputError("--dry-run: estimates a run that makes its own regions; give it without --regions")
+    err.print("mining a few images in a temporary folder …")
+    out.print(render_estimate(estimate(settings, limit=limit)))
 
 
 @app.command()
