@@ -26,11 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import max_pool2d, normalize
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskmine.mining.models.mask_prompts import new_prompts
 from maskmine.scripts.benches.tuning import Mode, new_learner
 from maskmine.scripts.measures import Measure, at_least
 from maskmine.tuning.clip.data import Batch
 from maskmine.tuning.clip.loss import contrastive_loss
-from maskmine.tuning.clip.mask_prompts import new_prompts
 from maskmine.tuning.training.processes import Processes, join_processes
 
 MODELS = ("ViT-L-14", "ViT-B-16")

@@ -34,13 +34,14 @@ import torch
 from torch.nn.functional import normalize
 
 from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.mask_prompts import PromptedTower, new_prompts
+from maskmine.mining.models.patch_towers import patch_tower
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.accuracy.models import mine_truth
 from maskmine.scripts.benches.fixtures import save_random_clip
 from maskmine.scripts.demo_world.draw import draw_world
 from maskmine.scripts.measures import Measure, at_least
 from maskmine.tuning.clip.data import Batch, Pairs, arrange, open_sets
-from maskmine.tuning.clip.mask_prompts import PromptedTower, embedding_width_of, new_prompts
 from maskmine.tuning.clip.settings import Data, Tuning
 from maskmine.tuning.clip.step import ClipLearner, new_optimizer
 from maskmine.tuning.clip.transforms import View
@@ -150,7 +151,7 @@ def new_learner(
         tower = PromptedTower(visual, prompts_PND.to(processes.device))
     else:
         others = {f"visual.{name}": value for name, value in visual.requires_grad_(True).named_parameters()}
-    nouns_VD = torch.randn(nouns, embedding_width_of(visual), generator=torch.Generator().manual_seed(0))
+    nouns_VD = torch.randn(nouns, patch_tower(visual).embedding_width, generator=torch.Generator().manual_seed(0))
     trainable = Trainable(
         tensors={"prompts": tower.prompts_PND} if tower else others,
         optimizer=new_optimizer(

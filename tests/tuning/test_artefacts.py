@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from maskmine.mining.models.clip import Clip, WholeClip
+from maskmine.mining.models.mask_prompts import tower_sha256, weights_sha256_of
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.tuning.clip.mask_prompts import tower_sha256, weights_sha256_of
 from maskmine.tuning.clip.weights_files import (
     PromptsRecord,
     load_ovseg_clip,

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from maskmine.mining.models.clip import Clip, WholeClip, embed_in_batches
+from maskmine.mining.models.mask_prompts import new_prompts
 from maskmine.mining.vocabulary import equal_texts
 from maskmine.schemas.errors import InputError
-from maskmine.tuning.clip.mask_prompts import new_prompts
 from maskmine.tuning.clip.towers import Tuned, bare_tower, tuned_tower
 from maskmine.tuning.clip.weights_files import save_clip
 from maskmine.tuning.evaluation.region_accuracy import MASKED, RegionEvaluation, evaluate_regions, ranks_of

@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 
 import maskmine.tuning.clip.train
 from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.mask_prompts import weights_sha256_of
 from maskmine.pipelines.cli.main import run_app
 from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
 from maskmine.scripts.benches.tuning import tuning_command
-from maskmine.tuning.clip.mask_prompts import weights_sha256_of
 from maskmine.tuning.clip.settings import Tuning
 from maskmine.tuning.clip.step import ClipLearner
 from maskmine.tuning.clip.train import tune

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from maskmine.mining.models.clip import Clip, WholeClip
+from maskmine.mining.models.mask_prompts import PromptedTower, text_side_sha256, tower_features
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import AnyPath, Settings
-from maskmine.tuning.clip.mask_prompts import PromptedTower, text_side_sha256, tower_features
 from maskmine.tuning.clip.weights_files import has_ovseg_prompts, load_ovseg_clip, load_ovseg_prompts, load_prompts
 
 Tower = Callable[[Tensor, Tensor | None], Tensor]

@@ -20,20 +20,20 @@ from rich.console import Console
 from torch import Tensor
 
 from maskmine.mining.models.clip import WholeClip
-from maskmine.mining.storage.files import sole_writer, write_whole
-from maskmine.mining.vocabulary import Vocabulary, text_classifier
-from maskmine.schemas.errors import InputError
-from maskmine.schemas.settings import fingerprint
-from maskmine.tuning.clip.data import Pairs, ShardSet, arrange, nouns_of, open_sets
-from maskmine.tuning.clip.mask_prompts import (
+from maskmine.mining.models.mask_prompts import (
     PromptedTower,
-    check_patches,
     new_prompts,
     prompt_shape,
     tower_features,
     tower_sha256,
     weights_sha256_of,
 )
+from maskmine.mining.models.patch_towers import patch_tower
+from maskmine.mining.storage.files import sole_writer, write_whole
+from maskmine.mining.vocabulary import Vocabulary, text_classifier
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.settings import fingerprint
+from maskmine.tuning.clip.data import Pairs, ShardSet, arrange, nouns_of, open_sets
 from maskmine.tuning.clip.settings import Stage, Tuning
 from maskmine.tuning.clip.step import ClipLearner, new_optimizer
 from maskmine.tuning.clip.transforms import View
@@ -111,7 +111,7 @@ def _run_phases(run: _Run) -> tuple[int, float | None]:
 def _open_run(settings: Tuning, processes: Processes, console: Console) -> _Run:
     sets = open_sets(settings.data)
     clip = settings.clip.open_whole()
-    check_patches(clip.model.visual)
+    patch_tower(clip.model.visual)  # mask prompts need patches
     decisive = {
         "settings": settings.decisive(),
         "clip": [weights_sha256_of(clip.model.state_dict()), clip.mean, clip.std],

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from maskmine.mining.models.clip import WholeClip
+from maskmine.mining.models.mask_prompts import PromptedTower, image_tower, tower_sha256
 from maskmine.mining.storage.files import write_whole
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import Settings, canonical_json
-from maskmine.tuning.clip.mask_prompts import PromptedTower, image_tower, tower_sha256
 
 PROMPTS_FILE = "prompts.safetensors"
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"

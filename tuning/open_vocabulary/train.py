@@ -22,13 +22,13 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from maskmine.mining.models.mask_prompts import weights_sha256_of
 from maskmine.mining.proposers.open_vocabulary_checkpoint import OpenRecord, new_head, save_head
 from maskmine.mining.proposers.text_head import TextHead
 from maskmine.mining.storage.files import sole_writer
 from maskmine.mining.vocabulary import Vocabulary, text_classifier
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import fingerprint
-from maskmine.tuning.clip.mask_prompts import weights_sha256_of
 from maskmine.tuning.open_vocabulary.data import AnnotatedImages, MapBatches, open_maps
 from maskmine.tuning.open_vocabulary.initial_model import Body, from_backbone, from_maskformer, new_losses, save_body
 from maskmine.tuning.open_vocabulary.settings import ProposalTraining

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.mask_prompts import PromptedTower, new_prompts
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.benches import gpu_tuning as bench_gpu_tuning
 from maskmine.scripts.benches import run as bench
@@ -39,7 +40,6 @@ from maskmine.scripts.benches.tuning import (
     run_tuning,
 )
 from maskmine.tuning.clip.data import Batch, open_sets
-from maskmine.tuning.clip.mask_prompts import PromptedTower, new_prompts
 from maskmine.tuning.clip.settings import Data
 from maskmine.tuning.clip.step import ClipLearner
 from maskmine.tuning.training.processes import Processes

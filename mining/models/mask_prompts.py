@@ -1,7 +1,7 @@
 """Mask prompts: learned inputs of a CLIP image tower for the patches that a mask leaves blank (OVSeg, section 3.3).
 
-The tower is any `VisionTransformer` of open_clip, used as it is: this file only walks through its modules in the order
-in which they would be called, and replaces blank patches by prompts on the way.
+The tower is any vision transformer of open_clip, its own or one of timm, used as it is (`patch_towers.py`): between
+its parts blank patches are replaced by prompts.
 
 Shapes: B regions, H and W height and width in pixels, N patches, D width of the tower, P prompt depth, E width of the
 embedding.
@@ -10,24 +10,21 @@ embedding.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from maskmine.mining.models.patch_towers import PatchTower, patch_tower, patches_of
 from maskmine.schemas.errors import InputError
-
-_NEEDED = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "patch_size", "grid_size")
 
 
 class PromptedTower(nn.Module):
     """An image tower with one parameter more: `prompts_PND`, one prompt for each depth and patch.
 
-    Patches without a pixel of the mask are replaced: prompt 0 replaces patch embeddings, before the class token
-    and positions are added; prompt d replaces outputs of block d (counted from 1). The class token never is.
+    Patches without a pixel of the mask are replaced: prompt 0 replaces patch embeddings, before further tokens and
+    positions are added; prompt d replaces outputs of block d (counted from 1). A class token or register never is.
     """
 
     def __init__(self, tower: Any, prompts_PND: Tensor) -> None:
@@ -35,9 +32,10 @@ class PromptedTower(nn.Module):
         super().__init__()
         depth, *shape = prompts_PND.shape
         if shape != list(prompt_shape(tower, depth=depth)[1:]):
+            steps = patch_tower(tower)
             raise InputError(
                 f"prompts: these are for {shape[0]} patches of width {shape[-1]}, the image tower has "
-                f"{patches_of(tower)} of width {width_of(tower)}; load the CLIP that they were tuned for"
+                f"{patches_of(steps)} of width {steps.width}; load the CLIP that they were tuned for"
             )
         self.tower = tower
         self.prompts_PND = nn.Parameter(prompts_PND)
@@ -48,57 +46,23 @@ class PromptedTower(nn.Module):
         `masks_BHW` is true (or not 0) in the foreground. Without it, or where it is true everywhere, the result is the
         bare tower's to the bit. Raises InputError when sizes are not those of the tower.
         """
-        self._check_sizes(pixels_B3HW, masks_BHW)
+        steps = patch_tower(self.tower)
+        _check_sizes(steps, pixels_B3HW, masks_BHW)
         if not len(pixels_B3HW):  # open_clip cannot take an empty batch
-            return pixels_B3HW.new_empty(0, embedding_width_of(self.tower))
+            return pixels_B3HW.new_empty(0, steps.embedding_width)
         if masks_BHW is None:
             return tower_features(self.tower, pixels_B3HW)
-        seen_BN1 = seen_patches(masks_BHW, patch_px=self.tower.patch_size)[:, :, None]
-        pooled_BE, _ = self.tower._pool(self._blocks(self._patches(pixels_B3HW, seen_BN1), seen_BN1))
-        embedded_BE: Tensor = pooled_BE if self.tower.proj is None else pooled_BE @ self.tower.proj
-        return embedded_BE
-
-    def _patches(self, pixels_B3HW: Tensor, seen_BN1: Tensor) -> Tensor:
-        """What the first block reads: class token and patches with their positions, [B, 1 + N, D].
-
-        Patch dropout is left out: a mask already says which patches count.
-        """
-        tower = self.tower
-        patches_BND = tower.conv1(pixels_B3HW).flatten(2).permute(0, 2, 1)
-        patches_BND = self._with_prompt(patches_BND, seen_BN1, depth=0)
-        class_11D = tower.class_embedding.to(patches_BND.dtype).view(1, 1, -1)
-        tokens_BMD = torch.cat([class_11D.expand(len(patches_BND), -1, -1), patches_BND], dim=1)
-        positioned_BMD: Tensor = tower.ln_pre(tokens_BMD + tower.positional_embedding.to(tokens_BMD.dtype))
-        return positioned_BMD
-
-    def _blocks(self, tokens_BMD: Tensor, seen_BN1: Tensor) -> Tensor:
-        transformer = self.tower.transformer
-        for number, block in enumerate(transformer.resblocks):
+        seen_BN1 = seen_patches(masks_BHW, patch_px=steps.patch_px)[:, :, None]
+        tokens_BMD = steps.tokens(self._with_prompt(steps.patches(pixels_B3HW), seen_BN1, depth=0))
+        for number in range(steps.layers):
             if 0 < number < len(self.prompts_PND):
-                patches_BND = self._with_prompt(tokens_BMD[:, 1:], seen_BN1, depth=number)
-                tokens_BMD = torch.cat([tokens_BMD[:, :1], patches_BND], dim=1)
-            values = tokens_BMD if transformer.batch_first else tokens_BMD.transpose(0, 1)
-            if transformer.grad_checkpointing and torch.is_grad_enabled():
-                values = checkpoint(block, values, use_reentrant=False)
-            else:
-                values = block(values)
-            tokens_BMD = values if transformer.batch_first else values.transpose(0, 1)
-        return tokens_BMD
+                patches_BND = self._with_prompt(tokens_BMD[:, steps.prefix :], seen_BN1, depth=number)
+                tokens_BMD = torch.cat([tokens_BMD[:, : steps.prefix], patches_BND], dim=1)
+            tokens_BMD = steps.block(number, tokens_BMD)
+        return steps.embed(tokens_BMD)
 
     def _with_prompt(self, patches_BND: Tensor, seen_BN1: Tensor, *, depth: int) -> Tensor:
         return torch.where(seen_BN1, patches_BND, self.prompts_PND[depth].to(patches_BND.dtype))
-
-    def _check_sizes(self, pixels_B3HW: Tensor, masks_BHW: Tensor | None) -> None:
-        given, expected = tuple(pixels_B3HW.shape[2:]), tuple(self.tower.image_size)
-        if given != expected:
-            raise InputError(
-                f"prompts: images of {_size(given)} pixels for a tower that takes {_size(expected)}; resize them"
-            )
-        if masks_BHW is not None and masks_BHW.shape != (len(pixels_B3HW), *given):
-            raise InputError(
-                f"prompts: masks of shape {tuple(masks_BHW.shape)} beside {len(pixels_B3HW)} images of "
-                f"{_size(given)} pixels; give one mask an image, of its size"
-            )
 
 
 def seen_patches(masks_BHW: Tensor, *, patch_px: tuple[int, int]) -> Tensor:
@@ -119,35 +83,12 @@ def new_prompts(tower: Any, *, depth: int, std: float, seed: int) -> Tensor:
 
 def prompt_shape(tower: Any, *, depth: int) -> tuple[int, int, int]:
     """P, N and D of prompts for a tower. Raises InputError when it has no patches, or fewer blocks than `depth`."""
-    check_patches(tower)
-    layers = len(tower.transformer.resblocks)
-    if not 1 <= depth <= layers:
-        raise InputError(f"prompts.depth: {depth} for an image tower of {layers} layers; choose 1 to {layers}")
-    return depth, patches_of(tower), width_of(tower)
-
-
-def check_patches(tower: Any) -> None:
-    """Raises InputError unless the tower is open_clip's own vision transformer."""
-    if missing := [name for name in _NEEDED if not hasattr(tower, name)]:
+    steps = patch_tower(tower)
+    if not 1 <= depth <= steps.layers:
         raise InputError(
-            f"clip.model: mask prompts need open_clip's own vision transformer, and {type(tower).__name__} has no "
-            f"{missing[0]}; use a ViT such as ViT-B-16"
+            f"prompts.depth: {depth} for an image tower of {steps.layers} layers; choose 1 to {steps.layers}"
         )
-
-
-def patches_of(tower: Any) -> int:
-    """Number of patches."""
-    return math.prod(tower.grid_size)
-
-
-def width_of(tower: Any) -> int:
-    """Width of the tower's tokens."""
-    return len(tower.class_embedding)
-
-
-def embedding_width_of(tower: Any) -> int:
-    """Width of the tower's embedding."""
-    return int(tower.ln_post.normalized_shape[0] if tower.proj is None else tower.proj.shape[1])
+    return depth, patches_of(steps), steps.width
 
 
 def image_tower(model: Any) -> Any:
@@ -196,6 +137,19 @@ def weights_sha256_of(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | Non
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _check_sizes(steps: PatchTower, pixels_B3HW: Tensor, masks_BHW: Tensor | None) -> None:
+    given, expected = tuple(pixels_B3HW.shape[2:]), steps.image_px
+    if given != expected:
+        raise InputError(
+            f"prompts: images of {_size(given)} pixels for a tower that takes {_size(expected)}; resize them"
+        )
+    if masks_BHW is not None and masks_BHW.shape != (len(pixels_B3HW), *given):
+        raise InputError(
+            f"prompts: masks of shape {tuple(masks_BHW.shape)} beside {len(pixels_B3HW)} images of "
+            f"{_size(given)} pixels; give one mask an image, of its size"
+        )
 
 
 def _size(size_px: tuple[int, ...]) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import open_clip
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from maskmine.mining.models.mask_prompts import PromptedTower, new_prompts, seen_patches, tower_sha256
+from maskmine.mining.models.patch_towers import patch_tower
 from maskmine.schemas.errors import InputError
-from maskmine.tuning.clip.mask_prompts import PromptedTower, new_prompts, seen_patches, tower_sha256
 
 VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -29,11 +33,26 @@ TOWERS: dict[str, dict[str, Any]] = {
     "tokens too": {"output_tokens": True},
     "patch dropout": {"patch_dropout": 0.5},
 }
+# As open_clip describes them; the names are those of timm's real towers, made small.
+OF_TIMM: dict[str, dict[str, Any]] = {
+    "SigLIP 2": {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "timm_proj": "none"},
+    "PE-Core": {"timm_model_name": "vit_pe_core_base_patch16_224", "timm_pool": "map", "timm_proj": None},
+    "EVA-02": {"timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token", "timm_proj": None},
+    "EVA-02 that projects": {"timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "avg"},
+    "registers": {"timm_model_name": "vit_small_patch14_reg4_dinov2", "timm_pool": "token", "timm_proj": "mlp"},
+    "rotations by block": {"timm_model_name": "vit_base_patch16_rope_mixed_224", "timm_pool": "avg"},
+    "any size": {"timm_model_name": "test_vit", "timm_pool": "token"},
+}
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+ALL = TOWERS | OF_TIMM
 
 
 def make_clip(*, quick_gelu: bool = False, **vision: Any) -> Any:
     torch.manual_seed(0)
-    model = open_clip.CLIP(embed_dim=16, vision_cfg={**VISION, **vision}, text_cfg=TEXT, quick_gelu=quick_gelu)
+    with patch.object(timm, "create_model", partial(timm.create_model, **SMALL)):
+        model = open_clip.CLIP(embed_dim=16, vision_cfg={**VISION, **vision}, text_cfg=TEXT, quick_gelu=quick_gelu)
+    for value in model.parameters():  # some begin at 0, where a mistake would not show
+        value.data += 0.02 * torch.randn(value.shape)
     return model.eval().requires_grad_(False)
 
 
@@ -56,15 +75,15 @@ def bare(model: Any, pixels_B3HW: Tensor) -> Tensor:
     return features[0] if isinstance(features, tuple) else features
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", ALL)
 def test_without_a_mask_and_with_a_full_one_the_embedding_is_that_of_the_bare_tower_to_the_bit(kind: str) -> None:
-    model = make_clip(**TOWERS[kind])
+    model = make_clip(**ALL[kind])
     (size_px, _), tower = model.visual.image_size, prompted(model)
     shown = pixels(3, size_px=size_px)
     with torch.no_grad():
         expected = bare(model, shown)
         if kind != "attention pool":  # which gives one embedding a query
-            assert expected.shape == (3, 16)
+            assert expected.shape == (3, patch_tower(model.visual).embedding_width)
         assert torch.equal(tower(shown), expected)
         assert torch.equal(tower(shown, torch.ones(3, size_px, size_px)), expected)
         assert not torch.equal(tower(shown, half_masks(3, size_px=size_px)), expected)
@@ -124,6 +143,36 @@ def test_the_class_token_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.equal(read[number][:, 1:], tower.prompts_PND[number].detach().expand(2, -1, -1))
 
 
+@pytest.mark.parametrize("kind", ["SigLIP 2", "PE-Core", "EVA-02", "registers"])
+def test_in_towers_of_timm_prompts_stand_where_patches_are_blank_and_nowhere_else(kind: str) -> None:
+    """A naive forward: patch by patch, with positions, pools and heads written down from the models' descriptions."""
+    model, masks_BHW = make_clip(**OF_TIMM[kind]), half_masks(1)
+    masks_BHW[0, 5, 20] = True
+    trunk, tower = model.visual.trunk, prompted(model)
+    rotated = {"rope": trunk.rope.get_embed()} if kind in ("PE-Core", "EVA-02") else {}
+    with torch.no_grad():
+        patches_YXD = trunk.patch_embed.proj(pixels(1))[0].permute(1, 2, 0)
+        tokens = list(patches_YXD.reshape(16, 32))
+        first: list[Tensor] = []
+        for number, block in enumerate(trunk.blocks):
+            for n in (3, 6, 7, 10, 11, 14, 15):
+                tokens[len(first) + n] = tower.prompts_PND[number, n]
+            if number == 0:
+                first += [] if trunk.cls_token is None else [trunk.cls_token[0, 0]]
+                first += [] if trunk.reg_token is None else list(trunk.reg_token[0])
+                embedded, positions_MD = [*first, *tokens], trunk.pos_embed[0]
+                bare = len(embedded) - len(positions_MD)  # registers without a position
+                positioned = [*embedded[:bare], *(torch.stack(embedded[bare:]) + positions_MD)]
+                tokens = list(trunk.norm_pre(torch.stack(positioned)))
+            tokens = list(block(torch.stack(tokens)[None], **rotated)[0])
+        normed_1MD = trunk.norm(torch.stack(tokens)[None])
+        pooled_1D = trunk.attn_pool(normed_1MD) if trunk.attn_pool is not None else normed_1MD[:, 0]
+        expected = model.visual.head(trunk.head(pooled_1D))[0]
+        found = tower(pixels(1), masks_BHW)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(first) == {"SigLIP 2": 0, "PE-Core": 1, "EVA-02": 1, "registers": 5}[kind]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_blocks_beyond_the_depth_are_left_alone(depth: int) -> None:
     model, read, written = make_clip(), [], []
@@ -148,10 +197,11 @@ def test_gradients_reach_prompts_at_blank_patches_and_nothing_else() -> None:
     assert tower_sha256(tower.tower) == tower_sha256(model.visual)
 
 
-def test_checkpointed_blocks_give_the_same_gradient() -> None:
+@pytest.mark.parametrize("kind", ["plain", "SigLIP 2", "EVA-02"])
+def test_checkpointed_blocks_give_the_same_gradient(kind: str) -> None:
     grads = []
     for checkpointing in (False, True):
-        model = make_clip()
+        model = make_clip(**ALL[kind])
         model.visual.set_grad_checkpointing(checkpointing)
         tower = prompted(model)
         tower(pixels(2), half_masks(2)).square().sum().backward()
@@ -183,9 +233,10 @@ def test_a_region_is_embedded_alike_alone_and_among_others() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
-def test_no_region_is_no_embedding() -> None:
-    tower = prompted(make_clip())
-    assert tower(pixels(0), half_masks(0)).shape == tower(pixels(0)).shape == (0, 16)
+@pytest.mark.parametrize(("kind", "width"), [("plain", 16), ("SigLIP 2", 32), ("registers", 16)])
+def test_no_region_is_no_embedding(kind: str, width: int) -> None:
+    tower = prompted(make_clip(**ALL[kind]))
+    assert tower(pixels(0), half_masks(0)).shape == tower(pixels(0)).shape == (0, width)
 
 
 def test_prompts_follow_from_their_seed() -> None:
@@ -202,6 +253,11 @@ def test_a_tower_without_patches_is_refused() -> None:
     model = open_clip.CLIP(embed_dim=16, vision_cfg=resnet, text_cfg=TEXT)
     with pytest.raises(InputError, match=r"ModifiedResNet has no .*; use a ViT"):
         new_prompts(model.visual, depth=1, std=0.02, seed=0)
+    other = open_clip.CLIP(
+        embed_dim=16, vision_cfg={"timm_model_name": "test_convnext", "image_size": 32}, text_cfg=TEXT
+    )
+    with pytest.raises(InputError, match=r"ConvNeXt of timm is none; use a ViT"):
+        new_prompts(other.visual, depth=1, std=0.02, seed=0)
 
 
 def test_more_depth_than_layers_is_refused() -> None:
