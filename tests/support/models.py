@@ -27,11 +27,23 @@ ARCHITECTURE = {
 }
 
 
+OF_TIMM: dict[str, Any] = {
+    "custom_text": True,
+    "quick_gelu": False,
+    "embed_dim": 96,
+    "init_logit_bias": -10,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"},
+    "text_cfg": {**ARCHITECTURE["text_cfg"], "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+}
+"""Changes of `ARCHITECTURE` that make it one like SigLIP 2, around a tower that timm has for tests."""
+
+
 def save_tiny_clip(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """A folder as open_clip reads it, with random weights."""
     architecture = {**ARCHITECTURE, **changes}
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**architecture)
+    kind = open_clip.CustomTextCLIP if architecture.get("custom_text") else open_clip.CLIP
+    model = kind(**{name: value for name, value in architecture.items() if name != "custom_text"})
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": architecture, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))

@@ -32,7 +32,7 @@ from maskmine.tuning.clip.step import ClipLearner
 from maskmine.tuning.clip.train import tune
 from maskmine.tuning.clip.weights_files import load_prompts, read_prompts
 from maskmine.tuning.training.optim import warmup_cosine
-from tests.support.models import save_tiny_clip
+from tests.support.models import OF_TIMM, save_tiny_clip
 from tests.support.paths import ROOT
 from tests.support.toy_shards import write_toy_shards
 from tests.support.tuning import losses, run, settings_of
@@ -114,6 +114,25 @@ def test_prompts_after_finetuning_belong_to_the_tuned_clip(clip_folder: Path, sh
     load_prompts(out / "prompts.safetensors", Clip(model=str(out / "clip")).open_whole().model)
     with pytest.raises(InputError, match=", tuned`"):
         load_prompts(out / "prompts.safetensors", Clip(model=str(clip_folder)).open_whole().model)
+
+
+@pytest.mark.parametrize("mode", ["joint", "finetune_then_prompts"])
+def test_a_clip_whose_tower_is_one_of_timm_is_tuned_and_used_alike(mode: str, shards: Path, tmp_path: Path) -> None:
+    out, plain = tmp_path / "out", save_tiny_clip(tmp_path / "siglip", **OF_TIMM)
+    stage = {"steps": 2, "batch_size": 4}
+    run(settings_of(plain, shards, out, mode=mode, prompts=stage, finetune=stage, gradient_checkpointing=True))
+    before, after = weights_of(plain), weights_of(out / "clip")
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "visual.trunk.attn_pool.latent" in moved
+    assert {name.partition(".")[0] for name in moved} == {"visual"}
+    tuned = Clip(model=str(out / "clip")).open_whole()
+    tower = load_prompts(out / "prompts.safetensors", tuned.model)
+    assert tower.prompts_PND.shape == (2, 100, 96)
+    pixels, mask = torch.randn(1, 3, 160, 160), torch.zeros(1, 160, 160, dtype=torch.bool)
+    mask[:, :80] = True
+    with torch.no_grad():
+        assert torch.equal(tower(pixels), tuned.model.encode_image(pixels))
+        assert not torch.equal(tower(pixels, mask), tower(pixels))
 
 
 class Killed(BaseException):
