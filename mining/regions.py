@@ -19,7 +19,7 @@ from maskmine.mining.images.batches import decode_batches
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import Crop, PictureCrop
 from maskmine.mining.images.decode import DecodedImage
-from maskmine.mining.models.clip import Clip, ImageTower
+from maskmine.mining.models.clip import ImageTower, RegionClip
 from maskmine.mining.models.devices import DeviceKind, fix_threads, kind_of, open_device
 from maskmine.mining.models.embeddings import embed_regions, pack
 from maskmine.mining.proposers.detectron2 import Detectron2
@@ -62,7 +62,7 @@ class Regions(Settings):
     """What proposes masks; `kind` chooses the model."""
     keep: Keep = Keep()
     """Which proposals become regions."""
-    clip: Clip | None
+    clip: RegionClip | None
     """The CLIP that embeds regions and nouns; null leaves CLIP out, for `pairs.rule: labels`."""
     crop: PictureCrop = PictureCrop()
     """What CLIP sees of a region."""

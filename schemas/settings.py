@@ -2,7 +2,8 @@
 
 What is known of a setting stands at the setting: its description as a docstring below the field, and as markers in
 `Annotated[…]` whether it is a path (`AnyPath`, `NameOrPath`), whether it only says how the work is done
-(`ExecutionOnly`, `LastBits`), and whether it is stated for the record alone (`RecordOnly`). A setting without a marker
+(`ExecutionOnly`, `LastBits`), whether it is stated for the record alone (`RecordOnly`), and whether earlier versions
+had it not (`AddedLater`). A setting without a marker
 decides the result by its value.
 """
 
@@ -88,6 +89,11 @@ class LastBits(ExecutionOnly):
 
 
 @dataclass(frozen=True)
+class AddedLater:
+    """Marks a setting that earlier versions had not: with its default a run is the same as one of theirs."""
+
+
+@dataclass(frozen=True)
 class RecordOnly:
     """Marks a setting for the record: the manifest has it, and a change of it makes nothing stale."""
 
@@ -103,7 +109,7 @@ class FromPreset:
 AnyPath = Annotated[str, IsPath()]
 NameOrPath = Annotated[str, IsPath(or_name=True)]
 
-Marker = TypeVar("Marker", IsPath, ExecutionOnly, RecordOnly)
+Marker = TypeVar("Marker", IsPath, ExecutionOnly, RecordOnly, AddedLater)
 PathValue = Callable[[str, IsPath], Any]
 
 
@@ -137,6 +143,8 @@ def plain_values(
     values = dict(known)
     for name, field in sorted(type(settings).model_fields.items()):
         execution = marker_of(field, ExecutionOnly)
+        if marker_of(field, AddedLater) and getattr(settings, name) == field.default:
+            continue
         if name not in known and (execution is None or execution.hash_default):
             value = field.default if execution else getattr(settings, name)
             values[name] = _plain(value, marker_of(field, IsPath), path_value, contents)

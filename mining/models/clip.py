@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from maskmine.mining.models.devices import CLIP_ON_GPU, DeviceKind, open_device,
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
-from maskmine.schemas.settings import IsPath, LastBits, NameOrPath, RecordOnly, Settings
+from maskmine.schemas.settings import AddedLater, AnyPath, IsPath, LastBits, NameOrPath, RecordOnly, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 class ImageTower:
     """CLIP's image side on `device`: `embed` takes normalised pixels [N, 3, S, S] to unit vectors, float32 [N, D].
 
-    `mean` and `std` are those of colours from 0 to 1. Every batch that the model sees has `batch_size` rows.
+    `mean` and `std` are those of colours from 0 to 1. Every batch that the model sees has `batch_size` rows. Where it
+    has mask prompts, `embed_masked` takes the masks of the pixels, boolean [N, S, S], too.
     """
 
     size_px: int
@@ -47,6 +49,7 @@ class ImageTower:
     batch_size: int
     device: torch.device
     embed: Callable[[Tensor], Tensor]
+    embed_masked: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +128,19 @@ class Clip(Settings):
         """Load the image side. Raises InputError when settings, weights or network do not allow it."""
         target = open_device(device)
         loaded = self._load(target)
-        visual = loaded.network.visual.to(target)
+        visual, prompted = loaded.network.visual.to(target), self._with_prompts(loaded.network)
 
         def forward(pixels_B3SS: Tensor) -> Tensor:
             features: Tensor | tuple[Tensor, ...] = visual(pixels_B3SS.to(target, loaded.dtype))
             return features[0] if isinstance(features, tuple) else features
 
+        def forward_masked(pixels_B4SS: Tensor) -> Tensor:
+            """The masks stand in a fourth channel, so that a batch is one tensor."""
+            values_B4SS = pixels_B4SS.to(target, loaded.dtype)
+            features: Tensor = prompted(values_B4SS[:, :3], values_B4SS[:, 3])
+            return features
+
+        embed = partial(embed_in_batches, batch_size=self.batch_size, dim=loaded.dim)
         return ImageTower(
             size_px=_side_px(self, visual),
             mean=tuple(loaded.preprocess["mean"]),
@@ -138,9 +148,10 @@ class Clip(Settings):
             dim=loaded.dim,
             batch_size=self.batch_size,
             device=target,
-            embed=lambda pixels_N3SS: embed_in_batches(
-                pixels_N3SS, forward=forward, batch_size=self.batch_size, dim=loaded.dim
-            ),
+            embed=partial(embed, forward=forward),
+            embed_masked=None
+            if prompted is None
+            else lambda pixels_N3SS, masks_NSS: embed(_as_channel(pixels_N3SS, masks_NSS), forward=forward_masked),
         )
 
     def open_whole(self) -> WholeClip:
@@ -178,10 +189,37 @@ class Clip(Settings):
 
         return TextTower(dim=loaded.dim, batch_size=self.batch_size, embed=embed)
 
+    def _with_prompts(self, network: Any) -> Any:
+        """The image side with the mask prompts that belong to it; None without any."""
+        return None
+
     def _load(self, device: torch.device) -> LoadedClip:
         return load_clip(
             self.model, self.pretrained, precision=resolve_precision(self.precision, device, on_gpu=CLIP_ON_GPU)
         )
+
+
+class RegionClip(Clip):
+    """The CLIP of mining: it sees regions, whose masks it can be given."""
+
+    prompts: Annotated[AnyPath | None, AddedLater()] = None
+    """A file of mask prompts that were tuned around this CLIP (`prompts.safetensors` of `maskmine tune`): what lies
+    outside a region's mask is then replaced by them. null gives the CLIP the pixels alone."""
+
+    def fetch(self) -> None:
+        """As `Clip.fetch`; also looks at the file of prompts, which is small."""
+        super().fetch()
+        if self.prompts is not None:
+            from maskmine.mining.models.prompts_file import read_prompts
+
+            read_prompts(self.prompts)
+
+    def _with_prompts(self, network: Any) -> Any:
+        if self.prompts is None:
+            return None
+        from maskmine.mining.models.prompts_file import load_prompts
+
+        return load_prompts(self.prompts, network)
 
 
 def embed_in_batches(items_N: Tensor, *, forward: Callable[[Tensor], Tensor], batch_size: int, dim: int) -> Tensor:
@@ -208,6 +246,13 @@ def embed_in_batches(items_N: Tensor, *, forward: Callable[[Tensor], Tensor], ba
             "0; use bfloat16 or float32, or other weights if it is one of them already"
         )
     return embeddings_ND
+
+
+def _as_channel(pixels_N3SS: Tensor, masks_NSS: Tensor) -> Tensor:
+    """Pixels with their masks as a fourth channel, [N, 4, S, S]."""
+    import torch
+
+    return torch.cat([pixels_N3SS, masks_NSS[:, None].to(pixels_N3SS.dtype)], dim=1)
 
 
 def _side_px(clip: Clip, visual: Any) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskmine.mining.images.crops import Crop, cut_regions
+from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,19 +28,21 @@ def embed_regions(
     """
     import torch
 
-    batches = [
-        tower.embed(
-            cut_regions(
-                [images[number].to(tower.device) for number, _ in chunk],
-                [masks[number][span].to(tower.device) for number, span in chunk],
-                size_px=tower.size_px,
-                mean=tower.mean,
-                std=tower.std,
-                crop=crop,
-            )
-        ).cpu()
-        for chunk in chunk_regions([len(masks_NHW) for masks_NHW in masks], size=tower.batch_size)
-    ]
+    batches = []
+    for chunk in chunk_regions([len(masks_NHW) for masks_NHW in masks], size=tower.batch_size):
+        of_chunk = [masks[number][span].to(tower.device) for number, span in chunk]
+        pixels_R3SS = cut_regions(
+            [images[number].to(tower.device) for number, _ in chunk],
+            of_chunk,
+            size_px=tower.size_px,
+            mean=tower.mean,
+            std=tower.std,
+            crop=crop,
+        )
+        if tower.embed_masked is None:
+            batches.append(tower.embed(pixels_R3SS).cpu())
+        else:
+            batches.append(tower.embed_masked(pixels_R3SS, cut_masks(of_chunk, size_px=tower.size_px, crop=crop)).cpu())
     embeddings_RD = torch.cat([torch.empty(0, tower.dim), *batches]).numpy().astype("<f2")
     ends = np.cumsum([len(masks_NHW) for masks_NHW in masks], dtype=np.int64)
     return np.split(embeddings_RD, ends[:-1]) if len(masks) else []

@@ -119,7 +119,7 @@ class TimmTower:
 
     def tokens(self, patches_BND: Tensor) -> Tensor:
         """See `PatchTower`."""
-        patches = patches_BND.unflatten(1, self.grid) if self._trunk.dynamic_img_size else patches_BND
+        patches = patches_BND.reshape(len(patches_BND), *self.grid, -1) if self._trunk.dynamic_img_size else patches_BND
         positioned = self._trunk._pos_embed(patches)
         if self._rotates:
             positioned, self._rope = positioned

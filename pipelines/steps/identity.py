@@ -92,7 +92,9 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     """
     values, pairs = with_known(portable(settle(settings, known)), known), settings.pairs
     clip = values["regions"]["clip"]
-    of_text = clip if isinstance(pairs, ClipPairs) else None
+    of_text = None
+    if clip and isinstance(pairs, ClipPairs):  # prompts are of its image side
+        of_text = {name: value for name, value in clip.items() if name != "prompts"}
     device = {name: values["regions"][name] for name in ("device", "cpu_threads")} if of_text else None
     text = fingerprint([deciding(of_text), device, deciding(values["vocabulary"])])
     regions = {**values["regions"], "clip": clip and {**clip, "tokenizer": None}}  # it reads no text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.clip import RegionClip
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import Keep
@@ -37,7 +37,7 @@ def bench_gpu(photos: Sequence[Path], *, batches: int = BATCHES, device: str = "
             ),
             # random weights score every proposal alike: keep as many as a trained model would
             keep=Keep(max_iou=1.0, top=30, min_score=0.0),
-            clip=Clip(
+            clip=RegionClip(
                 model="ViT-L-14", pretrained=str(save_random_clip(folder / "clip.safetensors", model="ViT-L-14"))
             ),
             device=device,

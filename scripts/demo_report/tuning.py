@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from maskmine.mining.models.prompts_file import PromptsRecord, read_prompts
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.evaluate.clip import evaluate
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -16,7 +17,6 @@ from maskmine.schemas.errors import InputError
 from maskmine.scripts.demo_report.images import data_uri
 from maskmine.tuning.clip.data import open_sets
 from maskmine.tuning.clip.settings import Data, Source
-from maskmine.tuning.clip.weights_files import PromptsRecord, read_prompts
 from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionEvaluation, RegionResults
 from maskmine.tuning.evaluation.report import group_by_frequency
 from maskmine.tuning.training.log import LOG_FILE

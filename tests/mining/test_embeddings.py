@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from maskmine.mining.images.crops import Crop, cut_regions
-from maskmine.mining.models.clip import Clip, ImageTower
+from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
+from maskmine.mining.models.clip import Clip, ImageTower, RegionClip
 from maskmine.mining.models.embeddings import embed_regions, pack, unpack
-from tests.support.models import save_tiny_clip
+from maskmine.mining.models.mask_prompts import new_prompts, tower_sha256
+from maskmine.mining.models.prompts_file import PromptsRecord, load_prompts, save_prompts
+from maskmine.schemas.errors import InputError
+from tests.support.models import OF_TIMM, save_tiny_clip
 
 
 def scenes() -> tuple[list[Tensor], list[Tensor]]:
@@ -25,6 +30,14 @@ def scenes() -> tuple[list[Tensor], list[Tensor]]:
     images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w, _ in sizes]
     masks = [torch.rand(n, h, w, generator=generator) < 0.3 for h, w, n in sizes]
     return images, masks
+
+
+def corners(height: int, width: int) -> Tensor:
+    """Two masks of a corner each, with a pixel in the one across, so that much of their boxes is blank."""
+    masks_2HW = torch.zeros(2, height, width, dtype=torch.bool)
+    masks_2HW[0, : height // 2, : width // 2] = masks_2HW[1, height // 2 :, width // 3 :] = True
+    masks_2HW[0, -1, -1] = masks_2HW[1, 0, 0] = True
+    return masks_2HW
 
 
 def counting_tower(calls: list[int]) -> ImageTower:
@@ -69,6 +82,37 @@ def test_an_image_has_the_same_bits_in_any_company(tower: ImageTower) -> None:
     for one, two, three in zip(together, alone, backwards, strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize("changes", [{}, OF_TIMM], ids=["open_clip", "timm"])
+def test_with_mask_prompts_a_region_is_seen_with_its_mask(changes: dict[str, Any], tmp_path: Path) -> None:
+    """The vectors are those of the tower and its prompts as a loop over single regions gives them."""
+    folder, prompts = save_tiny_clip(tmp_path / "clip", **changes), tmp_path / "prompts.safetensors"
+    whole = Clip(model=str(folder)).open_whole()
+    record = PromptsRecord(clip="tiny", tower_sha256=tower_sha256(whole.model.visual), settings={}, shards=())
+    save_prompts(prompts, new_prompts(whole.model.visual, depth=2, std=1.0, seed=0), record=record)
+    tower = RegionClip(model=str(folder), prompts=str(prompts), batch_size=4).open_image(device="cpu")
+    images, _ = scenes()
+    masks = [corners(*image.shape[1:]) for image in images]
+    found = embed_regions(images, masks, tower=tower, crop=Crop())
+    seen = load_prompts(prompts, whole.model)
+    for image, of_image, vectors in zip(images, masks, found, strict=True):
+        for number, vector_D in enumerate(vectors):
+            one = [of_image[number : number + 1]]
+            cut = cut_regions([image], one, size_px=tower.size_px, mean=tower.mean, std=tower.std, crop=Crop())
+            with torch.no_grad():
+                expected_D = normalize(seen(cut, cut_masks(one, size_px=tower.size_px, crop=Crop())), dim=1)[0]
+            np.testing.assert_allclose(vector_D, expected_D, atol=2e-3)
+    plain = embed_regions(images, masks, tower=Clip(model=str(folder)).open_image(device="cpu"), crop=Crop())
+    assert np.abs(found[0] - plain[0]).max() > 0.05
+
+
+def test_prompts_of_another_clip_are_refused(tmp_path: Path) -> None:
+    folder, prompts = save_tiny_clip(tmp_path / "clip"), tmp_path / "prompts.safetensors"
+    record = PromptsRecord(clip="other", tower_sha256="f" * 64, settings={}, shards=())
+    save_prompts(prompts, torch.zeros(1, 16, 64), record=record)
+    with pytest.raises(InputError, match="prompts for the image tower of `other`"):
+        RegionClip(model=str(folder), prompts=str(prompts)).open_image(device="cpu")
 
 
 def test_nothing_has_no_embedding(tower: ImageTower) -> None:

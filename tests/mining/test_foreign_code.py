@@ -19,6 +19,7 @@ import torch
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run
 from maskmine.mining.models.pretrained import load_pretrained
+from maskmine.mining.models.prompts_file import read_prompts
 from maskmine.mining.nouns import Nouns
 from maskmine.mining.proposers import detectron2
 from maskmine.mining.proposers.maskformer import FAMILY as MASKFORMER
@@ -26,7 +27,7 @@ from maskmine.mining.proposers.open_vocabulary_checkpoint import read_head
 from maskmine.mining.proposers.sam import _FAMILY as SAM
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.benchmarks.ade_index import read_ade_index
-from maskmine.tuning.clip.weights_files import load_ovseg_prompts, read_prompts
+from maskmine.tuning.clip.weights_files import load_ovseg_prompts
 from maskmine.tuning.open_vocabulary.initial_model import from_backbone
 from maskmine.tuning.training.checkpoints import Checkpoints
 from tests.support.models import network, save_tiny_clip

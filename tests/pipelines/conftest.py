@@ -47,8 +47,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
 
     from maskmine.mining.models.clip import Clip
     from maskmine.mining.models.mask_prompts import new_prompts, tower_sha256
+    from maskmine.mining.models.prompts_file import PromptsRecord, save_prompts
     from maskmine.pipelines.serve.service import Serving
-    from maskmine.tuning.clip.weights_files import PromptsRecord, save_prompts
     from tests.support.models import SIZE, network
 
     folder = tmp_path_factory.mktemp("models")

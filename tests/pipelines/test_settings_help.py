@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from maskmine.mining.models.prompts_file import PromptsRecord
 from maskmine.pipelines.cli.configurations import CONFIGURATIONS, Configuration, settings_of
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.engines.beam import BeamEngine
@@ -26,7 +27,6 @@ from maskmine.pipelines.settings.help import json_schema, schema_text, section_h
 from maskmine.pipelines.settings.mining import Mining, load_mining
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.settings import ExecutionOnly, IsPath, Settings, marker_of, plain_values
-from maskmine.tuning.clip.weights_files import PromptsRecord
 from tests.support import toy
 from tests.support.paths import ROOT
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from maskmine.mining.evaluation.annotations import AnnotatedObject
 from maskmine.mining.evaluation.pair_matching import PairMatch
+from maskmine.mining.models.prompts_file import read_prompts, save_prompts
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining, load_settings
 from maskmine.schemas.errors import InputError
@@ -36,7 +37,6 @@ from maskmine.scripts.demo_report.tuning import report_tuning
 from maskmine.scripts.demo_world.on_disk import find_world, read_scenes, truth_of
 from maskmine.tuning.clip.settings import Tuning
 from maskmine.tuning.clip.train import tune
-from maskmine.tuning.clip.weights_files import read_prompts, save_prompts
 from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionEvaluation, RegionResults, TopK
 from tests.support import toy
 from tests.support.browser import (

@@ -14,16 +14,9 @@ from torch import Tensor
 
 from maskmine.mining.models.clip import Clip, WholeClip
 from maskmine.mining.models.mask_prompts import tower_sha256, weights_sha256_of
+from maskmine.mining.models.prompts_file import PromptsRecord, load_prompts, read_prompts, save_prompts
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.tuning.clip.weights_files import (
-    PromptsRecord,
-    load_ovseg_clip,
-    load_ovseg_prompts,
-    load_prompts,
-    read_prompts,
-    save_clip,
-    save_prompts,
-)
+from maskmine.tuning.clip.weights_files import load_ovseg_clip, load_ovseg_prompts, save_clip
 from tests.support.models import ARCHITECTURE, save_tiny_clip
 
 

@@ -15,10 +15,11 @@ from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.mask_prompts import PromptedTower, new_prompts, tower_sha256
 from maskmine.mining.models.prompt_templates import fill_template, load_templates
+from maskmine.mining.models.prompts_file import PromptsRecord, save_prompts
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.settings.mining import load_settings
 from maskmine.schemas.errors import InputError
-from maskmine.tuning.clip.weights_files import PromptsRecord, save_clip, save_prompts
+from maskmine.tuning.clip.weights_files import save_clip
 from maskmine.tuning.evaluation import region_accuracy as evaluation
 from maskmine.tuning.evaluation.labelled_regions import KEY_RGB, Crops, Instances, Semantic
 from maskmine.tuning.evaluation.region_accuracy import (

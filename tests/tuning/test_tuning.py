@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 import maskmine.tuning.clip.train
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.mask_prompts import weights_sha256_of
+from maskmine.mining.models.prompts_file import load_prompts, read_prompts
 from maskmine.pipelines.cli.main import run_app
 from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
 from maskmine.scripts.benches.tuning import tuning_command
 from maskmine.tuning.clip.settings import Tuning
 from maskmine.tuning.clip.step import ClipLearner
 from maskmine.tuning.clip.train import tune
-from maskmine.tuning.clip.weights_files import load_prompts, read_prompts
 from maskmine.tuning.training.optim import warmup_cosine
 from tests.support.models import OF_TIMM, save_tiny_clip
 from tests.support.paths import ROOT

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 
 from maskmine.mining.models.clip import Clip, WholeClip
 from maskmine.mining.models.mask_prompts import PromptedTower, text_side_sha256, tower_features
+from maskmine.mining.models.prompts_file import load_prompts
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import AnyPath, Settings
-from maskmine.tuning.clip.weights_files import has_ovseg_prompts, load_ovseg_clip, load_ovseg_prompts, load_prompts
+from maskmine.tuning.clip.weights_files import has_ovseg_prompts, load_ovseg_clip, load_ovseg_prompts
 
 Tower = Callable[[Tensor, Tensor | None], Tensor]
 """Normalised pixels [R, 3, S, S] and their masks [R, S, S], or None, to unit vectors, float32 [R, E]."""

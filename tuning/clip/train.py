@@ -29,6 +29,7 @@ from maskmine.mining.models.mask_prompts import (
     weights_sha256_of,
 )
 from maskmine.mining.models.patch_towers import patch_tower
+from maskmine.mining.models.prompts_file import PROMPTS_FILE, PromptsRecord, save_prompts
 from maskmine.mining.storage.files import sole_writer, write_whole
 from maskmine.mining.vocabulary import Vocabulary, text_classifier
 from maskmine.schemas.errors import InputError
@@ -37,7 +38,7 @@ from maskmine.tuning.clip.data import Pairs, ShardSet, arrange, nouns_of, open_s
 from maskmine.tuning.clip.settings import Stage, Tuning
 from maskmine.tuning.clip.step import ClipLearner, new_optimizer
 from maskmine.tuning.clip.transforms import View
-from maskmine.tuning.clip.weights_files import PROMPTS_FILE, PromptsRecord, load_clip_weights, save_clip, save_prompts
+from maskmine.tuning.clip.weights_files import load_clip_weights, save_clip
 from maskmine.tuning.training.batches import load_batches
 from maskmine.tuning.training.checkpoints import Checkpoint, Checkpoints
 from maskmine.tuning.training.log import Losses, Row, StepLog

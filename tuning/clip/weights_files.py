@@ -1,11 +1,4 @@
-"""The weights that tuning writes: mask prompts as a small file of their own, and a tuned CLIP as open_clip saves it.
-
-```python
-model = open_clip.create_model("ViT-L-14-quickgelu", pretrained="openai").eval()
-tower = load_prompts("prompts.safetensors", model)
-embeddings = tower(pixels, masks)
-```
-"""
+"""A tuned CLIP as open_clip saves it, and the files that OVSeg's authors released."""
 
 from __future__ import annotations
 
@@ -16,71 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from maskmine.mining.models.clip import WholeClip
-from maskmine.mining.models.mask_prompts import PromptedTower, image_tower, tower_sha256
+from maskmine.mining.models.mask_prompts import PromptedTower, image_tower
+from maskmine.mining.models.prompts_file import TENSOR, around_tower
 from maskmine.mining.storage.files import write_whole
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.settings import Settings, canonical_json
 
-PROMPTS_FILE = "prompts.safetensors"
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
-_TENSOR, _METADATA = "mask_embedding", "maskmine"  # the tensor's name is that in OVSeg's files
 _UNUSED = {"input_resolution", "context_length", "vocab_size"}  # numbers among the tensors of OpenAI's programs
-
-
-class PromptsRecord(Settings):
-    """The origin of mask prompts."""
-
-    clip: str
-    """The CLIP that they were trained around."""
-    tower_sha256: str
-    """SHA-256 of the image tower that they belong to."""
-    settings: dict[str, Any]
-    """Settings of the tuning run."""
-    shards: tuple[str, ...]
-    """Fingerprints of the sets of pairs."""
-
-
-def save_prompts(path: Path, prompts_PND: Tensor, *, record: PromptsRecord) -> None:
-    """Write prompts as float32 safetensors, whole or not at all. Raises IncompleteError when the disk is full."""
-    # One entry of metadata: several would be written in random order.
-    metadata = {_METADATA: canonical_json(record.model_dump(mode="json"))}
-    write_whole(path, save({_TENSOR: prompts_PND.detach().cpu().float().contiguous()}, metadata))
-
-
-def read_prompts(path: str | Path) -> tuple[Tensor, PromptsRecord]:
-    """Prompts [depth, patches, width] and their record. Raises InputError when the file is none of ours."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = PromptsRecord.model_validate_json((file.metadata() or {})[_METADATA])
-            return file.get_tensor(_TENSOR), record
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; `maskmine tune` writes a prompts.safetensors") from error
-    except (OSError, SafetensorError, LookupError, ValidationError) as error:
-        raise InputError(
-            f"{path}: holds no mask prompts of maskmine ({type(error).__name__}); give a prompts.safetensors, or use "
-            "`load_ovseg_prompts` for OVSeg's files"
-        ) from error
-
-
-def load_prompts(path: str | Path, model: Any) -> PromptedTower:
-    """The image tower of an open_clip model with tuned prompts around it; the model itself stays as it is.
-
-    Raises InputError when the prompts were tuned for another CLIP, and says for which.
-    """
-    tower = image_tower(model)
-    prompts_PND, record = read_prompts(path)
-    if (sha256 := tower_sha256(tower)) != record.tower_sha256:
-        raise InputError(
-            f"{path}: prompts for the image tower of `{record.clip}` ({record.tower_sha256[:12]}), and this CLIP has "
-            f"another ({sha256[:12]}); load that one, in float32 or float16"
-        )
-    return _around(tower, prompts_PND)
 
 
 def load_ovseg_prompts(path: str | Path, model: Any) -> PromptedTower:
@@ -90,10 +30,10 @@ def load_ovseg_prompts(path: str | Path, model: Any) -> PromptedTower:
     """
     prompts = _ovseg_prompts(path)
     if not prompts:
-        raise InputError(f"{path}: holds no `{_TENSOR}`; give a file of OVSeg that was tuned with mask prompts")
+        raise InputError(f"{path}: holds no `{TENSOR}`; give a file of OVSeg that was tuned with mask prompts")
     if len(prompts) > 1:
         raise InputError(
-            f"{path}: holds {len(prompts)} of `{_TENSOR}` ({', '.join(sorted(prompts)[:3])}), and which of them is "
+            f"{path}: holds {len(prompts)} of `{TENSOR}` ({', '.join(sorted(prompts)[:3])}), and which of them is "
             "meant is not known; give a file of one CLIP"
         )
     ((name, prompts_PND),) = prompts.items()
@@ -102,7 +42,7 @@ def load_ovseg_prompts(path: str | Path, model: Any) -> PromptedTower:
             f"{path}: {name} has shape {tuple(prompts_PND.shape)}; prompts are [depth, patches, width], so the file "
             "is damaged or not OVSeg's"
         )
-    return _around(image_tower(model), prompts_PND.float())
+    return around_tower(image_tower(model), prompts_PND.float())
 
 
 def has_ovseg_prompts(path: str | Path) -> bool:
@@ -115,7 +55,7 @@ def _ovseg_prompts(path: str | Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in _read_tensors(path).items():
         same = (one.shape == value.shape and torch.equal(one, value) for one in found.values())
-        if name.rpartition(".")[2] == _TENSOR and not any(same):
+        if name.rpartition(".")[2] == TENSOR and not any(same):
             found[name] = value
     return found
 
@@ -169,12 +109,6 @@ def load_clip_weights(folder: Path, model: Any) -> None:
         ) from error
 
 
-def _around(tower: Any, prompts_PND: Tensor) -> PromptedTower:
-    prompted = PromptedTower(tower, prompts_PND.to(next(tower.parameters()).device))
-    prompted.prompts_PND.requires_grad_(False)
-    return prompted
-
-
 def _read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint with plain names: nested dictionaries opened, `module.` of parallel training gone."""
     try:
@@ -209,4 +143,4 @@ def _clip_alone(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Te
 
 
 def _is_unused(name: str) -> bool:
-    return name in _UNUSED or name.rpartition(".")[2] in (_TENSOR, "attn_mask")
+    return name in _UNUSED or name.rpartition(".")[2] in (TENSOR, "attn_mask")

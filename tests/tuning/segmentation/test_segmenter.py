@@ -19,13 +19,13 @@ from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.mask_prompts import new_prompts, tower_sha256
 from maskmine.mining.models.prompt_templates import fill_template, load_templates
+from maskmine.mining.models.prompts_file import PromptsRecord, load_prompts, save_prompts
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, keep_proposals
 from maskmine.pipelines.settings.mining import load_settings
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import Rejection
 from maskmine.scripts.demo_world.scene import Scene
-from maskmine.tuning.clip.weights_files import PromptsRecord, load_prompts, save_prompts
 from maskmine.tuning.segmentation.confusion import IGNORE
 from maskmine.tuning.segmentation.segmenter import MAX_CLASSES, Segment, Segmentation, Segmenter, check_classes
 from tests.support.models import CLIP, CONFIG, MASKFORMER, SCENES, SIZE, mean_iou, network
