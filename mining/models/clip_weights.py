@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskmine.mining.models.clip_description import CONFIG_FILE, refuse_foreign
 from maskmine.mining.models.foreign_code import nothing_is_run
+from maskmine.mining.models.hub import refusal
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, file_sha256, files_sha256, weights_sha256
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.schemas.errors import InputError
@@ -171,7 +172,7 @@ def fetch_clip(model: str, pretrained: str | None) -> None:
                 refuse_foreign(config, model)
                 _open_tokenizer(source.name or model, config)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(_unreachable(model, pretrained, error)) from error
+        raise InputError(_unreachable(model, pretrained, error, source.name.removeprefix(_HUB))) from error
 
 
 def named_folder(model: str) -> Path | None:
@@ -381,7 +382,8 @@ def _fetched(model: str, pretrained: str | None, source: ClipSource) -> ClipSour
     try:
         weights = open_clip.download_pretrained(source.tag)
     except (OSError, RuntimeError) as error:
-        raise InputError(_unreachable(model, pretrained, error)) from error
+        repository = str(source.tag.get("hf_hub", "")).rpartition("/")[0]
+        raise InputError(_unreachable(model, pretrained, error, repository)) from error
     return replace(source, weights=Path(weights))
 
 
@@ -410,14 +412,16 @@ def _explained(model: str, pretrained: str | None, error: BaseException) -> str:
     if "TorchScript" in text:
         return f"clip.pretrained: `{name}` holds a program (TorchScript); save its state_dict as safetensors, use that"
     if model.startswith(_HUB):
-        return _unreachable(model, pretrained, error)
+        return _unreachable(model, pretrained, error, model.removeprefix(_HUB))
     return (
         f"clip: `{name}` cannot be loaded ({_first_line(error)}); give weights saved from a state_dict, and check both"
     )
 
 
-def _unreachable(model: str, pretrained: str | None, error: BaseException) -> str:
+def _unreachable(model: str, pretrained: str | None, error: BaseException, repository: str = "") -> str:
     name = " ".join(filter(None, (model, pretrained)))
+    if asks := refusal(error, repository):
+        return f"clip: `{name}`: {asks}"
     return (
         f"clip: `{name}` is not on this machine and could not be fetched ({_first_line(error)}); "
         "check the name and the network, or set `model` to a local folder"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
+from maskmine.mining.models.hub import refusal
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, files_sha256, weights_sha256
 from maskmine.schemas.errors import InputError
@@ -215,6 +216,8 @@ def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str], cach
     try:
         return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=cached))
     except (OSError, ValueError) as error:
+        if asks := refusal(error, checkpoint):
+            raise InputError(f"proposals.checkpoint: `{checkpoint}`: {asks}") from error
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"proposals.checkpoint: `{checkpoint}` is no folder here and the hub does not give it ({reason}); "
