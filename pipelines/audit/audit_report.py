@@ -21,7 +21,7 @@ from maskmine.tuning.tables import number_table, percent
 from maskmine.tuning.ticks import percent_ticks
 
 _DOTS_PER_INCH = 150  # sharp in a document
-_INK, _FAINT, _BLUE, _ORANGE = "#282a30", "#7d8088", "#0072b2", "#d55e00"  # the colours are Okabe and Ito's
+_INK, _FAINT, _BLUE, _ORANGE = "#282a30", "#62656e", "#0072b2", "#d55e00"  # the colours are Okabe and Ito's
 
 
 def write_audit(audit: Audit, to: Path) -> list[str]:

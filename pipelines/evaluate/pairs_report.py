@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FIGURES_FILE, CURVES_FILE = "evaluation.json", "precision-coverage.png"
 _NAMED_NOUNS = 5  # unlabelled nouns listed on the terminal; the JSON has more
 _DOTS_PER_INCH = 150  # sharp in a document
-_INK, _FAINT = "#282a30", "#7d8088"  # text, and axes that step back behind the curves
+_INK, _FAINT = "#282a30", "#62656e"  # text, and axes that step back behind the curves
 # Of Okabe and Ito's palette, as in the contact sheet.
 _COLOURS = dict(zip(SCORES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"), strict=False))
 _PANEL_INCHES, _HEIGHT_INCHES = 5.5, 4.8
