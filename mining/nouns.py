@@ -35,6 +35,7 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.rows import CaptionsRow, Noun, NounsRow, Rejection
 from maskmine.schemas.settings import ExecutionOnly, IsPath, Settings, fingerprint
+from maskmine.schemas.wording import counted
 
 # Penn's tags of common and proper nouns, singular and plural.
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
@@ -237,16 +238,12 @@ def _rejection(row: CaptionsRow, skipped: tuple[str, ...], *, nouns: int, max_ca
     if len(skipped) == len(row.captions):
         words = {"empty": "without text", "too_long": f"longer than {max_caption_chars} characters"}
         count = Counter(skipped)
-        parts = [f"{_counted(count[fault], 'caption')} {what}" for fault, what in words.items() if count[fault]]
+        parts = [f"{counted(count[fault], 'caption')} {what}" for fault, what in words.items() if count[fault]]
         return Rejection("no_caption", ", ".join(parts) or "no caption")
-    where = _counted(len(row.captions) - len(skipped), "caption")
+    where = counted(len(row.captions) - len(skipped), "caption")
     if nouns:
-        return Rejection("no_nouns", f"{_counted(nouns, 'noun')} in {where}, all left out by skip_words")
+        return Rejection("no_nouns", f"{counted(nouns, 'noun')} in {where}, all left out by skip_words")
     return Rejection("no_nouns", f"no noun in {where}")
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _tag(

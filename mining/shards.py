@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 from pydantic import Field
@@ -28,12 +28,18 @@ KeepPair = Callable[[str, int, Pair], bool]
 ReadImage = Callable[[str | None], DecodedImage | Rejection]
 Cut = list[tuple[Sample, Region]]
 
+MOST_IN_PART = 1000
+"""Images of a part of a large set, where the settings leave it open."""
+_PARTS, _FEWEST_IN_PART = 16, 20  # of a small set; a part costs a fraction of a second, whatever is in it
+
 
 class Shards(Settings):
     """How samples are cut and encoded."""
 
-    images_per_part: Annotated[int, Field(ge=1)] = 1000
-    """Images of a part, the unit of work, of retries and of output: each part becomes one shard."""
+    images_per_part: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Images of a part, the unit of work, of retries and of output: each part becomes one shard. `auto` cuts a set into
+    16 parts of 20 to 1,000 images, or more parts of 1,000, so that several workers share a small set and a killed run
+    loses little; it depends on the number of images alone."""
     image_format: ImageFormat = "jpg"
     """Format of the crops; png is lossless."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -46,6 +52,12 @@ class Shards(Settings):
     left out. Verdicts of other pairs do no harm; null leaves out none."""
     threads: Annotated[int, ExecutionOnly(), Field(ge=1, le=64)] = 2
     """Threads that decode and encode at the same time."""
+
+    def images_in_part(self, images: int | None) -> int:
+        """How many images a part has at most, in a set of `images`; None where their number is not known yet."""
+        if self.images_per_part != "auto":
+            return self.images_per_part
+        return MOST_IN_PART if images is None else min(MOST_IN_PART, max(_FEWEST_IN_PART, -(-images // _PARTS)))
 
 
 @dataclass(frozen=True, slots=True)

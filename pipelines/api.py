@@ -182,6 +182,7 @@ def _as_config(config: Configuration) -> str | Mapping[str, Any]:
     return config if isinstance(config, Mapping) else str(config)
 
 
-def _overrides(settings: Mapping[str, Any] | None, out: str | Path | None = None) -> list[str]:
-    changed = {**(settings or {}), **({"out": str(out)} if out is not None else {})}
-    return [f"{name}={json.dumps(value, default=str)}" for name, value in changed.items()]
+def _overrides(settings: Mapping[str, Any] | None, out: str | Path | None = None) -> Mapping[str, Any]:
+    """As plain values: of paths their names, of tuples lists."""
+    plain: dict[str, Any] = json.loads(json.dumps({**(settings or {})}, default=str))
+    return {**plain, **({"out": str(out)} if out is not None else {})}

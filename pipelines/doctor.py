@@ -301,7 +301,7 @@ def _source(source: AnySource, settings: Mining) -> Finding:
     """The beginning of a source is read, for a name of a column may be wrong."""
     try:
         source.check()
-        table = next(iter(source.read(images_per_part=settings.shards.images_per_part)), None)
+        table = next(iter(source.read(images_per_part=settings.shards.images_in_part(None))), None)
         if table is not None and has_url(table["path"]):
             refuse_urls(settings, source.location)
     except (InputError, IncompleteError) as error:
@@ -373,7 +373,7 @@ def _masks(settings: Mining) -> Iterator[Finding]:
     try:
         truth = read_masks(proposals)
         for source in settings.sources:
-            tables = source.read(images_per_part=settings.shards.images_per_part)
+            tables = source.read(images_per_part=settings.shards.images_in_part(None))
             table = next(iter(tables), None)
             if table is None or not table["path"].is_valid().to_pylist().count(True):
                 continue

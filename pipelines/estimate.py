@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from maskmine.mining.models.devices import open_device
+from maskmine.mining.models.hub import require_hub
 from maskmine.mining.pairs import ClipPairs
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.pipelines.dataset.calibrations import check_calibration
@@ -25,6 +26,7 @@ from maskmine.pipelines.steps.grid import Step, plan_steps
 from maskmine.pipelines.steps.identity import identify
 from maskmine.pipelines.steps.jobs import no_tick
 from maskmine.pipelines.steps.status import rejected_images
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
 
 # A step that takes less is run twice and the second time counts: the first includes warming up.
@@ -88,12 +90,15 @@ class Estimate:
 def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estimate:
     """Plan the whole run and mine `sample` images of it, in a temporary folder; `settings.out` is not touched.
 
-    Models that are not on this machine are fetched, as the run would. A small sample errs upwards: its batches are not
-    full. Raises InputError as the run would.
+    Models that are not on this machine are fetched, as the run would, if the hub answers at once. A small sample errs
+    upwards: its batches are not full. Raises InputError as the run would.
     """
     check_folder(RunFolder(settings.out), settings, limit=limit)
     check_inputs(settings)
     check_calibration(settings, identify(settings).settings)
+    for model in settings.regions.records():
+        if model.sha256 is None:
+            require_hub(model.name)
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
         # The plan is made for all images.
         begin_s = time.monotonic()
@@ -143,7 +148,7 @@ def render_estimate(estimate: Estimate) -> TextTable:
     steps.add_row("in total", "CPU", "", "", _duration(estimate.cpu_hours * 3600), decimal(size_bytes))
     page = TextTable.grid()
     few = f"estimated from {estimate.sampled:,} of them"
-    page.add_row(Text(f"{estimate.images:,} images in {estimate.parts:,} parts; {few}"))
+    page.add_row(Text(f"{counted(estimate.images, 'image')} in {counted(estimate.parts, 'part')}; {few}"))
     page.add_row()
     page.add_row(steps)
     page.add_row()
@@ -209,7 +214,7 @@ def _folder_bytes(path: str) -> int:
 
 def _notes(estimate: Estimate) -> list[str]:
     notes = [
-        f"About {estimate.samples:,} pairs; {decimal(estimate.shard_bytes)} of shards and"
+        f"About {counted(estimate.samples, 'pair')}; {decimal(estimate.shard_bytes)} of shards and"
         f" {decimal(estimate.cell_bytes)} of cells between the steps.",
         "Times are those of one process on this machine, from nothing.",
     ]

@@ -11,8 +11,8 @@ from typing import Any
 
 from maskmine.mining.storage.stores import describe
 from maskmine.pipelines.dataset.finished_run import FinishedRun
-from maskmine.pipelines.dataset.publish import DERIVED_FILE, IDENTITY_FILE
-from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
+from maskmine.pipelines.dataset.publish import DERIVED_FILE
+from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, RunFolder, read_folder
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.steps.grid import Step

@@ -39,6 +39,7 @@ from maskmine.pipelines.dataset.calibrations import made_by
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.wording import counted
 from maskmine.tuning.tables import rounded
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -313,14 +314,14 @@ def _judged_in_order(sample: PairSample, judgements: Judgements) -> PairSample:
 def _notes(drawn: PairSample, sample: PairSample, words: Counter[str], judgements: Judgements) -> list[str]:
     notes = []
     if rest := len(drawn.pairs) - len(sample.pairs):
-        notes.append(f"of {len(drawn.pairs):,} pairs of the sample {rest:,} are still to be judged, the last ones")
+        notes.append(f"still to be judged: {rest:,} of {counted(len(drawn.pairs), 'pair')} drawn, the last ones")
     if unjudged := len(sample.pairs) - words.total():
-        notes.append(f"left out: {unjudged:,} of the first {len(sample.pairs):,} pairs, which have no verdict yet")
+        notes.append(f"left out: {unjudged:,} of the first {counted(len(sample.pairs), 'pair')}, without a verdict yet")
     if outside := len(judgements.words) - words.total():
-        notes.append(f"{outside:,} verdicts are on other pairs than these random ones: they help to fit, and no more")
+        notes.append(f"{counted(outside, 'verdict')} on other pairs than these random ones: a help to fit, no more")
     for word, why in (("cannot_say", "of which reviewers cannot say"), ("crowd", "in groups that were drawn as one")):
         if words[word]:
-            notes.append(f"left out: {words[word]:,} pairs {why}")
+            notes.append(f"left out: {counted(words[word], 'pair')} {why}")
     return notes
 
 

@@ -15,12 +15,13 @@ from maskmine.mining.storage.files import put_whole
 from maskmine.pipelines.audit.audit import Audit, Fitted
 from maskmine.pipelines.audit.population import Kept
 from maskmine.pipelines.run_folder.claim import writing
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
 from maskmine.tuning.tables import number_table, percent
 from maskmine.tuning.ticks import percent_ticks
 
 _DOTS_PER_INCH = 150  # sharp in a document
-_INK, _FAINT, _BLUE, _ORANGE = "#282a30", "#7d8088", "#0072b2", "#d55e00"  # the colours are Okabe and Ito's
+_INK, _FAINT, _BLUE, _ORANGE = "#282a30", "#62656e", "#0072b2", "#d55e00"  # the colours are Okabe and Ito's
 
 
 def write_audit(audit: Audit, to: Path) -> list[str]:
@@ -128,7 +129,7 @@ def _stay(kept: Kept, everything: Kept) -> str:
 
 def _lines(audit: Audit, *, says_why: bool) -> Iterator[str]:
     words = ", ".join(f"{word.replace('_', ' ')} {count:,}" for word, count in sorted(audit.words.items()))
-    yield f"of {audit.sample:,} pairs drawn at random, judged by {audit.judged_by}: {words}"
+    yield f"of {counted(audit.sample, 'pair')} drawn at random, judged by {audit.judged_by}: {words}"
     if audit.fitted is not None:
         measured = audit.fitted.calibration.measured
         yield (
@@ -136,12 +137,12 @@ def _lines(audit: Audit, *, says_why: bool) -> Iterator[str]:
             f"Brier score {measured.brier:.4f}, both cross-fitted"
         )
         if audit.fitted.without:
-            yield f"{audit.fitted.without:,} pairs have no confidence: their nouns have no level"
+            yield f"without a confidence, as the noun has no level: {counted(audit.fitted.without, 'pair')}"
     if says_why and audit.no_calibration is not None:
         yield f"no calibration: {audit.no_calibration}"
-    for share, of in ((audit.every, "pairs"), (audit.written, "written pairs")):
+    for share, of in ((audit.every, "pair"), (audit.written, "written pair")):
         if share.unseen:
-            yield f"{share.unseen:,} {of} are in strata without a verdict; the precision says nothing of them"
+            yield f"in strata without a verdict: {counted(share.unseen, of)}, of which the precision says nothing"
     yield from audit.notes
 
 
@@ -155,6 +156,6 @@ def summary_lines(names: Sequence[str], fitted: Fitted) -> Iterator[str]:
         yield f"{', '.join(names)}: use the JSON as `pairs.calibration`"
     if fitted.target is not None:
         yield (
-            f"pairs.min_confidence: {fitted.target.threshold:g} keeps {fitted.target.pairs:,} pairs, of which "
+            f"pairs.min_confidence: {fitted.target.threshold:g} keeps {counted(fitted.target.pairs, 'pair')}, of which "
             f"{percent(fitted.target.precision)} are expected to be right"
         )

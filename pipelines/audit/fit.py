@@ -12,6 +12,7 @@ import numpy as np
 
 from maskmine.mining.scores.calibration import CALIBRATED
 from maskmine.schemas.errors import InputError, how_to_install
+from maskmine.schemas.wording import counted
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -115,7 +116,7 @@ def _regression() -> Any:
 def too_few(right: int, wrong: int) -> str | None:
     """Why nothing can be fitted to so many right and wrong pairs; None where it can."""
     if right + wrong < LEAST_VERDICTS:
-        return f"{right + wrong} usable verdicts, and a calibration needs {LEAST_VERDICTS}; judge more pairs"
+        return f"{counted(right + wrong, 'usable verdict')}, and a calibration needs {LEAST_VERDICTS}; judge more pairs"
     if min(right, wrong) < LEAST_OF_A_KIND:
         kind, count = ("wrong", wrong) if wrong < right else ("right", right)
         found = f"all {right + wrong} verdicts say the same" if not count else f"{count} of {right + wrong} say {kind}"

@@ -25,6 +25,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import ImageRow, NounsRow, PairsRow, RegionsRow
 from maskmine.schemas.sample import cell_name
+from maskmine.schemas.wording import counted
 
 VERDICTS_FOLDER = "verdicts"  # in the folder of a run, where a review has them
 _RIGHT = {"right": True, "correct": True, "cannot_say": None, "crowd": None, "not_annotated": None}
@@ -77,14 +78,14 @@ def by_verdicts(finished: FinishedRun, path: str | None, *, sample: PairSample) 
     reviewers = tuple(sorted({verdicts.latest[pair].reviewer for pair in found} - {""}))
     notes = []
     if gone := len(verdicts.latest) - len(found) + len(verdicts.unknown_keys):
-        notes.append(f"left out: {gone:,} verdicts on pairs that this run does not have")
+        notes.append(f"left out: {counted(gone, 'verdict')} on pairs that this run does not have")
     said: dict[PairId, set[str]] = {}
     for row in verdicts.rows:
         said.setdefault(pair_of(row), set()).add(row.verdict)
     if contradicting := sum(len(said[pair]) > 1 for pair in found):
         of_several = len(set(verdicts.disagreements) & set(found))
         people = f", on {of_several:,} of them between reviewers" if of_several else ""
-        notes.append(f"verdicts contradict each other on {contradicting:,} pairs{people}; the last one counts")
+        notes.append(f"verdicts contradict each other on {counted(contradicting, 'pair')}{people}; the last one counts")
     return Judgements(words, found, "verdicts", reviewers, tuple(notes))
 
 
@@ -103,7 +104,9 @@ def by_truth(finished: FinishedRun, path: str, *, synonyms: str, sample: PairSam
         raise InputError(f"{path}: has none of the sample's images in their size; give the annotations of this run")
     notes = []
     if counts["not_annotated"]:
-        notes.append(f"left out: {counts['not_annotated']:,} pairs of images that {annotations.name} does not have")
+        notes.append(
+            f"left out: {counted(counts['not_annotated'], 'pair')} of images that {annotations.name} does not have"
+        )
     notes += [f"not used of {annotations.name}: {line}" for line in annotations.left_out]
     return Judgements(words, _find(finished, set(words)), annotations.name, (), tuple(notes))
 

@@ -21,6 +21,7 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import CaptionsRow, Pair, PairsRow, RegionsRow, SampleRow
 from maskmine.schemas.sample import sample_key
+from maskmine.schemas.wording import counted
 
 SCORE_BINS = 5
 _LEAST_PER_STRATUM = 2  # one pair says nothing of the variance within a stratum
@@ -199,7 +200,7 @@ class _Query:
         return names, {(row[0], row[1]): StratumSize(row[2], row[3]) for row in rows}
 
     def _name(self, score_bin: int, is_frequent: bool) -> str:
-        nouns = f"noun in {'>' if is_frequent else '≤'} {self.median:,} images"
+        nouns = f"noun in {'>' if is_frequent else '≤'} {counted(self.median, 'image')}"
         if score_bin < 0:
             return f"no {self.score}, {nouns}"
         ends = [f"{edge:.{_SCORE_DIGITS}g}" for edge in self.edges]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -89,6 +90,13 @@ def print_line(text: str) -> None:
 def print_json(value: Any) -> None:
     """A line of JSON on stdout."""
     sys.stdout.write(json.dumps(value) + "\n")
+
+
+def tell_replaced(*files: Path) -> None:
+    """Say, before the work begins, which results of earlier commands it will replace."""
+    there = ", ".join(str(file) for file in files if file.exists())
+    if there:
+        err.print(f"{there}: there already, and replaced in the end; another --to keeps it")
 
 
 @dataclass

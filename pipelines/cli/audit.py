@@ -10,6 +10,7 @@ import typer
 from maskmine.pipelines.cli.app import FolderArgument, SynonymsOption, app, out, print_json, print_line
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.wording import counted
 
 if TYPE_CHECKING:
     from maskmine.pipelines.audit.audit import Audit
@@ -89,4 +90,4 @@ def _draw(run: RunFolder, to: Path, *, size: int, seed: int) -> None:
     from maskmine.pipelines.audit.judge import draw_csv
 
     pairs = draw_csv(run, to, size=size, seed=seed)
-    print_line(f"{to}: {pairs:,} pairs; fill in `verdict`, then audit with --verdicts {to}")
+    print_line(f"{to}: {counted(pairs, 'pair')}; fill in `verdict`, then audit with --verdicts {to}")

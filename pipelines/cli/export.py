@@ -9,6 +9,7 @@ import typer
 
 from maskmine.pipelines.cli.app import FolderArgument, JsonOption, NounsOption, app, err, print_json, print_line
 from maskmine.pipelines.run_folder.folder import read_folder
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import plain_progress
 
 if TYPE_CHECKING:
@@ -82,5 +83,5 @@ def _print_exported(exported: Exported, target: str, *, as_json: bool) -> None:
     if exported.size_bytes is None:
         print_line(f"{target} is complete; nothing to do")
         return
-    counts = ", ".join(f"{name} {count:,}" for name, count in exported.totals.samples.items())
-    print_line(f"{target}: {counts} pairs, {exported.size_bytes / 1e6:,.1f} MB")
+    counts = ", ".join(f"{name} {counted(count, 'pair')}" for name, count in exported.totals.samples.items())
+    print_line(f"{target}: {counts}, {exported.size_bytes / 1e6:,.1f} MB")

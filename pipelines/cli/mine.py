@@ -32,6 +32,7 @@ from maskmine.pipelines.cli.app import (
 from maskmine.pipelines.cli.configurations import Configuration, guess_configuration, settings_of
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.schemas.errors import Exit, InputError
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
         print_json({**state.as_json(), "not_published": why})
         return
     print_line(
-        f"{state.images:,} images in {state.parts:,} parts: "
+        f"{counted(state.images, 'image')} in {counted(state.parts, 'part')}: "
         f"{why or ('complete' if state.complete else 'not complete, run `maskmine mine` again')}"
     )
     out.print(render_status(state))
@@ -154,7 +155,7 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
     if as_json:
         return
     samples = FinishedRun.open(run).manifest.totals.samples
-    print_line(f"{folder}: {samples:,} samples verified: checksums, counts, members, masks, index")
+    print_line(f"{folder}: {counted(samples, 'sample')} verified: checksums, counts, members, masks, index")
 
 
 @app.command()
@@ -213,7 +214,7 @@ def _print_outcome(outcome: MineResult, settings: Mining, *, as_json: bool) -> N
             err.print(f"finished, and not published: {one.line(out=settings.out)}")
         return
     for step, cells in outcome.stale.items():
-        err.print(f"{step}: {cells} parts were of other settings, inputs or cells, and were made again")
+        err.print(f"{step}: {counted(cells, 'part')} of other settings, inputs or cells made again")
     if outcome.manifest is None:
         print_line(f"{settings.out} is complete; nothing to do")
         return

@@ -17,8 +17,10 @@ from maskmine.pipelines.cli.app import (
     out,
     print_json,
     print_line,
+    tell_replaced,
 )
 from maskmine.pipelines.run_folder.folder import read_folder
+from maskmine.schemas.wording import counted
 
 
 @app.command()
@@ -31,9 +33,12 @@ def show(
     """Draw a contact sheet: photographs with the outline of each mask, its noun and its similarity."""
     from maskmine.pipelines.reports.contact_sheet import contact_sheet
 
+    tell_replaced(to)
     sheet = contact_sheet(read_folder(folder), to=to, images=images, noun=noun)
-    cropped = f"; {sheet.pieced} photographs are not at hand, and their crops are drawn" if sheet.pieced else ""
-    print_line(f"{to}: {sheet.images} photographs, {sheet.pairs} pairs{cropped}")
+    cropped = (
+        f"; the crops of {counted(sheet.pieced, 'photograph')} that cannot be read are drawn" if sheet.pieced else ""
+    )
+    print_line(f"{to}: {counted(sheet.images, 'photograph')}, {counted(sheet.pairs, 'pair')}{cropped}")
 
 
 @app.command()
@@ -54,6 +59,7 @@ def report(
 
     run = read_folder(folder)
     claim_folder(to.parent, run=run)
+    tell_replaced(to)
     page = make_report(run, truth=truth, synonyms=synonyms, samples=samples, most_mb=most_mb)
     write_page(to, render_report(page))
     if as_json:
@@ -61,7 +67,7 @@ def report(
         print_json({"page": str(to), "totals": totals, "shown": len(page.search), "size_bytes": to.stat().st_size})
         return
     print_line(
-        f"{to}: {page.manifest.totals.samples:,} pairs, {len(page.search):,} of them to look up, "
+        f"{to}: {counted(page.manifest.totals.samples, 'pair')}, {len(page.search):,} of them to look up, "
         f"{to.stat().st_size / 1e6:.1f} MB; open it in a browser"
     )
 
@@ -77,6 +83,8 @@ def diff(
     from maskmine.pipelines.reports.diff import compare_runs, render_diff, write_diff
 
     runs = read_folder(old), read_folder(new)
+    if to is not None:
+        tell_replaced(to)
     difference = compare_runs(*runs)
     if to is not None:
         write_diff(difference, *runs, to=to)
@@ -125,11 +133,12 @@ def evaluate_pairs(
 ) -> None:
     """Measure the pairs of a finished run against annotated objects, at every threshold."""
     from maskmine.pipelines.evaluate.pairs import evaluate_pairs
-    from maskmine.pipelines.evaluate.pairs_report import render_evaluation, write_evaluation
+    from maskmine.pipelines.evaluate.pairs_report import FIGURES_FILE, render_evaluation, write_evaluation
     from maskmine.pipelines.run_folder.claim import claim_folder
 
     run = read_folder(folder)
     claim_folder(to, run=run)
+    tell_replaced(to / FIGURES_FILE)
     evaluation = evaluate_pairs(run, truth=truth, seen=seen, synonyms=synonyms)
     files = write_evaluation(evaluation, to, run=run)
     if as_json:
@@ -157,11 +166,12 @@ def leakage(
 ) -> None:
     """Report what a run has in common with the benchmarks: nouns that name their classes, and their images."""
     from maskmine.pipelines.evaluate.leakage import find_leakage
-    from maskmine.pipelines.evaluate.leakage_report import render_leakage, write_leakage
+    from maskmine.pipelines.evaluate.leakage_report import FILES, render_leakage, write_leakage
     from maskmine.pipelines.run_folder.claim import claim_folder
 
     run = read_folder(folder)
     claim_folder(to, run=run)
+    tell_replaced(to / FILES[0])
     with counting("images") as tick:
         overlap = find_leakage(run, root=root, names=names or (), looks=look, most_bits=bits, tick=tick)
     files = write_leakage(overlap, to)

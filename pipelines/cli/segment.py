@@ -24,6 +24,7 @@ from maskmine.pipelines.cli.app import (
     print_line,
 )
 from maskmine.schemas.errors import Exit, InputError, ServerStoppedError
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import plain_status
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def segment(
         else:
             print_line(outcome.line)
     if failed:
-        err.print(f"{failed:,} of {len(paths):,} images could not be segmented")
+        err.print(f"{failed:,} of {counted(len(paths), 'image')} could not be segmented")
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
 
@@ -189,7 +190,7 @@ def _prepare_set(name: str, root: str | None, *, partial: bool, processes: int) 
         )
     for line in prepared.faults(_MOST_FAULTS):
         err.print(line)
-    print_line(f"{prepared.line()}; {prepared.written:,} maps written")
+    print_line(f"{prepared.line()}; {counted(prepared.written, 'map')} written")
     if any(image.reason != VOID for image in prepared.left_out):
         raise typer.Exit(Exit.TOO_MANY_REJECTED)
 
@@ -199,7 +200,7 @@ def _report_benchmark(asked: Benchmark, outcome: BenchmarkResult, *, to: str, by
     from maskmine.pipelines.segment.benchmark_report import lines_of_rejected, render_report, write_report
 
     if outcome.stale:
-        err.print(f"{outcome.stale} parts were of other settings or images, and were made again")
+        err.print(f"{counted(outcome.stale, 'part')} of other settings or images made again")
     files = write_report(asked, outcome)
     if as_json:
         print_json(asked.run.read_json(files[0]))

@@ -11,7 +11,7 @@ import typer
 
 from maskmine.pipelines.cli.app import app, err, out, print_line
 from maskmine.pipelines.cli.configurations import Configuration, settings_of
-from maskmine.pipelines.settings.source_kinds import SourceKind
+from maskmine.pipelines.settings.source_kinds import Models, SourceKind
 
 
 @app.command()
@@ -55,13 +55,18 @@ def init(
         str | None, typer.Option(metavar="DIR", help="Folder of the images, where it is not found.")
     ] = None,
     caption_col: Annotated[str | None, typer.Option(metavar="NAME", help="Column of captions.")] = None,
+    models: Annotated[
+        Models, typer.Option(help="The paper's, which are downloaded; or the demo world's, included, to try it out.")
+    ] = "paper",
     run: Annotated[str | None, typer.Option("--out", metavar="DIR", help="`out` of the run; else runs/NAME.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
 ) -> None:
     """Write a commented configuration for images and captions of your own, checked against the files."""
     from maskmine.pipelines.settings.starter import write_starter
 
-    starter = write_starter(source, kind=kind, to=to, images=images, caption_col=caption_col, out=run, force=force)
+    starter = write_starter(
+        source, kind=kind, to=to, images=images, caption_col=caption_col, models=models, out=run, force=force
+    )
     for note in starter.notes:
         err.print(note)
     name = shlex.quote(str(to))

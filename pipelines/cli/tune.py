@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from maskmine.pipelines.cli.app import ConfigArgument, SetOption, app, counting, err, out, print_json, print_line
+from maskmine.pipelines.cli.app import (
+    ConfigArgument,
+    SetOption,
+    app,
+    counting,
+    err,
+    out,
+    print_json,
+    print_line,
+    tell_replaced,
+)
 
 
 @app.command("tune")
@@ -48,6 +58,7 @@ def evaluate(
     from maskmine.tuning.evaluation.region_accuracy import RegionEvaluation
 
     settings = load_settings(RegionEvaluation, config, overrides=override or ())
+    tell_replaced(to / report.FIGURES_FILE)
     with counting("regions") as tick:
         results, image_counts = evaluate(settings, tick=tick)
     files = report.write_results(results, to, image_counts=image_counts)

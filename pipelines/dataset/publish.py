@@ -23,7 +23,7 @@ from maskmine.pipelines.dataset.calibrations import calibration_of
 from maskmine.pipelines.dataset.cards import filters_of, render_card
 from maskmine.pipelines.dataset.croissant import describe_run
 from maskmine.pipelines.planning.plan import PLAN_FILE, Plan
-from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, IDENTITY_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.identity import Identity
@@ -38,7 +38,6 @@ _ACCOUNT_KEYS = {
     *("part", "images", "with_pairs", "rejected", "rejections", "samples", "bytes", "sha256", "index_sha256"),
     "fingerprint",
 }
-IDENTITY_FILE = "identity.json"  # the settings of a run, with the content of what they name
 DERIVED_FILE = "derived_from.json"  # names the run whose regions were reused
 # Libraries whose version can change the bytes of a set.
 _LIBRARIES = (

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from maskmine.schemas.wording import counted
 from maskmine.tuning.tables import percent
 
 # Bytes of a file that an error shows as Python does, with the words that lead to them.
@@ -43,5 +44,5 @@ def _environment(package: str, is_markdown: bool) -> Environment:
         autoescape=not is_markdown,
         keep_trailing_newline=is_markdown,
     )
-    environment.filters.update(percent=percent, number=lambda count: f"{count:,}", said=said)
+    environment.filters.update(percent=percent, number=lambda count: f"{count:,}", said=said, counted=counted)
     return environment

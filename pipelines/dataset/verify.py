@@ -21,9 +21,9 @@ from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
-from maskmine.pipelines.dataset.publish import IDENTITY_FILE, RUN_SUMS_FILE, SUMS_FILE
+from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
-from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
+from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import Manifest, ShardEntry
 from maskmine.schemas.mask import Mask

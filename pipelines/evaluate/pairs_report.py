@@ -16,6 +16,7 @@ from maskmine.mining.storage.files import put_whole
 from maskmine.pipelines.evaluate.pairs import Evaluation
 from maskmine.pipelines.run_folder.claim import claim_folder, writing
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
 from maskmine.tuning.tables import number_table, percent
 from maskmine.tuning.ticks import percent_ticks
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FIGURES_FILE, CURVES_FILE = "evaluation.json", "precision-coverage.png"
 _NAMED_NOUNS = 5  # unlabelled nouns listed on the terminal; the JSON has more
 _DOTS_PER_INCH = 150  # sharp in a document
-_INK, _FAINT = "#282a30", "#7d8088"  # text, and axes that step back behind the curves
+_INK, _FAINT = "#282a30", "#62656e"  # text, and axes that step back behind the curves
 # Of Okabe and Ito's palette, as in the contact sheet.
 _COLOURS = dict(zip(SCORES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"), strict=False))
 _PANEL_INCHES, _HEIGHT_INCHES = 5.5, 4.8
@@ -165,22 +166,22 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
         named = ", ".join(f"{noun} ({pairs:,})" for noun, pairs in evaluation.unlabelled_nouns(_NAMED_NOUNS))
         more = len(metrics.unlabelled_nouns) - _NAMED_NOUNS
         rest = f" and {more:,} more" if more > 0 else ""
-        yield f"counted as wrong: {unlabelled:,} pairs of nouns that {name} does not know: {named}{rest}"
+        yield f"counted as wrong: {counted(unlabelled, 'pair')} of nouns that {name} does not know: {named}{rest}"
         yield (
             f"so the precision of all pairs is a lower bound, unless {name} annotates every object that captions name: "
             "the demo world's truth does, COCO's 80 categories do not"
         )
     if metrics.without_object:
-        yield f"{metrics.without_object:,} pairs of known nouns cannot be right: their image has no such object"
+        yield f"{counted(metrics.without_object, 'pair')} of known nouns cannot be right: the image has no such object"
     if crowd := metrics.outcomes["crowd"]:
-        yield f"not counted: {crowd:,} pairs in groups that were drawn as one, which cannot be decided"
+        yield f"not counted: {counted(crowd, 'pair')} in groups that were drawn as one, which cannot be decided"
     for fit, why in (("missing", "is not in"), ("other_size", "has another size in")):
         if count := images[fit]:  # type: ignore[index]
-            yield f"not counted: {count:,} of {images.total():,} images, as each {why} {name}"
+            yield f"not counted: {count:,} of {counted(images.total(), 'image')}, as each {why} {name}"
     if evaluation.uncovered_pairs:
-        yield f"not counted: {evaluation.uncovered_pairs:,} pairs of these images"
+        yield f"not counted: {counted(evaluation.uncovered_pairs, 'pair')} of these images"
     if evaluation.unreadable:
-        yield f"{evaluation.unreadable:,} objects have no mask that can be read in {name}"
+        yield f"no mask that can be read in {name}: {counted(evaluation.unreadable, 'object')}"
     for line in evaluation.annotations.left_out:
         yield f"not used of {name}: {line}"
     if evaluation.no_curves:

@@ -41,7 +41,7 @@ _LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffle
 def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
     """Read each source once, a table at a time; memory does not grow with the data set."""
     for number, source in enumerate(settings.sources):
-        for table in source.read(images_per_part=settings.shards.images_per_part, limits=settings.limits):
+        for table in source.read(images_per_part=settings.shards.images_in_part(None), limits=settings.limits):
             loaded.listed = loaded.listed or table["path"].null_count < len(table)
             if not loaded.urls and has_url(table["path"]):
                 refuse_urls(settings, source.location)

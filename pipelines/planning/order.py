@@ -61,7 +61,7 @@ def order_images(settings: Mining, scratch: str, *, limit: int | None) -> Ordere
             digest.update(lines)
     in_order = tuple(sizes[part] for part in sorted(sizes))
     if limit is not None:  # a sample has a few images of each given part, which would be as many parts
-        in_order = _evenly(sum(in_order), settings.shards.images_per_part)
+        in_order = _evenly(sum(in_order), settings.shards.images_in_part(images))
     return OrderedImages((given, rest), images, in_order, digest.hexdigest(), loaded.urls)
 
 

@@ -46,6 +46,7 @@ PLAN_VERSION = 2
 _PLANNED = ("images", "captions")
 _RUN_SUMS_FILE = "SHA256SUMS.run"  # vouches for the plan's cells, see `publish.py`
 _OF_A_RUN = frozenset({"identity.json", "manifest.json"})  # a folder with one of these is a run's without its plan
+_PER_PART = "shards.images_per_part"
 _TRIED_FILE = ".writable"  # written and deleted to see whether an object store can be written to
 _NEVER_STRANGE = frozenset({_TRIED_FILE, "lost+found"})
 
@@ -139,7 +140,7 @@ def check_folder(run: RunFolder, settings: Mining, *, limit: int | None = None) 
 
 def _source(settings: Mining, limit: int | None) -> dict[str, Any]:
     """The settings that decide which images there are and how they are cut; the hash of the images covers the rest."""
-    source = {"shards.images_per_part": settings.shards.images_per_part, "limit": limit}
+    source = {_PER_PART: settings.shards.images_per_part, "limit": limit}
     if isinstance(settings.captions, CocoCaptions):
         return {"captions.kind": settings.captions.kind, **source}
     return source
@@ -154,7 +155,7 @@ def _refuse_other_source(run: RunFolder, stored: Plan, source: dict[str, Any]) -
     differing = [
         f"{key}: {stored.source.get(key)} there, {value} here"
         for key, value in source.items()
-        if stored.source.get(key) != value
+        if value not in ("auto", stored.source.get(key))
     ]
     if differing:
         raise OtherPlanError(
@@ -189,6 +190,9 @@ def _refuse_unwritable_store(run: RunFolder) -> None:
 def _cut(
     run: RunFolder, settings: Mining, *, limit: int | None, source: dict[str, Any], inputs: Any, stored: Plan | None
 ) -> Plan:
+    if stored and settings.shards.images_per_part == "auto":  # a plan that had a number keeps it
+        shards = settings.shards.model_copy(update={"images_per_part": stored.source[_PER_PART]})
+        settings, source = settings.model_copy(update={"shards": shards}), stored.source
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
         ordered = order_images(settings, scratch, limit=limit)
         if stored and ordered.images_sha256 != stored.images_sha256:
@@ -202,7 +206,7 @@ def _cut(
         if stored:  # from here on until the new plan is written, the captions in the folder belong to no plan
             run.write_json(PLAN_FILE, value=asdict(replace(stored, inputs=None)))
         rest = ordered.images - sum(ordered.given)
-        parts = max(1, len(ordered.given) + -(-rest // settings.shards.images_per_part))
+        parts = max(1, len(ordered.given) + -(-rest // settings.shards.images_in_part(ordered.images)))
         plan = Plan(
             images=ordered.images,
             parts=parts,

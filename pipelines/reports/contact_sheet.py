@@ -26,7 +26,7 @@ TILE_PX, PHOTO_PX, PADDING_PX, _COLUMNS, _LINE_PX = 380, 285, 14, 4, 21
 _MAX_PIXELS = 200_000_000  # a few images are drawn, one at a time
 _MAX_CHARS = 400  # of a caption, about ten lines
 # Ground, captions, scores, and what lies between crops of an unreadable image.
-_PAGE, _INK, _FAINT, _UNKNOWN = (250, 249, 246), (40, 42, 48), (125, 128, 136), (226, 224, 219)
+_PAGE, _INK, _FAINT, _UNKNOWN = (250, 249, 246), (40, 42, 48), (98, 101, 110), (226, 224, 219)
 # Okabe and Ito's palette, for any colour vision; black is left out.
 _COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (150, 120, 20))
 

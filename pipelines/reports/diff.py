@@ -23,6 +23,7 @@ from maskmine.pipelines.reports.sample_cards import make_cards, read_samples
 from maskmine.pipelines.run_folder.claim import claim_folder, write_page
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.wording import counted
 from maskmine.tuning.tables import number_table
 
 _SCORES = ("similarity", "margin", "lift", "evidence", "confidence")  # that are compared in kept pairs
@@ -138,7 +139,7 @@ def render_diff(diff: Diff) -> RenderableType:
         if state == "gained" and diff.moved:
             pairs.add_row("  another mask for the same noun", f"{diff.moved:,}")
     lines = [
-        Text(f"{diff.images_gained:,} images have pairs now that had none, {diff.images_lost:,} have none any more"),
+        Text(f"{counted(diff.images_gained, 'image')} with pairs now, not before; {diff.images_lost:,} without now"),
         *_noun_line("new", diff.nouns_new, diff.new_nouns),
         *_noun_line("gone", diff.nouns_gone, diff.gone_nouns),
         *(Text(shift_words(shift, diff.kept)) for shift in diff.shifts),

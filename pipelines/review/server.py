@@ -15,6 +15,7 @@ from maskmine.pipelines.review.store import FOLDER, Store, StoredFile, check_rev
 from maskmine.pipelines.run_folder.folder import RunFolder, sweep
 from maskmine.pipelines.web.server import run_server
 from maskmine.schemas.rows import ImageRow
+from maskmine.schemas.wording import counted
 
 
 def review(
@@ -44,7 +45,7 @@ def review(
         store = Store(run, stored)
         queue = Queue(items, store)
         progress = queue.progress()
-        say(f"{progress.of:,} pairs, {progress.judged:,} of them judged; verdicts go to {run.path(FOLDER)}")
+        say(f"{counted(progress.of, 'pair')}, {progress.judged:,} of them judged; verdicts go to {run.path(FOLDER)}")
         opened = Review(finished.name, order, store, queue, Drawer(finished), name)
         return make_app(opened, hosts=hosts)
 
@@ -61,7 +62,7 @@ def _about_strangers(finished: FinishedRun, stored: list[StoredFile]) -> list[st
         column = finished.columns(part, ImageRow, ["image_id"])["image_id"]
         known.update(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
     return [
-        f"{finished.folder.path(FOLDER, name)}: {count:,} verdicts are of images that this run does not have, and "
-        "do not count here; is it another run's file?"
+        f"{finished.folder.path(FOLDER, name)}: {counted(count, 'verdict')} of images that this run does not have, and "
+        "which do not count here; is it another run's file?"
         for name, count in strangers(stored, images=known).items()
     ]

@@ -48,6 +48,7 @@ from maskmine.schemas.tables import (
 Row = TypeVar("Row")
 
 FINGERPRINT_FILE = "_fingerprint.json"
+IDENTITY_FILE = "identity.json"  # the settings of a run, with the content of what they name
 SUCCESS_FILE = "_SUCCESS"  # written last, so a set or an export with this file is complete
 VERDICTS_FOLDER = "verdicts"  # of reviewers, who come after the run
 _READ_AT_ONCE, _READ_AHEAD = 16, 256

@@ -12,7 +12,7 @@ from maskmine.tuning.segmentation.oracle import CaseScores
 from maskmine.tuning.tables import number_table, percent
 from maskmine.tuning.ticks import percent_ticks
 
-_INK, _FAINT = "#282a30", "#7d8088"
+_INK, _FAINT = "#282a30", "#62656e"
 _COLOURS = {  # the palette of Okabe and Ito, for any colour vision
     "CLIP on masked crops": "#0072b2",
     "CLIP on unmasked crops": "#56b4e9",

@@ -16,7 +16,8 @@ from maskmine.schemas.settings import Settings
 
 Location = tuple[int | str, ...]
 
-OVERRIDDEN = 0  # the line of a setting that was given by `--set`
+# In the place of the line of a setting: it was given by `--set`, or from Python.
+OVERRIDDEN, FROM_PYTHON = 0, -1
 
 # How pydantic names the members of a union of plain types in the location of a fault.
 _TYPE_LABEL = re.compile(
@@ -149,11 +150,18 @@ def _element(last: Any, inner: tuple[Any, ...]) -> Any:
     return inner[0] if last is Ellipsis else last
 
 
+def given_from_python(name: str) -> str:
+    """How a setting is called that a function was given."""
+    return name if name == "out" else f"settings['{name}']"
+
+
 def _where(path: tuple[str, ...], place: str, lines: Mapping[str, int]) -> str:
     name = ".".join(path)
     line = lines.get(name, lines.get(".".join(path[:-1])))
     if line == OVERRIDDEN:
         return f"--set {name}"
+    if line == FROM_PYTHON:
+        return given_from_python(name)
     where = f"{place}, line {line}" if line else place
     return f"{where}: {name}" if name else where
 

@@ -20,7 +20,7 @@ from maskmine.mining.shards import Shards
 from maskmine.mining.storage.bounded.limits import Limits
 from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml, read_list
 from maskmine.mining.vocabulary import Vocabulary
-from maskmine.pipelines.settings.faults import OVERRIDDEN, settings_error
+from maskmine.pipelines.settings.faults import FROM_PYTHON, OVERRIDDEN, given_from_python, settings_error
 from maskmine.pipelines.settings.licences import Licences
 from maskmine.pipelines.settings.presets import AnySettings, find_config, with_absolute_paths
 from maskmine.schemas.errors import InputError
@@ -77,14 +77,18 @@ class Mining(Settings):
         return self
 
 
-def load_mining(config: str | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Mining:
-    """Read a configuration file and apply `a.b=c` overrides (the value is YAML).
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changed settings: `a.b=c` as of `--set`, where the value is YAML; or from Python, plain values by their names."""
+
+
+def load_mining(config: str | Mapping[str, Any], *, overrides: Overrides = ()) -> Mining:
+    """Read a configuration file and apply overrides.
 
     `config` is a file, the name of a packaged preset, or a tree of plain values. Local paths become absolute, so that
     the run folder can be used from anywhere. Raises SettingsError, an InputError, with the place of each fault and what
     was expected there.
     """
-    tree, lines, package = _read_tree(config, overrides)
+    tree, lines, package = _read_tree(config, overrides, of=Mining)
     if isinstance(tree.get("pairs"), dict):
         tree["pairs"].setdefault("rule", "best_region_per_noun")
     if isinstance(tree.get("captions"), dict) and "annotations" in tree["captions"]:  # which no other kind has
@@ -93,10 +97,10 @@ def load_mining(config: str | Mapping[str, Any], *, overrides: Sequence[str] = (
 
 
 def load_settings(
-    of: type[AnySettings], config: str | Mapping[str, Any] | None, *, overrides: Sequence[str] = ()
+    of: type[AnySettings], config: str | Mapping[str, Any] | None, *, overrides: Overrides = ()
 ) -> AnySettings:
     """`load_mining` for settings of another kind, such as those of a tuning; without a file, their defaults."""
-    tree, lines, package = _read_tree(config, overrides)
+    tree, lines, package = _read_tree(config, overrides, of=of)
     return with_absolute_paths(_parse(of, tree, place=_place(config), lines=lines), package=package)
 
 
@@ -106,7 +110,7 @@ def _place(config: str | Mapping[str, Any] | None) -> str:
 
 def top_settings(config: str) -> frozenset[str]:
     """The names of the settings at the top of a configuration, of whatever command. Raises InputError."""
-    return frozenset(map(str, _read_tree(config, ())[0]))
+    return frozenset(map(str, _read_tree(config, (), of=None)[0]))
 
 
 def parse_mining(tree: Mapping[str, Any], *, place: str, lines: Mapping[str, int] | None = None) -> Mining:
@@ -152,21 +156,21 @@ def dump_yaml(settings: Settings) -> str:
 
 
 def _read_tree(
-    config: str | Mapping[str, Any] | None, overrides: Sequence[str]
+    config: str | Mapping[str, Any] | None, overrides: Overrides, *, of: type[Settings] | None
 ) -> tuple[dict[str, Any], dict[str, int], Path | None]:
     """The tree of plain values with the overrides, the line of each setting, and the package for a packaged preset."""
     package: Path | None = None
     tree: dict[str, Any] = {}
     lines: dict[str, int] = {}
     if isinstance(config, str):
-        file, package = find_config(config)
+        file, package = find_config(config, of)
         tree, lines = _read_yaml(file, config)
     elif config is not None:
         tree = copy.deepcopy(dict(config))
-    for override in overrides:
-        name = _apply(tree, override)
+    for name, value, given in _changes(overrides):
+        _apply(tree, name, value, given=given)
         lines = {inner: line for inner, line in lines.items() if not f"{inner}.".startswith(f"{name}.")}
-        lines[name] = OVERRIDDEN
+        lines[name] = FROM_PYTHON if isinstance(overrides, Mapping) else OVERRIDDEN
     return tree, lines, package
 
 
@@ -179,10 +183,22 @@ def _read_yaml(file: Path, config: str) -> tuple[dict[str, Any], dict[str, int]]
         what = "is a folder" if file.is_dir() else "cannot be read as a text file"
         raise InputError(f"{config}: {what}; {_EXPECTED}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{config}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{config}: {_yaml_fault(error)}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{config}: has no settings (`key: value`); {_EXPECTED}")
     return tree, lines
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong, in which line, and what to look for there."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"not valid YAML: {' '.join(str(error).split())}"
+    what = " ".join(str(part) for part in (error.context, error.problem) if part)  # type: ignore[attr-defined]
+    return (
+        f"not valid YAML, line {mark.line + 1}, column {mark.column + 1}: {what}; look there and in the line above for "
+        "spaces at the beginning (no tabs), a missing `: ` after a key, or a bracket or quote that is not closed"
+    )
 
 
 def _lines(node: Any, place: str = "") -> Iterator[tuple[str, int]]:
@@ -202,22 +218,34 @@ def _lines(node: Any, place: str = "") -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{place}.{number}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> str:
-    """Change a setting in the tree; returns its name."""
-    place, equals, text = override.partition("=")
-    if not equals or not all(place.split(".")):
-        raise InputError(f"--set {override}: expected key=value, such as --set pairs.min_similarity=0.2")
-    try:
-        _, value = parse_yaml(text, place=f"--set {place}", loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not valid YAML") from error
-    *parents, last = place.split(".")
-    for name in parents:
-        inner = tree.get(name)
+def _changes(overrides: Overrides) -> Iterator[tuple[str, Any, str]]:
+    """The name of each changed setting, its value, and how it was given."""
+    if isinstance(overrides, Mapping):
+        for name, value in overrides.items():
+            given = given_from_python(name)
+            if not all(name.split(".")):
+                raise InputError(f"{given}: expected the name of a setting, such as pairs.min_similarity")
+            yield name, value, given
+        return
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not all(name.split(".")):
+            raise InputError(f"--set {override}: expected key=value, such as --set pairs.min_similarity=0.2")
+        try:
+            _, value = parse_yaml(text, place=f"--set {name}", loader=_Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override}: the value is not valid YAML; use quotes around a text") from error
+        yield name, value, f"--set {override}"
+
+
+def _apply(tree: dict[str, Any], name: str, value: Any, *, given: str) -> None:
+    """Change a setting in the tree."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        inner = tree.get(parent)
         if inner is None:  # absent, or switched off by null
-            inner = tree[name] = {}
+            inner = tree[parent] = {}
         if not isinstance(inner, dict):
-            raise InputError(f"--set {override}: `{name}` is a value, and has no settings of its own")
+            raise InputError(f"{given}: `{parent}` is a value, and has no settings of its own")
         tree = inner
     tree[last] = value
-    return place

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+import yaml
+
 import maskmine
 from maskmine.mining.storage.stores import plain_path, scheme_of
 from maskmine.schemas.errors import InputError
@@ -22,24 +24,29 @@ _PRESETS = PACKAGE / "configs"
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def find_config(config: str) -> tuple[Path, Path | None]:
+def find_config(config: str, of: type[Settings] | None = None) -> tuple[Path, Path | None]:
     """The file of a configuration, and the folder beside the working one that its relative paths may start from.
 
     A name without a folder, or in `configs/`, that is not a file here is that of a packaged preset: `coco`,
-    `coco.yaml`, `configs/coco.yaml`. Raises InputError when there is neither.
+    `coco.yaml`, `configs/coco.yaml`. Raises InputError when there is neither, with the presets for settings of that
+    kind.
     """
     if os.path.exists(config) and not (os.path.isdir(config) and _packaged(config)):
         return Path(config), None
     if preset := _packaged(config):
         return preset, PACKAGE
     raise InputError(
-        f"{config}: no such file; give the path of a configuration, or the name of a preset: {', '.join(presets())}"
+        f"{config}: no such file; give the path of a configuration, or the name of a preset: {', '.join(presets(of))}"
     )
 
 
-def presets() -> Sequence[str]:
-    """The names of the packaged presets."""
-    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+def presets(of: type[Settings] | None = None) -> Sequence[str]:
+    """The names of the packaged presets; with `of` those that have settings of this kind."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml") if of is None or _is_for(path, of))
+
+
+def _is_for(preset: Path, of: type[Settings]) -> bool:
+    return bool(yaml.safe_load(preset.read_bytes()).keys() <= of.model_fields.keys())
 
 
 def _packaged(config: str) -> Path | None:

@@ -16,6 +16,8 @@ from maskmine.mining.storage.stores import plain_path, scheme_of
 from maskmine.schemas.errors import InputError
 
 SourceKind = Literal["coco", "folder", "img2dataset", "parquet", "jsonl", "csv", "tsv", "hugging_face"]
+Models = Literal["paper", "demo"]
+"""The models of a new configuration: the paper's, or the demo world's."""
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "coco": (".json",),

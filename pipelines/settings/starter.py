@@ -17,22 +17,33 @@ from maskmine.mining.storage.locations import parse_location
 from maskmine.pipelines.settings.help import json_schema, section_help
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.pipelines.settings.presets import PACKAGE, with_absolute_paths
-from maskmine.pipelines.settings.source_kinds import SourceKind, captions_section
+from maskmine.pipelines.settings.source_kinds import Models, SourceKind, captions_section
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 
-# The models of configs/coco.yaml, which are those of the paper.
-_MODELS: dict[str, Any] = {
-    "proposals": {"kind": "maskformer", "checkpoint": "facebook/maskformer-swin-base-coco"},
-    "clip": {"model": "ViT-L-14", "pretrained": "openai"},
+# The models of configs/coco.yaml, which are the paper's; or those of configs/demo-models.yaml, which are included.
+_DEMO, _DEMO_LICENCE = PACKAGE / "scripts" / "models", "CC-BY-SA-4.0"
+_REGIONS: dict[Models, dict[str, Any]] = {
+    "paper": {
+        "proposals": {"kind": "maskformer", "checkpoint": "facebook/maskformer-swin-base-coco"},
+        "clip": {"model": "ViT-L-14", "pretrained": "openai"},
+    },
+    "demo": {
+        "proposals": {"kind": "maskformer", "checkpoint": str(_DEMO / "maskformer"), "licence": _DEMO_LICENCE},
+        "clip": {"model": str(_DEMO / "clip"), "licence": _DEMO_LICENCE},
+    },
 }
 # Captions of the web name much that cannot be seen.
 _WEB, _WEB_NOUNS = ("img2dataset",), {"skip_words": "not_visual"}
 _LOOKED_AT = 20  # images that are looked for before their folder is taken for the wrong one
-_IMAGES_PER_PART, _PARTS, _FEWEST_IMAGES = 1000, 16, 20  # of large sets; of small ones; in a part
+_COUNTED = 16_000  # images that are counted at most
 _WIDTH = 110  # columns of a comment
 _FETCH_NOTE = "the images are at URLs, which are read only with `maskmine mine --fetch allow`"
 _CAPTIONS_NOTE = "{:.1f} captions an image, of which the first is read; `captions.per_image: all` reads every one"
+_DEMO_NOTE = (
+    "the demo world's models know drawn objects only: a try of all commands without a download, whose pairs on "
+    "photographs are of no use; `--models paper` for a set to keep"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,7 @@ def write_starter(
     to: Path,
     images: str | None,
     caption_col: str | None,
+    models: Models = "paper",
     out: str | None,
     force: bool,
 ) -> Starter:
@@ -57,30 +69,29 @@ def write_starter(
 
     The source is opened, and its first entries are read, so that what is written can be mined.
     """
+    captions = captions_section(source, kind=kind, images=images, caption_col=caption_col)
     if to.exists() and not force:
         raise InputError(f"{to}: exists; give --force to write over it, or another --to")
-    captions = captions_section(source, kind=kind, images=images, caption_col=caption_col)
     files = source_root(source) if "*" in source else source
     name = Path(files).name.partition(".")[0] or "mined"
     tree: dict[str, Any] = {
         "captions": captions,
         "nouns": {"model": "en_core_web_sm", **(_WEB_NOUNS if captions["kind"] in _WEB else {})},
-        "regions": _MODELS,
+        "regions": _REGIONS[models],
         "vocabulary": {"templates": "vild"},
         "pairs": {"rule": "best_region_per_noun"},
-        "shards": {"images_per_part": _IMAGES_PER_PART},
+        "shards": {"images_per_part": "auto"},
         "out": out or f"runs/{name}",
     }
     settings = with_absolute_paths(parse_mining(tree, place=str(to)))
     _check_source(settings)
     images_found, captions_found = _count(settings)
-    # So many that a small set has parts for several workers, and a killed run loses little.
-    tree["shards"]["images_per_part"] = min(_IMAGES_PER_PART, max(_FEWEST_IMAGES, -(-images_found // _PARTS)))
     try:
         put_whole(to, _render(tree).encode())
     except OSError as error:
         raise InputError(f"{to}: cannot be written ({error.strerror}); give another --to") from error
     notes = [_FETCH_NOTE] if "url_col" in captions else []
+    notes += [_DEMO_NOTE] if models == "demo" else []
     if settings.sources[0].per_image == 1 and captions_found > images_found:
         notes.append(_CAPTIONS_NOTE.format(captions_found / images_found))
     return Starter(captions["kind"], tuple(notes))
@@ -90,7 +101,7 @@ def _check_source(settings: Mining) -> None:
     """Read the beginning of the source. Raises InputError when it cannot be mined as it is."""
     source = settings.sources[0]
     source.check()
-    table = next(iter(source.read(images_per_part=settings.shards.images_per_part)), None)
+    table = next(iter(source.read(images_per_part=settings.shards.images_in_part(None))), None)
     paths = table["path"].to_pylist()[:_LOOKED_AT] if table is not None else []
     if getattr(source, "path_col", None) and not any(path and os.path.exists(path) for path in paths):
         first = parse_location(paths[0])
@@ -112,10 +123,10 @@ def _count(settings: Mining) -> tuple[int, int]:
     """How many images the source has, and captions of them; of a large source, its first ones."""
     image_ids: set[str] = set()
     captions = 0
-    for table in settings.sources[0].read(images_per_part=_IMAGES_PER_PART):
+    for table in settings.sources[0].read(images_per_part=settings.shards.images_in_part(None)):
         image_ids.update(table["image_id"].to_pylist())
         captions += len(table) - table["caption"].null_count
-        if len(image_ids) >= _PARTS * _IMAGES_PER_PART:
+        if len(image_ids) >= _COUNTED:
             break
     return len(image_ids), captions
 

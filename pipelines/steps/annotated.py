@@ -9,6 +9,7 @@ from maskmine.mining.storage.locations import file_name_of
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import ImageRow
+from maskmine.schemas.wording import counted
 
 _TELLING = 5  # images of which one at least is annotated where the file is the right one
 
@@ -43,4 +44,4 @@ def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, wh
             "file name; give the annotations of these images"
         )
     if by_name:
-        yield f"{where}: {by_name:,} of {count:,} images have other ids there, and are found by file names"
+        yield f"{where}: {by_name:,} of {counted(count, 'image')} found by file names, as the ids there are others"

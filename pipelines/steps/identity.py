@@ -16,6 +16,7 @@ from maskmine.mining.evaluation.verdicts import PairId, Verdicts, read_verdicts
 from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import THRESHOLDS
+from maskmine.mining.shards import MOST_IN_PART
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
 from maskmine.pipelines.settings.mining import Mining
@@ -105,6 +106,8 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         name = posixpath.basename(settings.shards.verdicts.rstrip("/"))
         values["shards"]["verdicts"] = {"name": name, "wrong": len(verdicts.wrong), "wrong_sha256": verdicts.digest}
     shards = {name: value for name, value in values["shards"].items() if name != "verdicts"}
+    if shards["images_per_part"] == "auto":  # the parts count by the plan; so runs of the earlier default stay current
+        shards["images_per_part"] = MOST_IN_PART
     decided = [verdicts.digest] if verdicts.wrong else []
     by_step: dict[str, Sequence[Any]] = {
         "nouns": (deciding(values["nouns"]),),

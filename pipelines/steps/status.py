@@ -10,9 +10,10 @@ from typing import Any
 
 from maskmine.pipelines.planning.plan import require_plan
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.schemas.rows import NOTHING_FOUND, RejectedImage
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
 
 
@@ -44,8 +45,11 @@ def run_status(run: RunFolder) -> RunStatus:
     """The grid of a run folder, current or not: cells made from older settings count until `mine` replaces them."""
     plan = require_plan(run)
     cells = run_cells(run)
-    levels = [cells.levels] if cells.levels.exists(0) else []  # runs without CLIP have none
-    shown: list[Cells[Any]] = [cells.nouns, cells.vocabulary, cells.regions, *levels, cells.pairs, cells.shards]
+    pairs = (run.read_json(IDENTITY_FILE) or {}).get("pairs", {})
+    levels = [cells.levels] if pairs.get("rule", "labels") != "labels" or cells.levels.exists(0) else []
+    selection = [cells.selection] if pairs.get("max_per_noun") is not None else []
+    before: list[Cells[Any]] = [cells.nouns, cells.vocabulary, cells.regions, *levels]
+    shown = [*before, cells.pairs, *selection, cells.shards]
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
         steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts), shown))
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)
@@ -68,7 +72,7 @@ def masks_left_out(run: RunFolder, *, most: int) -> Iterator[str]:
             if len(first) < most:
                 first.append(f"  {image_id}: {detail}")
     if count:
-        yield f"{count:,} annotated masks cannot be read, and the others of their images are used:"
+        yield f"{counted(count, 'annotated mask')} cannot be read, unlike others of the same images:"
         yield from first
 
 
@@ -84,7 +88,8 @@ def render_status(status: RunStatus) -> TextTable:
 
 
 def render_rejected(images: Iterable[RejectedImage], *, examples: int) -> TextTable:
-    """A line for each step and reason, the most frequent first: the limit that counts it, and its first images."""
+    """A line for each step and reason, the most frequent first: the limit that it counts towards, and its first
+    images."""
     counts: Counter[tuple[str, str]] = Counter()
     shown: dict[tuple[str, str], list[str]] = {}
     for image in images:
@@ -93,7 +98,7 @@ def render_rejected(images: Iterable[RejectedImage], *, examples: int) -> TextTa
         if counts[key] <= examples:
             shown.setdefault(key, []).append(f"{image.image_id}: {image.detail}" if image.detail else image.image_id)
     table = TextTable(box=None, pad_edge=False)
-    for name in ("step", "reason", "limited by", "images", "examples"):
+    for name in ("step", "reason", "counts towards", "images", "examples"):
         table.add_column(name, justify="right" if name == "images" else "left", overflow="fold")
     for key, count in counts.most_common():
         limit = "max_empty" if key[1] in NOTHING_FOUND else "max_rejected"

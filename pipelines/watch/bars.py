@@ -14,6 +14,7 @@ from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.steps.jobs import PartReport
 from maskmine.pipelines.watch.progress import RunProgress, StepFigures
 from maskmine.schemas.sample import part_name
+from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable, rate
 
 ONE_LINE_FROM_COLUMNS = 140
@@ -79,18 +80,22 @@ def render_bars(steps: Sequence[StepFigures], *, columns: int) -> RenderableType
 
 
 def part_line(report: PartReport, step: StepFigures) -> str:
-    """`regions 00017: 1,000 → 9,812 regions, 31.4 s, 32/s; all workers: 241/s, 18 of 119 parts, 0:07:00 left`."""
+    """`regions 00017: 1,000 → 9,812 regions, 31.4 s, 32/s; all workers: 241/s, 18 of 119 parts, 0:07:00 left`.
+
+    A step that runs once has nouns in the place of images: `vocabulary: 1,539 nouns, 31.4 s, 49/s`.
+    """
     made = f"{report.made:,} {step.label}"
     rejected = f", {report.rejected:,} rejected" if report.rejected else ""
     gpu = f", GPU {report.gpu_percent:.0f}%" if report.gpu_percent is not None else ""
     per_s = report.images / report.seconds if report.seconds else 0
+    if step.once:
+        return f"{report.step}: {counted(report.images, 'noun')}, {report.seconds:.1f} s, {rate(per_s)}/s{gpu}"
     name = f"{report.step} {part_name(report.part)}"
     line = f"{name}: {report.images:,} → {made}{rejected}, {report.seconds:.1f} s, {rate(per_s)}/s"
-    if step.once:
-        return line + gpu
     together = [f"{rate(step.images_per_s)}/s"] if step.images_per_s else []
     left = [_time(step)] if step.left_s else []
-    return f"{line}{gpu}; all workers: {', '.join([*together, f'{step.parts_done:,} of {step.parts:,} parts', *left])}"
+    parts = f"{step.parts_done:,} of {counted(step.parts, 'part')}"
+    return f"{line}{gpu}; all workers: {', '.join([*together, parts, *left])}"
 
 
 def print_summary(console: Console, progress: RunProgress) -> None:
@@ -110,9 +115,9 @@ def left_line(step: StepFigures) -> str:
     """`left of regions: 62 of 119 parts, 61,287 of 118,287 images`."""
     images = ""
     if step.images is not None:
-        of = _COUNTED_ONCE if step.once else "images"
-        images = f", {step.images - step.images_done:,} of {step.images:,} {of}"
-    return f"left of {step.step}: {step.parts - step.parts_done:,} of {step.parts:,} parts{images}"
+        of = "noun" if step.once else "image"
+        images = f", {step.images - step.images_done:,} of {counted(step.images, of)}"
+    return f"left of {step.step}: {step.parts - step.parts_done:,} of {counted(step.parts, 'part')}{images}"
 
 
 def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: float) -> RenderableType:
@@ -133,15 +138,16 @@ def render_summary(steps: Sequence[StepFigures], *, elapsed_s: float, busy_s: fl
 
 
 def _summary_row(step: StepFigures, elapsed_s: float) -> list[str]:
+    unit = f" {_COUNTED_ONCE}" if step.once else ""
     return [
         step.step,
         f"{step.parts_made:,}",
-        f"{step.images_made:,}",
+        f"{step.images_made:,}{unit}",
         f"{step.rejected:,}",
         f"{step.made:,}",
         _clock(step.busy_s),
         _clock(step.worker_s),
-        rate(step.images_made / step.busy_s) if step.busy_s else "",
+        f"{rate(step.images_made / step.busy_s)}{unit and f'{unit}/s'}" if step.busy_s else "",
         f"{step.busy_s / elapsed_s:.0%}" if elapsed_s else "",
     ]
 

@@ -19,6 +19,7 @@ from maskmine.pipelines.watch.metrics import Metrics
 from maskmine.pipelines.watch.progress import RunProgress
 from maskmine.pipelines.watch.stall import Watchdog
 from maskmine.schemas.errors import Exit, exit_of
+from maskmine.schemas.wording import counted
 
 Detail = Literal["quiet", "normal", "verbose"]
 """How much a person sees of a run."""
@@ -68,7 +69,9 @@ class PlanLine(RunObserver):
         self._run = run
 
     def on_plan(self, plan: Plan) -> None:
-        self._console.print(f"{plan.images:,} images in {plan.parts:,} parts → {self._run}", markup=False, emoji=False)
+        self._console.print(
+            f"{counted(plan.images, 'image')} in {counted(plan.parts, 'part')} → {self._run}", markup=False, emoji=False
+        )
 
 
 class NoteLines(RunObserver):

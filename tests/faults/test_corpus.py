@@ -144,8 +144,8 @@ def leftovers(outcome: Outcome) -> None:
 def brackets(outcome: Outcome) -> None:
     for shown in ("photo[final]", "[object Object]"):
         assert shown in outcome.after("errors")
-    assert "runs/coco [v1]: 1 samples verified" in outcome.after("verify")
-    assert "e [x]: train 1 pairs" in outcome.after("export")
+    assert "runs/coco [v1]: 1 sample verified" in outcome.after("verify")
+    assert "e [x]: train 1 pair," in outcome.after("export")
 
 
 def lines_that_help(outcome: Outcome) -> None:

@@ -40,9 +40,7 @@ def test_other_ids_are_found_by_file_names_and_give_the_same_pairs(world: Path, 
     other = with_other_ids(world, tmp_path / "instances.json")
     run, notes = mine(world, tmp_path / "run", other)
     assert {(row.image_id, row.noun, row.label) for row in samples(run)} == toy.PAIRS
-    assert notes == (
-        f"proposals.annotations: {other}: 8 of 8 images have other ids there, and are found by file names",
-    )
+    assert notes == (f"proposals.annotations: {other}: 8 of 8 images found by file names, as the ids there are others",)
     evaluation = evaluate_pairs(run, truth=str(other))
     assert (evaluation.images, evaluation.metrics.precision.value) == ({"covered": 8}, 1.0)
 

@@ -56,8 +56,13 @@ def test_a_pair_has_its_crop_its_mask_and_its_record(toy_config: Path, tmp_path:
 def test_faults_are_those_of_the_command_line(toy_config: Path, tmp_path: Path) -> None:
     with pytest.raises(maskmine.InputError, match="settings: pairs: rule `none` is unknown"):
         maskmine.mine({"captions": {"kind": "coco"}, "pairs": {"rule": "none"}})
-    with pytest.raises(maskmine.InputError, match=r"pairs\.min_lifts"):
-        maskmine.mine(toy_config, settings={"pairs.min_lifts": 1}, out=tmp_path / "run")
+    for name, said in (
+        ("pairs.min_lifts", r"^settings\['pairs\.min_lifts'\]: unknown setting"),
+        ("out.deep", r"^settings\['out\.deep'\]: `out` is a value"),
+        ("pairs.", r"^settings\['pairs\.'\]: expected the name of a setting"),
+    ):
+        with pytest.raises(maskmine.InputError, match=said):
+            maskmine.mine(toy_config, settings={name: 1}, out=tmp_path / "run")
     with pytest.raises(InputError, match="--engine dask: unknown"):
         maskmine.mine(toy_config, out=tmp_path / "run", engine="dask")
     with pytest.raises(InputError, match="limit: at least 1 image, not 0"):

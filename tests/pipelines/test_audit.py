@@ -151,11 +151,11 @@ def test_what_is_left_out_is_told(run: Audited, tmp_path: Path) -> None:
     assert audit.every.judged == 199
     assert audit.words["cannot_say"] == 1
     assert audit.notes == (
-        "of 300 pairs of the sample 100 are still to be judged, the last ones",
-        "4 verdicts are on other pairs than these random ones: they help to fit, and no more",
-        "left out: 1 pairs of which reviewers cannot say",
+        "still to be judged: 100 of 300 pairs drawn, the last ones",
+        "4 verdicts on other pairs than these random ones: a help to fit, no more",
+        "left out: 1 pair of which reviewers cannot say",
         "left out: 2 verdicts on pairs that this run does not have",
-        "verdicts contradict each other on 1 pairs, on 1 of them between reviewers; the last one counts",
+        "verdicts contradict each other on 1 pair, on 1 of them between reviewers; the last one counts",
     )
     assert audit.fitted is not None
     assert audit.fitted.calibration.reviewers == ("ann", "ben")
@@ -172,8 +172,8 @@ def test_pairs_that_were_not_judged_in_the_order_of_the_sample_do_not_tilt_its_f
     assert (audit.sample, audit.every.judged) == (100, 97)
     assert audit.every.low <= run.precision <= audit.every.high
     assert audit.notes[1:] == (
-        "left out: 3 of the first 100 pairs, which have no verdict yet",
-        f"{len(wrong)} verdicts are on other pairs than these random ones: they help to fit, and no more",
+        "left out: 3 of the first 100 pairs, without a verdict yet",
+        f"{len(wrong)} verdicts on other pairs than these random ones: a help to fit, no more",
     )
 
 
@@ -390,7 +390,7 @@ def test_a_sample_can_be_judged_in_a_spreadsheet(
     assert run_app(["audit", *words]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["precision"]["every_pair"]["judged"] == 50
-    assert found["notes"] == ["of 60 pairs of the sample 10 are still to be judged, the last ones"]
+    assert found["notes"] == ["still to be judged: 10 of 60 pairs drawn, the last ones"]
     assert found["calibration"]["judged_by"] == "verdicts"
 
 

@@ -237,10 +237,13 @@ def test_show_without_the_photographs_draws_their_crops_where_they_were_cut(
             return [sheet.convert("L").getpixel(place) for place in places]
 
     bar, background = pixels_of_the_bar_and_far_from_it()
-    assert "not at hand" not in capsys.readouterr().out
+    assert "cannot be read" not in capsys.readouterr().out
     shutil.rmtree(moved / "images")
+    capsys.readouterr()
     same_bar, nothing_known = pixels_of_the_bar_and_far_from_it()
-    assert "2 photographs are not at hand, and their crops are drawn" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "of 2 photographs that cannot be read the crops are drawn" in told.out
+    assert told.err == f"{tmp_path / 'sheet.png'}: there already, and replaced in the end; another --to keeps it\n"
     assert abs(same_bar - bar) < 5
     assert background == 128
     assert nothing_known > 200

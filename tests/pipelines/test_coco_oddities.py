@@ -77,7 +77,7 @@ def test_a_world_of_other_types_and_broken_entries_gives_the_same_pairs(
     ]
     assert run_app(["errors", run.root]) == 0
     said = capsys.readouterr().out
-    assert "1 annotated masks cannot be read, and the others of their images are used:\n  11: entry " in said
+    assert "1 annotated mask cannot be read, unlike others of the same images:\n  11: entry " in said
 
 
 @pytest.mark.parametrize("name", ["sub\\11.png", ".\\sub\\11.png", "sub/11.png"])

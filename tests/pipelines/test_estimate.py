@@ -6,6 +6,8 @@ import io
 import os
 import shutil
 import tempfile
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,23 @@ def test_nothing_is_left_behind_and_out_is_not_touched(world: Path, scratch: Pat
 def test_a_fault_is_that_of_the_run_and_leaves_nothing_behind(world: Path, scratch: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         estimate(load(world, f"captions.annotations={world / 'none.json'}"), limit=None)
+    assert os.listdir(scratch) == []
+
+
+def test_without_a_network_the_hub_is_asked_once_before_anything_is_done(
+    world: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def urlopen(request: urllib.request.Request, *, timeout: float) -> None:
+        asked.append(request.full_url)
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    clip = "regions.clip={model: 'hf-hub:nobody/nothing'}"
+    with pytest.raises(InputError, match=r"nothing` is not on this machine, and \S+ cannot be reached \(no route"):
+        estimate(load(world, clip), limit=None, sample=2)
+    assert len(asked) == 1
     assert os.listdir(scratch) == []
 
 

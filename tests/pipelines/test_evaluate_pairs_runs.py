@@ -240,9 +240,11 @@ def test_the_command_prints_the_table_writes_the_files_and_leaves_the_run_alone(
     before = hashes(run.root)
     command = ["evaluate-pairs", run.root, "--truth", truth, "--to"]
     assert run_app([*command, str(tmp_path / "first")]) == 0
-    printed = capsys.readouterr().out
+    told = capsys.readouterr()
+    printed = told.out
     assert "precision" in printed
     assert "7 of 7" in printed
+    assert not told.err
     assert "pairs.min_similarity: 0.1300" in printed
     assert run_app([*command, str(tmp_path / "second"), "--json"]) == 0
     as_json = json.loads(capsys.readouterr().out)
@@ -253,6 +255,9 @@ def test_the_command_prints_the_table_writes_the_files_and_leaves_the_run_alone(
     assert hashes(run.root) == before
     with Image.open(tmp_path / "first" / "precision-coverage.png") as picture:
         assert picture.format == "PNG"
+    capsys.readouterr()
+    assert run_app([*command, str(tmp_path / "first")]) == 0
+    assert f"{tmp_path / 'first' / 'evaluation.json'}: there already, and replaced" in capsys.readouterr().err
 
 
 def test_the_notes_name_what_was_left_out(
@@ -268,7 +273,7 @@ def test_the_notes_name_what_was_left_out(
     assert "1 of 8 images" in printed
     assert "square (1)" in printed
     assert "no curves" in printed
-    assert "counted as wrong: 1 pairs of nouns that truth.json does not know" in printed
+    assert "counted as wrong: 1 pair of nouns that truth.json does not know" in printed
     assert (
         "precision of all pairs is a lower bound, unless truth.json annotates every object that captions name"
         in printed

@@ -161,5 +161,5 @@ def test_a_hub_that_is_slow_is_waited_for_and_one_that_is_down_is_one_line(hub: 
     hub.repositories[MASKFORMER].wait_s = 0.1
     MaskFormer(kind="maskformer", checkpoint=MASKFORMER).fetch()
     hub.repositories[CLIP].refuse = (503, "")
-    with pytest.raises(InputError, match="could not be fetched .*; check the name and the network, or set"):
+    with pytest.raises(InputError, match=r"could not be fetched .*; check the name and the network, or set"):
         Clip(model=f"hf-hub:{CLIP}").fetch()

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from maskmine.mining.shards import Shards
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import find_exceeded, mine
+from maskmine.pipelines.planning.plan import make_plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import Mining, load_mining, parse_mining
 from maskmine.pipelines.steps.status import ranges, rejected_images, run_status
@@ -326,6 +328,28 @@ def test_status_counts_cells_and_names_the_missing(run_again: Path) -> None:
         ("pairs", 3, 3, ()),
         ("shards", 2, 3, (2,)),
     }
+
+
+def test_status_has_a_row_for_what_a_run_of_clip_has_not_made_yet(run_again: Path) -> None:
+    run = RunFolder(str(run_again.parent / "run"))
+    identity = run.read_json("identity.json")
+    identity["pairs"] |= {"rule": "best_region_per_noun", "max_per_noun": 5}
+    run.write_json("identity.json", value=identity)
+    missing = {step.step: step.missing for step in run_status(run).steps}
+    assert list(missing) == ["nouns", "vocabulary", "regions", "levels", "pairs", "selection", "shards"]
+    assert (missing["levels"], missing["selection"], missing["pairs"]) == ((0,), (0,), ())
+
+
+def test_parts_follow_from_the_number_of_images_where_the_settings_leave_them_open(world: Path, tmp_path: Path) -> None:
+    sizes = {images: Shards().images_in_part(images) for images in (8, 300, 1_000, 20_000)}
+    assert sizes == {8: 20, 300: 20, 1_000: 63, 20_000: 1_000}
+    config, run = str(toy.write_config(world, out=tmp_path / "run")), RunFolder(str(tmp_path / "run"))
+    auto = load_mining(config, overrides=["shards.images_per_part=auto"])
+    assert make_plan(run, load_mining(config)).parts == 3
+    assert make_plan(run, auto).parts == 3, "a plan that is there keeps its number"
+    every = load_mining(config, overrides=["shards.images_per_part=auto", "captions.per_image=1"])
+    assert make_plan(run, every).parts == 3, "also where new captions are planned"
+    assert make_plan(RunFolder(str(tmp_path / "new")), auto).parts == 1
 
 
 def test_part_numbers_are_shown_as_ranges() -> None:

@@ -245,10 +245,7 @@ def test_a_line_tells_of_its_part_and_of_all_workers() -> None:
     assert line == (
         "regions 00017: 100 → 300 regions, 20.0 s, 5/s, GPU 81%; all workers: 31/s, 57 of 119 parts, 0:32:44 left"
     )
-    assert (
-        part_line(report(0, 2.0, step="vocabulary", rejected=0), ONCE)
-        == "vocabulary 00000: 100 → 300 nouns, 2.0 s, 50/s"
-    )
+    assert part_line(report(0, 2.0, step="vocabulary", rejected=0), ONCE) == "vocabulary: 100 nouns, 2.0 s, 50/s"
     assert ", 1 rejected," in part_line(report(17, 20.0), FULL)
 
 
@@ -268,6 +265,7 @@ def test_lines_have_the_rate_of_all_workers() -> None:
 def test_the_summary_counts_parts_images_and_shares_of_the_time() -> None:
     console = Console(file=io.StringIO(), width=120, record=True)
     console.print(render_summary([FULL, ONCE], elapsed_s=2880.0, busy_s=1440.0))
+    assert f"{ONCE.images_made:,} nouns " in console.export_text(clear=False), "not images"
     rows = {line.split()[0]: line.split()[1:] for line in console.export_text().splitlines()}
     assert rows["regions"] == ["45", "45,000", "1,204", "440,487", "0:24:00", "3:10:00", "31", "50%", "97%"]
     assert rows["all"] == ["else", "0:24:00", "50%"]

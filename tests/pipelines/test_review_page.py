@@ -234,4 +234,4 @@ def test_a_file_of_another_run_is_told_and_does_not_count(run: Path, capsys: pyt
     (name,) = [file.name for file in (run / FOLDER).iterdir()]
     assert run_app(["review", str(run), "--port", "70000"]) == Exit.BAD_INPUT  # so that nothing is served
     told = " ".join(capsys.readouterr().err.split())
-    assert f"{FOLDER}/{name}: 1 verdicts are of images that this run does not have" in told
+    assert f"{FOLDER}/{name}: 1 verdict of images that this run does not have" in told

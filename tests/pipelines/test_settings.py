@@ -84,7 +84,8 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
             "line 8: nouns.skip_words.0: a text is expected, and YAML reads no",
         ),
         ("- a\n", "has no settings"),
-        ("a: [\n", "not valid YAML"),
+        ("a: [\n", "not valid YAML, line 2, column 1: while parsing a flow node"),
+        ("a: b\n\tc: d\n", "look there and in the line above for spaces at the beginning (no tabs)"),
         (GOOD + "shards:\n  quality: 80\n  quality: 90\n", "line 10: `quality` is set in line 9 too; remove one"),
         ("a: &a [*a]\n", "an alias that holds itself"),
         ("captions: [[1]]\n", "line 1: captions.0: a section, with settings as `key: value` below it, not [1]; /"),
@@ -213,8 +214,11 @@ def test_a_bare_name_is_a_path_where_something_of_that_name_lies_here(
 
 
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"no such file; .*preset: coco, .*, paper$") as caught:
         load_mining(str(tmp_path / "none.yaml"))
+    assert "tune" not in str(caught.value)
+    with pytest.raises(InputError, match=r"preset: train-proposals-r101c, train-proposals-swin-b$"):
+        load_settings(ProposalTraining, str(tmp_path / "none.yaml"))
     (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="cannot be read as a text file"):
         load_mining(str(tmp_path / "picture.yaml"))

@@ -263,6 +263,7 @@ def test_init_of_tars_finds_the_captions_beside_the_images(tmp_path: Path, monke
         (["--from", "notes.txt"], "give one of coco, folder"),
         (["magic", "--from", "world"], "magic"),
         (["coco", "--from", "world", "--to", "there.yaml"], "there.yaml: exists; give --force to write over it"),
+        (["--from", "nothere.csv", "--to", "there.yaml"], "nothere.csv: no such file or folder"),
     ],
 )
 def test_init_refuses_what_it_cannot_use_in_one_line(
@@ -327,6 +328,17 @@ def test_init_writes_over_a_file_with_force(tmp_path: Path, monkeypatch: pytest.
     Path("mining.yaml").write_text("old")
     assert run_app(["init", "coco", "--from", "world", "--force", "--out", "runs/mine"]) == 0
     assert load_mining("mining.yaml").out == str(tmp_path / "runs" / "mine")
+
+
+def test_init_with_the_demos_models_needs_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy.write_toy_world(tmp_path / "world")
+    assert run_app(["init", "--from", "world", "--models", "demo"]) == 0
+    assert "the demo world's models know drawn objects only" in capsys.readouterr().err
+    records = load_mining("mining.yaml").regions.records()
+    assert [(record.licence, record.sha256 is None) for record in records] == [("CC-BY-SA-4.0", False)] * 2
 
 
 def test_a_preset_is_found_by_name_and_brings_the_packaged_models(
