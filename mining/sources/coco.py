@@ -143,6 +143,7 @@ class CocoCaptions(Settings):
         for image in coco_items(self.annotations, "images", lines=_LINES, need="list"):
             listed = True
             image_id, path = coco_id((image or {}).get("id")), self._path(image or {})
+            some = some or (isinstance(path, Rejection) and path.reason == "outside_folder")  # which the plan refuses
             if image_id is not None and isinstance(path, str):
                 some = True
                 yield clean_text(image_id), path

@@ -246,7 +246,8 @@ def _mined_images(finished: FinishedRun, *, looks: bool, tick: Callable[[int], N
         paths = {image.path for image, _ in rows if image.path} if looks else set()
         hashes = _hash_files(paths, looks=True, tick=tick)
         for image, sha256 in rows:
-            _, look = hashes.get(image.path or "", (None, None))
+            found, look = hashes.get(image.path or "", (None, None))
+            look = look if found == sha256 else None  # a picture that the run never read says nothing of it
             yield _MinedImage(image.image_id, image.path, sha256, pairs[image.image_id], look)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskmine.mining.sources.entries import ENTRIES
+from maskmine.mining.storage.locations import rejected_location
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES, require_aiohttp
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import Rejection
 
 
 def refuse_urls(settings: Mining, where: str) -> None:
@@ -35,24 +38,42 @@ class Loaded:
     urls: bool = False
 
 
+_OUTSIDE = rejected_location(Rejection("outside_folder", ""))  # how such locations begin
 _LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffled", pa.uint64())])
 
 
 def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
     """Read each source once, a table at a time; memory does not grow with the data set."""
     for number, source in enumerate(settings.sources):
+        listed, elsewhere, first_elsewhere = 0, 0, ""
         for table in source.read(images_per_part=settings.shards.images_in_part(None), limits=settings.limits):
-            loaded.listed = loaded.listed or table["path"].null_count < len(table)
+            paths = table["path"].drop_null()
+            outside = paths.filter(pc.starts_with(paths, _OUTSIDE))
+            listed, elsewhere = listed + len(paths), elsewhere + len(outside)
+            first_elsewhere = first_elsewhere or (outside[0].as_py() if len(outside) else "")
+            loaded.listed = loaded.listed or len(paths) > 0
             if not loaded.urls and has_url(table["path"]):
                 refuse_urls(settings, source.location)
                 loaded.urls = True
             columns = [pa.array(np.full(len(table), number)), _shuffled(table["image_id"])]
             yield pa.table([*table.columns, *columns], schema=_LOADED)
+        if listed and listed == elsewhere:
+            _refuse_outside(settings, number, first_elsewhere.removeprefix(_OUTSIDE))
     if not loaded.listed:
         raise InputError(
             f"{settings.sources[0].location}: says nothing of where the pictures are; give `path_col`, or list the "
             "source of the images (such as `kind: run`) beside it"
         )
+
+
+def _refuse_outside(settings: Mining, number: int, detail: str) -> NoReturn:
+    """A source all of whose images lie elsewhere than its settings say, which is a setting's fault and no record's."""
+    source = settings.sources[number]
+    place = f"captions.{number}" if len(settings.sources) > 1 else "captions"
+    remedy = f"give `{place}.images`, the folder that they lie below"
+    if hasattr(source, "outside"):
+        remedy += f", or `{place}.outside: true` where you trust the list"
+    raise InputError(f"{source.location}: all images that it names lie elsewhere ({detail}); {remedy}")
 
 
 def _shuffled(image_ids: pa.ChunkedArray) -> pa.Array:

@@ -55,8 +55,9 @@ class _Photo:
 def contact_sheet(run: RunFolder, *, to: Path, images: int = 12, noun: str | None = None) -> Drawn:
     """Write a sheet of the run's first `images` images with pairs (of `noun`), in the plan's random order.
 
-    Only pairs that passed the filters are drawn. Of an image that cannot be read, or is at a URL, which is not fetched,
-    the crops in the shards are drawn. Raises InputError when there is no pair, or `to` cannot be written.
+    Only pairs that passed the filters are drawn. Of an image that cannot be read, is another one than the run had, or
+    is at a URL, which is not fetched, the crops in the shards are drawn. Raises InputError when there is no pair, or
+    `to` cannot be written.
     """
     finished = FinishedRun.open(run)
     photos = list(islice(_photos(finished, noun), images))
@@ -66,8 +67,9 @@ def contact_sheet(run: RunFolder, *, to: Path, images: int = 12, noun: str | Non
     tiles, pieced = [], 0
     for photo in photos:
         decoded = Decoding().read(photo.mined.image.path, max_pixels=_MAX_PIXELS)
-        pieced += isinstance(decoded, Rejection)
-        whole = _piece_together(finished, photo) if isinstance(decoded, Rejection) else Image.fromarray(decoded.rgb_HW3)
+        is_there = not isinstance(decoded, Rejection) and decoded.sha256 == photo.mined.regions.sha256
+        pieced += not is_there
+        whole = Image.fromarray(decoded.rgb_HW3) if is_there else _piece_together(finished, photo)  # type: ignore[union-attr]
         tiles.append(_tile(photo, whole))
     sheet = _arrange(tiles)
     try:

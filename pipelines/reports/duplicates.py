@@ -85,8 +85,8 @@ def find_duplicates(
         for part in finished.parts:
             part_digests = finished.columns(part, RegionsRow, ["sha256"])["sha256"].to_pylist()
             images = finished.rows(part, ImageRow)
-            readable = (image.path if digest else None for image, digest in zip(images, part_digests, strict=True))
-            part_hashes = repeat(None) if most_bits is None else pool.map(_hash, readable)
+            paths = [image.path for image in images]
+            part_hashes = repeat(None) if most_bits is None else pool.map(_hash, paths, part_digests)
             for image, digest, look in zip(images, part_digests, part_hashes, strict=False):
                 tick(1)
                 if digest is None:
@@ -104,12 +104,12 @@ def find_duplicates(
     return Duplicates(len(names), unread, tuple(_groups(names, digests, linked)))
 
 
-def _hash(path: str | None) -> int | None:
-    """The hash of an image; None where it cannot be read, or has too little contrast to be told from others."""
-    if path is None:
+def _hash(path: str | None, sha256: str | None) -> int | None:
+    """The hash of an image; None where it is not the one that the run read, or has too little contrast to be told."""
+    if path is None or sha256 is None:
         return None
     image = Decoding().read(path, max_pixels=_MAX_PIXELS)
-    if isinstance(image, Rejection) or image.rgb_HW3[::4, ::4].std() < _MIN_CONTRAST:
+    if isinstance(image, Rejection) or image.sha256 != sha256 or image.rgb_HW3[::4, ::4].std() < _MIN_CONTRAST:
         return None
     return image_hash(image.rgb_HW3)
 

@@ -20,7 +20,7 @@ from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.storage.query import query_cells
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.pipelines.dataset.finished_run import FinishedRun
-from maskmine.schemas.rows import NOTHING_FOUND, CaptionsRow, ImageRow, RejectedImage, Rejection, SampleRow
+from maskmine.schemas.rows import NOTHING_FOUND, CaptionsRow, ImageRow, RegionsRow, RejectedImage, Rejection, SampleRow
 
 _SIDE_PX, _PHOTO_PX = 168, 200  # of a crop and of a rejected image, as wide as their cards
 _VEIL_RGB, _VEIL_SHARE = (123, 117, 104), 0.75  # CLIP's mean colour lies over what is outside the mask
@@ -29,8 +29,8 @@ _THREADS = 8  # reading and JPEG release Python's lock
 _MAX_PIXELS = 50_000_000  # as `regions.max_image_pixels` by default
 _CAPTION_CHARS = 160  # about three lines of a card
 _CARD_BYTES = 400  # HTML of a card beside its image and caption
-# Reasons of rejections whose images can be shown, unless they turn out to be unreadable.
-_READABLE = (*NOTHING_FOUND, "image_changed")
+# Reasons of rejections whose images can be shown, where they are still those that the run read.
+_READABLE = NOTHING_FOUND
 _REMOTE = ("http", "https")  # a report fetches nothing
 
 
@@ -120,10 +120,12 @@ def make_rejected_cards(finished: FinishedRun, images: Sequence[RejectedImage]) 
     """Rejected images with their captions, shown where they can be read."""
     cards = []
     for image in images:
-        rows = zip(finished.rows(image.part, CaptionsRow), finished.rows(image.part, ImageRow), strict=True)
-        captions, planned = next(row for row in rows if row[0].image_id == image.image_id)
+        digests = finished.columns(image.part, RegionsRow, ["sha256"])["sha256"].to_pylist()
+        of_part = finished.rows(image.part, CaptionsRow), finished.rows(image.part, ImageRow), digests
+        rows = zip(*of_part, strict=True)
+        captions, planned, sha256 = next(row for row in rows if row[0].image_id == image.image_id)
         caption = captions.captions[0] if captions.captions else ""
-        picture = _photo(planned.path) if image.reason in _READABLE else ""
+        picture = _photo(planned.path, sha256) if image.reason in _READABLE else ""
         cards.append(RejectedCard(image.image_id, image.detail, caption[:_CAPTION_CHARS], picture))
     return cards
 
@@ -172,12 +174,12 @@ def _window(row: SampleRow) -> tuple[int, int]:
     return start, max(row.end, start + _CAPTION_CHARS)
 
 
-def _photo(path: str | None) -> str:
-    """The image at a path as a URI, empty when it cannot be read; decoded in a child process, never fetched."""
+def _photo(path: str | None, sha256: str | None) -> str:
+    """The image at a path as a URI, empty when it is not the one that the run read; never fetched."""
     if path is None or scheme_of(path) in _REMOTE:
         return ""
     picture = Decoding().read(path, max_pixels=_MAX_PIXELS)
-    if isinstance(picture, Rejection):
+    if isinstance(picture, Rejection) or picture.sha256 != sha256:
         return ""
     image = Image.fromarray(picture.rgb_HW3)
     image.thumbnail((_PHOTO_PX, _PHOTO_PX))

@@ -9,6 +9,7 @@ import pytest
 
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.steps.status import rejected_images
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from tests.support import toy
 from tests.support.hostile.corrupt_images import CAPTIONS, PICTURES
@@ -55,3 +56,40 @@ def test_every_rejection_says_what_is_wrong_without_naming_the_machine(world: Pa
         assert image.detail, image
         assert str(world) not in image.detail
         assert "\n" not in image.detail
+
+
+def test_a_list_all_of_whose_images_lie_elsewhere_is_refused_before_anything_is_mined(tmp_path: Path) -> None:
+    world = toy.write_toy_world(tmp_path)
+    config = toy.write_config(world, captions=elsewhere(world))
+    with pytest.raises(InputError) as refused:
+        run_toy(config)
+    (line,) = str(refused.value).splitlines()
+    assert "captions.json: all images that it names lie elsewhere (../images/" in line
+    assert "give `captions.images`, the folder that they lie below, or `captions.outside: true`" in line
+    assert not (world / "run").exists() or not any((world / "run").iterdir())
+    _, outcome, _ = run_toy(config, "captions.outside=true")
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.with_pairs == 4
+
+
+def test_of_several_sources_the_one_is_named_and_a_list_with_one_image_in_its_folder_goes_on(tmp_path: Path) -> None:
+    world = toy.write_toy_world(tmp_path)
+    bad = elsewhere(world)
+    good = {**bad, "images": str(world / "images"), "name": "good"}
+    with pytest.raises(InputError, match=r"or `captions\.1\.outside: true`"):
+        run_toy(toy.write_config(world, captions=[good, bad]))
+    captions = json.loads((world / "captions.json").read_text())
+    captions["images"][0]["file_name"] = "11.png"
+    (world / "captions.json").write_text(json.dumps(captions))
+    run, _, _ = run_toy(toy.write_config(world, captions=bad))
+    assert sum(image.reason == "outside_folder" for image in rejected_images(run)) > 1
+
+
+def elsewhere(world: Path) -> dict[str, str]:
+    """The captions of a world, written again so that all images lie beside the folder that they should lie in."""
+    (world / "none").mkdir()
+    captions = json.loads((world / "captions.json").read_text())
+    for image in captions["images"]:
+        image["file_name"] = f"../images/{image['file_name']}"
+    (world / "captions.json").write_text(json.dumps(captions))
+    return {"kind": "coco", "annotations": str(world / "captions.json"), "images": str(world / "none")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,6 @@ from maskmine.pipelines.reports.duplicates import find_duplicates
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import ImageRow, RegionsRow
-from maskmine.schemas.settings import fingerprint
 
 
 @pytest.fixture
@@ -38,7 +38,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         rows = [ImageRow(name, str(tmp_path / f"{name}.jpg")) for name in names]
         run.write_rows("images", f"{part:05d}.parquet", rows=rows, row_type=ImageRow, fingerprint=PLANNED)
         digests = [
-            None if name == "8" else fingerprint((tmp_path / f"{name}.jpg").read_bytes().hex()) for name in names
+            None if name == "8" else hashlib.sha256((tmp_path / f"{name}.jpg").read_bytes()).hexdigest()
+            for name in names
         ]
         regions = [
             RegionsRow(image_id=n, sha256=digest, height_px=1, width_px=1, regions=(), rejection=None)

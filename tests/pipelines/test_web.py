@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections import Counter
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -26,6 +24,7 @@ from maskmine.pipelines.web import turns
 from maskmine.pipelines.web.connections import Gate
 from maskmine.pipelines.web.site import make_site
 from tests.support.browser import served
+from tests.support.sockets import connect, get, status_of
 
 HELD = threading.Event()
 
@@ -62,37 +61,15 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def connect(address: str, sends: bytes = b"") -> socket.socket:
-    split = urlsplit(address)
-    client = socket.create_connection((split.hostname or "", split.port or 0), timeout=10)
-    client.sendall(sends)
-    return client
-
-
-def request(path: str = "/", *, more: bytes = b"") -> bytes:
-    return b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n" % path.encode() + more + b"\r\n"
-
-
-def post(*, length: int) -> bytes:
+def body(*, length: int) -> bytes:
     return b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % length
-
-
-def status_of(client: socket.socket) -> int:
-    """The status of an answer; 0 where the server closes without one."""
-    try:
-        with client, client.makefile("rb") as file:
-            line = file.readline()
-            file.read()
-    except ConnectionError:
-        return 0
-    return int(line.split()[1]) if line else 0
 
 
 def test_connections_that_never_say_what_they_want_keep_nobody_out_and_are_closed(stack: ExitStack) -> None:
     address = stack.enter_context(served(site(), gate=Gate(head_s=0.5)))
     halves = [stack.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: 127")) for _ in range(120)]
     begin = time.monotonic()
-    assert status_of(connect(address, request())) == 200
+    assert status_of(connect(address, get())) == 200
     assert time.monotonic() - begin < 2
     with suppress(ConnectionError):  # a letter now and then gains no time
         for _ in range(8):
@@ -107,9 +84,9 @@ def test_where_there_is_no_room_who_waits_longest_goes(stack: ExitStack, monkeyp
     address = stack.enter_context(served(site(), gate=Gate(most=5)))
     halves = [stack.enter_context(connect(address, b"GET")) for _ in range(5)]
     time.sleep(0.3)
-    assert status_of(connect(address, request())) == 200
+    assert status_of(connect(address, get())) == 200
     assert status_of(halves[0]) == 0
-    halves[4].sendall(request()[3:])
+    halves[4].sendall(get()[3:])
     assert status_of(halves[4]) == 200
 
 
@@ -119,13 +96,13 @@ def test_of_many_requests_at_once_those_that_fit_are_answered_and_the_others_are
     monkeypatch.setattr(turns, "MAX_REQUESTS", 20)
     address = stack.enter_context(served(site()))
     stack.callback(HELD.set)
-    clients = [connect(address, request("/slow")) for _ in range(200)]
+    clients = [connect(address, get("/slow")) for _ in range(200)]
     with ThreadPoolExecutor(20) as pool:
         refused = list(pool.map(status_of, clients[20:]))
         HELD.set()
         statuses = [*pool.map(status_of, clients[:20]), *refused]
     assert Counter(statuses) == {200: 20, 503: 180}
-    assert status_of(connect(address, request())) == 200
+    assert status_of(connect(address, get())) == 200
 
 
 def test_a_body_that_comes_too_slowly_is_given_up_and_others_come_in(
@@ -133,8 +110,8 @@ def test_a_body_that_comes_too_slowly_is_given_up_and_others_come_in(
 ) -> None:
     monkeypatch.setattr(turns, "_BODY_S", 0.3)
     address = stack.enter_context(served(site()))
-    slow = connect(address, post(length=1000) + b"x")
-    assert status_of(connect(address, request())) == 200
+    slow = connect(address, body(length=1000) + b"x")
+    assert status_of(connect(address, get())) == 200
     begin = time.monotonic()
     assert status_of(slow) == 408
     assert time.monotonic() - begin < 2
@@ -146,18 +123,18 @@ def test_where_many_bodies_are_on_their_way_the_oldest_is_given_up(
     monkeypatch.setattr(turns, "MAX_BODIES", 2)
     monkeypatch.setattr(turns, "_SPARED_S", 0.3)
     address = stack.enter_context(served(site()))
-    slow = [connect(address, post(length=9) + b"x") for _ in range(2)]
+    slow = [connect(address, body(length=9) + b"x") for _ in range(2)]
     time.sleep(0.1)
-    assert status_of(connect(address, post(length=1)[:-2] + b"Connection: close\r\n\r\nx")) == 503
+    assert status_of(connect(address, body(length=1)[:-2] + b"Connection: close\r\n\r\nx")) == 503
     time.sleep(0.3)
-    assert status_of(connect(address, post(length=1)[:-2] + b"Connection: close\r\n\r\nx")) == 200
+    assert status_of(connect(address, body(length=1)[:-2] + b"Connection: close\r\n\r\nx")) == 200
     assert status_of(slow[0]) == 408
     slow[1].close()
 
 
 def test_who_never_takes_the_answer_is_left(stack: ExitStack) -> None:
     address = stack.enter_context(served(site(), gate=Gate(head_s=0.05)))
-    client = stack.enter_context(connect(address, request("/large")))
+    client = stack.enter_context(connect(address, get("/large")))
     time.sleep(1.2)
     taken = 0
     with suppress(ConnectionError):
