@@ -17,30 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from maskmine.mining.images.crops import tight_boxes
-from maskmine.mining.models.devices import (
-    PROPOSALS_ON_GPU,
-    DeviceKind,
-    open_device,
-    resolve_precision,
-    settled_precision,
-)
-from maskmine.mining.models.pretrained import (
-    Family,
-    commit_of,
-    fetch_pretrained,
-    load_pretrained,
-    pretrained_contents,
-    pretrained_record,
-)
-from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolve_precision
+from maskmine.mining.models.pretrained import Family, FromTransformers
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer, not_too_thin
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.manifest import ModelRecord
-from maskmine.schemas.settings import NameOrPath, RecordOnly, Settings
+from maskmine.schemas.settings import NameOrPath, RecordOnly
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +35,29 @@ if TYPE_CHECKING:
 _CHUNK_VALUES = 1 << 24  # 64 MiB of float32: 16 masks at the size of SAM's input
 
 
-class Sam(Settings):
+def _needed(network: Any) -> Iterator[str]:
+    """All weights, also those that no training changes: the directions of the points' places are random numbers."""
+    yield from network.state_dict()
+
+
+_FAMILY = Family(
+    classes={
+        "sam": ("SamModel", "SamImageProcessor"),
+        "sam2": ("Sam2Model", "Sam2ImageProcessor"),
+        "sam2_video": ("Sam2Model", "Sam2ImageProcessor"),  # as SAM 2 is published
+    },
+    pickles=False,
+    needed=_needed,
+)
+
+
+class Sam(FromTransformers):
     """Which Segment Anything, and which of its masks are proposals. The defaults are those of its authors.
 
     The size of the model's input, 1024 pixels on the long side, is fixed by its weights.
     """
+
+    family = _FAMILY
 
     kind: Literal["sam"]
     """Segment Anything 1 or 2 by transformers."""
@@ -96,24 +100,6 @@ class Sam(Settings):
                 yield _generate(image.rgb_3HW, model=model, settings=self, min_score=min_score)
 
         return propose
-
-    def contents(self) -> dict[str, Any]:
-        """The checkpoint by the hash of what is loaded."""
-        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, pickles=False)}
-
-    def settled(self, kind: DeviceKind) -> Self:
-        """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
-        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
-        revision = commit_of(self.checkpoint, self.revision, pickles=False)
-        return self.model_copy(update={"precision": precision, "revision": revision})
-
-    def fetch(self) -> None:
-        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
-        fetch_pretrained(self.checkpoint, revision=self.revision, family=_FAMILY)
-
-    def record(self) -> ModelRecord:
-        """The weights and their licence, as in `pretrained_record`."""
-        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +172,7 @@ def _look(rgb_3HW: Tensor, *, model: _Model) -> _View:
 
     size_px = (rgb_3HW.shape[1], rgb_3HW.shape[2])
     prepared = model.processor(
-        images=[_not_too_thin(rgb_3HW, input_px=model.input_px)],
+        images=[not_too_thin(rgb_3HW, input_px=model.input_px)],
         return_tensors="pt",
         device=rgb_3HW.device,
         input_data_format="channels_first",
@@ -256,18 +242,8 @@ def _upsampled(logits_Mhw: Tensor, *, view: _View, model: _Model) -> Iterator[Te
         yield logits_1MHW[0]
 
 
-def _not_too_thin(rgb_3HW: Tensor, *, input_px: int) -> Tensor:
-    """The image, or, where its short side would have no pixel in the model's input, its lines repeated."""
-    height_px, width_px = rgb_3HW.shape[1:]
-    least_px = -(-max(height_px, width_px) // input_px)
-    for dim, side_px in ((1, height_px), (2, width_px)):
-        if side_px < least_px:
-            return rgb_3HW.repeat_interleave(-(-least_px // side_px), dim=dim)
-    return rgb_3HW
-
-
 def _load(settings: Sam, *, device: torch.device) -> _Model:
-    loaded = load_pretrained(settings.checkpoint, revision=settings.revision, family=_FAMILY)
+    loaded = settings.load()
     side_px, prepared_px = loaded.network.config.prompt_encoder_config.image_size, loaded.processor.size
     if side_px not in (prepared_px.longest_edge, prepared_px.height):
         raise InputError(
@@ -276,19 +252,3 @@ def _load(settings: Sam, *, device: torch.device) -> _Model:
         )
     precision = resolve_precision(settings.precision, device, on_gpu=PROPOSALS_ON_GPU)
     return _Model(loaded.network.to(device), loaded.processor, side_px, device, precision)
-
-
-def _needed(network: Any) -> Iterator[str]:
-    """All weights, also those that no training changes: the directions of the points' places are random numbers."""
-    yield from network.state_dict()
-
-
-_FAMILY = Family(
-    classes={
-        "sam": ("SamModel", "SamImageProcessor"),
-        "sam2": ("Sam2Model", "Sam2ImageProcessor"),
-        "sam2_video": ("Sam2Model", "Sam2ImageProcessor"),  # as SAM 2 is published
-    },
-    pickles=False,
-    needed=_needed,
-)

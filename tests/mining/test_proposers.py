@@ -30,6 +30,8 @@ KINDS = [
     "maskformer",
     "mask2former",
     "open_maskformer",
+    "eomt",
+    "eomt_dinov3",
     "sam",
     "sam2",
     pytest.param("detectron2", marks=WITH_DETECTRON2),
@@ -48,6 +50,8 @@ def save(kind: str, folder: Path) -> dict[str, Any]:
         if kind == "open_maskformer":
             tiny_proposers.save_open_maskformer(folder, body=body)
         return {"kind": kind.replace("mask2former", "maskformer"), "checkpoint": str(folder)}
+    if kind.startswith("eomt"):
+        return {"kind": "eomt", "checkpoint": str(tiny_proposers.save_eomt(folder, kind=kind))}
     if kind in ("sam", "sam2"):
         saved = tiny_proposers.save_sam(folder) if kind == "sam" else tiny_proposers.save_sam2(folder)
         return {"kind": "sam", "checkpoint": str(saved), **EVERYTHING}

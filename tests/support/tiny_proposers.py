@@ -16,6 +16,7 @@ from maskmine.mining.storage.content_hash import weights_sha256
 from maskmine.schemas.mask import Mask
 
 SIDE_PX = 64
+NAMES = {0: "cat", 1: "sky", 2: "LABEL_2"}
 DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 WITHOUT_DETECTRON2 = "detectron2 is not installed: it is on no package index, and takes minutes to build"
 
@@ -47,6 +48,32 @@ MODEL:
   SEM_SEG_HEAD: {{CONVS_DIM: 8, NORM: ""}}
 TEST: {{DETECTIONS_PER_IMAGE: 6}}
 """
+
+
+def eomt_network(kind: str = "eomt") -> Any:
+    """An EoMT for squares of 64 pixels, on DINOv2 or, as `eomt_dinov3`, on DINOv3, whose queries answer differently."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_blocks": 2, "num_attention_heads": 2, "num_queries": 6}
+    sizes |= {"image_size": SIDE_PX, "patch_size": 16, "num_register_tokens": 1, "num_labels": 3, "id2label": NAMES}
+    if kind == "eomt":
+        network: Any = transformers.EomtForUniversalSegmentation(transformers.EomtConfig(mlp_ratio=1, **sizes))
+    else:
+        config = transformers.EomtDinov3Config(intermediate_size=16, **sizes)
+        network = transformers.EomtDinov3ForUniversalSegmentation(config)
+    with torch.no_grad():
+        network.attn_mask_probs.zero_()  # where training ends
+        for name, parameter in network.named_parameters():
+            if name.startswith(("query", "class_predictor", "mask_head", "embeddings", "upscale_block")):
+                parameter.normal_(std=0.5)
+    return network
+
+
+def save_eomt(folder: Path, *, kind: str = "eomt") -> Path:
+    """A checkpoint of `eomt_network`, with its images prepared as for panoptic segmentation."""
+    eomt_network(kind).save_pretrained(folder)
+    side = {"shortest_edge": SIDE_PX, "longest_edge": SIDE_PX}
+    transformers.EomtImageProcessor(size=side, do_pad=True).save_pretrained(folder)
+    return folder
 
 
 def sam_network() -> Any:
