@@ -28,6 +28,7 @@ from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
+from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
 from maskmine.mining.storage.locations import file_name_of
 from maskmine.schemas.manifest import ModelRecord
@@ -43,7 +44,7 @@ _MAX_ENCODED_PX = 32_000_000
 
 
 AnyProposals = Annotated[
-    MaskFormer | OpenMaskFormer | Eomt | Sam | Detectron2 | GroundTruth, Field(discriminator="kind")
+    MaskFormer | OpenMaskFormer | Eomt | RfDetr | Sam | Detectron2 | GroundTruth, Field(discriminator="kind")
 ]
 """Whatever can propose masks."""
 

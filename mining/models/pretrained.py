@@ -31,7 +31,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _KINDS = {
     **dict.fromkeys(("maskformer", "mask2former"), "maskformer"),
     **dict.fromkeys(("eomt", "eomt_dinov3"), "eomt"),
-    **dict.fromkeys(("sam", "sam2", "sam2_video"), "sam"),
+    "rf_detr": "rf_detr",
+    **dict.fromkeys(("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video"), "sam"),
 }
 
 

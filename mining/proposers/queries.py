@@ -131,5 +131,5 @@ def prepared_pixels(images: Sequence[torch.Tensor], *, processor: Any, short_sid
 
 
 def _label(name: str | None) -> str | None:
-    """A class's name, None where transformers made one up."""
-    return None if name is None or re.fullmatch(r"LABEL_\d+", name) else name
+    """A class's name, None where transformers made one up, or the number is of no class."""
+    return None if name is None or re.fullmatch(r"LABEL_\d+|N/A", name) else name

@@ -1,4 +1,4 @@
-"""Segment Anything through transformers, SAM and SAM 2: a mask for whatever lies under each point of a grid.
+"""Segment Anything through transformers, SAM, SAM 2 and SAM 3: a mask for whatever lies under each point of a grid.
 
 The way is that of the paper's automatic mask generation (Segment Anything, arXiv 2304.02643, section 5 and appendix B):
 every point of the grid gives three masks, the whole, a part and a smaller part; those that the model itself thinks
@@ -45,6 +45,8 @@ _FAMILY = Family(
         "sam": ("SamModel", "SamImageProcessor"),
         "sam2": ("Sam2Model", "Sam2ImageProcessor"),
         "sam2_video": ("Sam2Model", "Sam2ImageProcessor"),  # as SAM 2 is published
+        "sam3_tracker": ("Sam3TrackerModel", "Sam3ImageProcessor"),
+        "sam3_video": ("Sam3TrackerModel", "Sam3ImageProcessor"),  # as SAM 3 is published
     },
     pickles=False,
     needed=_needed,
@@ -54,16 +56,16 @@ _FAMILY = Family(
 class Sam(FromTransformers):
     """Which Segment Anything, and which of its masks are proposals. The defaults are those of its authors.
 
-    The size of the model's input, 1024 pixels on the long side, is fixed by its weights.
+    The size of the model's input, 1024 pixels on the long side, of SAM 3 1008, is fixed by its weights.
     """
 
     family = _FAMILY
 
     kind: Literal["sam"]
-    """Segment Anything 1 or 2 by transformers."""
+    """Segment Anything 1, 2 or 3 by transformers; of SAM 3 the part that points are shown to."""
     checkpoint: NameOrPath
     """A folder saved by transformers, or a name on the Hugging Face hub such as `facebook/sam-vit-large` or
-    `facebook/sam2.1-hiera-large`, with weights as safetensors."""
+    `facebook/sam2.1-hiera-large` or `facebook/sam3`, with weights as safetensors."""
     revision: Annotated[str | None, RecordOnly()] = None
     """Branch, tag or commit on the hub; null is what is on this machine, else the newest."""
     points_per_side: int = Field(default=32, ge=1, le=256)
@@ -178,12 +180,12 @@ def _look(rgb_3HW: Tensor, *, model: _Model) -> _View:
         input_data_format="channels_first",
     )
     pixels_13HW = prepared["pixel_values"]
-    reshaped = prepared.get("reshaped_input_sizes")  # the rest of SAM's input is padding; SAM 2 has none
+    reshaped = prepared.get("reshaped_input_sizes")  # the rest of SAM's input is padding; SAM 2 and 3 have none
     height_px, width_px = pixels_13HW.shape[2:] if reshaped is None else reshaped[0].tolist()
     dtype = getattr(torch, model.precision)
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
         encoded = model.network.get_image_embeddings(pixels_13HW)
-    # SAM 2 has three maps of different sizes
+    # SAM 2 and 3 have three maps of different sizes
     embedding = [level.float() for level in encoded] if isinstance(encoded, list) else encoded.float()
     return _View(embedding, (height_px, width_px), size_px)
 

@@ -32,8 +32,10 @@ KINDS = [
     "open_maskformer",
     "eomt",
     "eomt_dinov3",
+    "rf_detr",
     "sam",
     "sam2",
+    "sam3",
     pytest.param("detectron2", marks=WITH_DETECTRON2),
     "ground_truth",
 ]
@@ -52,9 +54,11 @@ def save(kind: str, folder: Path) -> dict[str, Any]:
         return {"kind": kind.replace("mask2former", "maskformer"), "checkpoint": str(folder)}
     if kind.startswith("eomt"):
         return {"kind": "eomt", "checkpoint": str(tiny_proposers.save_eomt(folder, kind=kind))}
-    if kind in ("sam", "sam2"):
-        saved = tiny_proposers.save_sam(folder) if kind == "sam" else tiny_proposers.save_sam2(folder)
-        return {"kind": "sam", "checkpoint": str(saved), **EVERYTHING}
+    if kind == "rf_detr":
+        return {"kind": "rf_detr", "checkpoint": str(tiny_proposers.save_rf_detr(folder))}
+    if kind.startswith("sam"):
+        saved = {"sam": tiny_proposers.save_sam, "sam2": tiny_proposers.save_sam2, "sam3": tiny_proposers.save_sam3}
+        return {"kind": "sam", "checkpoint": str(saved[kind](folder)), **EVERYTHING}
     if kind == "detectron2":
         return tiny_proposers.save_detectron2(folder)
     sizes = {
