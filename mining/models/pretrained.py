@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, DeviceKind, Precision, settled_precision
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
 from maskmine.mining.models.hub import refusal
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, files_sha256, weights_sha256
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
+from maskmine.schemas.settings import Settings
 
 # In the order of preference; the indexes belong to weights in several files.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -27,7 +29,12 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Names that the hub can have; everything else is a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Which `kind` of proposals takes a model, by the type in its config.json.
-_KINDS = {"maskformer": "maskformer", "mask2former": "maskformer", "sam": "sam", "sam2": "sam", "sam2_video": "sam"}
+_KINDS = {
+    **dict.fromkeys(("maskformer", "mask2former"), "maskformer"),
+    **dict.fromkeys(("eomt", "eomt_dinov3"), "eomt"),
+    "rf_detr": "rf_detr",
+    **dict.fromkeys(("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video"), "sam"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,41 @@ class Pretrained:
     network: Any
     processor: Any
     model_type: str
+
+
+class FromTransformers(Settings):
+    """What settings that name a checkpoint of transformers do alike. The fields are theirs, in their own order."""
+
+    family: ClassVar[Family]
+    if TYPE_CHECKING:
+        checkpoint: str
+        revision: str | None
+        precision: Precision
+        licence: str | None
+
+    def contents(self) -> dict[str, Any]:
+        """The checkpoint by the hash of what is loaded."""
+        contents = pretrained_contents(self.checkpoint, revision=self.revision, pickles=self.family.pickles)
+        return {"checkpoint": contents}
+
+    def settled(self, kind: DeviceKind) -> Self:
+        """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
+        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
+        revision = commit_of(self.checkpoint, self.revision, pickles=self.family.pickles)
+        return self.model_copy(update={"precision": precision, "revision": revision})
+
+    def fetch(self) -> None:
+        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
+        fetch_pretrained(self.checkpoint, revision=self.revision, family=self.family)
+
+    def load(self) -> Pretrained:
+        """The checkpoint, as `load_pretrained`."""
+        return load_pretrained(self.checkpoint, revision=self.revision, family=self.family)
+
+    def record(self) -> ModelRecord:
+        """The weights and their licence, as in `pretrained_record`."""
+        pickles = self.family.pickles
+        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=pickles)
 
 
 def load_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> Pretrained:
@@ -134,6 +176,11 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
     from safetensors import SafetensorError
 
     kind = _model_type(folder, name=name, family=family)
+    if absent := [class_ for class_ in family.classes[kind] if not hasattr(transformers, class_)]:
+        raise InputError(
+            f"proposals.checkpoint: `{name}` is a {kind} model, and transformers {transformers.__version__} has no "
+            f"{absent[0]}; install a newer one: pip install -U transformers"
+        )
     if not _weights_in(folder, pickles=family.pickles):
         raise InputError(f"proposals.checkpoint: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
     network_class, processor_class = (getattr(transformers, class_) for class_ in family.classes[kind])

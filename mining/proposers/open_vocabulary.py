@@ -22,7 +22,7 @@ from maskmine.mining.models.devices import (
     settled_precision,
 )
 from maskmine.mining.models.pretrained import load_pretrained, pretrained_contents
-from maskmine.mining.proposers.maskformer import PLAIN, labels_of, prepared_pixels, propose_from_queries, read_queries
+from maskmine.mining.proposers.maskformer import PLAIN
 from maskmine.mining.proposers.open_vocabulary_checkpoint import (
     HEAD_FILE,
     OpenRecord,
@@ -32,6 +32,7 @@ from maskmine.mining.proposers.open_vocabulary_checkpoint import (
     read_record,
 )
 from maskmine.mining.proposers.proposals import Proposer
+from maskmine.mining.proposers.queries import labels_of, prepared_pixels, propose_from_queries, read_queries
 from maskmine.mining.storage.content_hash import file_sha256, weights_sha256
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord

@@ -213,6 +213,16 @@ def pairwise_iou(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> torch.Tenso
     return shared_RR / union_RR.clamp(min=1)
 
 
+def not_too_thin(rgb_3HW: torch.Tensor, *, input_px: int) -> torch.Tensor:
+    """The image, or, where its short side would have no pixel in a square input of this side, its lines repeated."""
+    height_px, width_px = rgb_3HW.shape[1:]
+    least_px = -(-max(height_px, width_px) // input_px)
+    for dim, side_px in ((1, height_px), (2, width_px)):
+        if side_px < least_px:
+            return rgb_3HW.repeat_interleave(-(-least_px // side_px), dim=dim)
+    return rgb_3HW
+
+
 _COMPARED_AT_ONCE = 64  # masks copied and encoded together
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, and so never more pixels than float32 counts exactly
 

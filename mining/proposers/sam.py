@@ -1,4 +1,4 @@
-"""Segment Anything through transformers, SAM and SAM 2: a mask for whatever lies under each point of a grid.
+"""Segment Anything through transformers, SAM, SAM 2 and SAM 3: a mask for whatever lies under each point of a grid.
 
 The way is that of the paper's automatic mask generation (Segment Anything, arXiv 2304.02643, section 5 and appendix B):
 every point of the grid gives three masks, the whole, a part and a smaller part; those that the model itself thinks
@@ -17,30 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from maskmine.mining.images.crops import tight_boxes
-from maskmine.mining.models.devices import (
-    PROPOSALS_ON_GPU,
-    DeviceKind,
-    open_device,
-    resolve_precision,
-    settled_precision,
-)
-from maskmine.mining.models.pretrained import (
-    Family,
-    commit_of,
-    fetch_pretrained,
-    load_pretrained,
-    pretrained_contents,
-    pretrained_record,
-)
-from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolve_precision
+from maskmine.mining.models.pretrained import Family, FromTransformers
+from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer, not_too_thin
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.manifest import ModelRecord
-from maskmine.schemas.settings import NameOrPath, RecordOnly, Settings
+from maskmine.schemas.settings import NameOrPath, RecordOnly
 
 if TYPE_CHECKING:
     import torch
@@ -49,17 +35,37 @@ if TYPE_CHECKING:
 _CHUNK_VALUES = 1 << 24  # 64 MiB of float32: 16 masks at the size of SAM's input
 
 
-class Sam(Settings):
+def _needed(network: Any) -> Iterator[str]:
+    """All weights, also those that no training changes: the directions of the points' places are random numbers."""
+    yield from network.state_dict()
+
+
+_FAMILY = Family(
+    classes={
+        "sam": ("SamModel", "SamImageProcessor"),
+        "sam2": ("Sam2Model", "Sam2ImageProcessor"),
+        "sam2_video": ("Sam2Model", "Sam2ImageProcessor"),  # as SAM 2 is published
+        "sam3_tracker": ("Sam3TrackerModel", "Sam3ImageProcessor"),
+        "sam3_video": ("Sam3TrackerModel", "Sam3ImageProcessor"),  # as SAM 3 is published
+    },
+    pickles=False,
+    needed=_needed,
+)
+
+
+class Sam(FromTransformers):
     """Which Segment Anything, and which of its masks are proposals. The defaults are those of its authors.
 
-    The size of the model's input, 1024 pixels on the long side, is fixed by its weights.
+    The size of the model's input, 1024 pixels on the long side, of SAM 3 1008, is fixed by its weights.
     """
 
+    family = _FAMILY
+
     kind: Literal["sam"]
-    """Segment Anything 1 or 2 by transformers."""
+    """Segment Anything 1, 2 or 3 by transformers; of SAM 3 the part that points are shown to."""
     checkpoint: NameOrPath
     """A folder saved by transformers, or a name on the Hugging Face hub such as `facebook/sam-vit-large` or
-    `facebook/sam2.1-hiera-large`, with weights as safetensors."""
+    `facebook/sam2.1-hiera-large` or `facebook/sam3`, with weights as safetensors."""
     revision: Annotated[str | None, RecordOnly()] = None
     """Branch, tag or commit on the hub; null is what is on this machine, else the newest."""
     points_per_side: int = Field(default=32, ge=1, le=256)
@@ -96,24 +102,6 @@ class Sam(Settings):
                 yield _generate(image.rgb_3HW, model=model, settings=self, min_score=min_score)
 
         return propose
-
-    def contents(self) -> dict[str, Any]:
-        """The checkpoint by the hash of what is loaded."""
-        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, pickles=False)}
-
-    def settled(self, kind: DeviceKind) -> Self:
-        """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
-        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
-        revision = commit_of(self.checkpoint, self.revision, pickles=False)
-        return self.model_copy(update={"precision": precision, "revision": revision})
-
-    def fetch(self) -> None:
-        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
-        fetch_pretrained(self.checkpoint, revision=self.revision, family=_FAMILY)
-
-    def record(self) -> ModelRecord:
-        """The weights and their licence, as in `pretrained_record`."""
-        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,18 +174,18 @@ def _look(rgb_3HW: Tensor, *, model: _Model) -> _View:
 
     size_px = (rgb_3HW.shape[1], rgb_3HW.shape[2])
     prepared = model.processor(
-        images=[_not_too_thin(rgb_3HW, input_px=model.input_px)],
+        images=[not_too_thin(rgb_3HW, input_px=model.input_px)],
         return_tensors="pt",
         device=rgb_3HW.device,
         input_data_format="channels_first",
     )
     pixels_13HW = prepared["pixel_values"]
-    reshaped = prepared.get("reshaped_input_sizes")  # the rest of SAM's input is padding; SAM 2 has none
+    reshaped = prepared.get("reshaped_input_sizes")  # the rest of SAM's input is padding; SAM 2 and 3 have none
     height_px, width_px = pixels_13HW.shape[2:] if reshaped is None else reshaped[0].tolist()
     dtype = getattr(torch, model.precision)
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
         encoded = model.network.get_image_embeddings(pixels_13HW)
-    # SAM 2 has three maps of different sizes
+    # SAM 2 and 3 have three maps of different sizes
     embedding = [level.float() for level in encoded] if isinstance(encoded, list) else encoded.float()
     return _View(embedding, (height_px, width_px), size_px)
 
@@ -256,18 +244,8 @@ def _upsampled(logits_Mhw: Tensor, *, view: _View, model: _Model) -> Iterator[Te
         yield logits_1MHW[0]
 
 
-def _not_too_thin(rgb_3HW: Tensor, *, input_px: int) -> Tensor:
-    """The image, or, where its short side would have no pixel in the model's input, its lines repeated."""
-    height_px, width_px = rgb_3HW.shape[1:]
-    least_px = -(-max(height_px, width_px) // input_px)
-    for dim, side_px in ((1, height_px), (2, width_px)):
-        if side_px < least_px:
-            return rgb_3HW.repeat_interleave(-(-least_px // side_px), dim=dim)
-    return rgb_3HW
-
-
 def _load(settings: Sam, *, device: torch.device) -> _Model:
-    loaded = load_pretrained(settings.checkpoint, revision=settings.revision, family=_FAMILY)
+    loaded = settings.load()
     side_px, prepared_px = loaded.network.config.prompt_encoder_config.image_size, loaded.processor.size
     if side_px not in (prepared_px.longest_edge, prepared_px.height):
         raise InputError(
@@ -276,19 +254,3 @@ def _load(settings: Sam, *, device: torch.device) -> _Model:
         )
     precision = resolve_precision(settings.precision, device, on_gpu=PROPOSALS_ON_GPU)
     return _Model(loaded.network.to(device), loaded.processor, side_px, device, precision)
-
-
-def _needed(network: Any) -> Iterator[str]:
-    """All weights, also those that no training changes: the directions of the points' places are random numbers."""
-    yield from network.state_dict()
-
-
-_FAMILY = Family(
-    classes={
-        "sam": ("SamModel", "SamImageProcessor"),
-        "sam2": ("Sam2Model", "Sam2ImageProcessor"),
-        "sam2_video": ("Sam2Model", "Sam2ImageProcessor"),  # as SAM 2 is published
-    },
-    pickles=False,
-    needed=_needed,
-)

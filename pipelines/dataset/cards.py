@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskmine.pipelines.dataset.render import render
-from maskmine.pipelines.settings.licences import strictest
+from maskmine.pipelines.settings.licences import strictest, terms_of
 from maskmine.schemas.manifest import Manifest
 
 # Hugging Face's `size_categories`, each with its upper limit.
@@ -18,7 +18,9 @@ _HUB_LICENCES = {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", 
 def render_card(template: str, *, manifest: Manifest, **values: Any) -> str:
     """A card as Markdown. Raises jinja2's UndefinedError for a value that a template needs and does not get."""
     licence, size = hub_licence(manifest.licences), size_category(manifest.totals.samples)
-    return render("maskmine.pipelines.dataset", template, manifest=manifest, licence=licence, size=size, **values)
+    terms = {name: known.asks for name in sorted(set(manifest.licences)) if (known := terms_of(name))}
+    given = {"manifest": manifest, "licence": licence, "size": size, "terms": terms, **values}
+    return render("maskmine.pipelines.dataset", template, **given)
 
 
 def filters_of(manifest: Manifest) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from maskmine.pipelines.dataset.cards import filters_of
-from maskmine.pipelines.settings.licences import strictest
+from maskmine.pipelines.settings.licences import strictest, url_of
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.tables import arrow_schema
@@ -84,9 +84,9 @@ def _selection(manifest: Manifest) -> list[str]:
 
 
 def _licence_urls(licences: Iterable[str]) -> list[str]:
-    """URLs of the SPDX licences of all parts; `unknown` where none is known."""
+    """URLs of the licences of all parts; `unknown` where none is known."""
     known = sorted({licence for licence in licences if licence != "unknown"})
-    urls = [f"https://spdx.org/licenses/{licence}" for licence in known]
+    urls = [url_of(licence) for licence in known]
     return urls if strictest(list(licences)) != "other" or urls else ["unknown"]
 
 

@@ -12,10 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import SamConfig
+    from transformers import EomtConfig, Sam2Config, SamConfig
 
 WIDTH_PX, HEIGHT_PX = 640, 480  # of most photographs in COCO
 SWIN_B: dict[str, Any] = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "window_size": 12}
+# Random weights think the same of every mask: what leaves about as many through the filters as trained ones.
+HALF_OF_SAM: dict[str, Any] = {
+    "min_predicted_iou": 0.0,
+    "min_stability": 0.0,
+    "max_box_iou": 1.0,
+}  # as many are above 0 as below
+HALF_OF_SAM_2: dict[str, Any] = {**HALF_OF_SAM, "min_predicted_iou": 0.5}  # whose prediction is a sigmoid's
 
 
 def save_random_maskformer(
@@ -41,6 +48,65 @@ def save_random_maskformer(
     config = MaskFormerConfig(backbone_config=backbone, num_labels=133)  # type: ignore[call-arg]
     MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
     MaskFormerImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333}, size_divisor=32).save_pretrained(folder)
+    return folder
+
+
+def eomt_config(*, large: bool, side_px: int = 640) -> EomtConfig:
+    """The sizes of tue-mps/coco_panoptic_eomt_large_640, or those of tue-mps/coco_panoptic_eomt_base_640_2x."""
+    from transformers import EomtConfig
+
+    sizes: dict[str, Any] = {"num_blocks": 3, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    if large:
+        sizes = {"num_blocks": 4, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return EomtConfig(image_size=side_px, num_labels=133, **sizes)  # type: ignore[call-arg]
+
+
+def save_random_eomt(folder: Path, *, large: bool, side_px: int = 640) -> Path:
+    """An EoMT with random weights, saved as a checkpoint; its attention has no masks, as where training ends."""
+    from transformers import EomtForUniversalSegmentation, EomtImageProcessor
+
+    torch.manual_seed(0)
+    network = EomtForUniversalSegmentation(eomt_config(large=large, side_px=side_px))
+    network.attn_mask_probs.zero_()
+    network.save_pretrained(folder)
+    EomtImageProcessor(size={"shortest_edge": side_px, "longest_edge": side_px}, do_pad=True).save_pretrained(folder)
+    return folder
+
+
+def sam2_config(*, large: bool) -> Sam2Config:
+    """The sizes of facebook/sam2.1-hiera-large, or of facebook/sam2.1-hiera-base-plus, without the parts for videos."""
+    from transformers import Sam2Config
+
+    backbone: dict[str, Any] = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 112,
+        "num_attention_heads": 2,
+        "embed_dim_per_stage": [112, 224, 448, 896],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "blocks_per_stage": [2, 3, 16, 3],
+        "global_attention_blocks": [12, 16, 20],
+        "window_positional_embedding_background_size": [14, 14],
+    }
+    if large:
+        backbone |= {
+            "hidden_size": 144,
+            "embed_dim_per_stage": [144, 288, 576, 1152],
+            "blocks_per_stage": [2, 6, 36, 4],
+            "global_attention_blocks": [23, 33, 43],
+            "window_size_per_stage": [8, 4, 16, 8],
+            "window_positional_embedding_background_size": [7, 7],
+        }
+    channels = backbone["embed_dim_per_stage"][::-1]
+    return Sam2Config(vision_config={"backbone_config": backbone, "backbone_channel_list": channels})
+
+
+def save_random_sam2(folder: Path, *, large: bool) -> Path:
+    """A SAM 2 with random weights."""
+    from transformers import Sam2ImageProcessor, Sam2Model
+
+    torch.manual_seed(0)
+    Sam2Model(sam2_config(large=large)).save_pretrained(folder)
+    Sam2ImageProcessor().save_pretrained(folder)
     return folder
 
 

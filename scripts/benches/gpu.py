@@ -1,48 +1,69 @@
 """The step `regions` at full size on a GPU: how fast, and how busy the GPU is.
 
-MaskFormer Swin-B and CLIP ViT-L/14 with random weights on images of 640 × 480. The paper's figure is 0.8 s an image on
-an RTX A5000, for proposals and CLIP together.
+MaskFormer Swin-B, EoMT-B at 640 pixels and SAM 2 Hiera-B+, each with CLIP ViT-L/14, on images of 640 × 480; weights are
+random, proposers run in bfloat16 and CLIP in float16. The paper's figure is 0.8 s an image on an RTX A5000, for
+MaskFormer and CLIP together.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from maskmine.mining.models.clip import RegionClip
 from maskmine.mining.models.devices import open_device
+from maskmine.mining.proposers.eomt import Eomt
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import Keep
-from maskmine.mining.regions import Regions
+from maskmine.mining.proposers.sam import Sam
+from maskmine.mining.regions import AnyProposals, Regions
 from maskmine.pipelines.steps.gpu_use import watch_gpu
 from maskmine.schemas.rows import ImageRow
-from maskmine.scripts.benches.fixtures import SWIN_B, drawn_photos, read_photo, save_random_clip, save_random_maskformer
+from maskmine.scripts.benches.fixtures import (
+    HALF_OF_SAM_2,
+    SWIN_B,
+    drawn_photos,
+    read_photo,
+    save_random_clip,
+    save_random_eomt,
+    save_random_maskformer,
+    save_random_sam2,
+)
 from maskmine.scripts.measures import Measure, at_least
 
 BATCHES, IMAGES = 200, 64
 
 
-def bench_gpu(photos: Sequence[Path], *, batches: int = BATCHES, device: str = "cuda") -> list[Measure]:
-    """Images and crops a second, and the GPU's use. Raises InputError without a GPU."""
+def bench_gpu(photos: Sequence[Path], *, batches: int = BATCHES, device: str = "cuda") -> Iterator[Measure]:
+    """Images and crops a second with each proposer, and the GPU's use. Raises InputError without a GPU."""
     open_device(device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        regions = Regions(
-            proposals=MaskFormer(
-                kind="maskformer", checkpoint=str(save_random_maskformer(folder / "maskformer", **SWIN_B))
-            ),
-            # random weights score every proposal alike: keep as many as a trained model would
-            keep=Keep(max_iou=1.0, top=30, min_score=0.0),
-            clip=RegionClip(
-                model="ViT-L-14", pretrained=str(save_random_clip(folder / "clip.safetensors", model="ViT-L-14"))
-            ),
-            device=device,
+        images = _save_images(photos, folder)
+        clip = RegionClip(
+            model="ViT-L-14", pretrained=str(save_random_clip(folder / "clip.safetensors", model="ViT-L-14"))
         )
-        return measure_regions(_save_images(photos, folder), regions=regions, batches=batches)
+        for title, proposals, share in _proposers(folder):
+            # random weights score every proposal alike: keep as many as a trained model would
+            keep = Keep(max_iou=1.0, top=30, min_score=0.0)
+            regions = Regions(proposals=proposals, keep=keep, clip=clip, device=device)
+            for measure in measure_regions(images, regions=regions, batches=max(1, batches // share)):
+                yield replace(measure, name=f"{title}: {measure.name}")
+
+
+def _proposers(folder: Path) -> Iterator[tuple[str, AnyProposals, int]]:
+    """Each with the share of the batches that is enough of it: a grid of points takes a while."""
+    maskformer = save_random_maskformer(folder / "maskformer", **SWIN_B)
+    yield "MaskFormer Swin-B", MaskFormer(kind="maskformer", checkpoint=str(maskformer)), 1
+    eomt = save_random_eomt(folder / "eomt", large=False)
+    yield "EoMT-B 640", Eomt(kind="eomt", checkpoint=str(eomt)), 1
+    sam = Sam(kind="sam", checkpoint=str(save_random_sam2(folder / "sam2", large=False)), **HALF_OF_SAM_2)
+    yield "SAM 2 Hiera-B+", sam, 20
 
 
 def measure_regions(paths: Sequence[str], *, regions: Regions, batches: int) -> list[Measure]:

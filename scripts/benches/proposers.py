@@ -18,22 +18,26 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from maskmine.schemas.errors import InputError
-from maskmine.scripts.benches.fixtures import SWIN_B, save_random_clip, save_random_maskformer, save_random_sam
+from maskmine.scripts.benches.fixtures import (
+    HALF_OF_SAM,
+    HALF_OF_SAM_2,
+    SWIN_B,
+    save_random_clip,
+    save_random_eomt,
+    save_random_maskformer,
+    save_random_sam,
+    save_random_sam2,
+)
 from maskmine.scripts.measures import Measure, peak_bytes
-
-if TYPE_CHECKING:
-    from transformers import Sam2Config
 
 _INSTANCES = "annotations/instances_train2017.json"
 _KEPT = 30
-_HALF_OF_SAM = {"min_predicted_iou": 0.0, "min_stability": 0.0, "max_box_iou": 1.0}  # as many are above 0 as below
-_HALF_OF_SAM_2 = {**_HALF_OF_SAM, "min_predicted_iou": 0.5}  # whose prediction is a sigmoid's
 _MASK_R_CNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
 
@@ -67,23 +71,6 @@ def read_coco(coco_mini: Path, *, images: int) -> tuple[list[tuple[str, str]], l
     chosen = [one for one in content["images"] if one["id"] in annotated][:images]
     shown = [(str(one["id"]), str(coco_mini / "train2017" / one["file_name"])) for one in chosen]
     return shown, [category["name"] for category in content["categories"]]
-
-
-def sam2_config() -> Sam2Config:
-    """The sizes of facebook/sam2.1-hiera-large, without its parts for videos."""
-    from transformers import Sam2Config
-
-    backbone = {
-        "model_type": "sam2_hiera_det_model",
-        "hidden_size": 144,
-        "num_attention_heads": 2,
-        "embed_dim_per_stage": [144, 288, 576, 1152],
-        "num_attention_heads_per_stage": [2, 4, 8, 16],
-        "blocks_per_stage": [2, 6, 36, 4],
-        "global_attention_blocks": [23, 33, 43],
-        "window_size_per_stage": [8, 4, 16, 8],
-    }
-    return Sam2Config(vision_config={"backbone_config": backbone, "backbone_channel_list": [1152, 576, 288, 144]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +141,14 @@ def _save_maskformer(folder: Path, coco_mini: Path) -> dict[str, Any]:
     return {"kind": "maskformer", "checkpoint": str(save_random_maskformer(folder / "maskformer", **SWIN_B))}
 
 
+def _save_eomt_base(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    return {"kind": "eomt", "checkpoint": str(save_random_eomt(folder / "eomt", large=False))}
+
+
+def _save_eomt_large(folder: Path, coco_mini: Path) -> dict[str, Any]:
+    return {"kind": "eomt", "checkpoint": str(save_random_eomt(folder / "eomt", large=True))}
+
+
 def _save_sam_base(folder: Path, coco_mini: Path) -> dict[str, Any]:
     return _save_sam(folder, large=False)
 
@@ -163,17 +158,11 @@ def _save_sam_large(folder: Path, coco_mini: Path) -> dict[str, Any]:
 
 
 def _save_sam(folder: Path, *, large: bool) -> dict[str, Any]:
-    return {"kind": "sam", "checkpoint": str(save_random_sam(folder / "sam", large=large)), **_HALF_OF_SAM}
+    return {"kind": "sam", "checkpoint": str(save_random_sam(folder / "sam", large=large)), **HALF_OF_SAM}
 
 
 def _save_sam2(folder: Path, coco_mini: Path) -> dict[str, Any]:
-    import torch
-    from transformers import Sam2ImageProcessor, Sam2Model
-
-    torch.manual_seed(0)
-    Sam2Model(sam2_config()).save_pretrained(folder / "sam2")
-    Sam2ImageProcessor().save_pretrained(folder / "sam2")
-    return {"kind": "sam", "checkpoint": str(folder / "sam2"), **_HALF_OF_SAM_2}
+    return {"kind": "sam", "checkpoint": str(save_random_sam2(folder / "sam2", large=True)), **HALF_OF_SAM_2}
 
 
 def _save_mask_r_cnn(folder: Path, coco_mini: Path) -> dict[str, Any]:
@@ -205,6 +194,8 @@ _PROPOSERS: dict[str, Save] = {
     "annotations": _name_annotations,
     "Mask R-CNN R50": _save_mask_r_cnn,
     "MaskFormer Swin-B": _save_maskformer,
+    "EoMT-B 640": _save_eomt_base,
+    "EoMT-L 640": _save_eomt_large,
     "SAM ViT-B": _save_sam_base,
     "SAM 2 Hiera-L": _save_sam2,
     "SAM ViT-L": _save_sam_large,

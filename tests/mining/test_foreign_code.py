@@ -22,8 +22,10 @@ from maskmine.mining.models.pretrained import load_pretrained
 from maskmine.mining.models.prompts_file import read_prompts
 from maskmine.mining.nouns import Nouns
 from maskmine.mining.proposers import detectron2
+from maskmine.mining.proposers.eomt import Eomt
 from maskmine.mining.proposers.maskformer import FAMILY as MASKFORMER
 from maskmine.mining.proposers.open_vocabulary_checkpoint import read_head
+from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import _FAMILY as SAM
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.benchmarks.ade_index import read_ade_index
@@ -31,7 +33,7 @@ from maskmine.tuning.clip.weights_files import load_ovseg_prompts
 from maskmine.tuning.open_vocabulary.initial_model import from_backbone
 from maskmine.tuning.training.checkpoints import Checkpoints
 from tests.support.models import network, save_tiny_clip
-from tests.support.tiny_proposers import save_sam2
+from tests.support.tiny_proposers import save_eomt, save_rf_detr, save_sam2
 
 MARKER = "ran.txt"
 CODE = f"""
@@ -147,6 +149,21 @@ def open_sam(folder: Path) -> None:
     described["vision_config"] |= {"backbone_config": backbone}
     evil_folder(folder, **{**described, "auto_map": AUTO_MAP})
     load_pretrained(str(folder), revision=None, family=SAM)
+
+
+def open_rf_detr(folder: Path) -> None:
+    save_rf_detr(folder)
+    described = json.loads((folder / "config.json").read_text())
+    backbone = {"model_type": "bert", "auto_map": AUTO_MAP, "_name_or_path": str(folder), "hidden_size": 8}
+    evil_folder(folder, **{**described, "auto_map": AUTO_MAP, "backbone_config": backbone})
+    RfDetr(kind="rf_detr", checkpoint=str(folder)).load()
+
+
+def open_eomt_pickle(folder: Path) -> None:
+    save_eomt(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(Program(), folder / "pytorch_model.bin")
+    Eomt(kind="eomt", checkpoint=str(folder)).load()
 
 
 def open_backbone(folder: Path) -> None:

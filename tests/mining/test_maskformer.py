@@ -16,9 +16,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmine.mining.proposers import maskformer
-from maskmine.mining.proposers.maskformer import MaskFormer, read_queries
+from maskmine.mining.proposers import maskformer, queries
+from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals
+from maskmine.mining.proposers.queries import prepared_pixels, read_queries
 from maskmine.mining.storage.content_hash import weights_sha256
 from maskmine.schemas.errors import InputError
 from tests.support.models import KINDS, SIZE, network
@@ -96,7 +97,7 @@ def test_a_half_of_the_models_grid_is_the_half_of_the_picture(height_px: int, wi
     masks = torch.full((3, 4, 4), -30.0)
     masks[0, :, :2] = masks[1, :2, :] = masks[2] = 30.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maskformer, "_CHUNK_VALUES", chunk * height_px * width_px)
+        patch.setattr(queries, "_CHUNK_VALUES", chunk * height_px * width_px)
         proposals = read([[5.0, 0.0, 0.0]] * 3, masks.tolist(), size_px=(height_px, width_px))
     columns, rows = torch.arange(width_px) + 0.5, torch.arange(height_px) + 0.5
     left, upper, whole = proposals.masks_NHW
@@ -152,7 +153,7 @@ def test_images_are_prepared_as_the_checkpoint_says(height_px: int, width_px: in
     pixels = [image.rgb_3HW for image in images(2, height_px, width_px)]
     expected = processor(images=pixels, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     if min(expected.shape[2:]) > 0:
-        assert torch.equal(maskformer.prepared_pixels(pixels, processor=processor, short_side_px=None), expected)
+        assert torch.equal(prepared_pixels(pixels, processor=processor, short_side_px=None), expected)
 
 
 def test_a_short_side_of_ones_own_keeps_the_shape() -> None:
@@ -161,14 +162,14 @@ def test_a_short_side_of_ones_own_keeps_the_shape() -> None:
         transformers.MaskFormerImageProcessor(size=SIZE),
         transformers.Mask2FormerImageProcessor(size={"height": 64, "width": 64}),
     ):
-        prepared = maskformer.prepared_pixels(pixels, processor=processor, short_side_px=96)
+        prepared = prepared_pixels(pixels, processor=processor, short_side_px=96)
         assert prepared.shape == (1, 3, 96, 160)  # 200 / 100 is more than 5 / 3: the long side decides
 
 
 def test_an_input_of_one_fixed_size_is_kept() -> None:
     processor = transformers.Mask2FormerImageProcessor(size={"height": 64, "width": 96})
     pixels = [image.rgb_3HW for image in images(1, 100, 200)]
-    assert maskformer.prepared_pixels(pixels, processor=processor, short_side_px=None).shape == (1, 3, 64, 96)
+    assert prepared_pixels(pixels, processor=processor, short_side_px=None).shape == (1, 3, 64, 96)
 
 
 def test_images_are_never_padded(checkpoints: dict[str, Path], copied: Path) -> None:

@@ -30,8 +30,12 @@ KINDS = [
     "maskformer",
     "mask2former",
     "open_maskformer",
+    "eomt",
+    "eomt_dinov3",
+    "rf_detr",
     "sam",
     "sam2",
+    "sam3",
     pytest.param("detectron2", marks=WITH_DETECTRON2),
     "ground_truth",
 ]
@@ -48,9 +52,13 @@ def save(kind: str, folder: Path) -> dict[str, Any]:
         if kind == "open_maskformer":
             tiny_proposers.save_open_maskformer(folder, body=body)
         return {"kind": kind.replace("mask2former", "maskformer"), "checkpoint": str(folder)}
-    if kind in ("sam", "sam2"):
-        saved = tiny_proposers.save_sam(folder) if kind == "sam" else tiny_proposers.save_sam2(folder)
-        return {"kind": "sam", "checkpoint": str(saved), **EVERYTHING}
+    if kind.startswith("eomt"):
+        return {"kind": "eomt", "checkpoint": str(tiny_proposers.save_eomt(folder, kind=kind))}
+    if kind == "rf_detr":
+        return {"kind": "rf_detr", "checkpoint": str(tiny_proposers.save_rf_detr(folder))}
+    if kind.startswith("sam"):
+        saved = {"sam": tiny_proposers.save_sam, "sam2": tiny_proposers.save_sam2, "sam3": tiny_proposers.save_sam3}
+        return {"kind": "sam", "checkpoint": str(saved[kind](folder)), **EVERYTHING}
     if kind == "detectron2":
         return tiny_proposers.save_detectron2(folder)
     sizes = {

@@ -21,10 +21,10 @@ from maskmine.mining.proposers.proposals import LoadedImage, Proposals
 from maskmine.mining.proposers.sam import Sam, point_grid, stability
 from maskmine.schemas.errors import InputError
 from tests.support.models import SIZE, network
-from tests.support.tiny_proposers import SIDE_PX, sam_network, save_sam, save_sam2
+from tests.support.tiny_proposers import SIDE_PX, sam_network, save_sam, save_sam2, save_sam3
 
 ALL = {"points_per_side": 3, "min_predicted_iou": 0.0, "min_stability": 0.0, "max_box_iou": 1.0}
-FOLDERS = ("sam", "sam2")
+FOLDERS = ("sam", "sam2", "sam3")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sam": save_sam(tmp_path_factory.mktemp("sam")),
         "sam2": save_sam2(tmp_path_factory.mktemp("sam2")),
+        "sam3": save_sam3(tmp_path_factory.mktemp("sam3")),
     }
 
 
@@ -67,11 +68,11 @@ def test_points_are_the_middles_of_the_cells_row_by_row() -> None:
     assert point_grid(1).tolist() == [[0.5, 0.5]]
 
 
-@pytest.mark.parametrize(("kind", "input_px"), [("sam", (43, 64)), ("sam2", (64, 64))])
+@pytest.mark.parametrize(("kind", "input_px"), [("sam", (43, 64)), ("sam2", (64, 64)), ("sam3", (64, 64))])
 def test_points_cover_the_whole_picture_and_none_of_the_padding(
     checkpoints: dict[str, Path], kind: str, input_px: tuple[int, int]
 ) -> None:
-    """SAM pads a picture of 48 × 72 pixels, SAM 2 stretches it."""
+    """SAM pads a picture of 48 × 72 pixels, SAM 2 and 3 stretch it."""
     model = module._load(settings_of(checkpoints[kind]), device=torch.device("cpu"))
     asked: list[torch.Tensor] = []
     network_ = model.network
@@ -130,7 +131,7 @@ def test_thresholds_leave_those_above_them_and_no_other(checkpoints: dict[str, P
     assert masks_of(stable[2]) <= masks_of(stable[1]) <= masks_of(every)
 
 
-@pytest.mark.parametrize("kind", FOLDERS)
+@pytest.mark.parametrize("kind", ["sam", "sam2"])  # of the tiny SAM 3 every mask touches every side
 def test_of_two_masks_with_nearly_one_box_the_better_stays(checkpoints: dict[str, Path], kind: str) -> None:
     every = proposed(checkpoints[kind])
     boxes_N4 = tight_boxes(every.masks_NHW).float()
@@ -181,6 +182,25 @@ def test_sam_2_as_it_is_published_with_its_parts_for_videos_gives_the_same_masks
     weights = load_file(video / "model.safetensors") | load_file(checkpoints["sam2"] / "model.safetensors")
     save_file(weights, video / "model.safetensors", metadata={"format": "pt"})
     expected, found = proposed(checkpoints["sam2"]), proposed(video)
+    assert torch.equal(found.masks_NHW, expected.masks_NHW)
+    assert torch.equal(found.scores_N, expected.scores_N)
+
+
+def test_sam_3_as_it_is_published_with_its_detector_and_parts_for_videos_gives_the_same_masks(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """There the encoder is the detector's, and the tracker has a neck of its own upon it."""
+    video = save_sam3(tmp_path, video=True)
+    assert json.loads((video / "config.json").read_text())["model_type"] == "sam3_video"
+    weights = load_file(video / "model.safetensors")
+    for name, value in transformers.Sam3TrackerModel.from_pretrained(checkpoints["sam3"]).state_dict().items():
+        moved = name.replace("vision_encoder.backbone.", "detector_model.vision_encoder.backbone.")
+        moved = moved.replace("vision_encoder.neck.", "tracker_neck.")
+        published = moved if moved != name else f"tracker_model.{name}"
+        assert weights[published].shape == value.shape
+        weights[published] = value.contiguous()
+    save_file(weights, video / "model.safetensors", metadata={"format": "pt"})
+    expected, found = proposed(checkpoints["sam3"]), proposed(video)
     assert torch.equal(found.masks_NHW, expected.masks_NHW)
     assert torch.equal(found.scores_N, expected.scores_N)
 

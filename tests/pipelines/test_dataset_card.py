@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from maskmine.mining.models.known_licences import licence_of
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.cards import hub_licence, size_category
 from maskmine.pipelines.dataset.croissant import describe_run
@@ -252,7 +253,14 @@ def test_the_commercial_policy_lets_a_set_pass_whose_parts_all_allow_it(
     mine(captions="CC-BY-4.0", pictures="CC0-1.0")
     options = ["--to", "parquet", "--licence-policy", "commercial", "--out", str(tmp_path / "out")]
     assert run_app(["export", str(folder), *options]) == 0
-    mine(captions="CC-BY-4.0", pictures="CC-BY-NC-4.0")
+    mine(captions="SAM License", pictures="CC-BY-NC-4.0")
+    card = (folder / "README.md").read_text()
+    assert "- SAM License: pass the weights and what is made of them on with a copy of it, " in card
+    assert "- CC-BY-NC-4.0: name the authors and the licence, say what was changed; no commercial use." in card
+    assert json.loads((folder / "croissant.json").read_text())["license"][-2:] == [
+        "https://spdx.org/licenses/MIT",
+        "https://github.com/facebookresearch/sam3/blob/main/LICENSE",
+    ]
     sources = FinishedRun.open(RunFolder(str(folder))).manifest.sources
     with pytest.raises(InputError, match=r"images all: CC-BY-NC-4\.0 is not for commercial use"):
         refuse_other_licences([(s.role, s.name, s.licence) for s in sources], policy="commercial")
@@ -272,6 +280,8 @@ def test_an_export_of_listed_licences_alone_refuses_pictures_under_others(
 @pytest.mark.parametrize(
     ("licence", "allowed"),
     [
+        *[(name, True) for name in ("SAM License", "DINOv3 License", "dinov3-license")],
+        *[(name, False) for name in ("AGPL-3.0", "PML-1.0", "Something like the SAM License")],
         *[(name, True) for name in ("MIT", "Apache-2.0", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "BSD-3-Clause")],
         *[(name, False) for name in ("CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "unknown", "", "S-Lab", "GPL")],
     ],
@@ -279,6 +289,32 @@ def test_an_export_of_listed_licences_alone_refuses_pictures_under_others(
 def test_only_what_is_known_to_allow_it_allows_commercial_use(licence: str, allowed: bool) -> None:
     with nullcontext() if allowed else pytest.raises(InputError, match="commercial refuses model m"):
         refuse_other_licences([("model", "m", licence)], policy="commercial")
+
+
+def test_a_licence_that_is_known_says_why_it_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"AGPL-3\.0 asks to give the source of what is built on it, even if it is only"
+    ):
+        refuse_other_licences([("model", "m", "AGPL-3.0")], policy="commercial")
+
+
+@pytest.mark.parametrize(
+    ("name", "licence"),
+    [
+        ("facebook/maskformer-swin-base-coco", "CC-BY-NC-4.0"),
+        ("facebook/sam-vit-large", "Apache-2.0"),
+        ("facebook/sam2.1-hiera-large", "Apache-2.0"),
+        ("facebook/sam3", "SAM License"),
+        ("tue-mps/coco_panoptic_eomt_large_640", "MIT"),
+        ("tue-mps/coco_panoptic_eomt_large_640_dinov3", "DINOv3 License"),
+        ("Roboflow/rf-detr-seg-medium", "Apache-2.0"),
+        ("Roboflow/rf-detr-2xlarge", "unknown"),
+        ("openai", "MIT"),
+        ("someone/eomt", "unknown"),
+    ],
+)
+def test_the_licences_of_published_weights_are_known_by_their_names(name: str, licence: str) -> None:
+    assert licence_of(name) == licence
 
 
 def test_each_caption_source_may_have_its_own_licence() -> None:

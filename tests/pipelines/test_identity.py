@@ -45,6 +45,8 @@ STEPS |= {"regions": REGIONS, "clip": CLIP, "shards": SHARDS, HOW: NOTHING, RECO
 
 PROPOSALS: dict[str, dict[str, Any]] = {
     "maskformer": {"kind": "maskformer", "checkpoint": "proposer"},
+    "eomt": {"kind": "eomt", "checkpoint": "proposer"},
+    "rf_detr": {"kind": "rf_detr", "checkpoint": "proposer"},
     "open_maskformer": {"kind": "open_maskformer", "checkpoint": "open"},
     "sam": {"kind": "sam", "checkpoint": "proposer"},
     "detectron2": {"kind": "detectron2", "config": "config.yaml", "weights": "weights.safetensors"},

@@ -70,7 +70,8 @@ def test_every_preset_loads_and_survives_its_own_resolved_form(config: Path) -> 
         ),
         (
             GOOD.replace("kind: ground_truth", "kind: magic"),
-            "kind `magic` is unknown; choose one of maskformer, open_maskformer, sam, detectron2, ground_truth",
+            "kind `magic` is unknown; choose one of maskformer, open_maskformer, eomt, rf_detr, sam, detectron2, "
+            "ground_truth",
         ),
         (GOOD.replace("clip: null", "clip: {model: ViT-B-16, pretained: openai}"), "did you mean `pretrained`?"),
         (GOOD.replace("rule: labels", "rule: best_region_per_noun"), "regions.clip"),
@@ -145,8 +146,8 @@ def test_all_that_is_missing_is_told_in_one_answer(tmp_path: Path) -> None:
     config = tmp_path / "mining.yaml"
     assert caught.value.args == (
         f"{config}: captions.kind: missing, choose one of {sources}",
-        f"{config}: regions.proposals.kind: missing, choose one of maskformer, open_maskformer, sam, detectron2, "
-        "ground_truth",
+        f"{config}: regions.proposals.kind: missing, choose one of maskformer, open_maskformer, eomt, rf_detr, sam, "
+        "detectron2, ground_truth",
         f"{config}: regions.clip: missing; add it",
         f"{config}: out: missing; add it",
     )

@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from maskmine.mining.models.pretrained import load_pretrained
-from maskmine.mining.proposers.maskformer import PLAIN, MaskFormer, prepared_pixels
+from maskmine.mining.proposers.maskformer import PLAIN, MaskFormer
 from maskmine.mining.proposers.proposals import LoadedImage
+from maskmine.mining.proposers.queries import prepared_pixels
 from maskmine.scripts.demo_world.nouns import openmoji_version
 from maskmine.scripts.demo_world.scene import SIZES_HW, draw_scene
 from maskmine.scripts.demo_world.splits import TRAINING_SEEDS, seen_nouns

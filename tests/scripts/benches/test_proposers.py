@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from maskmine.schemas.errors import InputError
-from maskmine.scripts.benches.fixtures import sam_config
-from maskmine.scripts.benches.proposers import read_coco, sam2_config
+from maskmine.scripts.benches.fixtures import eomt_config, sam2_config, sam_config
+from maskmine.scripts.benches.proposers import read_coco
 
 
 def millions(network_class: Any, config: Any) -> float:
@@ -21,10 +21,14 @@ def millions(network_class: Any, config: Any) -> float:
 
 
 def test_the_sizes_are_those_of_the_published_models() -> None:
-    """facebook/sam-vit-base has 93.7 million parameters, sam-vit-large 312.3, sam2.1-hiera-large 224.4 with videos."""
+    """facebook/sam-vit-base has 93.7 million parameters, sam-vit-large 312.3, sam2.1-hiera-large 224.4 with videos and
+    sam2.1-hiera-base-plus 80.8. The tables of EoMT's authors have 93 for the base and 316 for the large one."""
     assert millions(transformers.SamModel, sam_config(large=False)) == pytest.approx(93.7, rel=0.01)
     assert millions(transformers.SamModel, sam_config(large=True)) == pytest.approx(312.3, rel=0.01)
-    assert millions(transformers.Sam2Model, sam2_config()) == pytest.approx(224.4 - 8, rel=0.03)
+    assert millions(transformers.Sam2Model, sam2_config(large=True)) == pytest.approx(224.4 - 8, rel=0.03)
+    assert millions(transformers.Sam2Model, sam2_config(large=False)) == pytest.approx(80.8 - 8, rel=0.03)
+    assert millions(transformers.EomtForUniversalSegmentation, eomt_config(large=False)) == pytest.approx(93, rel=0.02)
+    assert millions(transformers.EomtForUniversalSegmentation, eomt_config(large=True)) == pytest.approx(316, rel=0.02)
 
 
 def test_the_first_pictures_with_annotations_are_shown(tmp_path: Path) -> None:
