@@ -8,6 +8,9 @@ _LICENCES = {
     "facebook/mask2former-": "MIT",
     "facebook/sam-": "Apache-2.0",
     "facebook/sam2": "Apache-2.0",
+    "facebook/sam3": "LicenseRef-SAM-License",  # Meta's own, on no list of SPDX
+    "google/owlv2-": "Apache-2.0",
+    "openmmlab-community/mm_grounding_dino_": "Apache-2.0",
     "openai": "MIT",
     "laion": "MIT",
     "en_core_web_": "MIT",

@@ -80,12 +80,12 @@ class MaskFormer(Settings):
 
     def contents(self) -> dict[str, Any]:
         """The checkpoint by the hash of what is loaded."""
-        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, pickles=True)}
+        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, family=FAMILY)}
 
     def settled(self, kind: DeviceKind) -> Self:
         """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
         precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
-        revision = commit_of(self.checkpoint, self.revision, pickles=True)
+        revision = commit_of(self.checkpoint, self.revision, family=FAMILY)
         return self.model_copy(update={"precision": precision, "revision": revision})
 
     def fetch(self) -> None:
@@ -94,7 +94,7 @@ class MaskFormer(Settings):
 
     def record(self) -> ModelRecord:
         """The weights and their licence, as in `pretrained_record`."""
-        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=True)
+        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, family=FAMILY)
 
 
 def propose_from_queries(predict: Predict, read: Callable[..., Proposals], *, device: torch.device) -> Proposer:

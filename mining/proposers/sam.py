@@ -99,12 +99,12 @@ class Sam(Settings):
 
     def contents(self) -> dict[str, Any]:
         """The checkpoint by the hash of what is loaded."""
-        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, pickles=False)}
+        return {"checkpoint": pretrained_contents(self.checkpoint, revision=self.revision, family=_FAMILY)}
 
     def settled(self, kind: DeviceKind) -> Self:
         """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
         precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
-        revision = commit_of(self.checkpoint, self.revision, pickles=False)
+        revision = commit_of(self.checkpoint, self.revision, family=_FAMILY)
         return self.model_copy(update={"precision": precision, "revision": revision})
 
     def fetch(self) -> None:
@@ -113,7 +113,7 @@ class Sam(Settings):
 
     def record(self) -> ModelRecord:
         """The weights and their licence, as in `pretrained_record`."""
-        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=False)
+        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, family=_FAMILY)
 
 
 @dataclass(frozen=True, slots=True)
