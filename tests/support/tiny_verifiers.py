@@ -18,7 +18,7 @@ SIDE_PX = 64
 KINDS = ("sam3", "owlv2", "mm_grounding_dino", "clip", "open_maskformer")
 OF_TRANSFORMERS = KINDS[:3]
 # Low, as scores of random weights are.
-THRESHOLDS = {"sam3": 0.1, "owlv2": 0.4, "mm_grounding_dino": 0.01, "open_maskformer": 0.05}
+THRESHOLDS = {"sam3": 0.1, "owlv2": 0.4, "mm_grounding_dino": 0.0001, "open_maskformer": 0.05}
 
 _VISION: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _VISION |= {"image_size": 56, "patch_size": 14, "window_size": 2, "global_attn_indexes": [1], "pretrain_image_size": 28}
