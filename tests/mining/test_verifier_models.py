@@ -80,7 +80,7 @@ def regions() -> list[Mask]:
 def found_by(settings: Any, monkeypatch: pytest.MonkeyPatch) -> list[Found]:
     """What a verifier finds for each of the nouns."""
     seen: list[Found] = []
-    monkeypatch.setattr(checks, "_checked", lambda found: seen.append(found) or found)
+    monkeypatch.setattr(checks, "_checked", lambda found: [seen.append(found), found][1])
     given = settings.open(device="cpu")(picture(), nouns=NOUNS, regions=regions(), chosen=[0, 1, 2])
     assert [check.presence for check in given] == [found.presence for found in seen]
     assert [check.agreement for check in given] == [
@@ -96,8 +96,9 @@ def test_instances_of_sam3_are_those_of_transformers(
     saved: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = saved["sam3"]
-    model = transformers.Sam3Model.from_pretrained(tree["checkpoint"]).eval()
-    processor = transformers.Sam3Processor.from_pretrained(tree["checkpoint"])
+    model: Any = transformers.Sam3Model.from_pretrained(tree["checkpoint"])
+    model.eval()
+    processor: Any = transformers.Sam3Processor.from_pretrained(tree["checkpoint"])
     seen = found_by(settings_of(tree, mask_threshold=0.4), monkeypatch)
     for noun, found in zip(NOUNS, seen, strict=True):
         with torch.inference_mode():
@@ -132,7 +133,8 @@ def test_boxes_of_owlv2_are_those_of_transformers_within_the_picture(
     saved: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = saved["owlv2"]
-    model = transformers.Owlv2ForObjectDetection.from_pretrained(tree["checkpoint"]).eval()
+    model: Any = transformers.Owlv2ForObjectDetection.from_pretrained(tree["checkpoint"])
+    model.eval()
     processor: Any = transformers.Owlv2Processor.from_pretrained(tree["checkpoint"])
     for noun, found in zip(NOUNS, found_by(settings_of(tree, prompt="a {}"), monkeypatch), strict=True):
         inputs = processor(images=picture(), text=[[f"a {noun}"]], return_tensors="pt")
@@ -145,7 +147,8 @@ def test_boxes_of_mm_grounding_dino_are_those_of_transformers_within_the_picture
     saved: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = saved["mm_grounding_dino"]
-    model: Any = transformers.MMGroundingDinoForObjectDetection.from_pretrained(tree["checkpoint"]).eval()
+    model: Any = transformers.MMGroundingDinoForObjectDetection.from_pretrained(tree["checkpoint"])
+    model.eval()
     processor: Any = transformers.GroundingDinoProcessor.from_pretrained(tree["checkpoint"])
     for noun, found in zip(NOUNS, found_by(settings_of(tree), monkeypatch), strict=True):
         inputs = processor(images=picture(), text=[[noun]], return_tensors="pt")  # not filled up, and a text alone
@@ -184,10 +187,14 @@ def test_a_second_clip_chooses_among_the_pictures_regions(
 
 
 def test_the_presence_of_a_clip_with_a_bias_is_a_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = {"model": str(save_tiny_clip(tmp_path, seed=3, init_logit_scale=2.0, init_logit_bias=-1.5)), "batch_size": 4}
+    clip: dict[str, Any] = {
+        "model": str(save_tiny_clip(tmp_path, seed=3, init_logit_scale=2.0, init_logit_bias=-1.5)),
+        "batch_size": 4,
+    }
     plain = found_by(settings_of({"kind": "clip", "clip": clip, "templates": "raw"}), monkeypatch)
     tower = Clip(**clip).open_text(device="cpu")
-    assert (tower.scale, tower.bias) == (pytest.approx(np.exp(2.0), rel=1e-5), -1.5)
+    assert tower.scale == pytest.approx(np.exp(2.0), rel=1e-5)
+    assert tower.bias == -1.5
     monkeypatch.setattr("maskmine.mining.verifiers.second_clip._presence", lambda cosine, _: cosine)
     for found, raw in zip(
         plain, found_by(settings_of({"kind": "clip", "clip": clip, "templates": "raw"}), monkeypatch), strict=True
@@ -201,6 +208,7 @@ def test_the_score_of_an_open_maskformer_is_the_share_of_the_noun_among_the_clas
 ) -> None:
     tree = saved["open_maskformer"]
     proposer = OpenMaskFormer(kind="open_maskformer", checkpoint=tree["checkpoint"])
+    kept: Any
     (kept,) = proposer.open(device="cpu")([LoadedImage("", picture())], min_score=0.0)
     space, (noun_1D,) = proposer.text_space(), Clip(**tree["clip"]).open_text(device="cpu").embed([noun])[None]
     rivals_KD = space.classes_KD[1:] if noun == "Cat" else space.classes_KD
