@@ -1,6 +1,6 @@
 """The nouns of a run: number of images and mentions of each, and CLIP's embedding.
 
-Shapes: V nouns, T templates, D width of the embedding.
+Shapes: V nouns, D width of the embedding.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from maskmine.mining.models.clip import Clip
-from maskmine.mining.models.embeddings import pack, unpack
-from maskmine.mining.models.prompt_templates import Templates, fill_template, load_templates, templates_identity
+from maskmine.mining.models.embeddings import embed_nouns, pack, unpack
+from maskmine.mining.models.prompt_templates import Templates, load_templates, templates_identity
 from maskmine.mining.storage.query import query_cells
 from maskmine.schemas.rows import VocabularyRow
 from maskmine.schemas.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from maskmine.mining.models.clip import TextTower
 
 Count = tuple[str, int, int, str]
 """A noun, the number of images whose captions mention it, the number of its mentions, and its lemma: of several the
@@ -78,7 +76,7 @@ class Vocabulary(Settings):
         """Load CLIP's text side and return the function that embeds names as `open` embeds nouns."""
         templates = load_templates(self.templates)
         tower = clip.open_text(device=device)
-        return lambda names: _embed_names(names, templates=templates, tower=tower)
+        return lambda names: [pack(v_D) for v_D in embed_nouns(names, templates=templates, tower=tower).numpy()]
 
 
 def text_classifier(names: Sequence[str], *, embed: EmbedNames) -> Tensor:
@@ -138,19 +136,6 @@ def _without_embeddings(
     counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None
 ) -> Iterator[VocabularyRow]:
     return (VocabularyRow(noun, images, mentions, None, lemma) for noun, images, mentions, lemma in counts)
-
-
-def _embed_names(names: Sequence[str], *, templates: Sequence[str], tower: TextTower) -> list[bytes]:
-    """The packed embeddings; as many names at once as fill whole batches with their sentences."""
-    from torch.nn.functional import normalize
-
-    packed: list[bytes] = []
-    for group in _groups(names, size=tower.batch_size):
-        sentences = [fill_template(template, noun) for noun in group for template in templates]
-        embeddings_VTD = tower.embed(sentences).view(len(group), len(templates), tower.dim)
-        means_VD = normalize(embeddings_VTD.mean(1), dim=1).cpu().numpy()
-        packed.extend(map(pack, means_VD))
-    return packed
 
 
 def _groups(items: Iterable[Item], *, size: int) -> Iterator[list[Item]]:

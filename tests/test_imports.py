@@ -19,6 +19,7 @@ MINING_ORDER = [
     {"images", "text"},
     {"models", "sources"},
     {"proposers", "evaluation", "exports", "scores"},
+    {"verifiers"},
     {"captions", "levels", "nouns", "pairs", "regions", "shards", "vocabulary"},
     {"selection"},
 ]

@@ -54,11 +54,18 @@ class ImageTower:
 
 @dataclass(frozen=True, slots=True)
 class TextTower:
-    """CLIP's text side. `embed` takes texts, of which it reads the beginning if they are long, to float32 [N, D]."""
+    """CLIP's text side. `embed` takes texts, of which it reads the beginning if they are long, to float32 [N, D].
+
+    `cuts` says of a text whether it fills all that the model reads, so that its end may be lost. `scale` and `bias`
+    make a cosine a logit; where there is no bias, as in models of a softmax over all texts, a logit alone says nothing.
+    """
 
     dim: int
     batch_size: int
     embed: Callable[[Sequence[str]], Tensor]
+    cuts: Callable[[str], bool] = lambda text: False
+    scale: float = 1.0
+    bias: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +194,19 @@ class Clip(Settings):
                 dim=loaded.dim,
             )
 
-        return TextTower(dim=loaded.dim, batch_size=self.batch_size, embed=embed)
+        def cuts(text: str) -> bool:
+            once, longer = loaded.tokenize([text, f"{text} and more"])
+            return bool(torch.equal(once, longer))
+
+        bias = getattr(network, "logit_bias", None)
+        return TextTower(
+            dim=loaded.dim,
+            batch_size=self.batch_size,
+            embed=embed,
+            cuts=cuts,
+            scale=float(network.logit_scale.exp()),
+            bias=None if bias is None else float(bias),
+        )
 
     def _with_prompts(self, network: Any) -> Any:
         """The image side with the mask prompts that belong to it; None without any."""

@@ -1,6 +1,7 @@
-"""CLIP embeddings of regions, and their form in a table: little-endian float16.
+"""CLIP embeddings of regions and of nouns, and their form in a table: little-endian float16.
 
-Shapes: N regions of one image, D width of the embedding; pixels and masks as in `mining/images/crops.py`.
+Shapes: N regions of one image, or nouns, T templates, D width of the embedding; pixels and masks as in
+`mining/images/crops.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
+from maskmine.mining.models.prompt_templates import fill_template
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maskmine.mining.models.clip import ImageTower
+    from maskmine.mining.models.clip import ImageTower, TextTower
 
 
 def embed_regions(
@@ -46,6 +48,23 @@ def embed_regions(
     embeddings_RD = torch.cat([torch.empty(0, tower.dim), *batches]).numpy().astype("<f2")
     ends = np.cumsum([len(masks_NHW) for masks_NHW in masks], dtype=np.int64)
     return np.split(embeddings_RD, ends[:-1]) if len(masks) else []
+
+
+def embed_nouns(nouns: Sequence[str], *, templates: Sequence[str], tower: TextTower) -> Tensor:
+    """A unit vector for each noun, the mean of those of its sentences (ViLD; OVSeg appendix A.2), float32 [N, D].
+
+    A noun's vector does not depend on the others. As many nouns at once as fill whole batches with their sentences.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    parts = [torch.empty(0, tower.dim)]
+    for start in range(0, len(nouns), tower.batch_size):
+        group = nouns[start : start + tower.batch_size]
+        sentences = [fill_template(template, noun) for noun in group for template in templates]
+        embeddings_NTD = tower.embed(sentences).view(len(group), len(templates), tower.dim)
+        parts.append(normalize(embeddings_NTD.mean(1), dim=1).cpu())
+    return torch.cat(parts)
 
 
 def chunk_regions(counts: Iterable[int], *, size: int) -> Iterator[list[tuple[int, slice]]]:

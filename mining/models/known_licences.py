@@ -14,6 +14,8 @@ _LICENCES = {
     "tue-mps/*eomt*": "MIT",
     "tue-mps/*eomt*dinov3*": "DINOv3 License",  # differences to Meta's weights, of no use without them
     "Roboflow/rf-detr-seg-*": "Apache-2.0",  # detectors of its larger sizes have another, and no masks
+    "google/owlv2-*": "Apache-2.0",
+    "openmmlab-community/mm_grounding_dino_*": "Apache-2.0",
     "openai*": "MIT",
     "laion*": "MIT",
     "en_core_web_*": "MIT",

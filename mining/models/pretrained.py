@@ -1,6 +1,6 @@
 """Folders that transformers saved, on a disk or on the Hugging Face hub: fetched, checked, loaded and hashed.
 
-A proposer that runs through transformers states the types of model that it takes; the rest is common.
+A proposer or a verifier that runs through transformers states the types of model that it takes; the rest is common.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from maskmine.mining.models.devices import PROPOSALS_ON_GPU, DeviceKind, Precision, settled_precision
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
@@ -28,31 +28,54 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Names that the hub can have; everything else is a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# Which `kind` of proposals takes a model, by the type in its config.json.
-_KINDS = {
-    **dict.fromkeys(("maskformer", "mask2former"), "maskformer"),
-    **dict.fromkeys(("eomt", "eomt_dinov3"), "eomt"),
-    "rf_detr": "rf_detr",
-    **dict.fromkeys(("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video"), "sam"),
+# Files of a tokenizer of transformers; which of them there are depends on its class.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARY = ("vocab.json", "merges.txt", "vocab.txt")
+
+Role = Literal["proposals", "verifier"]
+"""What a model of transformers does in mining, which is also the setting that names it."""
+
+KINDS: Mapping[Role, Mapping[str, str]] = {
+    "proposals": {
+        **dict.fromkeys(("maskformer", "mask2former"), "maskformer"),
+        **dict.fromkeys(("eomt", "eomt_dinov3"), "eomt"),
+        "rf_detr": "rf_detr",
+        **dict.fromkeys(("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video"), "sam"),
+    },
+    "verifier": {
+        "sam3": "sam3",
+        "sam3_video": "sam3",
+        "owlv2": "owlv2",
+        "mm-grounding-dino": "mm_grounding_dino",
+    },
 }
+"""Which `kind` takes a model, by the type in its config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The types of model that a proposer takes, each with the names of transformers' classes for it and its images.
+    """The types of model of one `kind`, each with the names of transformers' classes for it and for its input.
 
     `pickles`: whether weights may be torch files, which are read with `weights_only`; `needed`: the names of the
-    weights of a network without which it cannot be used.
+    weights of a network without which it cannot be used; `texts`: whether its input has texts, so that a tokenizer
+    belongs to it.
     """
 
     classes: Mapping[str, tuple[str, str]]
     pickles: bool
     needed: Callable[[Any], Iterable[str]]
+    role: Role = "proposals"
+    texts: bool = False
+
+    @property
+    def setting(self) -> str:
+        """What messages call the setting that names the checkpoint."""
+        return f"{self.role}.checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A network in float32 on the CPU, ready to predict, what prepares its images, and the type of the model."""
+    """A network in float32 on the CPU, ready to predict, what prepares its input, and the type of the model."""
 
     network: Any
     processor: Any
@@ -71,13 +94,13 @@ class FromTransformers(Settings):
 
     def contents(self) -> dict[str, Any]:
         """The checkpoint by the hash of what is loaded."""
-        contents = pretrained_contents(self.checkpoint, revision=self.revision, pickles=self.family.pickles)
+        contents = pretrained_contents(self.checkpoint, revision=self.revision, family=self.family)
         return {"checkpoint": contents}
 
     def settled(self, kind: DeviceKind) -> Self:
         """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
         precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
-        revision = commit_of(self.checkpoint, self.revision, pickles=self.family.pickles)
+        revision = commit_of(self.checkpoint, self.revision, family=self.family)
         return self.model_copy(update={"precision": precision, "revision": revision})
 
     def fetch(self) -> None:
@@ -90,8 +113,7 @@ class FromTransformers(Settings):
 
     def record(self) -> ModelRecord:
         """The weights and their licence, as in `pretrained_record`."""
-        pickles = self.family.pickles
-        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, pickles=pickles)
+        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, family=self.family)
 
 
 def load_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> Pretrained:
@@ -100,23 +122,23 @@ def load_pretrained(checkpoint: str, *, revision: str | None, family: Family) ->
     Raises InputError when it cannot be had, is of another type, which is found out before any weights are fetched, or
     lacks weights.
     """
-    folder = _local_folder(checkpoint)
+    folder = _local_folder(checkpoint, family)
     if folder is None:
-        _model_type(_fetched(checkpoint, revision, patterns=["*.json"]), name=checkpoint, family=family)
-        folder = _snapshot(checkpoint, revision, pickles=family.pickles)
+        _model_type(_fetched(checkpoint, revision, ["*.json"], family=family), name=checkpoint, family=family)
+        folder = _snapshot(checkpoint, revision, family=family)
     return _from_folder(folder, name=checkpoint, family=family)
 
 
-def pretrained_record(checkpoint: str, *, revision: str | None, licence: str | None, pickles: bool) -> ModelRecord:
+def pretrained_record(checkpoint: str, *, revision: str | None, licence: str | None, family: Family) -> ModelRecord:
     """The weights and their licence; without a network, so `sha256` is None while a hub's weights are not here.
 
     The hash is that of a folder's weights and JSON files, or of the one file of weights from the hub. Raises
     InputError for a name that can be neither.
     """
-    local = _local_folder(checkpoint)
-    folder = local or _cached(checkpoint, revision, pickles=pickles)
+    local = _local_folder(checkpoint, family)
+    folder = local or _cached(checkpoint, revision, family=family)
     return ModelRecord(
-        role="proposals",
+        role=family.role,
         name=f"{checkpoint}@{revision}"
         if revision
         else os.path.basename(checkpoint.rstrip("/"))
@@ -127,17 +149,17 @@ def pretrained_record(checkpoint: str, *, revision: str | None, licence: str | N
     )
 
 
-def pretrained_contents(checkpoint: str, *, revision: str | None, pickles: bool) -> dict[str, str | None]:
-    """A checkpoint's name, revision and the hash of what is loaded: weights, configuration, processor.
+def pretrained_contents(checkpoint: str, *, revision: str | None, family: Family) -> dict[str, str | None]:
+    """A checkpoint's name, revision and the hash of what is loaded: weights, configuration, processor, tokenizer.
 
     `sha256` is None where the hub's files are not on this machine, or nothing has this name.
     """
     try:
-        local = _local_folder(checkpoint)
-        folder = local or _cached(checkpoint, revision, pickles=pickles)
+        local = _local_folder(checkpoint, family)
+        folder = local or _cached(checkpoint, revision, family=family)
     except InputError:
         folder = None
-    files = _loaded_files(folder, pickles=pickles) if folder else []
+    files = _loaded_files(folder, family) if folder else []
     name = os.path.basename(checkpoint.rstrip("/")) if folder and local else checkpoint
     sha256 = files_sha256(files, below=folder) if folder and files else None
     return {"name": name, "revision": revision, "sha256": sha256}
@@ -145,24 +167,25 @@ def pretrained_contents(checkpoint: str, *, revision: str | None, pickles: bool)
 
 def fetch_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> None:
     """Fetch from the hub what is not on this machine; raises as `load_pretrained`."""
-    if _local_folder(checkpoint) is None and _cached(checkpoint, revision, pickles=family.pickles) is None:
-        _model_type(_fetched(checkpoint, revision, patterns=["*.json"]), name=checkpoint, family=family)
-        _snapshot(checkpoint, revision, pickles=family.pickles)
+    if _local_folder(checkpoint, family) is None and _cached(checkpoint, revision, family=family) is None:
+        _model_type(_fetched(checkpoint, revision, ["*.json"], family=family), name=checkpoint, family=family)
+        _snapshot(checkpoint, revision, family=family)
 
 
-def commit_of(checkpoint: str, revision: str | None, *, pickles: bool) -> str | None:
+def commit_of(checkpoint: str, revision: str | None, *, family: Family) -> str | None:
     """The commit at which a hub's files are on this machine, else the revision as it is."""
     try:
-        folder = None if _local_folder(checkpoint) else _cached(checkpoint, revision, pickles=pickles)
+        folder = None if _local_folder(checkpoint, family) else _cached(checkpoint, revision, family=family)
     except InputError:
         folder = None
     return folder.name if folder is not None and folder.parent.name == "snapshots" else revision
 
 
-def _loaded_files(folder: Path, *, pickles: bool) -> list[Path]:
+def _loaded_files(folder: Path, family: Family) -> list[Path]:
     """The files that a checkpoint is loaded from: of several kinds of weights the first."""
-    described = ("config.json", "preprocessor_config.json", "processor_config.json")
-    weights = _weights_in(folder, pickles=pickles)[:1]
+    described = ["config.json", "preprocessor_config.json", "processor_config.json"]
+    described += [*_TOKENIZER, *_VOCABULARY] if family.texts else []
+    weights = _weights_in(folder, pickles=family.pickles)[:1]
     if weights and weights[0].suffix == ".json":
         stem = weights[0].name.partition(".")[0]
         weights += [file for file in folder.glob(f"{stem}-*") if file.suffix in WEIGHT_SUFFIXES]
@@ -178,16 +201,16 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
     kind = _model_type(folder, name=name, family=family)
     if absent := [class_ for class_ in family.classes[kind] if not hasattr(transformers, class_)]:
         raise InputError(
-            f"proposals.checkpoint: `{name}` is a {kind} model, and transformers {transformers.__version__} has no "
+            f"{family.setting}: `{name}` is a {kind} model, and transformers {transformers.__version__} has no "
             f"{absent[0]}; install a newer one: pip install -U transformers"
         )
     if not _weights_in(folder, pickles=family.pickles):
-        raise InputError(f"proposals.checkpoint: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
+        raise InputError(f"{family.setting}: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
     network_class, processor_class = (getattr(transformers, class_) for class_ in family.classes[kind])
-    check_described(folder, name=name, setting="proposals.checkpoint")
+    check_described(folder, name=name, setting=family.setting)
     unreadable = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError)
     try:
-        with nothing_is_run(name, setting="proposals.checkpoint"), without_progress_bars():
+        with nothing_is_run(name, setting=family.setting), without_progress_bars():
             network, report = network_class.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -198,13 +221,16 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
                 trust_remote_code=False,
             )
             processor = processor_class.from_pretrained(folder, local_files_only=True)
-    except (*unreadable, StrictDataclassError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:
+        known = isinstance(error, (*unreadable, StrictDataclassError, SafetensorError, pickle.UnpicklingError))
+        if not known and type(error) is not Exception:  # of that very class are the errors of tokenizers
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"proposals.checkpoint: `{name}` cannot be loaded, save it again ({reason})") from error
+        raise InputError(f"{family.setting}: `{name}` cannot be loaded, save it again ({reason})") from error
     # transformers only warns and goes on with random weights
     if missing := sorted(set(family.needed(network)) & set(report["missing_keys"])):
         raise InputError(
-            f"proposals.checkpoint: `{name}` lacks {len(missing)} weights such as {missing[0]}; save the whole model"
+            f"{family.setting}: `{name}` lacks {len(missing)} weights such as {missing[0]}; save the whole model"
         )
     return Pretrained(network.eval().requires_grad_(False), processor, kind)
 
@@ -214,49 +240,52 @@ def _model_type(folder: Path, *, name: str, family: Family) -> str:
     for files in (("config.json",), ("preprocessor_config.json", "processor_config.json")):
         if not any((folder / file).is_file() for file in files):
             raise InputError(
-                f"proposals.checkpoint: `{name}` holds no {files[0]}; give a folder saved with `save_pretrained` of "
-                "the model and of its image processor"
+                f"{family.setting}: `{name}` holds no {files[0]}; give a folder saved with `save_pretrained` of "
+                f"the model and of its {'' if family.texts else 'image '}processor"
             )
-    config = read_described(folder / "config.json", name=name, setting="proposals.checkpoint")
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    config = read_described(folder / "config.json", name=name, setting=family.setting)
+    kind = str(config.get("model_type")) if isinstance(config, dict) else "None"
     if kind not in family.classes:
         *others, last = family.classes
         known = f"{', '.join(others)} or {last}" if others else last
-        remedy = f"use `kind: {_KINDS[kind]}` for it, or give" if kind in _KINDS else "give"
-        raise InputError(f"proposals.checkpoint: `{name}` is a {kind} model; {remedy} a {known} one")
-    return str(kind)
+        kinds = KINDS[family.role]
+        remedy = f"use `kind: {kinds[kind]}` for it, or give" if kind in kinds else "give"
+        raise InputError(f"{family.setting}: `{name}` is a {kind} model; {remedy} a {known} one")
+    return kind
 
 
-def _local_folder(checkpoint: str) -> Path | None:
+def _local_folder(checkpoint: str, family: Family) -> Path | None:
     """The folder of this name, None for a name on the hub."""
     path = Path(checkpoint)
     if path.is_dir():
         return path
     if path.is_file():
         raise InputError(
-            f"proposals.checkpoint: `{checkpoint}` is a file; give a folder that transformers saved, with "
+            f"{family.setting}: `{checkpoint}` is a file; give a folder that transformers saved, with "
             "config.json and model.safetensors, or the name of one on the hub"
         )
     if not _HUB_NAME.fullmatch(checkpoint):
-        raise InputError(f"proposals.checkpoint: there is no folder `{checkpoint}`; check the path")
+        raise InputError(f"{family.setting}: there is no folder `{checkpoint}`; check the path")
     return None
 
 
-def _snapshot(checkpoint: str, revision: str | None, *, pickles: bool, cached: bool = False) -> Path:
+def _snapshot(checkpoint: str, revision: str | None, *, family: Family, cached: bool = False) -> Path:
     """The folder with a hub's files, fetched when they are not here.
 
     Files are fetched first and then loaded as a folder, because transformers would have the hub convert a checkpoint
     that has no safetensors.
     """
     folder = Path()
-    for patterns in _patterns(pickles):
-        folder = _fetched(checkpoint, revision, patterns=patterns, cached=cached)
-        if _weights_in(folder, pickles=pickles):
+    for patterns in _patterns(family):
+        folder = _fetched(checkpoint, revision, patterns, family=family, cached=cached)
+        if _weights_in(folder, pickles=family.pickles):
             break
     return folder
 
 
-def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str], cached: bool = False) -> Path:
+def _fetched(
+    checkpoint: str, revision: str | None, patterns: list[str], *, family: Family, cached: bool = False
+) -> Path:
     """The folder with some of a hub's files. Raises InputError; with `cached` also when they are not here."""
     from huggingface_hub import snapshot_download
 
@@ -264,27 +293,28 @@ def _fetched(checkpoint: str, revision: str | None, *, patterns: list[str], cach
         return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=cached))
     except (OSError, ValueError) as error:
         if asks := refusal(error, checkpoint):
-            raise InputError(f"proposals.checkpoint: `{checkpoint}`: {asks}") from error
+            raise InputError(f"{family.setting}: `{checkpoint}`: {asks}") from error
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"proposals.checkpoint: `{checkpoint}` is no folder here and the hub does not give it ({reason}); "
+            f"{family.setting}: `{checkpoint}` is no folder here and the hub does not give it ({reason}); "
             "check the name, or give a folder with the files"
         ) from error
 
 
-def _cached(checkpoint: str, revision: str | None, *, pickles: bool) -> Path | None:
+def _cached(checkpoint: str, revision: str | None, *, family: Family) -> Path | None:
     """The folder with a hub's files where they, with weights, have been fetched before."""
     try:
-        folder = _snapshot(checkpoint, revision, pickles=pickles, cached=True)
+        folder = _snapshot(checkpoint, revision, family=family, cached=True)
     except InputError:
         return None
-    return folder if _weights_in(folder, pickles=pickles) else None
+    return folder if _weights_in(folder, pickles=family.pickles) else None
 
 
-def _patterns(pickles: bool) -> Iterator[list[str]]:
+def _patterns(family: Family) -> Iterator[list[str]]:
     """Which files of a hub to ask for; pickled weights only where there are no others."""
-    yield ["*.json", "model.safetensors", "model-*.safetensors"]
-    if pickles:
+    texts = [name for name in _VOCABULARY if name.endswith(".txt")] if family.texts else []
+    yield ["*.json", *texts, "model.safetensors", "model-*.safetensors"]
+    if family.pickles:
         yield ["*.json", "pytorch_model.bin", "pytorch_model-*.bin"]
 
 

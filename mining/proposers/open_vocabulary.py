@@ -6,7 +6,7 @@ h × w the grid of the masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_COMPARED = 8  # classes of the training by which two CLIPs are compared; other CLIPs differ in each of them
+_SAME_COSINE = 0.98  # half precision moves the text embedding of a class by less than 0.001
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TextSpace:
     """Where the queries of a model live: the unit vectors of its classes [K, D] and the vector of "no object" [D]."""
@@ -49,6 +53,24 @@ class TextSpace:
     record: OpenRecord
     classes_KD: Tensor
     no_object_D: Tensor
+
+    def refuse_other_clip(self, clip: str, embed: Callable[[Sequence[str]], Tensor], *, otherwise: str = "") -> None:
+        """Raises InputError unless a CLIP, of this name, is the one of the training.
+
+        `embed` gives its unit vectors of names. They are compared, and not files, so one in another format or precision
+        is the same CLIP. `otherwise` is what the user may do instead of naming that CLIP.
+        """
+        import torch
+
+        trained_KD = self.classes_KD[:_COMPARED]
+        given_KD = embed(self.record.classes[:_COMPARED])
+        if given_KD.shape == trained_KD.shape and torch.linalg.vecdot(given_KD, trained_KD).min() >= _SAME_COSINE:
+            return
+        sha256 = f" with SHA-256 {self.record.clip_sha256[:16]}…" if self.record.clip_sha256 else ""
+        raise InputError(
+            f"clip: the proposals were trained in the text space of `{self.record.clip}`{sha256}, and `{clip}` "
+            f"has another one; set `clip` to that model{otherwise}"
+        )
 
 
 class OpenMaskFormer(Settings):
@@ -115,7 +137,7 @@ class OpenMaskFormer(Settings):
         named: dict[str, Any] = {"name": folder.name, "sha256": None}
         try:
             record = read_record(folder)
-            body = pretrained_contents(str(body_folder(folder, record)), revision=None, pickles=PLAIN.pickles)
+            body = pretrained_contents(str(body_folder(folder, record)), revision=None, family=PLAIN)
             named["sha256"] = fingerprint(
                 [asdict(replace(record, body=None)), file_sha256(folder / HEAD_FILE), body["sha256"]]
             )

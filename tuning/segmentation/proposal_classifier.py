@@ -8,23 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from maskmine.mining.models.clip import Clip
-from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer, TextSpace
+from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
 from maskmine.mining.proposers.proposals import Proposals
 from maskmine.mining.proposers.text_head import class_probabilities
 from maskmine.mining.regions import AnyProposals
-from maskmine.mining.vocabulary import EmbedNames, Vocabulary, text_classifier
-from maskmine.schemas.errors import InputError
+from maskmine.mining.vocabulary import Vocabulary, text_classifier
 from maskmine.tuning.segmentation.semantic_inference import proposal_probabilities
 
 ProposalClassifier = Callable[[Proposals, tuple[str, ...]], Tensor]
 """Proposals and classes to probabilities [N, C], of which a rest to 1 is "no object"."""
-
-_COMPARED = 8  # classes of the training by which two CLIPs are compared; other CLIPs differ in each of them
-_SAME_COSINE = 0.98  # half precision moves the text embedding of a class by less than 0.001
 
 
 def open_proposal_classifier(proposals: AnyProposals, *, clip: Clip, device: str, at_once: bool) -> ProposalClassifier:
@@ -50,7 +45,9 @@ def by_columns(kept: Proposals, classes: tuple[str, ...]) -> Tensor:
 def _open_by_text(proposals: OpenMaskFormer, *, clip: Clip, device: str) -> ProposalClassifier:
     space = proposals.text_space()
     embed = Vocabulary(templates=space.record.templates).open_names(clip, device)
-    _refuse_other_clip(space, clip, embed=embed)
+    space.refuse_other_clip(
+        clip.model, lambda names: text_classifier(names, embed=embed), otherwise=", or use `rule: clip`"
+    )
 
     @functools.lru_cache(maxsize=1)
     def texts(classes: tuple[str, ...]) -> Tensor:
@@ -66,16 +63,3 @@ def _open_by_text(proposals: OpenMaskFormer, *, clip: Clip, device: str) -> Prop
         )
 
     return classify
-
-
-def _refuse_other_clip(space: TextSpace, clip: Clip, *, embed: EmbedNames) -> None:
-    """Compare text embeddings of classes of the training, so a file in another format or precision is the same CLIP."""
-    trained_KD = space.classes_KD[:_COMPARED]
-    given_KD = text_classifier(space.record.classes[:_COMPARED], embed=embed)
-    same = given_KD.shape == trained_KD.shape and torch.linalg.vecdot(given_KD, trained_KD).min() >= _SAME_COSINE
-    if not same:
-        sha256 = f" with SHA-256 {space.record.clip_sha256[:16]}…" if space.record.clip_sha256 else ""
-        raise InputError(
-            f"clip: the proposals were trained in the text space of `{space.record.clip}`{sha256}, and `{clip.model}` "
-            "has another one; set `clip` to that model, or use `rule: clip`"
-        )
