@@ -61,8 +61,8 @@ def make_app(review: Review, *, hosts: tuple[str, ...] | None) -> Starlette:
         static=("review.css", "review.js"),
         exception_handlers={
             _RefusedError: site.refused,
-            IncompleteError: site.not_done,
-            InputError: site.not_done,
+            IncompleteError: site.not_written,
+            InputError: site.not_written,
             500: site.broken,
         },
     )
@@ -142,9 +142,8 @@ class _Site:
         assert isinstance(error, _RefusedError)
         return self._fault(request, error.line, error.status)
 
-    async def not_done(self, request: Request, error: Exception) -> Response:
-        what = "The verdict was not taken" if request.method == "POST" else "This pair cannot be shown"
-        return self._fault(request, f"{what}: {error}", 503)
+    async def not_written(self, request: Request, error: Exception) -> Response:
+        return self._fault(request, f"The verdict was not taken: {error}", 503)
 
     async def broken(self, request: Request, error: Exception) -> Response:
         """For an unexpected exception, which the server logs."""

@@ -33,13 +33,17 @@ _GROUND = (226, 224, 219)  # in place of a photograph that is not at hand
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
-    """The two JPEG files, their sizes `(width_px, height_px)`, and why the photograph is missing, if it is."""
+    """The two JPEG files, their sizes `(width_px, height_px)`, and why the photograph is missing, if it is.
+
+    `has_crop`: whether the photograph or its crop in the set is seen, and not a plain ground alone.
+    """
 
     photo: bytes
     photo_px: tuple[int, int]
     crop: bytes
     crop_px: tuple[int, int]
     missing: str
+    has_crop: bool = True
 
 
 class Drawer:
@@ -73,19 +77,22 @@ class Drawer:
         elif decoded.sha256 != item.sha256 or decoded.rgb_HW3.shape[:2] != item.mask.to_array().shape:
             missing = "the file is not the one that its masks were made from"
         photo = self._from_shard(item, mask.size) if missing else Image.fromarray(decoded.rgb_HW3)  # type: ignore[union-attr]
+        has_crop, photo = photo is not None, photo or Image.new("RGB", mask.size, _GROUND)
         shown, crop = _outlined(photo, mask), _cut(photo, mask, item)
-        return Pictures(_jpeg(shown), shown.size, _jpeg(crop), crop.size, missing)
+        return Pictures(_jpeg(shown), shown.size, _jpeg(crop), crop.size, missing, has_crop)
 
-    def _from_shard(self, item: Item, size: tuple[int, int]) -> Image.Image:
-        """The crop of the pair's sample where it was cut, on a plain ground; the ground alone of a pair without one."""
-        ground = Image.new("RGB", size, _GROUND)
+    def _from_shard(self, item: Item, size: tuple[int, int]) -> Image.Image | None:
+        """The crop of the pair's sample where it was cut, on a plain ground; None of a pair without one."""
         try:
             rows = self._finished.rows(item.part, SampleRow)
             row = next((row for row in rows if row.key == item.key), None)
-            if row is not None:
-                ground.paste(decode_crop(self._finished.sample(row)), row.crop_xyxy[:2])
+            if row is None:
+                return None
+            crop = decode_crop(self._finished.sample(row))
         except IncompleteError:  # shards that a run is making anew
-            pass
+            return None
+        ground = Image.new("RGB", size, _GROUND)
+        ground.paste(crop, row.crop_xyxy[:2])
         return ground
 
 

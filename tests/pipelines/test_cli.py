@@ -242,7 +242,7 @@ def test_show_without_the_photographs_draws_their_crops_where_they_were_cut(
     capsys.readouterr()
     same_bar, nothing_known = pixels_of_the_bar_and_far_from_it()
     told = capsys.readouterr()
-    assert "of 2 photographs that cannot be read the crops are drawn" in told.out
+    assert "the crops of 2 photographs that cannot be read are drawn" in told.out
     assert told.err == f"{tmp_path / 'sheet.png'}: there already, and replaced in the end; another --to keeps it\n"
     assert abs(same_bar - bar) < 5
     assert background == 128
