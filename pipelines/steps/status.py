@@ -45,7 +45,7 @@ def run_status(run: RunFolder) -> RunStatus:
     plan = require_plan(run)
     cells = run_cells(run)
     levels = [cells.levels] if cells.levels.exists(0) else []  # runs without CLIP have none
-    shown: list[Cells[Any]] = [cells.nouns, cells.vocabulary, cells.regions, *levels, cells.pairs, cells.shards]
+    shown: list[Cells[Any]] = [cells.nouns, cells.vocabulary, *cells.regions, *levels, cells.pairs, cells.shards]
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
         steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts), shown))
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)
