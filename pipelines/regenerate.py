@@ -78,7 +78,8 @@ def _reused(
     """The regions of a run of this plan whose values of `regions` are `there`; what differs where proposals do."""
     here = identity.settings["regions"]
     made, wanted = deciding_regions(there), deciding_regions(here)
-    difference = {step: _difference(made[step], wanted[step], name="regions") for step in made}
+    # What an earlier version did not have and is off counts as the same.
+    difference = {step: _difference(_set(made[step]), _set(wanted[step]), name="regions") for step in made}
     if difference[PROPOSALS]:
         return difference[PROPOSALS]
     prints = region_fingerprints(plan, there, fetching=identity.fetching)
@@ -94,6 +95,13 @@ def _reused(
             why = ""  # they are those of a CLIP that the run had before
         embeddings = None if why else embeddings
     return ReusedRun(run, proposals, embeddings, plan.parts, len(plan.given), manifest_sha256, why)
+
+
+def _set(values: Any) -> Any:
+    """Values without those that are null."""
+    if isinstance(values, Mapping):
+        return {name: _set(value) for name, value in values.items() if value is not None}
+    return values
 
 
 def _difference(there: Any, here: Any, *, name: str) -> str:
