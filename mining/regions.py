@@ -4,15 +4,19 @@ Shapes: N regions of an image; H, W height and width of its image in pixels. A s
 
   sizes from headers ─▶ batches of one size ─▶ images, decoded one batch ahead
                                                    └▶ proposals ─▶ keep ─▶ run lengths, CLIP embeddings ─▶ rows
+
+Another CLIP looks at the same regions (`open_embedding`): the same batches, and the masks out of their run lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+import numpy as np
 from pydantic import Field
 
 from maskmine.mining.images.batches import decode_batches
@@ -31,14 +35,16 @@ from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Pr
 from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
 from maskmine.mining.storage.locations import file_name_of
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import ImageRow, Region, RegionsRow, Rejection
+from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, Region, RegionsRow, Rejection
 from maskmine.schemas.settings import ExecutionOnly, LastBits, Settings
 
 if TYPE_CHECKING:
     import torch
 
+_OTHER_PICTURE = Rejection("image_changed", "the file is not the one that its masks were made from")
 # Masks are copied for their run lengths some at a time, each pixel a byte.
 _MAX_ENCODED_PX = 32_000_000
 
@@ -53,6 +59,17 @@ class FindRegions(Protocol):
     """What `Regions.open()` returns: the images of a part to their rows, in order; `tick` counts finished images."""
 
     def __call__(self, images: Sequence[ImageRow], *, tick: Callable[[int], None] = ...) -> list[RegionsRow]: ...
+
+
+class EmbedRegions(Protocol):
+    """What `Regions.open_embedding()` returns: the images of a part and their proposals to embeddings, in order.
+
+    `tick` counts finished images.
+    """
+
+    def __call__(
+        self, images: Sequence[ImageRow], proposals: Sequence[ProposalsRow], *, tick: Callable[[int], None] = ...
+    ) -> list[EmbeddingsRow]: ...
 
 
 class Regions(Settings):
@@ -85,11 +102,14 @@ class Regions(Settings):
     cpu_threads: Annotated[int, LastBits(hash_default=True), Field(ge=1)] = 2
     """Threads of the models on a CPU. Results agree within rounding."""
 
-    def open(self) -> FindRegions:
-        """Load the models; returns the function from images to rows. Raises InputError when they cannot be had."""
+    def open(self, *, embed: bool = True, embedded: Callable[[float], None] = lambda seconds: None) -> FindRegions:
+        """Load the models; returns the function from images to rows. Raises InputError when they cannot be had.
+
+        CLIP is left out without `embed`. `embedded` is told the seconds that each batch's embeddings took.
+        """
         device = open_device(self.device)
         fix_threads(self.device, cpu_threads=self.cpu_threads)
-        tower = self.clip.open_image(device=self.device) if self.clip else None
+        tower = self.clip.open_image(device=self.device) if self.clip and embed else None
         find_batch = partial(
             _find_batch,
             propose=self.proposals.open(device=self.device),
@@ -97,24 +117,66 @@ class Regions(Settings):
             tower=tower,
             crop=self.crop,
             device=device,
+            embedded=embedded,
         )
 
         def find(images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionsRow]:
             rows: dict[int, RegionsRow] = {}
-            batches = decode_batches(
-                [image.path for image in images],
-                decoding=self.decoding,
-                max_pixels=self.max_image_pixels,
-                threads=self.decode_threads,
-                batch_size=self.batch_size,
-            )
-            for batch, pictures in batches:
+            for batch, pictures in self._batches(images):
                 rows.update(zip(batch, find_batch([images[i] for i in batch], pictures), strict=True))
                 del pictures  # or they would stay while the batch after the next is decoded
                 tick(len(batch))
             return [rows[i] for i in range(len(images))]
 
         return find
+
+    def open_embedding(self) -> EmbedRegions:
+        """Load CLIP alone; returns the function from images and their proposals to embeddings: to the last bit those
+        that `open` finds together with the proposals.
+
+        Raises InputError when CLIP cannot be had.
+        """
+        if self.clip is None:
+            raise InputError("regions.clip: null, and regions are embedded by CLIP; set it")
+        device = open_device(self.device)
+        fix_threads(self.device, cpu_threads=self.cpu_threads)
+        tower = self.clip.open_image(device=self.device)
+
+        def embed(
+            images: Sequence[ImageRow],
+            proposals: Sequence[ProposalsRow],
+            *,
+            tick: Callable[[int], None] = lambda _: None,
+        ) -> list[EmbeddingsRow]:
+            rows: dict[int, EmbeddingsRow] = {}
+            without = {i for i, row in enumerate(proposals) if not row.regions}
+            for batch, pictures in self._batches(images, leave_out=without):
+                found = _embed_batch(
+                    [images[i] for i in batch],
+                    [proposals[i] for i in batch],
+                    pictures,
+                    tower=tower,
+                    crop=self.crop,
+                    device=device,
+                )
+                rows.update(zip(batch, found, strict=True))
+                del pictures
+                tick(len(batch))
+            return [rows[i] for i in range(len(images))]
+
+        return embed
+
+    def _batches(
+        self, images: Sequence[ImageRow], *, leave_out: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], list[DecodedImage | Rejection]]]:
+        return decode_batches(
+            [image.path for image in images],
+            decoding=self.decoding,
+            max_pixels=self.max_image_pixels,
+            threads=self.decode_threads,
+            batch_size=self.batch_size,
+            leave_out=leave_out,
+        )
 
     @property
     def runs_models(self) -> bool:
@@ -166,6 +228,7 @@ def _find_batch(
     tower: ImageTower | None,
     crop: Crop,
     device: torch.device,
+    embedded: Callable[[float], None],
 ) -> list[RegionsRow]:
     """The rows of a batch, in order."""
     results: dict[int, _Kept | Rejection] = {}
@@ -177,9 +240,11 @@ def _find_batch(
                 results[i] = answer
             else:
                 results[i] = _Kept(image, keep_proposals(answer, keep=keep), proposed=len(answer))
-    embeddings = _embed(
-        {i: result for i, result in results.items() if isinstance(result, _Kept)}, tower=tower, crop=crop
-    )
+    start_s = time.monotonic()
+    kept = {i: result for i, result in results.items() if isinstance(result, _Kept)}
+    regions = {i: (one.image, one.proposals.masks_NHW) for i, one in kept.items()}
+    embeddings = _embed(regions, tower=tower, crop=crop) if tower is not None else {}
+    embedded(time.monotonic() - start_s)
     return [
         RegionsRow.rejected(image.image_id, picture)
         if isinstance(picture, Rejection)
@@ -205,17 +270,42 @@ def _load(image: ImageRow, picture: DecodedImage, *, device: torch.device) -> Lo
     return LoadedImage(image.image_id, rgb_3HW, picture.orientation, picture.turned_by, file)
 
 
-def _embed(kept_by_image: dict[int, _Kept], *, tower: ImageTower | None, crop: Crop) -> dict[int, list[bytes]]:
+def _embed_batch(
+    images: Sequence[ImageRow],
+    proposals: Sequence[ProposalsRow],
+    pictures: Sequence[DecodedImage | Rejection],
+    *,
+    tower: ImageTower,
+    crop: Crop,
+    device: torch.device,
+) -> list[EmbeddingsRow]:
+    """The embeddings of a batch whose regions are known, in order; a picture that is not theirs is rejected."""
+    import torch
+
+    checked = [
+        _OTHER_PICTURE if isinstance(picture, DecodedImage) and picture.sha256 != row.sha256 else picture
+        for picture, row in zip(pictures, proposals, strict=True)
+    ]
+    regions = {}
+    for i, picture in (one for members in _of_one_size(checked) for one in members):
+        masks_NHW = torch.from_numpy(np.stack([region.mask.to_array() for region in proposals[i].regions]))
+        regions[i] = (_load(images[i], picture, device=device), masks_NHW.bool().to(device))
+    embeddings = _embed(regions, tower=tower, crop=crop)
+    return [
+        EmbeddingsRow(row.image_id, (), picture)
+        if isinstance(picture, Rejection) and row.regions
+        else EmbeddingsRow(row.image_id, tuple(embeddings.get(i, ())))
+        for i, (row, picture) in enumerate(zip(proposals, checked, strict=True))
+    ]
+
+
+def _embed(
+    regions: dict[int, tuple[LoadedImage, torch.Tensor]], *, tower: ImageTower, crop: Crop
+) -> dict[int, list[bytes]]:
     """The embeddings of every image's regions, by its number; regions of all images share CLIP's batches."""
-    if tower is None:
-        return {}
-    arrays = embed_regions(
-        [kept.image.rgb_3HW for kept in kept_by_image.values()],
-        [kept.proposals.masks_NHW for kept in kept_by_image.values()],
-        tower=tower,
-        crop=crop,
-    )
-    return {i: [pack(vector_D) for vector_D in array_ND] for i, array_ND in zip(kept_by_image, arrays, strict=True)}
+    images, masks = [image.rgb_3HW for image, _ in regions.values()], [masks_NHW for _, masks_NHW in regions.values()]
+    arrays = embed_regions(images, masks, tower=tower, crop=crop)
+    return {i: [pack(vector_D) for vector_D in array_ND] for i, array_ND in zip(regions, arrays, strict=True)}
 
 
 def _as_row(

@@ -19,14 +19,14 @@ from maskmine.mining.sources.entries import NOTHING_MORE
 from maskmine.mining.storage.files import HashingFile
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.schemas.mask import Box
-from maskmine.schemas.rows import FAULTS, ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
+from maskmine.schemas.rows import FAULTS, ImageRow, Pair, PairsRow, Proposal, ProposalsRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, Sample, Writer, sample_key, write_end_of_tar, write_sample
 from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
 
 Tick = Callable[[int], None]
 KeepPair = Callable[[str, int, Pair], bool]
 ReadImage = Callable[[str | None], DecodedImage | Rejection]
-Cut = list[tuple[Sample, Region]]
+Cut = list[tuple[Sample, Proposal]]
 
 MOST_IN_PART = 1000
 """Images of a part of a large set, where the settings leave it open."""
@@ -69,7 +69,7 @@ class ImageToWrite:
 
     image: ImageRow
     captions: tuple[str, ...]
-    regions: RegionsRow
+    regions: ProposalsRow
     pairs: PairsRow
     rejected: tuple[str, Rejection] | None
     sources: tuple[str, ...] = ()
@@ -182,7 +182,7 @@ def cut_samples(
     return samples
 
 
-def _encode_region(image: Image.Image, region: Region, *, shards: Shards) -> tuple[Box, bytes, bytes]:
+def _encode_region(image: Image.Image, region: Proposal, *, shards: Shards) -> tuple[Box, bytes, bytes]:
     width_px, height_px = image.size
     crop = grow_box(region.box_xyxy, ratio=shards.expand_ratio, height_px=height_px, width_px=width_px)
     x0, y0, x1, y1 = crop
@@ -200,7 +200,7 @@ def _sample(
 
 
 def _record(
-    item: ImageToWrite, pair: Pair, region: Region, crop: Box, height_px: int, width_px: int
+    item: ImageToWrite, pair: Pair, region: Proposal, crop: Box, height_px: int, width_px: int
 ) -> dict[str, object]:
     x0, y0, x1, y1 = region.box_xyxy
     return {
@@ -229,7 +229,7 @@ def _record(
     }
 
 
-def _sample_row(sample: Sample, region: Region, *, shard: str, span: tuple[int, int, int]) -> SampleRow:
+def _sample_row(sample: Sample, region: Proposal, *, shard: str, span: tuple[int, int, int]) -> SampleRow:
     record: Mapping[str, Any] = sample.record
     offset, size_bytes, crc32 = span
     x0, y0, x1, y1 = record["crop_xyxy"]

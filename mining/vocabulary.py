@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from maskmine.mining.models.clip import Clip
@@ -51,21 +52,23 @@ class Vocabulary(Settings):
         return {"templates": templates_identity(self.templates)}
 
     def open(self, clip: Clip | None, device: str) -> EmbedNouns:
-        """Load CLIP's text side and return the function that embeds nouns; without CLIP, embeddings are None.
+        """The function that embeds nouns by CLIP's text side; without CLIP, embeddings are None.
+
+        The first noun that is not known loads CLIP.
 
         A noun's embedding is the mean of its unit vectors over the templates, made a unit vector again (ViLD; OVSeg
         appendix A.2). It does not depend on the other nouns. Raises InputError for faults of the settings.
         """
+        load_templates(self.templates)
         if clip is None:
-            load_templates(self.templates)
             return _without_embeddings
-        embed_names = self.open_names(clip, device)
+        open_names = cache(partial(self.open_names, clip, device))
 
         def embed(counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None) -> Iterator[VocabularyRow]:
             known = known or {}
             for rows in _groups(counts, size=_ROWS_AT_ONCE):
                 missing = [noun for noun, *_ in rows if noun not in known]
-                new = dict(zip(missing, embed_names(missing), strict=True))
+                new = dict(zip(missing, open_names()(missing), strict=True)) if missing else {}
                 for noun, images, mentions, lemma in rows:
                     embedding = new[noun] if noun in new else known[noun]
                     yield VocabularyRow(noun, images, mentions, embedding, lemma)

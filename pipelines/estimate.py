@@ -24,7 +24,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step, plan_steps
 from maskmine.pipelines.steps.identity import identify
-from maskmine.pipelines.steps.jobs import no_tick
+from maskmine.pipelines.steps.jobs import MakeCell, PartReport, each_report, no_tick
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
@@ -179,15 +179,22 @@ def _without_filters(settings: Mining) -> Mining:
 def _measure(step: Step) -> _Measured:
     begin_s = time.monotonic()
     make = step.job.open()
-    reports = [make(part, no_tick) for part in range(step.parts)]
-    elapsed_s = time.monotonic() - begin_s
+    reports, others_s = _make_all(step, make)
+    elapsed_s = time.monotonic() - begin_s - others_s
     if sum(report.seconds for report in reports) < _REPEATED_BELOW_S:
         if step.once:
             step.output.run.delete(*step.output.names())  # or its embeddings would be used again
-        reports = [make(part, no_tick) for part in range(step.parts)]
+        reports, _ = _make_all(step, make)
     work_s = sum(report.seconds for report in reports)
     made = sum(report.made for report in reports)
     return _Measured(step, max(0.0, elapsed_s - work_s), work_s, made)
+
+
+def _make_all(step: Step, make: MakeCell) -> tuple[list[PartReport], float]:
+    """The reports of all cells of a step, and the seconds of those of other steps that were made with them."""
+    reports = [report for part in range(step.parts) for report in each_report(make(part, no_tick))]
+    own = [report for report in reports if report.step == step.name]
+    return own, sum(report.seconds for report in reports if report.step != step.name)
 
 
 def _scale(measured: _Measured, *, few: Plan, plan: Plan) -> StepEstimate:

@@ -5,10 +5,14 @@
                   ▼ all     │
               vocabulary ───┤
                             ▼
-    images ───▶ regions ─▶ pairs ─▶ (selection, once, where a noun is capped) ─▶ shards
+    images ─▶ proposals ─▶ pairs ─▶ (selection, once, where a noun is capped) ─▶ shards
+                  │         ▲
+                  ▼         │
+              embeddings ───┘
 
 A cell is the file of one step for one part of the images; `vocabulary` and `selection` have one cell for the whole run.
-A cell that exists is not made again. `shards` also reads the images, their captions, nouns and regions.
+A cell that exists is not made again. `shards` also reads the images, their captions, nouns and proposals. The pictures
+of a part are decoded once for proposals and embeddings where both are missing.
 
 What a step does is in `mining/NAME.py`; `steps/jobs.py` reads its input cells, calls it and writes its output cell;
 `steps/grid.py` lists the steps of a run, and an engine (`engines/local.py` is a loop) makes the missing cells.
@@ -35,12 +39,16 @@ from maskmine.pipelines.planning.plan import Plan, make_plan
 from maskmine.pipelines.regenerate import (
     differences,
     known_identity,
+    open_older_regions,
     open_reused_run,
     reuse_regions,
     what_is_made_again,
+    what_is_reused,
     write_identity,
 )
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
+from maskmine.pipelines.run_folder.region_cells import EMBEDDINGS, PROPOSALS, drop_older
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
 from maskmine.pipelines.steps.annotated import check_annotated
@@ -101,6 +109,8 @@ def mine(
 
     plan = make_plan(run, settings, limit=limit, before_first=check_first)
     observer.on_plan(plan)
+    if reused is None:
+        reused = open_older_regions(run, plan, identity, known)
     steps = plan_steps(run, plan, settings, identity, reused=reused)
     sweep(run)
     if published(run, steps, identity) and not missing_cells(steps):
@@ -114,12 +124,13 @@ def mine(
         identity = identify(settings, known)
         steps = plan_steps(run, plan, settings, identity, reused=reused)
     check_calibration(settings, identity.settings)
-    regions = next(step for step in steps if step.name == "regions")
-    notes = tuple(notes_of(run, plan, settings)) if regions.has_work() else ()
-    for line in (*(list(what_is_made_again(run, steps, identity)) or what_is_there(steps)), *notes):
+    regions = [step for step in steps if step.name in (PROPOSALS, EMBEDDINGS)]
+    notes = tuple(notes_of(run, plan, settings)) if regions[0].has_work() else ()
+    told = what_is_reused(regions, reused) if reused is not None else ()
+    for line in (*(list(what_is_made_again(run, steps, identity)) or what_is_there(steps)), *told, *notes):
         observer.on_line(line)
 
-    stale = _make_room(run, asked, identity, steps)
+    stale = _make_room(run, asked, identity, steps, reused=reused)
     if reused is not None:
         reuse_regions(regions, reused)
 
@@ -135,14 +146,18 @@ def mine(
     return MineResult(manifest, {**made_again, **stale}, exceeded, notes)
 
 
-def _make_room(run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step]) -> dict[str, int]:
+def _make_room(
+    run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step], *, reused: ReusedRun | None
+) -> dict[str, int]:
     """Delete what is stale, and note what is made now: from here on the set is not complete. As `drop_stale`."""
     run.delete(SUCCESS_FILE)
     stale = drop_stale(run, steps)
+    if (reused is None or reused.run != run) and (dropped := drop_older(run)):
+        stale[PROPOSALS] = dropped
     with run.write("mining.yaml") as file:
         file.write(dump_yaml(asked).encode())
     write_identity(run, identity)
-    if "regions" in stale:
+    if PROPOSALS in stale:
         run.delete(DERIVED_FILE)
     return stale
 
@@ -164,6 +179,7 @@ def _make_and_publish(
     if missing := missing_cells(steps):
         raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
     sweep(run)
+    drop_older(run)  # all of it was taken over
     _refuse_changed(settings, known, identity, run=run)
     return publish(run, plan, settings, identity, steps)
 

@@ -7,16 +7,28 @@ import hashlib
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from maskmine.mining.storage.stores import describe
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.publish import DERIVED_FILE
-from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, RunFolder, read_folder
+from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, IDENTITY_FILE, RunFolder, read_folder
+from maskmine.pipelines.run_folder.region_cells import (
+    EMBEDDINGS,
+    OLDER,
+    PROPOSALS,
+    embeddings_cells,
+    older_cells,
+    proposals_cells,
+    stored_cells,
+)
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.identity import Identity, step_fingerprints
+from maskmine.pipelines.steps.identity import Identity, deciding_regions, region_fingerprints
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import DerivedFrom
 
@@ -24,28 +36,78 @@ _AT_ONCE = 16  # files linked or copied at a time; between object stores each is
 
 
 def open_reused_run(root: str, identity: Identity, *, out: str) -> ReusedRun:
-    """The earlier run at `root`, whose regions a run of this identity into `out` can use again.
+    """The earlier run at `root`, whose proposals a run of this identity into `out` can use again, and its embeddings
+    where CLIP and crop agree.
 
-    Raises InputError when they were made by other settings, IncompleteError when the run is not finished.
+    Raises InputError when the proposals were made by other settings, IncompleteError when the run is not finished.
     """
     run = read_folder(root)
     if run.root == out:
         raise InputError(f"--regions {root}: is the `out` of this run; give another `out`")
     finished = FinishedRun.open(run)
     manifest, plan = finished.manifest, finished.plan
-    regions = (deciding(values["regions"]) for values in (manifest.settings, identity.settings))
-    difference = next(differences(*regions, name="regions"), None)
-    if difference:
-        name, there, here = difference
+    digest = hashlib.sha256(run.read_bytes("manifest.json")).hexdigest()
+    reused = _reused(run, plan, manifest.settings["regions"], identity, manifest_sha256=digest)
+    if isinstance(reused, str):
         raise InputError(
-            f"--regions {root}: its regions were made by other settings ({name}: {there} there, {here} here); "
+            f"--regions {root}: its regions were made by other settings ({reused}); "
             "make them alike, or mine without --regions"
         )
-    digest = hashlib.sha256(run.read_bytes("manifest.json")).hexdigest()
-    reused = ReusedRun(run, step_fingerprints(plan, identity)["regions"], plan.parts, len(plan.given), digest)
-    if not reused.regions.is_current() or reused.regions.missing(plan.parts):
+    stored = [cells for cells in (reused.proposals, reused.embeddings) if cells is not None]
+    if not reused.proposals.is_current() or any(cells.missing(plan.parts) for cells in stored):
         raise IncompleteError(f"--regions {root}: its regions are not complete; run `maskmine mine` there first")
     return reused
+
+
+def open_older_regions(run: RunFolder, plan: Plan, identity: Identity, known: Mapping[str, Any]) -> ReusedRun | None:
+    """The regions that an earlier version left in the folder of this run, as a run to be reused; None where there are
+    none, or where they were made by other settings."""
+    stored = run.read_json(OLDER, FINGERPRINT_FILE)
+    if stored is None:
+        return None
+    for settings in (identity.settings, known):
+        reused = _reused(run, plan, settings["regions"], identity) if "regions" in settings else ""
+        if isinstance(reused, ReusedRun) and reused.proposals.step == OLDER and reused.proposals.is_current():
+            return reused
+    return None
+
+
+def _reused(
+    run: RunFolder, plan: Plan, there: Mapping[str, Any], identity: Identity, *, manifest_sha256: str = ""
+) -> ReusedRun | str:
+    """The regions of a run of this plan whose values of `regions` are `there`; what differs where proposals do."""
+    here = identity.settings["regions"]
+    made, wanted = deciding_regions(there), deciding_regions(here)
+    # What an earlier version did not have and is off counts as the same.
+    difference = {step: _difference(_set(made[step]), _set(wanted[step]), name="regions") for step in made}
+    if difference[PROPOSALS]:
+        return difference[PROPOSALS]
+    prints = region_fingerprints(plan, there, fetching=identity.fetching)
+    older = stored_cells(run)[0].step == OLDER or not manifest_sha256
+    proposals = older_cells(run, prints[OLDER]) if older else proposals_cells(run, prints[PROPOSALS])
+    embeddings: Cells[Any] | None = None
+    why = difference[EMBEDDINGS]
+    if here["clip"] is not None and older:
+        embeddings = None if why else proposals
+    elif here["clip"] is not None:
+        embeddings = embeddings_cells(run, region_fingerprints(plan, here, fetching=identity.fetching)[EMBEDDINGS])
+        if why and not embeddings.missing(plan.parts):
+            why = ""  # they are those of a CLIP that the run had before
+        embeddings = None if why else embeddings
+    return ReusedRun(run, proposals, embeddings, plan.parts, len(plan.given), manifest_sha256, why)
+
+
+def _set(values: Any) -> Any:
+    """Values without those that are null."""
+    if isinstance(values, Mapping):
+        return {name: _set(value) for name, value in values.items() if value is not None}
+    return values
+
+
+def _difference(there: Any, here: Any, *, name: str) -> str:
+    """The first difference between two trees of plain values; empty where there is none."""
+    found = next(differences(there, here, name=name), None)
+    return "" if found is None else f"{found[0]}: {found[1]} there, {found[2]} here"
 
 
 def known_identity(run: RunFolder, regions_from: str | None) -> Mapping[str, Any]:
@@ -65,19 +127,38 @@ def write_identity(run: RunFolder, identity: Identity) -> None:
     run.write_json(IDENTITY_FILE, value=identity.settings)
 
 
-def reuse_regions(step: Step, reused: ReusedRun) -> None:
+def reuse_regions(steps: Sequence[Step], reused: ReusedRun) -> None:
     """Link or copy the cells of a run of the same images and the same cut; note which run this one is derived from.
 
-    Where images or cut differ, the step itself takes row by row what there is (`RegionsJob`).
+    Where images or cut differ, the steps themselves take row by row what there is (`steps/regions_jobs.py`), as they do
+    of an earlier version of this run.
     """
-    run, missing = step.output.run, step.todo()
-    if not missing:
+    if not reused.manifest_sha256 or not any(step.todo() for step in steps):
         return
+    run = steps[0].output.run
     note = DerivedFrom(folder=posixpath.basename(reused.run.root.rstrip("/")), manifest_sha256=reused.manifest_sha256)
     run.write_json(DERIVED_FILE, value=note.model_dump())
-    if step.fingerprint == reused.fingerprint:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda part: run.link_or_copy(reused.run, *step.output.names(part)), missing))
+    for step, cells in zip(steps, (reused.proposals, reused.embeddings), strict=False):
+        if cells is not None and step.fingerprint == cells.fingerprint:
+            link = partial(_link, run, reused.run, step)
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(link, step.todo()))
+
+
+def _link(run: RunFolder, other: RunFolder, step: Step, part: int) -> None:
+    run.link_or_copy(other, *step.output.names(part))
+
+
+def what_is_reused(steps: Sequence[Step], reused: ReusedRun) -> Iterator[str]:
+    """A line where proposals of an earlier run are used again and its embeddings are not, or those of an earlier
+    version of this run are taken over."""
+    if not any(step.todo() for step in steps):
+        return
+    if not reused.manifest_sha256:
+        yield f"{reused.run.root}: its regions are of an earlier version, and are taken over as they are"
+    if reused.difference:
+        whence = "this" if not reused.manifest_sha256 else reused.run.root
+        yield f"proposals of {whence} are used again, and embedded anew ({reused.difference})"
 
 
 def differences(there: Any, here: Any, *, name: str) -> Iterator[tuple[str, str, str]]:
@@ -92,7 +173,7 @@ def differences(there: Any, here: Any, *, name: str) -> Iterator[tuple[str, str,
 def what_is_made_again(run: RunFolder, steps: Sequence[Step], identity: Identity) -> Iterator[str]:
     """A line where steps of a set that was made whole are about to be made again: which, and what changed."""
     stored, before = run.read_json("manifest.json"), run.read_json(IDENTITY_FILE)
-    stale = [step.name for step in steps if not step.output.is_current() and step.output.done()]
+    stale = [step.name for step in steps if not step.output.is_current() and _had_other_cells(step)]
     if stored is None or not stale:
         return
     changes = list(differences(deciding(before), deciding(identity.settings), name="")) if before else []
@@ -101,6 +182,13 @@ def what_is_made_again(run: RunFolder, steps: Sequence[Step], identity: Identity
         shown.append(f"{len(changes) - _MOST_CHANGES} more")
     why = ", ".join(shown) or "captions or images are others, or another version of maskmine made it"
     yield f"{run.root}: {', '.join(stale)} of the set that is there are made again ({why})"
+
+
+def _had_other_cells(step: Step) -> bool:
+    """Whether cells of a step that is not current are there, but for those that are only to be gone back to."""
+    if step.output.by_fingerprint:
+        return bool(step.todo()) and step.output.run.exists(step.name, FINGERPRINT_FILE)
+    return bool(step.output.done())
 
 
 def _change(name: str, there: str, here: str) -> str:

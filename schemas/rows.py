@@ -3,15 +3,15 @@
 Every cell of a part has the same images in the same order, so rows in = rows out holds by construction: an image
 that is rejected keeps its row, with a `Rejection` in it. Rows of more than four fields take them by name only.
 
-  ImageRow ─▶ RegionsRow ─┐
-  CaptionsRow ─▶ NounsRow ┴▶ PairsRow ─▶ SampleRow (one for each sample in a shard)
+  ImageRow ─▶ ProposalsRow ─▶ EmbeddingsRow (both: RegionsRow) ─┐
+  CaptionsRow ─▶ NounsRow ──────────────────────────────────────┴▶ PairsRow ─▶ SampleRow (a row for each sample)
                     └▶ VocabularyRow, LevelRow (one for each noun)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 from maskmine.schemas.mask import Box, Mask
 
@@ -101,22 +101,28 @@ class NounsRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Region:
-    """A proposed region: its mask in the frame of the upright image (EXIF orientation applied), what CLIP sees in it.
-
-    `embedding` is the L2-normalised CLIP image embedding as little-endian float16, None without CLIP.
-    """
+class Proposal:
+    """A proposed region: its mask in the frame of the upright image (EXIF orientation applied)."""
 
     mask: Mask
     box_xyxy: Box
     area_px: int
     score: float
     label: str | None
-    embedding: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegionsRow:
+class Region(Proposal):
+    """A proposed region and what CLIP sees in it.
+
+    `embedding` is the L2-normalised CLIP image embedding as little-endian float16, None without CLIP.
+    """
+
+    embedding: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposalsRow:
     """The regions of an image, best score first; sizes in pixels of the upright image, `sha256` of the file's bytes.
 
     `left_out` says of each annotated mask of the image that could not be read why; empty in runs of format versions 1
@@ -127,18 +133,53 @@ class RegionsRow:
     sha256: str | None
     height_px: int
     width_px: int
-    regions: tuple[Region, ...]
+    regions: tuple[Proposal, ...]
     rejection: Rejection | None
     left_out: tuple[str, ...] = ()
 
     @classmethod
     def rejected(
         cls, image_id: str, rejection: Rejection, *, sha256: str | None = None, height_px: int = 0, width_px: int = 0
-    ) -> RegionsRow:
+    ) -> Self:
         """The row of an image without regions; a file that could not be decoded has neither hash nor size."""
         return cls(
             image_id=image_id, sha256=sha256, height_px=height_px, width_px=width_px, regions=(), rejection=rejection
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRow:
+    """The embedding of each region of an image, in their order, as in `Region`; none for an image without regions.
+
+    `rejection` says why an image that has regions could not be looked at again.
+    """
+
+    image_id: str
+    embeddings: tuple[bytes, ...]
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionsRow(ProposalsRow):
+    """The regions of an image with their embeddings. Earlier versions stored them so, in cells of `regions`."""
+
+    regions: tuple[Region, ...]
+
+    def embeddings(self) -> EmbeddingsRow:
+        """The embeddings alone. Raises ValueError when a region has none."""
+        found = tuple(region.embedding for region in self.regions if region.embedding is not None)
+        if len(found) < len(self.regions):
+            raise ValueError(f"image {self.image_id}: {len(self.regions) - len(found)} regions have no embedding")
+        return EmbeddingsRow(self.image_id, found)
+
+    def with_embeddings(self, row: EmbeddingsRow) -> RegionsRow:
+        """The row with the embeddings of its regions, or rejected as `row` is. Raises ValueError for others'."""
+        if row.rejection is not None:
+            return replace(self, regions=(), rejection=row.rejection)
+        if row.image_id != self.image_id or len(row.embeddings) != len(self.regions):
+            raise ValueError(f"image {self.image_id}: embeddings of other regions")
+        pairs = zip(self.regions, row.embeddings, strict=True)
+        return replace(self, regions=tuple(replace(region, embedding=embedding) for region, embedding in pairs))
 
 
 @dataclass(frozen=True, slots=True)

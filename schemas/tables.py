@@ -44,7 +44,7 @@ def arrow_schema(row_type: Any) -> pa.Schema:
 
 
 def to_table(rows: Iterable[Any], row_type: Any) -> pa.Table:
-    """Rows as an Arrow table, one row each, in order."""
+    """Rows as an Arrow table, one row each, in order. What rows of a subclass have beyond `row_type` is left out."""
     return pa.Table.from_pylist([_plain(row) for row in rows], schema=arrow_schema(row_type))
 
 

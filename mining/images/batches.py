@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
@@ -15,13 +15,21 @@ from maskmine.schemas.rows import Rejection
 # The kept masks of a batch are in memory together: 100 of each image are 800 MB at this limit.
 _MAX_BATCH_PX = 8_000_000
 _HARMFUL = ("worker_crash", "record_timeout")  # an image whose header took a decoder with it is not tried again
+_LEFT_OUT = Rejection("no_masks")
 
 
 def decode_batches(
-    paths: Sequence[str | None], *, decoding: Decoding, max_pixels: int, threads: int, batch_size: int
+    paths: Sequence[str | None],
+    *,
+    decoding: Decoding,
+    max_pixels: int,
+    threads: int,
+    batch_size: int,
+    leave_out: Collection[int] = (),
 ) -> Iterator[tuple[list[int], list[DecodedImage | Rejection]]]:
     """Batches of the numbers of `paths`, see `plan_batches`, with their decoded images.
 
+    The images of the numbers `leave_out` have their place in a batch, and are not decoded: a rejection stands for each.
     One batch is decoded ahead, so two are in memory at most, if the consumer drops the one that it has used.
     """
     size = partial(decoding.size, max_pixels=max_pixels)
@@ -32,6 +40,8 @@ def decode_batches(
 
         def decode_one(number: int) -> DecodedImage | Rejection:
             found = sizes[number]
+            if number in leave_out:
+                return _LEFT_OUT
             if isinstance(found, Rejection) and found.reason in _HARMFUL:
                 return found
             return read(paths[number])

@@ -6,7 +6,8 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -14,23 +15,35 @@ from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_ya
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.planning.plan import Plan, require_plan
+from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import IncompleteError, NotPublishedError
 from maskmine.schemas.manifest import Manifest, parse_manifest
-from maskmine.schemas.rows import CaptionsRow, ImageRow, LevelRow, NounsRow, Pair, PairsRow, RegionsRow, SampleRow
+from maskmine.schemas.rows import (
+    CaptionsRow,
+    EmbeddingsRow,
+    ImageRow,
+    LevelRow,
+    NounsRow,
+    Pair,
+    PairsRow,
+    ProposalsRow,
+    RegionsRow,
+    SampleRow,
+)
 from maskmine.schemas.sample import StoredSample, cell_name, parse_sample, sample_key
 from maskmine.schemas.seal import open_sealed
 from maskmine.schemas.tables import from_table
 
 Row = TypeVar("Row")
 
-# The folder of the cells that hold each type of row.
+# The folder of the cells that hold each type of row; where regions lie follows from the version of a run.
 _STEPS: Mapping[type, str] = {
     ImageRow: "images",
     CaptionsRow: "captions",
     NounsRow: "nouns",
-    RegionsRow: "regions",
     PairsRow: "pairs",
     SampleRow: "shards",
 }
@@ -84,7 +97,8 @@ class FinishedRun:
     def open_complete(cls, folder: RunFolder) -> FinishedRun:
         """A run of which every cell is there and none is being replaced. Raises as `open`."""
         finished = cls.open(folder)
-        missing = [step for step in _STEPS.values() if len(folder.done(step)) < len(finished.parts)]
+        regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
+        missing = [step for step in (*_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
         current = {"fingerprint": finished.manifest.fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
@@ -116,16 +130,17 @@ class FinishedRun:
 
     def paths(self, row_type: type) -> list[str]:
         """The paths of the cells of one type of row, one a part."""
-        return [self.folder.cell_path(_STEPS[row_type], part) for part in self.parts]
+        return [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
 
     def table(self, part: int, row_type: type) -> pa.Table:
-        """A cell. Raises IncompleteError when it is missing or broken, or an index that is not this manifest's."""
+        """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
+        is not this manifest's."""
         fingerprint = self.manifest.fingerprint if row_type is SampleRow else None
-        return self.folder.read_table(_STEPS[row_type], cell_name(part), fingerprint=fingerprint)
+        return self.folder.read_table(self._step(row_type), cell_name(part), fingerprint=fingerprint)
 
     def columns(self, part: int, row_type: type, names: Sequence[str]) -> pa.Table:
         """Some columns of a cell, without reading the others. Raises IncompleteError when it is missing or broken."""
-        path = (_STEPS[row_type], cell_name(part))
+        path = (self._step(row_type), cell_name(part))
         try:
             with self.folder.open(*path) as file:
                 return open_sealed(file).read(columns=list(names))
@@ -135,8 +150,17 @@ class FinishedRun:
             ) from error
 
     def rows(self, part: int, row_type: type[Row]) -> list[Row]:
-        """The rows of a cell; raises as `table`."""
+        """The rows of a cell, regions with their embeddings; raises as `table`."""
+        if row_type is RegionsRow:
+            return list(chain.from_iterable(read_regions(*self._regions, part)))  # type: ignore[arg-type]
         return from_table(self.table(part, row_type), row_type)
+
+    @cached_property
+    def _regions(self) -> tuple[Cells[Any], Cells[EmbeddingsRow] | None]:
+        return stored_cells(self.folder)
+
+    def _step(self, row_type: type) -> str:
+        return self._regions[0].folder if issubclass(row_type, ProposalsRow) else _STEPS[row_type]
 
     def all_rows(self, row_type: type[Row]) -> Iterator[Row]:
         """The rows of all parts; raises as `table`."""

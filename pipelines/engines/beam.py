@@ -247,9 +247,9 @@ class _MessageFolder:
         while self.steps:
             step = self.steps[0]
             self._start(step)
-            for part in [part for part in self.todo[step.name] if message_name(step, part) in names]:
-                report = PartReport(**self.run.read_json(self.folder, message_name(step, part)))
-                self.run.delete(self.folder, message_name(step, part))
+            for part in [part for part in self.todo[step.name] if message_name(step.name, part) in names]:
+                report = PartReport(**self.run.read_json(self.folder, message_name(step.name, part)))
+                self.run.delete(self.folder, message_name(step.name, part))
                 self._report(step, report)
             if self.todo[step.name]:
                 return

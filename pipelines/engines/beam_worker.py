@@ -12,7 +12,7 @@ from typing import Any
 
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.jobs import MakeCell, no_tick
+from maskmine.pipelines.steps.jobs import MakeCell, each_report, no_tick
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
 
@@ -45,7 +45,8 @@ class CellMaker:
         try:
             if self._make is None:
                 self._make = self.step.job.open()
-            self._send(message_name(self.step, part), asdict(self._make(part, no_tick)))
+            for report in each_report(self._make(part, no_tick)):
+                self._send(message_name(report.step, part), asdict(report))
         except (InputError, IncompleteError) as error:
             self._send(FAULT, {"fault": type(error).__name__, "line": str(error)})
 
@@ -63,9 +64,9 @@ class CellMaker:
                 log.error("%s: %s", error, message)
 
 
-def message_name(step: Step, part: int) -> str:
+def message_name(step: str, part: int) -> str:
     """The name of the message with the report of a cell."""
-    return f"{step.name}-{cell_name(part, 'json')}"
+    return f"{step}-{cell_name(part, 'json')}"
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ class CellQueue:
             if cell.step not in reads:
                 continue
             for waiting in self._waiting(index, cell):
-                if waiting in self._blockers:
+                if waiting in self._blockers and waiting.part in self._left[waiting.step]:
                     self._blockers[waiting] -= 1
                     if not self._blockers[waiting]:
                         freed.append(waiting)

@@ -9,7 +9,7 @@ from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.steps.jobs import PartReport, each_report
 
 
 class RunObserver:
@@ -45,6 +45,12 @@ class Engine(Protocol):
 
     def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
         """Make the missing cells of all steps, each step after those that it reads; return when they exist."""
+
+
+def reports_by_step(made: PartReport | Sequence[PartReport], steps: Sequence[Step]) -> list[tuple[PartReport, Step]]:
+    """The reports of one pass, each with its step; those of steps that an engine was not given are left out."""
+    by_name = {step.name: step for step in steps}
+    return [(report, by_name[report.step]) for report in each_report(made) if report.step in by_name]
 
 
 @runtime_checkable

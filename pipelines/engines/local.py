@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.engines.engine import RunObserver, reports_by_step
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
 from maskmine.schemas.settings import Settings
@@ -33,12 +33,26 @@ class LocalEngine(Settings):
 
     def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
         """Make every missing cell."""
+        todo = {step.name: step.todo() for step in steps}
+        left = {name: set(parts) for name, parts in todo.items()}
+        started: set[str] = set()
+
+        def start(step: Step) -> None:
+            if step.name not in started:
+                started.add(step.name)
+                observer.on_step_start(step, todo[step.name])
+
         for step in steps:
-            todo = step.todo()
-            if not todo:
+            if not todo[step.name]:
                 continue
-            observer.on_step_start(step, todo)
-            make = step.job.open()
-            for part in todo:
-                observer.on_part_done(make(part, _Ticks(observer, step.name)))
+            start(step)
+            if parts := sorted(left[step.name]):  # an earlier step may have made some in its pass
+                make = step.job.open()
+                for part in parts:
+                    for report, of in reports_by_step(make(part, _Ticks(observer, step.name)), steps):
+                        start(of)
+                        if of is not step:
+                            observer.on_records(of.name, report.images)
+                        observer.on_part_done(report)
+                        left[of.name].discard(part)
             observer.on_step_done(step)

@@ -25,7 +25,8 @@ from maskmine.pipelines.engines.ray_sizes import pool_sizes
 from maskmine.pipelines.engines.ray_workers import Scheduler, WorkerPool, alive_nodes, seen_file
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.jobs import Job, RegionsJob
+from maskmine.pipelines.steps.jobs import Job
+from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.schemas.settings import Settings
 from maskmine.tuning.ray_start import last_line, starting_ray
@@ -168,7 +169,7 @@ def _check_answers(address: str, *, timeout_s: float) -> None:
 
 
 def _runs_models(job: Job) -> bool:
-    return job.device is not None and not (isinstance(job, RegionsJob) and not job.settings.runs_models)
+    return job.device is not None and not (isinstance(job, ProposalsJob) and not job.settings.runs_models)
 
 
 def _wants_gpu(job: Job, *, gpus: float) -> bool:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from maskmine.mining.storage.ownership import RAY, owned_prefix
 from maskmine.pipelines.engines.cell_queue import Cell, CellQueue
-from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.engines.engine import RunObserver, reports_by_step
 from maskmine.pipelines.engines.ray_sizes import Node
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.steps.jobs import Job, MakeCell, PartReport, no_tick
+from maskmine.pipelines.steps.jobs import Job, MakeCell, PartReport, each_report, no_tick
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import part_name
 from maskmine.tuning.ray_start import last_line
@@ -45,15 +45,15 @@ class Worker:
             time.sleep(0.2)
         return None
 
-    def make(self, step: str, part: int) -> PartReport:
-        """Make a cell."""
+    def make(self, step: str, part: int) -> Sequence[PartReport]:
+        """Make a cell, or those of a pass that makes two."""
         make_cell = self._open.pop(step, None)
         if make_cell is None:
             while len(self._open) >= OPEN_JOBS:
                 del self._open[next(iter(self._open))]
             make_cell = self._jobs[step].open()
         self._open[step] = make_cell  # the last one is the newest
-        return make_cell(part, no_tick)
+        return each_report(make_cell(part, no_tick))
 
 
 @dataclass
@@ -146,9 +146,7 @@ class Scheduler:
 
         while pool.ready and pool.idle:
             cell, worker = heappop(pool.ready), pool.idle.pop()
-            if cell.step not in self._started:
-                self._started.add(cell.step)
-                self.observer.on_step_start(self.queue.steps[cell.step], self.queue.todo[cell.step])
+            self._start(cell.step)
             ref = worker.make.remote(self.queue.steps[cell.step].name, cell.part)
             self._calls[ref] = _Call(pool, worker, cell)
         while len(pool.ready) > pool.starting and len(pool.workers) < pool.size:
@@ -177,7 +175,7 @@ class Scheduler:
             return
         pool.idle.append(worker)
         if cell is not None:
-            self._report(cell, result)
+            self._report(result)
             return
         pool.failed_starts = 0
         if result is not None:
@@ -186,12 +184,24 @@ class Scheduler:
                 "give an `out` that all nodes share, or one on an object store"
             )
 
-    def _report(self, cell: Cell, report: PartReport) -> None:
-        self.observer.on_records(report.step, report.images)
-        self.observer.on_part_done(report)
-        self._enqueue(self.queue.finish(cell))
-        if self.queue.is_complete(cell.step):
-            self.observer.on_step_done(self.queue.steps[cell.step])
+    def _report(self, made: Sequence[PartReport]) -> None:
+        """Tell of the cells of a pass; the last is finished first, or it would be given out as ready to be made."""
+        steps = self.queue.steps
+        reports = reports_by_step(made, steps)
+        for report, step in reports:
+            self._start(steps.index(step))
+            self.observer.on_records(report.step, report.images)
+            self.observer.on_part_done(report)
+        for report, step in reversed(reports):
+            self._enqueue(self.queue.finish(Cell(steps.index(step), report.part)))
+        for _, step in reports:
+            if self.queue.is_complete(steps.index(step)):
+                self.observer.on_step_done(step)
+
+    def _start(self, step: int) -> None:
+        if step not in self._started:
+            self._started.add(step)
+            self.observer.on_step_start(self.queue.steps[step], self.queue.todo[step])
 
     def _handle_death(self, call: _Call, reason: str) -> None:
         """A worker is gone. Its cell is given to another one, up to `max_attempts`."""

@@ -16,12 +16,12 @@ from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES
 from maskmine.pipelines.planning.external_sort import read_spilled
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.region_cells import stored_cells
 from maskmine.schemas.errors import OtherPlanError
-from maskmine.schemas.sample import cell_name
 
 _COMPARED = 256
 """Images that are read: of other pictures nearly every one differs, so a few would do."""
-_CELLS = 16  # of `regions`, of which the pictures are taken
+_CELLS = 16  # of `proposals`, of which the pictures are taken
 _AT_ONCE = 16
 
 
@@ -45,10 +45,11 @@ def refuse_other_pictures(run: RunFolder, paths: Sequence[str], *, where: str) -
 
 def _known_pictures(run: RunFolder) -> dict[str, str]:
     """The SHA-256 of the files of some images that the run has regions of, by id."""
-    done = sorted(run.done("regions"))
+    cells, _ = stored_cells(run)
+    done = sorted(cells.done())
     known: dict[str, str] = {}
     for part in done[:: max(1, len(done) // _CELLS)][:_CELLS]:
-        with run.open("regions", cell_name(part)) as file:
+        with run.open(*cells.names(part)) as file:
             hashes = pq.ParquetFile(file).read(columns=["image_id", "sha256"]).drop_null()
         each = max(1, _COMPARED // min(len(done), _CELLS))
         known.update(zip(*(hashes[name].slice(0, each).to_pylist() for name in hashes.column_names), strict=True))

@@ -18,6 +18,7 @@ from maskmine.schemas.tables import from_pieces
 Row = TypeVar("Row")
 
 _MADE_FROM_KEY = "maskmine.made_from"
+_FOLDER_DIGITS = 12  # of a fingerprint, as the name of a folder
 
 
 class Ties(NamedTuple):
@@ -33,7 +34,8 @@ class Cells(Generic[Row]):
 
     What is written carries `fingerprint`, and a cell that has another one is not read; with an empty fingerprint
     everything is read. A step that runs `once` has part 0 alone, as a file beside the folders of the others. A cell
-    exists when its files of all `suffixes` do.
+    exists when its files of all `suffixes` do. Cells `by_fingerprint` lie in a folder for each fingerprint, so that
+    those of several stand beside each other; the file that says which are current stands above them.
     """
 
     run: RunFolder
@@ -42,10 +44,16 @@ class Cells(Generic[Row]):
     fingerprint: str = ""
     once: bool = False
     suffixes: tuple[str, ...] = ("parquet",)
+    by_fingerprint: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The folder of the cells, relative to that of the run."""
+        return f"{self.step}/{self.fingerprint[:_FOLDER_DIGITS]}" if self.by_fingerprint else self.step
 
     def names(self, part: int = 0, suffix: str = "parquet") -> tuple[str, ...]:
         """A file of a cell, as the methods of `RunFolder` take it."""
-        return (f"{self.step}.{suffix}",) if self.once else (self.step, cell_name(part, suffix))
+        return (f"{self.step}.{suffix}",) if self.once else (self.folder, cell_name(part, suffix))
 
     def path(self, part: int = 0, suffix: str = "parquet") -> str:
         """The path of a file of a cell."""
@@ -75,15 +83,25 @@ class Cells(Generic[Row]):
 
         `made_from` has the identities of the cells that it was made from, by the names of their steps.
         """
-        if made_from is not None:
-            metadata = {**(metadata or {}), _MADE_FROM_KEY: json.dumps(dict(made_from), sort_keys=True)}
         self.run.write_rows(
-            *self.names(part), rows=rows, row_type=self.row_type, fingerprint=self.fingerprint, metadata=metadata
+            *self.names(part),
+            rows=rows,
+            row_type=self.row_type,
+            fingerprint=self.fingerprint,
+            metadata={**(metadata or {}), **_tied(made_from)},
         )
 
-    def write_pieces(self, part: int, pieces: Iterable[pa.Table]) -> None:
+    def write_pieces(
+        self, part: int, pieces: Iterable[pa.Table], *, made_from: Mapping[str, str] | None = None
+    ) -> None:
         """`write` of tables of a few rows as they come, see `rows_in_order`."""
-        self.run.write_pieces(*self.names(part), pieces=pieces, row_type=self.row_type, fingerprint=self.fingerprint)
+        self.run.write_pieces(
+            *self.names(part),
+            pieces=pieces,
+            row_type=self.row_type,
+            fingerprint=self.fingerprint,
+            metadata=_tied(made_from),
+        )
 
     def read_blocks(self, part: int = 0) -> Iterator[list[Row]]:
         """The rows of a cell, one row group in memory at a time."""
@@ -125,7 +143,7 @@ class Cells(Generic[Row]):
         """The parts whose cells are there, whatever they were made from, by one listing."""
         if self.once:
             return {0} if self.exists(0) else set()
-        return self.run.done(self.step, suffixes=self.suffixes)
+        return self.run.done(self.folder, suffixes=self.suffixes)
 
     def missing(self, parts: int) -> list[int]:
         """The parts of `parts` whose cells are not there."""
@@ -145,6 +163,10 @@ class Cells(Generic[Row]):
         """Remove the files of a cell."""
         for suffix in self.suffixes:
             self.run.delete(*self.names(part, suffix))
+
+
+def _tied(made_from: Mapping[str, str] | None) -> dict[str, str]:
+    return {} if made_from is None else {_MADE_FROM_KEY: json.dumps(dict(made_from), sort_keys=True)}
 
 
 def _made_from(metadata: Mapping[str, str]) -> dict[str, str] | None:

@@ -34,7 +34,7 @@ from maskmine.mining.storage.stores import (
 )
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.seal import CheckedFile, DamagedFileError, check_sealed, identity_of, read_footer
+from maskmine.schemas.seal import CheckedFile, DamagedFileError, check_sealed, identity_of, open_sealed, read_footer
 from maskmine.schemas.tables import (
     arrow_schema,
     from_table,
@@ -191,10 +191,18 @@ class RunFolder:
             else:
                 write_parquet_rows(rows, file, row_type, metadata=metadata)
 
-    def write_pieces(self, *names: str, pieces: Iterable[pa.Table], row_type: type, fingerprint: str) -> None:
+    def write_pieces(
+        self,
+        *names: str,
+        pieces: Iterable[pa.Table],
+        row_type: type,
+        fingerprint: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """`write_rows` of tables of a few rows as they come, see `rows_in_order`."""
+        metadata = {**(metadata or {}), _FINGERPRINT_KEY: fingerprint}
         with self.write(*names) as file:
-            write_parquet_pieces(pieces, file, row_type, metadata={_FINGERPRINT_KEY: fingerprint})
+            write_parquet_pieces(pieces, file, row_type, metadata=metadata)
 
     def check_table(self, *names: str, fingerprint: str | None = None) -> CheckedFile:
         """Check every byte of a Parquet file without keeping it; faults as in `read_table`."""
@@ -228,6 +236,11 @@ class RunFolder:
         found = (table.schema.metadata or {}).get(_FINGERPRINT_KEY.encode(), b"").decode()
         self._refuse_foreign(*names, found=found, wanted=fingerprint)
         return table
+
+    def read_columns(self, *names: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a Parquet file, of which the others are not read; faults as in `read_table`."""
+        with self._parquet_faults(*names), self.open(*names) as file:
+            return open_sealed(file).read(columns=list(columns))
 
     def read_rows(self, *names: str, row_type: type[Row], fingerprint: str | None = None) -> list[Row]:
         """The rows of a cell; faults as in `read_table`."""
@@ -327,7 +340,8 @@ def sweep(run: RunFolder) -> None:
     fs, root = open_store(run.root)
     folders = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
     if _is_local(fs):
-        folders += [(fs, path) for path in _listing(fs, root) if os.path.isdir(path) and not os.path.islink(path)]
+        steps = _folders_in(fs, root)
+        folders += [(fs, path) for step in steps for path in (step, *_folders_in(fs, step))]
     for fs, folder in folders:
         for path in _listing(fs, folder):
             name = posixpath.basename(path)
@@ -343,6 +357,10 @@ def _listing(fs: Any, folder: str) -> list[str]:
         return [str(entry).rstrip("/") for entry in fs.ls(folder, detail=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _folders_in(fs: Any, folder: str) -> list[str]:
+    return [path for path in _listing(fs, folder) if os.path.isdir(path) and not os.path.islink(path)]
 
 
 def _untouched_s(fs: Any, path: str) -> float:

@@ -1,4 +1,5 @@
-"""The regions of an earlier run, for a run with other captions: rows by image, however the two runs were cut."""
+"""The regions of an earlier run, for a run with other captions, or of an earlier version of this one: rows by image,
+however the two runs were cut."""
 
 from __future__ import annotations
 
@@ -8,15 +9,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.schemas.rows import RegionsRow
+from maskmine.schemas.rows import EmbeddingsRow, ProposalsRow, RegionsRow
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.tables import arrow_schema
+from maskmine.schemas.tables import arrow_schema, from_table, to_table
 
 RowsOf = Callable[[Sequence[str]], pa.Table]
 
@@ -26,42 +28,50 @@ _CELLS_KEPT = 2
 
 @dataclass(frozen=True)
 class ReusedRun:
-    """A run whose regions were made by the same settings. `fingerprint` is that of its cells of `regions`.
+    """A run whose proposals were made by the same settings, and whose embeddings too where they are not None.
 
-    The first `given` of its `parts` were cut by a source, the others by the hash of the image ids. `manifest_sha256`
-    names what it holds.
+    Both are the same cells in a run of an earlier version. The first `given` of its `parts` were cut by a source, the
+    others by the hash of the image ids. `manifest_sha256` names what it holds; it is empty for an earlier version of
+    the run itself. `difference` says why its embeddings are others.
     """
 
     run: RunFolder
-    fingerprint: str
+    proposals: Cells[Any]
+    embeddings: Cells[Any] | None
     parts: int
     given: int
-    manifest_sha256: str
+    manifest_sha256: str = ""
+    difference: str = ""
 
-    @property
-    def regions(self) -> Cells[RegionsRow]:
-        """The cells whose rows are used again."""
-        return Cells(self.run, "regions", RegionsRow, self.fingerprint)
-
-    def open(self) -> RowsOf:
-        """A function from image ids to the rows that this run has of them, as a table of `RegionsRow`, in any order.
+    def open_proposals(self) -> RowsOf:
+        """A function from image ids to what this run has of them, as a table of `ProposalsRow`, in any order.
 
         A cell or two are in memory at a time, and the ids of the images in parts that a source cut. Raises
         IncompleteError when a cell is gone, or is made again meanwhile.
         """
-        part_of = self._open_parts()
+        return self._open(self.proposals, ProposalsRow)
+
+    def open_embeddings(self) -> RowsOf:
+        """As `open_proposals`, a table of `EmbeddingsRow`; there is none of any image where they are others."""
+        if self.embeddings is None:
+            return lambda image_ids: arrow_schema(EmbeddingsRow).empty_table()
+        return self._open(self.embeddings, EmbeddingsRow)
+
+    def _open(self, cells: Cells[Any], row_type: type) -> RowsOf:
+        part_of, there = self._open_parts(), cells.done()
+        schema = arrow_schema(row_type)
 
         @lru_cache(maxsize=_CELLS_KEPT)
         def cell(part: int) -> pa.Table:
-            return self.regions.read_table(part)
+            table = cells.read_table(part)
+            return _split(table, row_type) if cells.row_type is RegionsRow else table.cast(schema)
 
         def rows_of(image_ids: Sequence[str]) -> pa.Table:
             wanted = pa.array(image_ids, pa.string())
-            parts = sorted({part for part in map(part_of, image_ids) if part is not None})
+            parts = sorted(there & {part for part in map(part_of, image_ids) if part is not None})
             found = (cell(part) for part in parts)
             tables = [table.filter(pc.is_in(table["image_id"], value_set=wanted)) for table in found]
-            schema = arrow_schema(RegionsRow)
-            return pa.concat_tables([table.cast(schema) for table in tables]) if tables else schema.empty_table()
+            return pa.concat_tables(tables) if tables else schema.empty_table()
 
         return rows_of
 
@@ -87,6 +97,12 @@ class ReusedRun:
 
     def _image_ids(self, part: int) -> pa.ChunkedArray:
         return self.run.read_table("images", cell_name(part))["image_id"]
+
+
+def _split(table: pa.Table, row_type: type) -> pa.Table:
+    """One half of a cell of an earlier version."""
+    rows = from_table(table, RegionsRow)
+    return to_table([row.embeddings() for row in rows] if row_type is EmbeddingsRow else rows, row_type)
 
 
 def _sort_key(image_id: str) -> tuple[str, bytes]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from maskmine.pipelines.planning.plan import PLANNED
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.region_cells import embeddings_cells, proposals_cells, read_regions, stored_cells
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import (
     CaptionsRow,
+    EmbeddingsRow,
     ImageRow,
     LevelRow,
     NounsRow,
     PairsRow,
+    ProposalsRow,
     RegionsRow,
     SampleRow,
     SelectionRow,
@@ -28,17 +31,30 @@ SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the accou
 
 @dataclass(frozen=True)
 class RunCells:
-    """The cells of a run: what the plan wrote, then the steps in the order of their work."""
+    """The cells of a run: what the plan wrote, then the steps in the order of their work; no embeddings without CLIP.
+
+    Of a run of an earlier version that is read, `proposals` are its cells of `regions`, which have both.
+    """
 
     images: Cells[ImageRow]
     captions: Cells[CaptionsRow]
     nouns: Cells[NounsRow]
     vocabulary: Cells[VocabularyRow]
-    regions: Cells[RegionsRow]
+    proposals: Cells[ProposalsRow]
+    embeddings: Cells[EmbeddingsRow] | None
     levels: Cells[LevelRow]
     pairs: Cells[PairsRow]
     selection: Cells[SelectionRow]
     shards: Cells[SampleRow]
+
+    @property
+    def regions(self) -> tuple[Cells[Any], ...]:
+        """Those of the regions: proposals, and embeddings where there are any."""
+        return (self.proposals,) if self.embeddings is None else (self.proposals, self.embeddings)
+
+    def read_regions(self, part: int) -> Iterator[list[RegionsRow]]:
+        """The regions of a part with their embeddings, one row group in memory at a time."""
+        return read_regions(self.proposals, self.embeddings, part)
 
 
 def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
@@ -46,11 +62,8 @@ def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
 
     Raises IncompleteError.
     """
-    found = {
-        one.path(part): one.read_table(part)["image_id"].to_pylist()
-        for one in (cells.images, cells.captions, cells.nouns, cells.regions)
-        if one.exists(part)
-    }
+    compared: tuple[Cells[Any], ...] = (cells.images, cells.captions, cells.nouns, *cells.regions)
+    found = {one.path(part): one.read_table(part)["image_id"].to_pylist() for one in compared if one.exists(part)}
     odd = min(found, key=lambda path: sum(images == found[path] for images in found.values()))
     raise IncompleteError(f"{odd}: has other images than part {part}; delete it and run the same command again")
 
@@ -58,12 +71,18 @@ def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
 def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> RunCells:
     """Handles of all cells of a run, with the fingerprint of each step; without them they read whatever is there."""
     of, prints = partial(Cells, run), fingerprints or {}
+    if fingerprints is None:
+        proposals, embeddings = stored_cells(run)
+    else:
+        proposals = proposals_cells(run, prints["proposals"])
+        embeddings = embeddings_cells(run, prints["embeddings"]) if "embeddings" in prints else None
     return RunCells(
         images=of("images", ImageRow, PLANNED),
         captions=of("captions", CaptionsRow, PLANNED),
         nouns=of("nouns", NounsRow, prints.get("nouns", "")),
         vocabulary=of("vocabulary", VocabularyRow, prints.get("vocabulary", ""), once=True),
-        regions=of("regions", RegionsRow, prints.get("regions", "")),
+        proposals=proposals,
+        embeddings=embeddings,
         levels=of("levels", LevelRow, prints.get("levels", ""), once=True),
         pairs=of("pairs", PairsRow, prints.get("pairs", "")),
         selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),

@@ -11,6 +11,7 @@ from maskmine.mining.pairs import ClipPairs
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.pipelines.run_folder.region_cells import EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.cells_of_run import run_cells
@@ -20,9 +21,9 @@ from maskmine.pipelines.steps.jobs import (
     LevelsJob,
     NounsJob,
     PairsJob,
-    RegionsJob,
     VocabularyJob,
 )
+from maskmine.pipelines.steps.regions_jobs import EmbeddingsJob, ProposalsJob
 from maskmine.pipelines.steps.shards_job import SelectionJob, ShardsJob
 from maskmine.pipelines.steps.ties import TiesReader, identities
 
@@ -46,7 +47,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Such as `regions`."""
+        """Such as `proposals`."""
         return self.output.step
 
     @property
@@ -76,7 +77,7 @@ class Step:
 
     def has_work(self) -> bool:
         """Whether a run will make cells of this step: some are missing, or may be stale."""
-        return bool(self.todo()) or not (self.once or self.output.is_current())
+        return bool(self.todo()) or not (self.once or self.output.by_fingerprint or self.output.is_current())
 
 
 def plan_steps(
@@ -92,13 +93,16 @@ def plan_steps(
     steps = [
         Step(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", READS["nouns"]),
         Step(cells.vocabulary, vocabulary, 1, "nouns", READS["vocabulary"]),
-        Step(cells.regions, RegionsJob(cells, regions, reused), parts, "regions", READS["regions"]),
+        Step(cells.proposals, ProposalsJob(cells, regions, parts, reused), parts, "regions", READS["proposals"]),
     ]
+    if cells.embeddings is not None:
+        embed = EmbeddingsJob(cells, regions, cells.embeddings, reused)
+        steps.append(Step(cells.embeddings, embed, parts, "embeddings", READS["embeddings"]))
     if levels:
         job = LevelsJob(cells, first_parts)
         steps.append(Step(cells.levels, job, 1, "nouns", READS["levels"], first_parts))
-    reads = [name for name in READS["pairs"] if levels or name != "levels"]
-    steps.append(Step(cells.pairs, PairsJob(cells, pairs, first_parts), parts, "pairs", tuple(reads)))
+    reads = tuple(name for name in READS["pairs"] if name in {step.name for step in steps})
+    steps.append(Step(cells.pairs, PairsJob(cells, pairs, first_parts), parts, "pairs", reads))
     write = ShardsJob(cells, settings.shards, pairs, regions, identity.wrong)
     shards = Step(cells.shards, write, parts, "samples", READS["shards"])
     if pairs.max_per_noun is None:
@@ -130,8 +134,11 @@ def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
     each cell carries it too, and is looked into only when the folder's differs.
     """
     dropped = {}
-    for name in {"levels", "selection"} - {step.name for step in steps}:
+    names = {step.name for step in steps}
+    for name in {"levels", "selection"} - names:
         run.delete(f"{name}.parquet")
+    if EMBEDDINGS not in names:
+        run.delete(EMBEDDINGS, FINGERPRINT_FILE)
     for cells in [step.output for step in steps if not step.once]:
         if cells.is_current():
             continue
@@ -199,7 +206,7 @@ def _is_tied(step: Step, part: int, ties: TiesReader) -> bool:
 
 def _delete_stale(cells: Cells[Any]) -> list[str]:
     """Look into all cells of a step, some at a time: each is a request or two where the folder is far away."""
-    run, step = cells.run, cells.step
+    run, step = cells.run, cells.folder
     names = [name for name in run.names(step) if name != FINGERPRINT_FILE]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         current = list(pool.map(lambda name: _is_current(cells, name), names))
@@ -210,7 +217,7 @@ def _delete_stale(cells: Cells[Any]) -> list[str]:
 
 def _is_current(cells: Cells[Any], name: str) -> bool:
     if name.endswith(".parquet"):
-        return cells.run.read_fingerprint(cells.step, name) == cells.fingerprint
+        return cells.run.read_fingerprint(cells.folder, name) == cells.fingerprint
     part = name.partition(".")[0]  # a tar is current when the account beside it is: that one is written after it
-    account = cells.run.read_json(cells.step, f"{part}.json")
+    account = cells.run.read_json(cells.folder, f"{part}.json")
     return isinstance(account, dict) and account.get("fingerprint") == cells.fingerprint

@@ -1,7 +1,8 @@
 """The identity of a run: what of its settings decides results, and from it the fingerprint of each step.
 
 A fingerprint covers a step's own settings and the fingerprints of what it reads. So a new threshold changes `shards`
-alone, and new captions everything but `regions`. What a setting names counts by its content alone: by the hash of a
+alone, new captions everything but `proposals` and `embeddings`, and another CLIP everything but `proposals`. What a
+setting names counts by its content alone: by the hash of a
 file, of a model's weights, of a list's words.
 """
 
@@ -18,6 +19,7 @@ from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import THRESHOLDS
 from maskmine.mining.shards import MOST_IN_PART
 from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.run_folder.region_cells import OLDER
 from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.sample import FORMAT_VERSION
@@ -29,9 +31,10 @@ from maskmine.schemas.settings import fingerprint
 READS: Mapping[str, tuple[str, ...]] = {
     "nouns": (),
     "vocabulary": ("nouns",),
-    "regions": (),
-    "levels": ("nouns", "regions", "vocabulary"),
-    "pairs": ("nouns", "regions", "vocabulary", "levels"),
+    "proposals": (),
+    "embeddings": ("proposals",),
+    "levels": ("nouns", "proposals", "embeddings", "vocabulary"),
+    "pairs": ("nouns", "proposals", "embeddings", "vocabulary", "levels"),
     "selection": ("pairs",),
     "shards": ("pairs",),
 }
@@ -39,12 +42,15 @@ READS: Mapping[str, tuple[str, ...]] = {
 STEP_VERSIONS = {
     "nouns": 2,
     "vocabulary": 2,
-    "regions": 2,
+    "proposals": 1,
+    "embeddings": 1,
     "levels": 1,
     "pairs": 3,
     "selection": 1,
     "shards": FORMAT_VERSION,
 }
+_OLDER_REGIONS = 2  # the last version of the step `regions`, which was both
+_HOW = ("device", "batch_size", "cpu_threads")  # of `regions`: decide the last bits of models
 # The settings of `pairs` that `shards` applies: pairs that fall to them are in the cells of `pairs` all the same.
 _FILTERS = {*Filters.model_fields, *(f"min_{score}" for score in THRESHOLDS)}
 
@@ -98,7 +104,6 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         of_text = {name: value for name, value in clip.items() if name != "prompts"}
     device = {name: values["regions"][name] for name in ("device", "cpu_threads")} if of_text else None
     text = fingerprint([deciding(of_text), device, deciding(values["vocabulary"])])
-    regions = {**values["regions"], "clip": clip and {**clip, "tokenizer": None}}  # it reads no text
     filters = {name: getattr(pairs, name) for name in sorted(type(pairs).model_fields) if name in _FILTERS}
     rule = {name: value for name, value in values["pairs"].items() if name not in _FILTERS}
     verdicts = read_verdicts(settings.shards.verdicts) if settings.shards.verdicts is not None else Verdicts(())
@@ -112,7 +117,6 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     by_step: dict[str, Sequence[Any]] = {
         "nouns": (deciding(values["nouns"]),),
         "vocabulary": (text,),
-        "regions": (deciding(regions),),
         "levels": (values["levels"] if isinstance(pairs, ClipPairs) else None,),
         "pairs": (deciding(rule),),
         "selection": (filters, *decided),
@@ -127,11 +131,36 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
     """The fingerprint of the cells of each step in a run of this plan."""
     of_plan: dict[str, tuple[Any, ...]] = {
         "nouns": (plan.captions_sha256, plan.images_sha256),
-        "regions": (plan.images_sha256, plan.parts, *(identity.fetching if plan.urls else ())),
         "shards": (plan.captions_sha256, plan.sources_sha256),
     }
-    prints: dict[str, str] = {}
-    for step, reads in READS.items():
-        read = [prints[name] for name in reads]
+    of_regions = region_fingerprints(plan, identity.settings["regions"], fetching=identity.fetching)
+    prints = {step: of_regions[step] for step in READS if step in of_regions}
+    for step in identity.by_step:
+        read = [prints[name] for name in READS[step] if name in prints]
         prints[step] = fingerprint([step, STEP_VERSIONS[step], *of_plan.get(step, ()), *read, *identity.by_step[step]])
     return prints
+
+
+def region_fingerprints(plan: Plan, regions: Mapping[str, Any], *, fetching: Sequence[Any] = ()) -> dict[str, str]:
+    """The fingerprints of the cells of `proposals`, of `embeddings` where there is a CLIP, and of the `regions` of
+    earlier versions, in a run of this plan whose values of `regions` are those."""
+    made = deciding_regions(regions)
+    of_plan = (plan.images_sha256, plan.parts, *(fetching if plan.urls else ()))
+    proposals = fingerprint(["proposals", STEP_VERSIONS["proposals"], *of_plan, made["proposals"]])
+    prints = {"proposals": proposals, OLDER: fingerprint([OLDER, _OLDER_REGIONS, *of_plan, made[OLDER]])}
+    if regions["clip"] is not None:
+        seen = ["embeddings", STEP_VERSIONS["embeddings"], proposals, made["embeddings"]]
+        prints["embeddings"] = fingerprint(seen)
+    return prints
+
+
+def deciding_regions(regions: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the values of `regions` decides the cells of `proposals`, those of `embeddings`, and the `regions` of
+    earlier versions. Where no model proposes, how models run decides embeddings alone."""
+    clip = regions["clip"] and {**regions["clip"], "tokenizer": None}  # it reads no text
+    how = {name: regions[name] for name in _HOW}
+    proposed = {name: value for name, value in regions.items() if name not in ("clip", "crop", *_HOW)}
+    if regions["proposals"]["kind"] != "ground_truth":
+        proposed |= how
+    seen = {"clip": clip, "crop": regions["crop"], **how}
+    return {"proposals": deciding(proposed), "embeddings": deciding(seen), OLDER: deciding({**regions, "clip": clip})}

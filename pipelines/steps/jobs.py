@@ -6,11 +6,10 @@ cells. Nothing but part numbers and reports passes between a worker and the driv
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
@@ -21,23 +20,22 @@ from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.devices import fix_threads
 from maskmine.mining.nouns import Nouns
 from maskmine.mining.pairs import ClipPairs, LabelPairs, TextSide
-from maskmine.mining.regions import FindRegions, Regions
+from maskmine.mining.regions import Regions
 from maskmine.mining.scores.noun_tables import NounTables
 from maskmine.mining.scores.scale import LevelScale
 from maskmine.mining.vocabulary import Vocabulary, count_nouns
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.region_cells import embeddings_cells
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.gpu_use import watch_gpu
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
-from maskmine.schemas.rows import ImageRow, LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
-from maskmine.schemas.tables import from_pieces, row_groups, rows_in_order
+from maskmine.schemas.rows import LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
+from maskmine.schemas.tables import from_pieces
 
 Tick = Callable[[int], None]  # takes how many more records of a cell are finished
 
-Counted = TypeVar("Counted", NounsRow, RegionsRow, PairsRow)
-
-IMAGES_AT_ONCE = 1000
-"""Images of a part whose regions are in memory together. Batches of models are cut within them."""
+Counted = TypeVar("Counted", NounsRow, RegionsRow, PairsRow)  # rows that may be rejected
 
 _TEXT_KEY = "maskmine.text"  # in the footer of a vocabulary: the fingerprint of what its embeddings were made by
 
@@ -60,7 +58,8 @@ class PartReport:
     gpu_peak_bytes: int | None = None
 
 
-MakeCell = Callable[[int, Tick], PartReport]
+MakeCell = Callable[[int, Tick], "PartReport | Sequence[PartReport]"]
+"""Makes the cell of a part. A pass that writes cells of two steps has a report of each, in the order of the steps."""
 
 
 @runtime_checkable
@@ -89,6 +88,11 @@ class Job(Protocol):
 
     def open(self) -> MakeCell:
         """Load what is heavy; returns the function that makes the cell of a part."""
+
+
+def each_report(made: PartReport | Sequence[PartReport]) -> Sequence[PartReport]:
+    """The reports of one pass."""
+    return (made,) if isinstance(made, PartReport) else made
 
 
 def no_tick(records: int) -> None:
@@ -121,7 +125,8 @@ class NounsJob:
 class VocabularyJob:
     """All nouns → vocabulary, once. `clip` is None where the pairs need no text embeddings.
 
-    Text embeddings that a vocabulary of this folder or of the reused run holds are used again.
+    Text embeddings that a vocabulary of this folder or of the reused run holds are used again. A vocabulary by another
+    text side is kept beside the embeddings of regions before it is replaced, so that one can go back to its CLIP.
     """
 
     cells: RunCells
@@ -148,12 +153,14 @@ class VocabularyJob:
         def make(part: int, tick: Tick) -> PartReport:
             start_s = time.monotonic()
             made_from, nouns = identities(self.inputs, part), 0
+            known = self._stored_embeddings()
+            self._keep_other()
             paths = [self.cells.nouns.path(p) for p in range(self.parts)]
 
             def rows() -> Iterator[VocabularyRow]:
                 nonlocal nouns
                 counts = count_nouns(paths, expect=tick.expect if isinstance(tick, Expects) else _ignore)
-                for row in embed(counts, known=self._stored_embeddings()):
+                for row in embed(counts, known=known):
                     yield row
                     nouns += 1
                     tick(1)
@@ -167,80 +174,29 @@ class VocabularyJob:
     def _stored_embeddings(self) -> dict[str, bytes]:
         """The embeddings of stored vocabularies that were made by the same text tower with the same templates."""
         embeddings: dict[str, bytes] = {}
-        own = self.cells.vocabulary
-        for run in (own.run, self.reused.run) if self.reused else (own.run,):
-            stored = replace(own, run=run, fingerprint="")
+        own = replace(self.cells.vocabulary, fingerprint="")
+        reused = [replace(own, run=self.reused.run)] if self.reused else []
+        for stored in (own, self._kept(self.text_fingerprint), *reused):
             if stored.read_metadata().get(_TEXT_KEY) == self.text_fingerprint:
                 embeddings |= {row.noun: row.embedding for row in stored.read() if row.embedding is not None}
         return embeddings
 
+    def _keep_other(self) -> None:
+        own = self.cells.vocabulary
+        stored = own.read_metadata().get(_TEXT_KEY)
+        if self.clip is not None and stored not in (None, self.text_fingerprint):
+            kept = self._kept(stored)
+            with own.run.write(*kept.names()) as file:
+                file.write(own.run.read_bytes(*own.names()))
 
-@dataclass(frozen=True)
-class RegionsJob:
-    """images → regions. No caption is read, so new captions never make this step run again.
-
-    With a reused run no model sees an image that it has; where it has all, none is loaded.
-    """
-
-    cells: RunCells
-    settings: Regions
-    reused: ReusedRun | None = None
-
-    @property
-    def device(self) -> str:
-        return self.settings.device
-
-    @property
-    def inputs(self) -> Sequence[Input]:
-        return ()
-
-    def open(self) -> MakeCell:
-        make = self._open_models() if self.reused is None else self._open_reused(self.reused)
-        return with_gpu_use(make, device=self.device)
-
-    def _open_models(self) -> MakeCell:
-        find_regions = self.settings.open()
-
-        def make(part: int, tick: Tick) -> PartReport:
-            start_s, counts = time.monotonic(), Counts()
-            rows = _find_in_windows(find_regions, self.cells.images.read(part), tick)
-            self.cells.regions.write(part, counts.of(rows, lambda row: len(row.regions)))
-            return counts.report("regions", part, start_s=start_s)
-
-        return make
-
-    def _open_reused(self, reused: ReusedRun) -> MakeCell:
-        rows_of = reused.open()
-        open_models = functools.cache(self.settings.open)  # a run without new images needs none
-
-        def make(part: int, tick: Tick) -> PartReport:
-            start_s = time.monotonic()
-            images = self.cells.images.read(part)
-            # What the reused run has, then what it has not.
-            table = rows_of([image.image_id for image in images])
-            tick(len(table))
-            stored = set(table["image_id"].to_pylist())
-            if new := [image for image in images if image.image_id not in stored]:
-                found = _find_in_windows(open_models(), new, tick)
-                table = pa.concat_tables([table, *row_groups(found, RegionsRow)])
-            # In the order of the plan.
-            order = pc.index_in(pa.array([image.image_id for image in images], pa.string()), table["image_id"])
-            self.cells.regions.write_pieces(part, rows_in_order(table, order.to_pylist()))
-            return PartReport(
-                step="regions",
-                part=part,
-                images=len(table),
-                rejected=len(table) - table["rejection"].null_count,
-                made=int(pc.sum(pc.list_value_length(table["regions"])).as_py() or 0),
-                seconds=time.monotonic() - start_s,
-            )
-
-        return make
+    def _kept(self, text_fingerprint: str) -> Cells[VocabularyRow]:
+        folder = embeddings_cells(self.cells.vocabulary.run, text_fingerprint).folder
+        return replace(self.cells.vocabulary, step=f"{folder}/vocabulary", fingerprint="")
 
 
 @dataclass(frozen=True)
 class LevelsJob:
-    """nouns and regions of the first parts, vocabulary → levels, once."""
+    """nouns and regions (proposals with embeddings) of the first parts, vocabulary → levels, once."""
 
     device = None
     cells: RunCells
@@ -249,7 +205,8 @@ class LevelsJob:
     @property
     def inputs(self) -> Sequence[Input]:
         cells = self.cells
-        return (Input(cells.nouns, self.first_parts), Input(cells.regions, self.first_parts), Input(cells.vocabulary))
+        of_parts = [Input(one, self.first_parts) for one in (cells.nouns, *cells.regions)]
+        return (*of_parts, Input(cells.vocabulary))
 
     def open(self) -> MakeCell:
         def make(part: int, tick: Tick) -> PartReport:
@@ -271,7 +228,8 @@ class LevelsJob:
         return make
 
     def _sampled(self, part: int) -> Iterator[tuple[NounsRow, RegionsRow]]:
-        for nouns, regions in zip_longest(self.cells.nouns.read_rows(part), self.cells.regions.read_rows(part)):
+        found = chain.from_iterable(self.cells.read_regions(part))
+        for nouns, regions in zip_longest(self.cells.nouns.read_rows(part), found):
             if nouns is None or regions is None or nouns.image_id != regions.image_id:
                 refuse_mixed(self.cells, part)
             yield nouns, regions
@@ -290,7 +248,7 @@ class PairsJob:
     def inputs(self) -> Sequence[Input]:
         cells = self.cells
         of_texts = (cells.vocabulary, cells.levels) if isinstance(self.settings, ClipPairs) else ()
-        return tuple(map(Input, (cells.nouns, cells.regions, *of_texts)))
+        return tuple(map(Input, (cells.nouns, *cells.regions, *of_texts)))
 
     def open(self) -> MakeCell:
         match, read = self.settings.open(), remember_once(self.inputs)
@@ -304,7 +262,7 @@ class PairsJob:
             rows_left = iter(from_pieces(nouns, NounsRow))
 
             def rows() -> Iterator[PairsRow]:
-                for regions in self.cells.regions.read_blocks(part):
+                for regions in self.cells.read_regions(part):
                     block = list(islice(rows_left, len(regions)))
                     if [row.image_id for row in block] != [row.image_id for row in regions]:
                         refuse_mixed(self.cells, part)
@@ -326,10 +284,10 @@ class PairsJob:
 def with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:
     """The same function, with the use of the GPU in its reports."""
 
-    def make_and_watch(part: int, tick: Tick) -> PartReport:
+    def make_and_watch(part: int, tick: Tick) -> Sequence[PartReport]:
         with watch_gpu(device) as use:
-            report = make(part, tick)
-        return replace(report, gpu_percent=use.percent, gpu_peak_bytes=use.peak_bytes)
+            reports = each_report(make(part, tick))
+        return [replace(report, gpu_percent=use.percent, gpu_peak_bytes=use.peak_bytes) for report in reports]
 
     return make_and_watch
 
@@ -370,9 +328,3 @@ def _text_side(known: NounTables | None, nouns: pa.Table, *, measured: bool) -> 
         return TextSide({})
     embeddings, scorer = known.of_nouns(pc.struct_field(pc.list_flatten(nouns["nouns"]), "text"))
     return TextSide(embeddings, scorer, measured)
-
-
-def _find_in_windows(find: FindRegions, images: Sequence[ImageRow], tick: Tick) -> Iterator[RegionsRow]:
-    """The rows of a part's images; those of one window are in memory at a time."""
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        yield from find(images[start : start + IMAGES_AT_ONCE], tick=tick)

@@ -22,6 +22,7 @@ from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
+from maskmine.schemas.rows import Rejection
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class SelectionJob:
 
     @property
     def inputs(self) -> Sequence[Input]:
-        regions = [Input(self.cells.regions, self.parts)] if self.wrong else []
-        return (Input(self.cells.pairs, self.parts), *regions)
+        masks = [Input(self.cells.proposals, self.parts)] if self.wrong else []
+        return (Input(self.cells.pairs, self.parts), *masks)
 
     def open(self) -> MakeCell:
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part)
             pairs = [self.cells.pairs.path(p) for p in range(self.parts)]
-            regions = [self.cells.regions.path(p) for p in range(self.parts)]
-            rows = cap_nouns(self.settings, pairs, left_out=find_wrong_pairs(pairs, regions, wrong=self.wrong))
+            masks = [self.cells.proposals.path(p) for p in range(self.parts)]
+            rows = cap_nouns(self.settings, pairs, left_out=find_wrong_pairs(pairs, masks, wrong=self.wrong))
             self.cells.selection.write(part, rows, made_from=made_from)
             return report_once("selection", part, len(rows), start_s=start_s)
 
@@ -53,7 +54,9 @@ class SelectionJob:
 
 @dataclass(frozen=True)
 class ShardsJob:
-    """images, captions, nouns, regions, pairs → a tar, its index and its account. The account is written last.
+    """images, captions, nouns, proposals, pairs → a tar, its index and its account. The account is written last.
+
+    Of embeddings it reads why an image has none.
 
     Verdicts were read when the run began and travel here as `wrong`: reviewers may go on meanwhile.
     """
@@ -67,7 +70,7 @@ class ShardsJob:
 
     @property
     def inputs(self) -> Sequence[Input]:
-        cells: list[Cells[Any]] = [self.cells.nouns, self.cells.regions, self.cells.pairs]
+        cells = list(self._of_part())
         if self.pairs.min_count > 1:
             cells.append(self.cells.vocabulary)
         if self.pairs.max_per_noun is not None:
@@ -84,7 +87,7 @@ class ShardsJob:
 
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part, read=remembered)
-            sums = {cells.step: cells.check(part).sha256 for cells in self._of_part()}
+            sums = {cells.folder: cells.check(part).sha256 for cells in self._of_part()}
             folder, name = shards.names(part, "tar")
             with shards.run.write(folder, name) as file:
                 index, account = write_shard(
@@ -114,7 +117,7 @@ class ShardsJob:
 
     def _of_part(self) -> tuple[Cells[Any], ...]:
         """The cells of a part that its shard vouches for in its account."""
-        return self.cells.nouns, self.cells.regions, self.cells.pairs
+        return self.cells.nouns, *self.cells.regions, self.cells.pairs
 
     def _frequent_nouns(self) -> dict[str, int]:
         """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
@@ -125,22 +128,36 @@ class ShardsJob:
         return {row["noun"]: row["images"] for table in frequent for row in table.to_pylist()}
 
     def _images(self, part: int) -> Iterator[ImageToWrite]:
-        cells = self.cells
+        cells, unseen = self.cells, self._unseen(part)
         rows = zip_longest(
             cells.images.read_rows(part),
             cells.captions.read_rows(part),
             cells.nouns.read_rows(part),
-            cells.regions.read_rows(part),
+            cells.proposals.read_rows(part),
             cells.pairs.read_rows(part),
         )
         for row in rows:
             if len({one and one.image_id for one in row}) != 1:
                 refuse_mixed(cells, part)
             image, captions, nouns, regions, pairs = row
-            rejected = first_rejection(nouns=nouns.rejection, regions=regions.rejection, pairs=pairs.rejection)
+            rejected = first_rejection(
+                nouns=nouns.rejection,
+                proposals=regions.rejection,
+                embeddings=unseen.get(image.image_id),
+                pairs=pairs.rejection,
+            )
             yield ImageToWrite(
                 image, captions.captions, regions, pairs, rejected, captions.sources, captions.additional
             )
+
+    def _unseen(self, part: int) -> dict[str, Rejection]:
+        """Why images with regions have no embeddings. Their cells are not read whole for this."""
+        cells = self.cells.embeddings
+        if cells is None:
+            return {}
+        table = cells.run.read_columns(*cells.names(part), columns=["image_id", "rejection"])
+        rejected = table.filter(pc.is_valid(table["rejection"]))
+        return {row["image_id"]: Rejection(**row["rejection"]) for row in rejected.to_pylist()}
 
     def _account(self, part: int, account: ShardAccount, seconds: float) -> dict[str, object]:
         index = self.cells.shards.run.read_bytes(*self.cells.shards.names(part))

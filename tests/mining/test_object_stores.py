@@ -90,7 +90,7 @@ def test_regions_of_a_run_on_s3_serve_another_one_there(
         return recorder.steps
 
     there = f"s3://{bucket}/new"
-    assert "regions" not in regenerate(on_s3, there, *everything_at(world_url))
+    assert "proposals" not in regenerate(on_s3, there, *everything_at(world_url))
     regenerate(str(on_disk), str(tmp_path / "here"))
     copy = server.download(there, tmp_path / "copy")
     assert without_places(hashes(str(copy))) == without_places(hashes(str(tmp_path / "here")))
@@ -117,14 +117,14 @@ def test_a_second_run_makes_nothing_and_a_third_what_another_process_deleted(
     before = hashes(str(server.download(own_run, tmp_path / "before")))
     run, outcome, recorder = run_toy(config, *overrides)
     assert (outcome.manifest, recorder.made) == (None, [])
-    server.client.delete_object(Bucket=bucket, Key="run/regions/00001.parquet")
+    server.client.delete_object(Bucket=bucket, Key="run/proposals/00001.parquet")
     server.client.delete_object(Bucket=bucket, Key="run/shards/00002.tar")
     assert {step.step: step.missing for step in run_status(run).steps if step.missing} == {
-        "regions": (1,),
+        "proposals": (1,),
         "shards": (2,),
     }
     _, _, recorder = run_toy(config, *overrides)
-    assert recorder.made == [("regions", 1), ("shards", 2)]
+    assert recorder.made == [("proposals", 1), ("shards", 2)]
     assert hashes(str(server.download(own_run, tmp_path / "after"))) == before
 
 
@@ -254,7 +254,7 @@ def fake_cells(server: Server, bucket: str, *, parts: int) -> RunFolder:
     run = RunFolder(f"s3://{bucket}/run")
     plan = {"images": parts, "parts": parts, "images_sha256": "", "captions_sha256": "", "source": {}, "inputs": None}
     run.write_json("plan.json", value=plan)
-    steps = {"nouns": ["parquet"], "regions": ["parquet"], "pairs": ["parquet"], "shards": ["tar", "parquet", "json"]}
+    steps = {"nouns": ["parquet"], "proposals": ["parquet"], "pairs": ["parquet"], "shards": ["tar", "parquet", "json"]}
     names = [f"{step}/{part:05d}.{suffix}" for step, ends in steps.items() for suffix in ends for part in range(parts)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: server.client.put_object(Bucket=bucket, Key=f"run/{name}", Body=b""), names))
@@ -266,7 +266,7 @@ def test_status_lists_each_folder_once_however_many_parts_there_are(server: Serv
     made = requests_of(server, lambda: run_status(read_folder(run.root)))
     assert {step.done for step in run_status(run).steps if step.step != "vocabulary"} == {40}
     listed = [match[1] for line in made if (match := re.search(r"[?&]prefix=run/(\w+)/&(?!.*max-keys)", line))]
-    assert sorted(listed) == ["nouns", "pairs", "regions", "shards"]
+    assert sorted(listed) == ["nouns", "pairs", "proposals", "shards"]
     assert len(made) < 20
 
 
@@ -287,7 +287,7 @@ def test_a_finished_run_looks_into_no_cell_and_a_resumed_one_into_each_footer_on
     run_toy(toy.write_config(world), *everything_at(world_url), f"out={own_run}")  # the captions' hash is known now
     made = requests_of(server, lambda: mine(settings, engine=LocalEngine(), observer=Recorder()))
     assert not [line for line in made if re.search(r"/\d{5}\.", line)]
-    for lacking in ("_SUCCESS", "regions/00000.parquet"):
+    for lacking in ("_SUCCESS", "proposals/00000.parquet"):
         server.client.delete_object(Bucket=bucket, Key=f"run/{lacking}")
         found: list[tuple[str, list[int]]] = []
 
@@ -296,7 +296,7 @@ def test_a_finished_run_looks_into_no_cell_and_a_resumed_one_into_each_footer_on
                 mine(settings, engine=finds_the_missing(found), observer=Recorder())
 
         made = requests_of(server, resume)
-        assert found == ([] if lacking == "_SUCCESS" else [("regions", [0])])
+        assert found == ([] if lacking == "_SUCCESS" else [("proposals", [0])])
         looked_into = [line for line in made if re.search(r"/\d{5}\.", line) and "list-type" not in line]
         assert [line for line, times in Counter(looked_into).items() if times > 1] == []  # a HEAD and a GET each
         assert [line for line in looked_into if not re.fullmatch(r"(HEAD|GET) .*\.parquet", line)] == []

@@ -106,7 +106,7 @@ def test_a_missing_bucket_of_any_input_ends_with_2_before_anything_is_written(
     options = as_options([*overrides, f"out=s3://{bucket}/run"])
     assert run_app(["mine", str(toy.write_config(world)), *options]) == 2
     assert "there is no such bucket" in one_line(capsys)
-    assert [key for key in server.keys(bucket) if "regions" in key or "nouns" in key] == []
+    assert [key for key in server.keys(bucket) if "proposals" in key or "nouns" in key] == []
 
 
 def test_a_folder_that_is_no_run_and_inputs_that_are_not_there_are_told_as_on_a_disk(
@@ -253,7 +253,7 @@ def test_rights_that_end_in_the_middle_leave_a_run_that_goes_on_later(
 ) -> None:
     before = hashes(str(server.download(own_run, tmp_path / "before")))
     for part in (1, 2):
-        server.client.delete_object(Bucket=bucket, Key=f"run/regions/{part:05d}.parquet")
+        server.client.delete_object(Bucket=bucket, Key=f"run/proposals/{part:05d}.parquet")
     settings = load_mining(str(toy.write_config(world)), overrides=[*everything_at(world_url), f"out={own_run}"])
     watch = Locks(lambda: as_user(("Allow", "s3:*", "*"), ("Deny", "s3:*", what), ("Deny", "s3:*", what[:-2])))
     with pytest.raises(IncompleteError, match=r"^s3://\S+: access is refused \(Access Denied\); .*") as caught:
@@ -262,7 +262,7 @@ def test_rights_that_end_in_the_middle_leave_a_run_that_goes_on_later(
     server.check_rights(False)
     recorder = Recorder()
     mine(settings, engine=LocalEngine(), observer=recorder)
-    assert recorder.made == [("regions", 2)]
+    assert recorder.made == [("proposals", 2)]
     assert hashes(str(server.download(own_run, tmp_path / "after"))) == before
 
 

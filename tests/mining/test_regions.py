@@ -22,14 +22,16 @@ from maskmine.mining import regions as module
 from maskmine.mining.images import batches as batches_module
 from maskmine.mining.images.batches import plan_batches
 from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.crops import PictureCrop
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
 from maskmine.mining.regions import Regions
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from maskmine.schemas.rows import ImageRow, ProposalsRow, RegionsRow, Rejection
 from maskmine.schemas.tables import from_table, to_table
 from tests.support.models import save_tiny_clip
 
@@ -387,3 +389,70 @@ def test_a_real_proposer_and_a_real_clip_work_together(
     assert sum(len(row.regions) for row in rows) > 6
     alone = found(world.regions(proposals=proposals, clip=clip, batch_size=1), world.rows[::-1])
     assert alone[::-1] == rows
+
+
+# --- embedding again --------------------------------------------------------------------------------------------------
+
+
+def proposed(rows: Sequence[RegionsRow]) -> list[ProposalsRow]:
+    """What a cell of proposals gives back of these rows."""
+    return list(from_table(to_table(rows, ProposalsRow), ProposalsRow))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("crop", [{}, {"short_side_px": 32}, {"fill": "zero", "expand_ratio": 1.5}])
+def test_embedding_alone_gives_the_bits_of_one_pass(
+    eight: tuple[World, dict[str, RegionsRow]], clip: Clip, batch_size: int, crop: dict[str, Any]
+) -> None:
+    world, _ = eight
+    regions = world.regions(clip=clip, batch_size=batch_size, crop=PictureCrop(**crop))
+    rows = found(regions, world.rows)
+    alone = regions.open_embedding()(world.rows, proposed(rows))
+    assert alone == [row.embeddings() for row in rows]
+    assert sum(len(row.embeddings) for row in alone) == 7
+    assert [
+        row.with_embeddings(one) for row, one in zip(found(world.regions(), world.rows), alone, strict=True)
+    ] == rows
+
+
+def test_embedding_alone_shows_clip_the_batches_of_one_pass(
+    eight: tuple[World, dict[str, RegionsRow]], clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, _ = eight
+    seen: list[bytes] = []
+    embed = module.embed_regions
+
+    def spy(images: Any, masks: Any, **options: Any) -> Any:
+        seen.append(b"".join(one.numpy().tobytes() for one in (*images, *masks)))
+        return embed(images, masks, **options)
+
+    monkeypatch.setattr(module, "embed_regions", spy)
+    regions = world.regions(clip=clip, batch_size=3)
+    rows = found(regions, world.rows)
+    together, seen[:] = list(seen), []
+    regions.open_embedding()(world.rows, proposed(rows))
+    assert seen == together
+
+
+def test_a_picture_that_is_no_longer_that_of_its_masks_is_rejected_and_no_other_is(world: World, clip: Clip) -> None:
+    regions = world.regions(clip=clip)
+    rows = found(regions, world.rows)
+    world.add("b", height_px=10), (world.folder / "wide.png").unlink()
+    ticks: list[int] = []
+    alone = regions.open_embedding()(world.rows[:4], proposed(rows), tick=ticks.append)
+    assert [one.rejection and one.rejection.reason for one in alone] == [None, "missing_file", "image_changed", None]
+    assert [len(one.embeddings) for one in alone] == [2, 0, 0, 3]
+    assert alone[0] == rows[0].embeddings()
+    assert sum(ticks) == 4
+    lost = rows[1].with_embeddings(alone[1])
+    assert (lost.regions, lost.rejection) == ((), alone[1].rejection)
+
+
+def test_embeddings_of_other_regions_are_refused(world: World, clip: Clip) -> None:
+    rows = found(world.regions(clip=clip), world.rows)
+    with pytest.raises(ValueError, match="image a: embeddings of other regions"):
+        rows[0].with_embeddings(rows[1].embeddings())
+    with pytest.raises(ValueError, match="image a: 2 regions have no embedding"):
+        found(world.regions(), world.rows)[0].embeddings()
+    with pytest.raises(InputError, match=r"regions\.clip: null"):
+        world.regions().open_embedding()

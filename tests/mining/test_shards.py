@@ -150,25 +150,28 @@ def test_a_mask_survives_its_png(mask_HW: np.ndarray) -> None:
         np.testing.assert_array_equal(np.asarray(image), mask_HW * np.uint8(255))
 
 
-@given(st.lists(st.sampled_from(["nouns", "regions", "pairs"]), unique=True))
+STEPS = ("nouns", "proposals", "embeddings", "pairs")
+
+
+@given(st.lists(st.sampled_from(STEPS), unique=True))
 def test_the_first_step_that_rejects_an_image_names_its_end(rejecting: list[str]) -> None:
-    steps = {name: Rejection("no_match", name) if name in rejecting else None for name in ("nouns", "regions", "pairs")}
+    steps = {name: Rejection("no_match", name) if name in rejecting else None for name in STEPS}
     expected = next(((name, r) for name, r in steps.items() if r), None)
     assert first_rejection(**steps) == expected
 
 
 @pytest.mark.parametrize(
-    ("nouns", "regions", "told"),
+    ("nouns", "proposals", "told"),
     [
-        ("no_caption", "broken_record", ("regions", "broken_record")),
-        ("no_nouns", "missing_file", ("regions", "missing_file")),
-        ("no_caption", "decode_error", ("regions", "decode_error")),
+        ("no_caption", "broken_record", ("proposals", "broken_record")),
+        ("no_nouns", "missing_file", ("proposals", "missing_file")),
+        ("no_caption", "decode_error", ("proposals", "decode_error")),
         ("no_caption", "no_masks", ("nouns", "no_caption")),
         ("no_nouns", None, ("nouns", "no_nouns")),
     ],
 )
-def test_a_fault_is_told_before_that_nothing_was_found(nouns: Any, regions: Any, told: tuple[str, str]) -> None:
-    steps = {"nouns": nouns, "regions": regions, "pairs": None}
+def test_a_fault_is_told_before_that_nothing_was_found(nouns: Any, proposals: Any, told: tuple[str, str]) -> None:
+    steps = {"nouns": nouns, "proposals": proposals, "pairs": None}
     found = first_rejection(**{step: reason and Rejection(reason) for step, reason in steps.items()})
     assert found is not None
     assert (found[0], found[1].reason) == told

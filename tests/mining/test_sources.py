@@ -101,7 +101,7 @@ def test_the_same_pictures_and_captions_in_any_wrapping_give_the_same_pairs(mine
 def test_nothing_is_lost_between_several_sources_and_a_second_run_has_the_same_bytes(mined: Mined) -> None:
     assert_the_account_holds(mined.run, images=len(toy.IMAGES) * len(WRAPPINGS))
     before = hashes(mined.run.root)
-    for cell in ("shards/00001.tar", "regions/00000.parquet", "captions/00001.parquet"):
+    for cell in ("shards/00001.tar", "proposals/00000.parquet", "captions/00001.parquet"):
         Path(mined.run.root, cell).unlink()
     run_toy(mined.config)
     assert hashes(mined.run.root) == before

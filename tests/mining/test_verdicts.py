@@ -190,7 +190,7 @@ def write_cells(folder: Path, images: int) -> tuple[list[str], list[str]]:
         ]
         for to, name, rows, kind in (
             (paths[0], "pairs", [PairsRow(i, pairs, None) for i in ids], PairsRow),
-            (paths[1], "regions", seen, RegionsRow),
+            (paths[1], "proposals", seen, RegionsRow),
         ):
             to.append(str(folder / f"{name}-{part}.parquet"))
             with open(to[-1], "wb") as file:

@@ -27,7 +27,7 @@ from tests.support.runs import Recorder, StopsAfter
 pytestmark = pytest.mark.filterwarnings("ignore::ImportWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 ENGINES: dict[str, Engine] = {"local": LocalEngine(), "beam": BeamEngine()}
-CELLS = [f"{step}/{part:05d}.parquet" for step in ("nouns", "regions", "pairs", "shards") for part in range(3)]
+CELLS = [f"{step}/{part:05d}.parquet" for step in ("nouns", "proposals", "pairs", "shards") for part in range(3)]
 CELLS += ["vocabulary.parquet", "shards/00000.tar", "shards/00002.tar", "shards/00001.json"]
 CAPTIONS = [("A square in the dark.",), ("It is blue.",), (), ("Two discs and a bar.", "One bar.")]
 

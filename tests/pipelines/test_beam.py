@@ -58,7 +58,7 @@ class FakeJob:
 
     @property
     def device(self) -> str | None:
-        return "auto" if self.step == "regions" else None
+        return "auto" if self.step == "proposals" else None
 
     def open(self) -> MakeCell:
         self._note("open")
@@ -265,7 +265,7 @@ class HintsRunner(fn_api_runner.FnApiRunner):  # type: ignore[name-defined,misc]
         proto = pipeline.to_runner_api()
         for step in proto.components.transforms.values():
             hints = proto.components.environments[step.environment_id].resource_hints if step.environment_id else {}
-            if step.unique_name in ("nouns", "regions"):
+            if step.unique_name in ("nouns", "proposals"):
                 HintsRunner.seen[step.unique_name] = {urn.split(":")[2]: value for urn, value in hints.items()}
         return super().run_pipeline(pipeline, options)
 
@@ -273,7 +273,7 @@ class HintsRunner(fn_api_runner.FnApiRunner):  # type: ignore[name-defined,misc]
 def test_the_steps_that_want_a_gpu_ask_for_one(run: RunFolder) -> None:
     HintsRunner.seen = {}
     engine = BeamEngine(runner=f"{__name__}.HintsRunner", accelerator="type:t4;count:1", min_ram="2KB")
-    engine.run(run, [beam_step(run), beam_step(run, name="regions")], Recorder())
+    engine.run(run, [beam_step(run), beam_step(run, name="proposals")], Recorder())
     assert HintsRunner.seen == {
         "nouns": {"min_ram_bytes": b"2000"},
         "regions": {"min_ram_bytes": b"2000", "accelerator": b"type:t4;count:1"},

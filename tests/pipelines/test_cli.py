@@ -292,12 +292,12 @@ def test_an_interrupt_ends_with_130_and_a_line(world: Path, tmp_path: Path, numb
     config = str(toy.write_config(world, out=tmp_path / "run"))
     program = f"""
 import os, signal
-from maskmine.pipelines.steps import jobs as cells
-made = cells.RegionsJob.open
+from maskmine.pipelines.steps import regions_jobs as cells
+made = cells.ProposalsJob.open
 def open_and_interrupt(self):
     os.kill(os.getpid(), {int(number)})
     return made(self)
-cells.RegionsJob.open = open_and_interrupt
+cells.ProposalsJob.open = open_and_interrupt
 import sys
 sys.argv = ["maskmine", "mine", {config!r}]
 from maskmine.pipelines.cli.main import main

@@ -141,11 +141,11 @@ def test_a_run_sweeps_what_nobody_needs_any_more(
     run: RunFolder, names: Callable[[str, str], str], kind: str, owner: str, age_days: float, stays: bool
 ) -> None:
     name = names(kind, owner)
-    for folder in ("regions", "."):
+    for folder in ("proposals", "."):
         run.write_json(folder, name, value=None)
         os.utime(run.path(folder, name), (0, time.time() - age_days * DAY_S))
     sweep(run)
-    assert os.path.exists(run.path("regions", name)) is stays
+    assert os.path.exists(run.path("proposals", name)) is stays
     assert os.path.exists(run.path(name)) is stays
 
 
@@ -327,7 +327,7 @@ def test_a_signal_ends_a_driver_with_130_and_what_is_done_stays_done(
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("interrupted; what is finished stays")
     run = RunFolder(str(tmp_path / "run"))
-    done = {(step, part) for step in ("nouns", "regions", "pairs") for part in run.done(step)}
+    done = {(step, part) for step in ("nouns", "proposals", "pairs") for part in run.done(step)}
     _, _, recorder = run_toy(config)
     assert ("nouns", 0) in done
     assert not done & set(recorder.made)

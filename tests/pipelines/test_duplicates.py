@@ -18,7 +18,7 @@ from maskmine.pipelines.planning.plan import PLANNED, Plan
 from maskmine.pipelines.reports.duplicates import find_duplicates
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.manifest import Manifest
-from maskmine.schemas.rows import ImageRow, RegionsRow
+from maskmine.schemas.rows import ImageRow, ProposalsRow
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
             for name in names
         ]
         regions = [
-            RegionsRow(image_id=n, sha256=digest, height_px=1, width_px=1, regions=(), rejection=None)
+            ProposalsRow(image_id=n, sha256=digest, height_px=1, width_px=1, regions=(), rejection=None)
             for n, digest in zip(names, digests, strict=True)
         ]
-        run.write_rows("regions", f"{part:05d}.parquet", rows=regions, row_type=RegionsRow, fingerprint="")
+        run.write_rows("proposals", f"{part:05d}.parquet", rows=regions, row_type=ProposalsRow, fingerprint="")
     plan = Plan(images=8, parts=2, images_sha256="", captions_sha256="", source={}, inputs=None)
     run.write_json("plan.json", value=asdict(plan))
     manifest = cast("Manifest", None)  # not read here

@@ -28,7 +28,7 @@ from tests.support import toy
 from tests.support.models import save_tiny_clip
 from tests.support.runs import run_toy
 
-STEPS = ["plan", "nouns", "vocabulary", "regions", "pairs", "shards"]
+STEPS = ["plan", "nouns", "vocabulary", "proposals", "pairs", "shards"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_sample_of_all_images_gives_what_the_run_gives(world: Path, tmp_path: 
     assert found.sampled == found.images == len(toy.IMAGES)
     assert found.samples == outcome.manifest.totals.samples
     assert found.rejected == Counter(f"{step}: {reason}" for _, step, reason in toy.REJECTIONS)
-    for step in ("nouns", "regions", "pairs", "shards"):  # what a folder holds beside its cells is small
+    for step in ("nouns", "proposals", "pairs", "shards"):  # what a folder holds beside its cells is small
         real = sum(file.stat().st_size for file in Path(run.path(step)).iterdir() if file.name[0].isdigit())
         (estimated,) = (one.size_bytes for one in found.steps if one.step == step)
         assert estimated == pytest.approx(real, rel=0.01)
@@ -130,7 +130,7 @@ def test_start_up_is_counted_once_however_many_images_there_are(world: Path, mon
     clock = iter(range(10_000))
     monkeypatch.setattr(estimating.time, "monotonic", lambda: float(next(clock)))
     for limit in (4, 8):
-        (regions,) = (s for s in estimate(load(world), limit=limit, sample=4).steps if s.step == "regions")
+        (regions,) = (s for s in estimate(load(world), limit=limit, sample=4).steps if s.step == "proposals")
         # Each look at the clock is a second: six in the first round of two parts, so five, of which two are work.
         assert regions.start_up_s == 3.0
         assert regions.total_s == 3.0 + 2.0 * limit / 4
@@ -161,7 +161,7 @@ def test_the_steps_of_models_are_counted_as_gpu_hours_where_there_is_a_gpu(
     monkeypatch.setattr(estimating, "open_device", lambda name: torch.device("cuda"))
     found = estimate(load(world), limit=None, sample=2)
     (regions,) = (step for step in found.steps if step.on_gpu)
-    assert regions.step == "regions"
+    assert regions.step == "proposals"
     assert found.gpu_hours * 3600 == pytest.approx(regions.total_s)
 
 
@@ -197,10 +197,10 @@ def test_times_and_sizes_are_shown_in_units_that_fit() -> None:
     steps = (
         StepEstimate(step="plan", on_gpu=False, start_up_s=0.0, per_image_s=4e-5, total_s=4.0, size_bytes=2_000_000),
         StepEstimate(
-            step="regions", on_gpu=True, start_up_s=90.0, per_image_s=2.0, total_s=200_090.0, size_bytes=3_000_000_000
+            step="proposals", on_gpu=True, start_up_s=90.0, per_image_s=2.0, total_s=200_090.0, size_bytes=3_000_000_000
         ),
     )
     shown = lines(Estimate(100_000, 100, 16, steps, 440_000, {}, False), width=80)
     assert shown[3].split() == ["plan", "CPU", "0", "s", "40.0", "µs", "4.0", "s", "2.0", "MB"]
-    assert shown[4].split() == ["regions", "GPU", "1.5", "min", "2.0", "s", "2.3", "d", "3.0", "GB"]
+    assert shown[4].split() == ["proposals", "GPU", "1.5", "min", "2.0", "s", "2.3", "d", "3.0", "GB"]
     assert any(line.split() == ["in", "total", "GPU", "2.3", "d"] for line in shown)

@@ -32,8 +32,10 @@ PAIRS = FILTERS | {"pairs"}
 LEVELS = PAIRS | {"levels"}
 VOCABULARY = LEVELS | {"vocabulary"}
 NOUNS = VOCABULARY | {"nouns"}
-REGIONS = LEVELS | {"regions"}
-CLIP = REGIONS | VOCABULARY
+EMBEDDINGS = LEVELS | {"embeddings"}
+REGIONS = EMBEDDINGS | {"proposals"}
+CLIP = EMBEDDINGS | VOCABULARY
+MODELS = CLIP | REGIONS
 # Settings that change nothing of a set: they say how the work is done, or what stands in the manifest.
 HOW, RECORD = "how", "record"
 # Settings of the captions, whose change makes the plan look again for images and captions.
@@ -41,7 +43,8 @@ PLAN = "plan"
 
 LAW = Path(__file__).with_name("identity_law.txt")
 STEPS = {"filters": FILTERS, "pairs": PAIRS, "levels": LEVELS, "vocabulary": VOCABULARY, "nouns": NOUNS}
-STEPS |= {"regions": REGIONS, "clip": CLIP, "shards": SHARDS, HOW: NOTHING, RECORD: NOTHING}
+STEPS |= {"proposals": REGIONS, "embeddings": EMBEDDINGS, "clip": CLIP, "models": MODELS}
+STEPS |= {"shards": SHARDS, HOW: NOTHING, RECORD: NOTHING}
 
 PROPOSALS: dict[str, dict[str, Any]] = {
     "maskformer": {"kind": "maskformer", "checkpoint": "proposer"},
@@ -140,7 +143,7 @@ def prints(settings: Mining, *, urls: bool = True) -> dict[str, str]:
 
 
 def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
-    assert one.keys() == other.keys() == READS.keys()
+    assert one.keys() == other.keys() <= READS.keys()
     return {step for step in one if one[step] != other[step]}
 
 
@@ -344,18 +347,18 @@ def test_a_name_on_the_hub_counts_by_what_its_main_is_here(world: Path, monkeypa
     in_hub_cache(world / "hub", "someone/masks", first, proposer)
     in_hub_cache(world / "hub", "someone/clip", first, clip)
     before = prints(settings)
-    assert changed(absent, before) == CLIP
+    assert changed(absent, before) == MODELS
     in_hub_cache(world / "hub", "someone/masks", second, {**proposer, "README.md": "only this is new"})
     assert changed(before, prints(settings)) == NOTHING
     in_hub_cache(world / "hub", "someone/masks", third, {**proposer, "model.safetensors": "two"})
     assert changed(before, prints(settings)) == REGIONS
     assert prints(settings_of(**changes, **{"regions.proposals.revision": first})) == before
     in_hub_cache(world / "hub", "someone/clip", third, {**clip, WEIGHTS: "two"})
-    assert changed(before, prints(settings)) == CLIP
+    assert changed(before, prints(settings)) == MODELS
     known = identify(settings).settings
     shutil.rmtree(world / "hub")
     assert step_prints_with(known, settings) == step_prints_with(known, settings_of(**changes))
-    assert changed(step_prints_with(known, settings), absent) == CLIP, "what is gone counts as it was known"
+    assert changed(step_prints_with(known, settings), absent) == MODELS, "what is gone counts as it was known"
 
 
 def step_prints_with(known: Any, settings: Mining) -> dict[str, str]:
@@ -381,6 +384,20 @@ def test_where_no_model_runs_the_device_does_not_count(here: Path) -> None:
     one = prints(settings_of(**drawn))
     for change in ({"regions.device": "cuda"}, {"regions.cpu_threads": 9}, {"regions.batch_size": 9}):
         assert prints(settings_of(**drawn, **change)) == one
+
+
+def test_where_masks_are_annotated_the_device_counts_for_what_clip_sees_in_them(here: Path) -> None:
+    drawn = {"regions.proposals": PROPOSALS["ground_truth"]}
+    one = prints(settings_of(**drawn))
+    assert changed(one, prints(settings_of(**drawn, **{"regions.cpu_threads": 9}))) == CLIP
+    assert changed(one, prints(settings_of(**drawn, **{"regions.device": "cuda"}))) == CLIP
+
+
+def test_without_clip_there_are_no_embeddings(here: Path) -> None:
+    labels = settings_of("labels")
+    without = prints(settings_of("labels", **{"regions.clip": None}))
+    assert READS.keys() - without.keys() == {"embeddings"}
+    assert without["proposals"] == prints(labels)["proposals"], "CLIP decides nothing of the masks"
 
 
 def test_limits_of_fetching_count_only_where_images_are_fetched(here: Path) -> None:

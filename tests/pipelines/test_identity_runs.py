@@ -107,14 +107,14 @@ LABELS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "synonyms": (lambda world: (world / "synonyms.yaml").write_text("disc: [zebra]\n"), ["pairs", "shards"]),
     "truth": (
         lambda world: edited(world / "instances.json", lambda tree: tree["annotations"].pop(0)),
-        ["regions", "pairs", "shards"],
+        ["proposals", "pairs", "shards"],
     ),
-    "panoptic": (lambda world: save_panoptic(world, without="disc"), ["regions", "pairs", "shards"]),
+    "panoptic": (lambda world: save_panoptic(world, without="disc"), ["proposals", "pairs", "shards"]),
 }
 CLIPS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "templates": (lambda world: (world / "templates.txt").write_text("the {}.\n"), ["vocabulary"]),
     "tokenizer": (lambda world: other_tokens(world / "clip"), ["vocabulary"]),
-    "weights": (lambda world: other_weights(world / "clip"), ["vocabulary", "regions"]),
+    "weights": (lambda world: other_weights(world / "clip"), ["vocabulary", "proposals"]),
 }
 
 
@@ -190,7 +190,7 @@ def test_a_licence_that_is_stated_later_makes_nothing_again(world: Path, tmp_pat
     settings = load_mining(str(config), overrides=[f"out={tmp_path / 'new'}"])
     recorder = Recorder()
     mine(settings, engine=LocalEngine(), observer=recorder, regions_from=run.root)
-    assert "regions" not in recorder.steps
+    assert "proposals" not in recorder.steps
     assert run_toy(config, *stated)[1].manifest is None, "nothing to do"
 
 

@@ -42,7 +42,7 @@ def some_work(watch: RunObservers) -> None:
     watch.on_plan(PLAN)
     watch.on_step_start(make_step(), range(30, PARTS))
     for part in (30, 31):
-        watch.on_records("regions", PART_IMAGES)
+        watch.on_records("proposals", PART_IMAGES)
         watch.on_part_done(report(part, 2.0, gpu_percent=75.0, gpu_peak_bytes=2**30))
 
 
@@ -52,7 +52,7 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 def values(text: str) -> dict[str, float]:
     """The samples of the step `regions`, by name, from what Prometheus reads."""
-    lines = [line for line in text.splitlines() if 'step="regions"' in line]
+    lines = [line for line in text.splitlines() if 'step="proposals"' in line]
     return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
@@ -179,7 +179,7 @@ def test_what_is_written_is_what_prometheus_parses(tmp_path: Path) -> None:
     families = {family.name: family for family in text_string_to_metric_families(path.read_text())}
     assert families["maskmine_images"].type == "counter"
     assert families["maskmine_parts"].type == "gauge"
-    assert families["maskmine_images"].samples[0].labels == {"run": 'a "run"\\', "step": "regions"}
+    assert families["maskmine_images"].samples[0].labels == {"run": 'a "run"\\', "step": "proposals"}
 
 
 def test_a_port_answers_while_the_run_goes_on_and_is_free_after_it() -> None:

@@ -120,7 +120,7 @@ def test_deleting_any_file_and_running_again_restores_its_bytes(run_again: Path)
         ("nouns.compounds=true", ["nouns", "vocabulary", "pairs", "shards"]),
         ("captions.per_image=all", ["nouns", "vocabulary", "pairs", "shards"]),
         ("vocabulary.templates=raw", ["vocabulary", "pairs", "shards"]),
-        ("regions.keep.top=1", ["regions", "pairs", "shards"]),
+        ("regions.keep.top=1", ["proposals", "pairs", "shards"]),
         ("pairs.take=all", ["pairs", "shards"]),
         ("pairs.min_count=2", ["shards"]),
         ("pairs.max_per_noun=1", ["selection", "shards"]),
@@ -288,7 +288,7 @@ def test_an_annotation_without_its_image_is_an_image_that_is_missing(world: Path
     changed.write_text(json.dumps(tree))
     out = f"out={tmp_path / 'run'}"
     run, outcome, _ = run_toy(toy.write_config(world), f"captions.annotations={changed}", out)
-    assert ("404", "regions", "missing_file") in {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
+    assert ("404", "proposals", "missing_file") in {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
     assert outcome.manifest is not None
     assert outcome.manifest.totals.images == len(toy.IMAGES) + 1
 
@@ -318,13 +318,13 @@ def test_a_cell_cut_short_by_someone_else_is_one_line(run_again: Path) -> None:
 
 def test_status_counts_cells_and_names_the_missing(run_again: Path) -> None:
     root = run_again.parent / "run"
-    (root / "regions" / "00001.parquet").unlink()
+    (root / "proposals" / "00001.parquet").unlink()
     (root / "shards" / "00002.tar").unlink()
     state = run_status(RunFolder(str(root)))
     assert {(s.step, s.done, s.cells, s.missing) for s in state.steps} == {
         ("nouns", 3, 3, ()),
         ("vocabulary", 1, 1, ()),
-        ("regions", 2, 3, (1,)),
+        ("proposals", 2, 3, (1,)),
         ("pairs", 3, 3, ()),
         ("shards", 2, 3, (2,)),
     }

@@ -97,12 +97,12 @@ def test_images_that_come_one_by_one_are_counted_over_the_last_minute_alone() ->
     clock.now_s += 300  # a model is loaded
     for _ in range(100):
         clock.now_s += 1
-        progress.on_records("regions", 1)
+        progress.on_records("proposals", 1)
     assert progress.figures()[0].images_per_s == pytest.approx(1)
     progress.on_part_done(report(0, 100.0))
     for _ in range(700):
         clock.now_s += 0.1
-        progress.on_records("regions", 1)
+        progress.on_records("proposals", 1)
     assert progress.figures()[0].images_per_s == pytest.approx(10)
 
 
@@ -176,8 +176,8 @@ def test_use_of_the_gpu_is_the_mean_over_parts_by_their_seconds() -> None:
 
 
 FULL = StepFigures(
-    step="regions",
-    label="regions",
+    step="proposals",
+    label="proposals",
     once=False,
     ended=False,
     parts=119,
@@ -237,7 +237,7 @@ def test_a_step_that_has_only_begun_is_an_empty_bar_without_a_rate() -> None:
     console = Console(file=io.StringIO(), width=80, record=True)
     console.print(render_bars(begun(Clock()).figures(), columns=80))
     (line,) = console.export_text().splitlines()
-    assert line.replace("━", "").split() == ["regions", "0/4,000"]
+    assert line.replace("━", "").split() == ["proposals", "0/4,000"]
 
 
 def test_a_line_tells_of_its_part_and_of_all_workers() -> None:
@@ -256,7 +256,7 @@ def test_lines_have_the_rate_of_all_workers() -> None:
     watch = RunObservers([progress, PartLines(console, progress)])
     for number in range(6):
         clock.now_s += 10 if number % 2 == 0 else 0
-        watch.on_records("regions", PART_IMAGES)
+        watch.on_records("proposals", PART_IMAGES)
         watch.on_part_done(report(number, 10))
     last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
     assert "10/s; all workers: 20/s, 6 of 40 parts, 0:02:50 left" in last
@@ -294,7 +294,7 @@ def test_several_watches_are_told_alike_and_in_order() -> None:
 
     both = RunObservers([Named("first"), Named("second")])
     both.on_step_start(make_step(), [3])
-    both.on_records("regions", 5)
+    both.on_records("proposals", 5)
     both.on_part_done(report(3, 1.0))
     both.on_step_done(make_step())
     assert told == [(name, what) for what in ("begins [3]", "tick 5", "part 3", "ends") for name in ("first", "second")]
@@ -338,7 +338,7 @@ def test_bars_go_with_the_terminal() -> None:
     with observe(console, run="run", engine="local") as watch:
         watch.on_plan(PLAN)
         watch.on_step_start(make_step(), range(PARTS))
-        watch.on_records("regions", 7)
+        watch.on_records("proposals", 7)
     assert "7/4,000" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -399,12 +399,12 @@ def test_a_step_is_in_hand_until_it_ends_with_the_parts_that_have_not_come() -> 
     progress = begun(Clock(), todo=[5, 3, 8])
     progress.on_step_start(make_step("vocabulary", parts=1, once=True), [0])
     bring(progress, report(5, 1.0))
-    assert progress.in_hand() == [("regions", (3, 8)), ("vocabulary", ())]
+    assert progress.in_hand() == [("proposals", (3, 8)), ("vocabulary", ())]
     progress.on_step_done(make_step())
     assert progress.in_hand() == [("vocabulary", ())]
 
 
 def test_the_stall_line_names_steps_parts_and_where_to_look() -> None:
-    in_hand = [("regions", (3, 4, 5, 9)), ("vocabulary", ())]
+    in_hand = [("proposals", (3, 4, 5, 9)), ("vocabulary", ())]
     line = stall_line(in_hand, still_s=725.0, look_at="see the disk")
     assert line.endswith("UTC, for 12 min: regions, unfinished parts 3-5, 9; vocabulary; see the disk")

@@ -37,14 +37,14 @@ def test_a_step_that_was_cut_short_has_its_row_with_what_is_left() -> None:
     progress = begun(clock)
     console = Console(file=io.StringIO(), width=120, record=True)
     clock.now_s += 10
-    progress.on_records("regions", 100)
+    progress.on_records("proposals", 100)
     progress.on_part_done(report(0, 10))
     progress.on_step_done(make_step())
     progress.on_step_start(make_step("pairs"), range(PARTS))
     print_summary(console, progress)
     lines = console.export_text().splitlines()
     rows = [line.split()[:5] for line in lines]
-    assert ["regions", "1", "100", "1", "300"] in rows
+    assert ["proposals", "1", "100", "1", "300"] in rows
     assert ["pairs", "0", "0", "0", "0"] in rows
     assert "left of pairs: 40 of 40 parts, 4,000 of 4,000 images" in lines
 

@@ -29,7 +29,8 @@ from maskmine.pipelines.engines.ray_workers import Worker
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.jobs import PartReport, RegionsJob, Tick
+from maskmine.pipelines.steps.jobs import PartReport, Tick
+from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import conformance
 from tests.support.paths import ROOT
@@ -152,9 +153,9 @@ def no_ray() -> None:
 GRID = [
     toy_step(RunFolder(""), "nouns", parts=3),
     toy_step(RunFolder(""), "vocabulary", parts=1, once=True, reads=("nouns",)),
-    toy_step(RunFolder(""), "regions", parts=3),
-    replace(toy_step(RunFolder(""), "levels", parts=1, once=True, reads=("vocabulary", "regions")), first_parts=2),
-    toy_step(RunFolder(""), "pairs", parts=3, reads=("nouns", "vocabulary", "regions", "levels")),
+    toy_step(RunFolder(""), "proposals", parts=3),
+    replace(toy_step(RunFolder(""), "levels", parts=1, once=True, reads=("vocabulary", "proposals")), first_parts=2),
+    toy_step(RunFolder(""), "pairs", parts=3, reads=("nouns", "vocabulary", "proposals", "levels")),
     toy_step(RunFolder(""), "selection", parts=1, once=True, reads=("pairs",)),
     toy_step(RunFolder(""), "shards", parts=3, reads=("pairs", "selection")),
 ]
@@ -268,18 +269,18 @@ class Events(Recorder):
 @pytest.mark.usefixtures("here")
 def test_a_part_is_paired_while_another_one_still_waits_for_its_regions(run: RunFolder) -> None:
     steps = [
-        toy_step(run, "regions", waits_for_pairs_of_part_0),
-        toy_step(run, "pairs", reads=("regions",)),
+        toy_step(run, "proposals", waits_for_pairs_of_part_0),
+        toy_step(run, "pairs", reads=("proposals",)),
     ]
     recorder = Events()
     RayEngine(cpu_workers=2).run(run, steps, recorder)
     assert recorder.seen == [
-        ("begins", "regions", [0, 1]),
-        ("regions", 0),
+        ("begins", "proposals", [0, 1]),
+        ("proposals", 0),
         ("begins", "pairs", [0, 1]),
         ("pairs", 0),
-        ("regions", 1),
-        ("ends", "regions"),
+        ("proposals", 1),
+        ("ends", "proposals"),
         ("pairs", 1),
         ("ends", "pairs"),
     ]
@@ -297,14 +298,14 @@ def test_a_part_whose_worker_dies_once_is_made_by_another_one(run: RunFolder) ->
 @pytest.mark.usefixtures("here")
 def test_a_part_that_kills_its_workers_is_named_and_the_others_are_finished(run: RunFolder) -> None:
     steps = [
-        toy_step(run, "regions", dies, parts=3),
-        toy_step(run, "pairs", reads=("regions",), parts=3),
+        toy_step(run, "proposals", dies, parts=3),
+        toy_step(run, "pairs", reads=("proposals",), parts=3),
         toy_step(run, "selection", reads=("pairs",), parts=1, once=True),
     ]
     with pytest.raises(IncompleteError, match=r"^regions 00001: its worker died 2 times \(.*run the same") as caught:
         RayEngine(cpu_workers=2, max_attempts=2).run(run, steps, Recorder())
     assert "\n" not in str(caught.value)
-    assert run.done("regions") == run.done("pairs") == {0, 2}
+    assert run.done("proposals") == run.done("pairs") == {0, 2}
     assert run.names("selection") == []
 
 
@@ -345,15 +346,15 @@ def test_more_workers_than_cpus_are_refused_at_once(run: RunFolder) -> None:
 
 
 @dataclass(frozen=True)
-class GpuJob(RegionsJob):
+class GpuJob(ProposalsJob):
     """Writes down which GPUs its worker was given."""
 
     def open(self) -> Callable[[int, Tick], PartReport]:
         def make(part: int, tick: Tick) -> PartReport:
             given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-            with self.cells.regions.run.write(*self.cells.regions.names(part)) as file:
+            with self.cells.proposals.run.write(*self.cells.proposals.names(part)) as file:
                 file.write(str(given).encode())
-            return PartReport(step="regions", part=part, images=10, rejected=0, made=0, seconds=0.0)
+            return PartReport(step="proposals", part=part, images=10, rejected=0, made=0, seconds=0.0)
 
         return make
 
@@ -362,7 +363,7 @@ class GpuJob(RegionsJob):
 @pytest.mark.parametrize(("device", "given"), [("auto", "['0']"), ("cuda", "['0']"), ("cpu", "[]")])
 def test_regions_run_on_a_gpu_worker_where_their_device_allows(run: RunFolder, device: str, given: str) -> None:
     RayEngine(cpu_workers=1).run(run, [regions_step(run, device)], Recorder())
-    assert Path(run.cell_path("regions", 0)).read_text() == given
+    assert Path(run.cell_path("proposals", 0)).read_text() == given
 
 
 @pytest.mark.usefixtures("here")
@@ -373,8 +374,8 @@ def test_more_gpus_than_there_are_are_refused_at_once(run: RunFolder) -> None:
 
 def regions_step(run: RunFolder, device: str) -> Step:
     proposals = GroundTruth(kind="ground_truth", annotations="none.json")
-    job = GpuJob(run_cells(run), Regions(proposals=proposals, clip=None, device=device))
-    return fake_step(run, "regions", job, parts=1)
+    job = GpuJob(run_cells(run), Regions(proposals=proposals, clip=None, device=device), 1)
+    return fake_step(run, "proposals", job, parts=1)
 
 
 @pytest.mark.usefixtures("here")
@@ -398,7 +399,7 @@ class Interrupted(Recorder):
 
 @pytest.mark.usefixtures("here")
 def test_an_interruption_kills_the_workers_and_leaves_the_callers_ray_alone(run: RunFolder) -> None:
-    steps = [toy_step(run, "nouns"), toy_step(run, "regions", hangs)]
+    steps = [toy_step(run, "nouns"), toy_step(run, "proposals", hangs)]
     with pytest.raises(KeyboardInterrupt) as caught:  # its traceback keeps the workers' handles alive
         RayEngine(cpu_workers=2).run(run, steps, Interrupted())
     assert ray.is_initialized()

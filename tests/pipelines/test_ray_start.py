@@ -14,7 +14,8 @@ from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.engines.ray import RayEngine
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.cells_of_run import run_cells
-from maskmine.pipelines.steps.jobs import NounsJob, RegionsJob
+from maskmine.pipelines.steps.jobs import NounsJob
+from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.tuning.ray_start import starting_ray
 from tests.support import toy
@@ -59,9 +60,9 @@ def test_gpu_workers_are_refused_where_a_model_would_run_without_a_gpu(tmp_path:
     masks, cells = GroundTruth(kind="ground_truth", annotations="none.json"), run_cells(RunFolder(str(tmp_path)))
     with_clip = Regions(proposals=masks, clip=Clip(model="RN50"), device="cpu")
     engine, nouns = RayEngine(gpu_workers=1), NounsJob(cells, settings=None)  # type: ignore[arg-type]  # not opened
-    with pytest.raises(InputError, match=r"gpu_workers: 1 asked for, and regions would run without a GPU \(Ray has 0"):
-        engine._refuse_idle_gpu_workers({"nouns": nouns, "regions": RegionsJob(cells, with_clip)}, gpus=0)
+    with pytest.raises(InputError, match=r"gpu_workers: 1 asked for, and proposals would run without a GPU \(Ray "):
+        engine._refuse_idle_gpu_workers({"nouns": nouns, "proposals": ProposalsJob(cells, with_clip, 1)}, gpus=0)
     with pytest.raises(InputError, match=r"without a GPU \(`regions.device` is cpu\); leave gpu_workers out"):
-        engine._refuse_idle_gpu_workers({"regions": RegionsJob(cells, with_clip)}, gpus=2)
+        engine._refuse_idle_gpu_workers({"proposals": ProposalsJob(cells, with_clip, 1)}, gpus=2)
     alone = with_clip.model_copy(update={"clip": None})
-    engine._refuse_idle_gpu_workers({"nouns": nouns, "regions": RegionsJob(cells, alone)}, gpus=0)
+    engine._refuse_idle_gpu_workers({"nouns": nouns, "proposals": ProposalsJob(cells, alone, 1)}, gpus=0)

@@ -21,11 +21,12 @@ from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
 from maskmine.pipelines.regenerate import differences, open_reused_run
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.region_cells import proposals_cells
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining, load_mining
 from maskmine.pipelines.steps.identity import identify
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from maskmine.schemas.rows import ImageRow, ProposalsRow, RegionsRow, Rejection
 from tests.support import toy
 from tests.support.conformance import hashes_of_data
 from tests.support.models import save_tiny_clip
@@ -81,7 +82,7 @@ def test_new_captions_give_the_bytes_of_a_full_run_and_make_no_regions(
     assert [str(problem) for problem in verify_run(new)] == []
     full, _, _ = run_toy(config, f"out={tmp_path / 'full'}")
     assert hashes_of_data(new) == hashes_of_data(full)
-    assert os.path.samefile(new.path("regions", "00000.parquet"), old.path("regions", "00000.parquet"))
+    assert os.path.samefile(new.path("proposals", "00000.parquet"), old.path("proposals", "00000.parquet"))
 
 
 def test_the_manifest_says_where_the_regions_are_from(config: Path, old: RunFolder, tmp_path: Path) -> None:
@@ -134,17 +135,17 @@ def test_only_new_images_are_looked_at_whatever_the_cut(
 
 
 def all_regions(run: RunFolder) -> list[RegionsRow]:
-    return [row for part in sorted(run.done("regions")) for row in rows_of(run, part)]
+    return [row for part in sorted(run.done("proposals")) for row in rows_of(run, part)]
 
 
 def rows_of(run: RunFolder, part: int) -> list[RegionsRow]:
-    return run.read_rows("regions", f"{part:05d}.parquet", row_type=RegionsRow)
+    return run.read_rows("proposals", f"{part:05d}.parquet", row_type=RegionsRow)
 
 
 def test_a_smaller_run_in_other_parts_loads_no_model(
     config: Path, old: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(Regions, "open", refuse)
@@ -153,7 +154,7 @@ def test_a_smaller_run_in_other_parts_loads_no_model(
     found = {row.image_id: row for row in all_regions(RunFolder(settings.out))}
     assert len(found) == 5
     assert found == {row.image_id: row for row in all_regions(old) if row.image_id in found}
-    assert opened(old.root, settings).open()(["12", "99"])["image_id"].to_pylist() == ["12"]
+    assert opened(old.root, settings).open_proposals()(["12", "99"])["image_id"].to_pylist() == ["12"]
 
 
 def test_images_are_found_in_parts_that_a_source_cut_and_in_those_that_the_plan_did(tmp_path: Path) -> None:
@@ -163,10 +164,10 @@ def test_images_are_found_in_parts_that_a_source_cut_and_in_those_that_the_plan_
     for number, image_ids in enumerate(parts):
         name = f"{number:05d}.parquet"
         images = [ImageRow(image_id, None) for image_id in image_ids]
-        regions = [RegionsRow.rejected(image_id, Rejection("missing_file")) for image_id in image_ids]
+        proposals = [ProposalsRow.rejected(image_id, Rejection("missing_file")) for image_id in image_ids]
         run.write_rows("images", name, rows=images, row_type=ImageRow, fingerprint="")
-        run.write_rows("regions", name, rows=regions, row_type=RegionsRow, fingerprint="made")
-    rows_of = ReusedRun(run, "made", parts=4, given=2, manifest_sha256="").open()
+        run.write_rows("proposals", name, rows=proposals, row_type=ProposalsRow, fingerprint="made")
+    rows_of = ReusedRun(run, proposals_cells(run, "made"), None, parts=4, given=2).open_proposals()
     for image_id in "abcdefghiz":
         assert rows_of([image_id])["image_id"].to_pylist() == [image_id]
     assert len(rows_of(["nobody's"])) == 0
@@ -202,8 +203,9 @@ def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypa
     regenerate(config, old, "vocabulary.templates=vild", f"out={tmp_path / 'd'}")
     assert {"bar", "disc", "square"} <= set(embedded), "they were embedded in other sentences"
     save_tiny_clip(tmp_path / "clip", seed=1)
-    with pytest.raises(InputError, match=r"made by other settings \(regions\.clip\.model\.sha256: "):
-        opened(old.root, load_mining(str(config)))
+    reused = opened(old.root, load_mining(str(config)))
+    assert reused.embeddings is None
+    assert reused.difference.startswith("regions.clip.model.sha256: ")
 
 
 def test_other_settings_of_the_regions_are_named(
@@ -232,12 +234,12 @@ def test_a_run_that_cannot_give_regions_is_told_in_one_line(
     with pytest.raises(InputError, match="is the `out` of this run"):
         opened(unfinished.root, load_mining(str(config), overrides=[f"out={unfinished.root}"]))
     incomplete = "its regions are not complete; run `maskmine mine` there first"
-    made = unfinished.read_json("regions", "_fingerprint.json")
-    unfinished.write_json("regions", "_fingerprint.json", value={"fingerprint": "that of a run which goes on there"})
+    made = unfinished.read_json("proposals", "_fingerprint.json")
+    unfinished.write_json("proposals", "_fingerprint.json", value={"fingerprint": "that of a run which goes on there"})
     with pytest.raises(IncompleteError, match=incomplete):
         opened(unfinished.root, settings)
-    unfinished.write_json("regions", "_fingerprint.json", value=made)
-    os.unlink(unfinished.path("regions", "00001.parquet"))
+    unfinished.write_json("proposals", "_fingerprint.json", value=made)
+    os.unlink(unfinished.path("proposals", "00001.parquet"))
     with pytest.raises(IncompleteError, match=incomplete):
         opened(unfinished.root, settings)
     os.unlink(unfinished.path("manifest.json"))

@@ -84,7 +84,7 @@ def test_the_funnel_loses_images_where_they_were_rejected(report: Report, run: R
     assert {(reason.step, reason.reason): reason.images for reason in report.reasons} == {
         ("nouns", "no_nouns"): 1,
         ("nouns", "no_caption"): 1,
-        ("regions", "no_masks"): 1,
+        ("proposals", "no_masks"): 1,
     }
     sizes = report.grid.sizes
     assert sum(sizes.counts) == 9

@@ -15,7 +15,7 @@ from maskmine.pipelines.serve.service import Serving
 from maskmine.pipelines.settings.faults import SettingsError, locate, nearest
 from maskmine.pipelines.settings.fingerprints import portable
 from maskmine.pipelines.settings.mining import Mining, dump_yaml, load_mining, load_settings
-from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
+from maskmine.pipelines.steps.identity import Identity, region_fingerprints, step_fingerprints
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import Settings
 from maskmine.tuning.clip.settings import Tuning
@@ -177,20 +177,41 @@ def test_the_word_that_was_given_is_never_the_one_that_may_be_meant(known: list[
     assert "`min_similarity`" not in nearest("min_similarity", known)
 
 
+REGIONS = {
+    "proposals": {"kind": "maskformer", "checkpoint": {"name": "m", "sha256": "a"}},
+    "keep": {"top": 100},
+    "clip": {"model": {"name": "c", "sha256": "b"}, "tokenizer": {"sha256": "t"}, "licence": None},
+    "crop": {"fill": "mean"},
+    "device": "cpu",
+    "batch_size": None,
+    "cpu_threads": 2,
+    "max_image_pixels": 9,
+}
+
+
 def test_the_fingerprint_of_each_step_is_that_of_earlier_versions() -> None:
-    settings = {"regions": {}, "pairs": {}}
-    identity = Identity(settings, {step: ({"of": step},) for step in READS}, text="text", fetching=("limits",))
+    steps = ("nouns", "vocabulary", "levels", "pairs", "selection", "shards")
+    by_step = {step: ({"of": step},) for step in steps}
+    identity = Identity({"regions": REGIONS, "pairs": {}}, by_step, text="text", fetching=("limits",))
     plan = Plan(2000, 2, images_sha256="1", captions_sha256="2", source={}, inputs=None, sources_sha256="3")
     prints = step_fingerprints(plan, identity)
+    assert list(prints) == ["proposals", "embeddings", *steps]
     assert {step: whole[:16] for step, whole in prints.items()} == {
         "nouns": "9a2825a36dc5ea7e",
         "vocabulary": "bf81561fecde2588",
-        "regions": "3ec25edb9453f458",
-        "levels": "64383b35af0b7aa0",
-        "pairs": "b333017c1dc967f6",
-        "selection": "ca2926654dbbfe3a",
-        "shards": "dde74a47b67e18ad",
+        "proposals": "473136e06f8f5e7c",
+        "embeddings": "a9bcc74350af8522",
+        "levels": "0030ee0398b4b4b3",
+        "pairs": "ad59e9598b188fde",
+        "selection": "8c2b9d7780c140af",
+        "shards": "14695e1277bac457",
     }
+
+
+@pytest.mark.parametrize(("urls", "expected"), [(False, "356580c7bca83ea4"), (True, "8c40e66ed7ddd5fd")])
+def test_the_regions_of_earlier_versions_are_known_by_their_fingerprint(urls: bool, expected: str) -> None:
+    plan = Plan(2000, 2, images_sha256="1", captions_sha256="2", source={}, inputs=None, sources_sha256="3", urls=urls)
+    assert region_fingerprints(plan, REGIONS, fetching=("limits",))["regions"][:16] == expected
 
 
 def test_a_bare_name_is_a_path_where_something_of_that_name_lies_here(

@@ -13,7 +13,7 @@ from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.mine import make_cells
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.steps import jobs
+from maskmine.pipelines.steps import jobs, regions_jobs
 from maskmine.pipelines.steps.grid import Step, drop_untied, steps_before_doubt
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick
 from maskmine.pipelines.steps.ties import Input, identities
@@ -52,12 +52,12 @@ class Copy:
 
 def grid(run: RunFolder, *, words: Sequence[str] = ("a", "b", "c")) -> list[Step]:
     """regions ─▶ levels (once, of the first part) ─▶ pairs ─▶ selection (once) ─▶ shards, as a run has them."""
-    regions, pairs, shards = (Cells(run, name, ImageRow, "f") for name in ("regions", "pairs", "shards"))
+    regions, pairs, shards = (Cells(run, name, ImageRow, "f") for name in ("proposals", "pairs", "shards"))
     levels, selection = (Cells(run, name, ImageRow, "f", once=True) for name in ("levels", "selection"))
     return [
         Step(regions, Copy(regions, (), tuple(words)), PARTS, "rows"),
-        Step(levels, Copy(levels, (Input(regions, 1),)), 1, "rows", ("regions",), 1),
-        Step(pairs, Copy(pairs, (Input(regions), Input(levels))), PARTS, "rows", ("regions", "levels")),
+        Step(levels, Copy(levels, (Input(regions, 1),)), 1, "rows", ("proposals",), 1),
+        Step(pairs, Copy(pairs, (Input(regions), Input(levels))), PARTS, "rows", ("proposals", "levels")),
         Step(selection, Copy(selection, (Input(pairs, PARTS),)), 1, "rows", ("pairs",)),
         Step(shards, Copy(shards, (Input(pairs), Input(selection))), PARTS, "rows", ("pairs", "selection")),
     ]
@@ -89,7 +89,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("part", [0, 1])
-@pytest.mark.parametrize("lost", ["regions", "pairs", "shards"])
+@pytest.mark.parametrize("lost", ["proposals", "pairs", "shards"])
 def test_a_lost_cell_with_the_same_content_is_made_alone(run: RunFolder, lost: str, part: int) -> None:
     run.delete(lost, f"{part:05d}.parquet")
     assert make_all(run, grid(run)) == [(lost, part)]
@@ -102,21 +102,21 @@ def test_what_hangs_on_changed_content_is_that_of_a_fresh_run(
 ) -> None:
     words = ["a", "b", "c"]
     words[part] = "new"
-    for name in ("regions", *also_lost):
+    for name in ("proposals", *also_lost):
         run.delete(name, f"{part:05d}.parquet")
     made = make_all(run, grid(run, words=words))
     fresh = RunFolder(str(tmp_path / "fresh"))
     make_all(fresh, grid(fresh, words=words))
     assert {k: v for k, v in hashes(run.root).items() if "_finger" not in k} == hashes(fresh.root)
     assert len(made) == len(set(made)), "a cell was made twice"
-    assert ("regions", part) in made
-    assert {(name, p) for name, p in made if name == "regions"} == {("regions", part)}
+    assert ("proposals", part) in made
+    assert {(name, p) for name, p in made if name == "proposals"} == {("proposals", part)}
 
 
 def test_an_interruption_before_the_stale_cells_are_made_is_noticed(run: RunFolder) -> None:
     """The new cell is there, and nothing is missing: only the footers tell."""
     steps = grid(run, words=("a", "new", "c"))
-    run.delete("regions", "00001.parquet")
+    run.delete("proposals", "00001.parquet")
     steps[0].job.open()(1, lambda _: None)
     assert drop_untied(steps) == {"pairs": 1}
     assert ("shards", 1) in make_all(run, steps)
@@ -139,7 +139,7 @@ def test_a_new_run_and_an_interrupted_one_go_through_all_steps_at_once(run: RunF
     assert steps_before_doubt(steps) == len(steps)
     run.delete("shards", "00002.parquet")
     assert steps_before_doubt(grid(run)) == len(steps)
-    run.delete("regions", "00002.parquet")
+    run.delete("proposals", "00002.parquet")
     assert steps_before_doubt(grid(run)) == 1
 
 
@@ -167,9 +167,9 @@ def test_a_recovered_picture_has_the_pairs_of_a_fresh_run(tmp_path: Path) -> Non
     part = next(p for p in range(3) if "11" in good.read_table("images", f"{p:05d}.parquet")["image_id"].to_pylist())
     for suffix in ("tar", "parquet", "json"):
         run.delete("shards", f"{part:05d}.{suffix}")
-    run.delete("regions", f"{part:05d}.parquet")
+    run.delete("proposals", f"{part:05d}.parquet")
     _, outcome, recorder = run_toy(config)
-    assert set(recorder.made) == {("regions", part), ("pairs", part), ("shards", part)}
+    assert set(recorder.made) == {("proposals", part), ("pairs", part), ("shards", part)}
     assert outcome.stale == {"pairs": 1}
     assert hashes(run.root) == hashes(good.root)
     assert list(verify_run(run)) == []
@@ -198,7 +198,7 @@ def test_the_regions_of_a_part_are_found_some_images_at_a_time(monkeypatch: pyte
         sizes.append(len(images))
         return [RegionsRow.rejected(image.image_id, Rejection("no_masks")) for image in images]
 
-    monkeypatch.setattr(jobs, "IMAGES_AT_ONCE", 3)
-    rows = jobs._find_in_windows(find, [ImageRow(str(n), None) for n in range(8)], jobs.no_tick)
+    monkeypatch.setattr(regions_jobs, "IMAGES_AT_ONCE", 3)
+    rows = regions_jobs._find_in_windows(find, [ImageRow(str(n), None) for n in range(8)], jobs.no_tick)
     assert [row.image_id for row in rows] == [str(n) for n in range(8)]
     assert sizes == [3, 3, 2]

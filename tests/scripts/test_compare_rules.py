@@ -47,9 +47,9 @@ def run(world: Path) -> RunFolder:
     for part in range(3):
         rows = [
             replace(row, regions=tuple(replace(one, embedding=vector(REGIONS[str(one.label)])) for one in row.regions))
-            for row in run.read_rows("regions", f"{part:05d}.parquet", row_type=RegionsRow)
+            for row in run.read_rows("proposals", f"{part:05d}.parquet", row_type=RegionsRow)
         ]
-        rewrite(run, "regions", f"{part:05d}.parquet", rows=rows, row_type=RegionsRow)
+        rewrite(run, "proposals", f"{part:05d}.parquet", rows=rows, row_type=RegionsRow)
     words = [
         replace(row, embedding=vector(WORDS.get(row.noun, OTHER_WORDS)))
         for row in run.read_rows("vocabulary.parquet", row_type=VocabularyRow)

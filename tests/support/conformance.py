@@ -25,7 +25,7 @@ from tests.support.runs import Recorder, hashes, samples
 
 Check = Callable[[Engine, Path], None]
 
-ALL_CELLS = {("nouns", p) for p in range(3)} | {("regions", p) for p in range(3)}
+ALL_CELLS = {("nouns", p) for p in range(3)} | {("proposals", p) for p in range(3)}
 ALL_CELLS |= {("pairs", p) for p in range(3)} | {("shards", p) for p in range(3)} | {("vocabulary", 0)}
 
 POISON = {"12": ("segfault", "worker_crash"), "13": ("loop", "record_timeout"), "14": ("memory", "worker_crash")}
@@ -110,9 +110,9 @@ def only_missing_cells_are_made(engine: Engine, folder: Path) -> None:
     config = toy.write_config(world, out=folder / "run")
     run_with(engine, config)
     before = hashes(str(folder / "run"))
-    (folder / "run/regions/00001.parquet").unlink()
+    (folder / "run/proposals/00001.parquet").unlink()
     (folder / "run/shards/00002.tar").unlink()
-    assert set(run_with(engine, config).made) == {("regions", 1), ("shards", 2)}
+    assert set(run_with(engine, config).made) == {("proposals", 1), ("shards", 2)}
     assert hashes(str(folder / "run")) == before
     shutil.rmtree(folder / "run/pairs")
     run_with(engine, config, "pairs.max_per_noun=1")
@@ -128,7 +128,7 @@ def poisonous_pictures_cost_themselves_alone(engine: Engine, folder: Path) -> No
         toy.poison(world / "images" / f"{int(image_id):012d}.png", shapes, kind)
     run_with(engine, toy.write_config(world, out=folder / "run"), "regions.decoding.timeout_s=3")
     run = RunFolder(str(folder / "run"))
-    expected = toy.REJECTIONS | {(image_id, "regions", reason) for image_id, (_, reason) in POISON.items()}
+    expected = toy.REJECTIONS | {(image_id, "proposals", reason) for image_id, (_, reason) in POISON.items()}
     found = {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
     assert found == expected, found ^ expected
     assert {(row.image_id, row.noun) for row in samples(run)} == {("11", "square"), ("11", "disc")}
@@ -146,7 +146,7 @@ def the_account_holds_whatever_fails(engine: Engine, folder: Path) -> None:
     toy.poison(world / "images" / f"{12:012d}.png", ("bar",), "segfault")
     config = toy.write_config(world, out=folder / "run")
     run = RunFolder(str(folder / "run"))
-    for cell in ("regions/00001.parquet", "shards/00000.tar", "shards/00002.json"):
+    for cell in ("proposals/00001.parquet", "shards/00000.tar", "shards/00002.json"):
         (folder / "run" / cell).unlink(missing_ok=True)  # parts that do not wait for the one before may have it already
         with full_disk(folder / "run", cell), pytest.raises(IncompleteError, match="the disk is full"):
             run_with(engine, config)

@@ -19,13 +19,13 @@ PARTS, PART_IMAGES = 40, 100
 PLAN = Plan(PARTS * PART_IMAGES, PARTS, "", "", {}, None)
 
 
-def make_step(name: str = "regions", *, parts: int = PARTS, once: bool = False) -> Step:
+def make_step(name: str = "proposals", *, parts: int = PARTS, once: bool = False) -> Step:
     label = {"shards": "samples", "vocabulary": "nouns"}.get(name, name)
     cells: Cells[Any] = Cells(RunFolder(""), name, SampleRow, once=once)
     return Step(cells, NO_JOB, parts, label)
 
 
-def report(part: int, seconds: float, step: str = "regions", **changes: Any) -> PartReport:
+def report(part: int, seconds: float, step: str = "proposals", **changes: Any) -> PartReport:
     counts = {"images": PART_IMAGES, "rejected": 1, "made": 3 * PART_IMAGES}
     return PartReport(step=step, part=part, seconds=seconds, **{**counts, **changes})
 

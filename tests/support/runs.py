@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from maskmine.pipelines.mine import MineResult, mine
 from maskmine.pipelines.planning.plan import read_plan
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.settings.mining import load_mining
+from maskmine.pipelines.run_folder.region_cells import older_cells, read_regions, stored_cells
+from maskmine.pipelines.settings.mining import Mining, load_mining
 from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.identity import identify, region_fingerprints
 from maskmine.pipelines.steps.jobs import PartReport
 from maskmine.schemas.rows import SampleRow
 from tests.support import toy
@@ -91,6 +94,18 @@ def hashes(root: str) -> dict[str, str]:
             if not is_account and name not in ("mining.yaml", "SHA256SUMS.run", "_SUCCESS"):
                 found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def as_earlier_version(root: Path, settings: Mining) -> None:
+    """Make of a finished run one whose masks and embeddings lie in cells of `regions`, as earlier versions had them."""
+    run, plan = RunFolder(str(root)), read_plan(RunFolder(str(root)))
+    assert plan is not None
+    fingerprint = region_fingerprints(plan, identify(settings).settings["regions"])["regions"]
+    older, stored = older_cells(run, fingerprint), stored_cells(run)
+    for part in range(plan.parts):
+        older.write_blocks(part, read_regions(*stored, part))
+    older.mark_current()
+    shutil.rmtree(root / "proposals"), shutil.rmtree(root / "embeddings", ignore_errors=True)
 
 
 def samples(run: RunFolder) -> list[SampleRow]:

@@ -48,7 +48,7 @@ PAIRS = {
 }
 REJECTIONS = {
     ("15", "nouns", "no_nouns"),
-    ("16", "regions", "no_masks"),
+    ("16", "proposals", "no_masks"),
     ("17", "pairs", "no_match"),
     ("18", "nouns", "no_caption"),
 }

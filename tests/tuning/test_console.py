@@ -65,7 +65,7 @@ def test_every_way_to_print_shows_text_as_it_is(text: str) -> None:
     numbers = number_table(text, "count")
     numbers.add_row(text, "1")
     rejected = render_rejected(
-        [RejectedImage(image_id=text, part=0, step="regions", reason="decode_error", detail=text)], examples=1
+        [RejectedImage(image_id=text, part=0, step="proposals", reason="decode_error", detail=text)], examples=1
     )
     for console in (Console(file=io.StringIO(), width=400), plain_console(file=io.StringIO(), width=400)):
         for block, times in ((table, 6), (numbers, 2), (rejected, 2)):

@@ -62,7 +62,7 @@ def test_a_world_is_repeated_under_new_ids_with_all_that_is_said_of_each_image()
     assert longer["categories"] == WORLD["categories"]
 
 
-def event(what: str, part: int, at_s: float, *, step: str = "regions", pid: int = 1, rss: int = 0) -> Event:
+def event(what: str, part: int, at_s: float, *, step: str = "proposals", pid: int = 1, rss: int = 0) -> Event:
     return Event(what, step, part, pid, at_s, rss)  # type: ignore[arg-type]
 
 
@@ -91,7 +91,7 @@ def test_memory_is_compared_within_a_step_and_for_one_process() -> None:
     assert list(growths([*flat, *growing])) == [
         Growth("nouns", 100, 100),
         Growth("shards", 300, 300),
-        Growth("regions", 50, 185),
+        Growth("proposals", 50, 185),
     ]
 
 

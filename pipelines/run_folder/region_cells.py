@@ -1,0 +1,81 @@
+"""The regions of a run: cells of `proposals` and, with CLIP, of `embeddings`, joined by whoever needs both.
+
+    proposals/00017.parquet                  masks, scores, labels
+    embeddings/_fingerprint.json             which of the folders below is that of the set
+    embeddings/3f5b0c77a1d2/00017.parquet    what one CLIP sees in these masks; those of other CLIPs stand beside it
+
+Earlier versions had both in cells of `regions`. They are read as they are, and a run that goes on splits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.rows import EmbeddingsRow, ProposalsRow, RegionsRow
+from maskmine.schemas.tables import from_table
+
+PROPOSALS, EMBEDDINGS = "proposals", "embeddings"
+OLDER = "regions"
+
+
+def proposals_cells(run: RunFolder, fingerprint: str = "") -> Cells[ProposalsRow]:
+    """The cells of proposals."""
+    return Cells(run, PROPOSALS, ProposalsRow, fingerprint)
+
+
+def embeddings_cells(run: RunFolder, fingerprint: str) -> Cells[EmbeddingsRow]:
+    """The cells of embeddings of one fingerprint."""
+    return Cells(run, EMBEDDINGS, EmbeddingsRow, fingerprint, by_fingerprint=True)
+
+
+def older_cells(run: RunFolder, fingerprint: str = "") -> Cells[RegionsRow]:
+    """The cells of an earlier version, which have both."""
+    return Cells(run, OLDER, RegionsRow, fingerprint)
+
+
+def stored_cells(run: RunFolder) -> tuple[Cells[Any], Cells[EmbeddingsRow] | None]:
+    """The cells with the masks of a run of any version, and those with embeddings where these have their own."""
+    if run.exists(OLDER, FINGERPRINT_FILE) and not run.exists(PROPOSALS, FINGERPRINT_FILE):
+        return older_cells(run), None
+    current = run.read_json(EMBEDDINGS, FINGERPRINT_FILE)
+    embeddings = embeddings_cells(run, current["fingerprint"]) if current is not None else None
+    return proposals_cells(run), embeddings
+
+
+def read_regions(
+    proposals: Cells[Any], embeddings: Cells[EmbeddingsRow] | None, part: int
+) -> Iterator[list[RegionsRow]]:
+    """The regions of a part with what is known of them, one row group in memory at a time.
+
+    Raises IncompleteError as `RunFolder.read_table`, and for embeddings of other regions.
+    """
+    seen = embeddings.read_rows(part) if embeddings is not None else iter(())
+    for table in proposals.read_groups(part):
+        rows = from_table(table, RegionsRow)
+        yield rows if embeddings is None else _joined(rows, list(islice(seen, len(rows))), embeddings.path(part))
+    if next(seen, None) is not None:
+        raise _other_regions(embeddings.path(part) if embeddings is not None else "")
+
+
+def drop_older(run: RunFolder) -> int:
+    """Delete the cells of an earlier version; returns how many there were."""
+    names = run.names(OLDER)
+    for name in names:
+        run.delete(OLDER, name)
+    return len(set(names) - {FINGERPRINT_FILE})
+
+
+def _joined(rows: Sequence[RegionsRow], seen: Sequence[EmbeddingsRow], path: str) -> list[RegionsRow]:
+    try:
+        return [row.with_embeddings(one) for row, one in zip(rows, seen, strict=True)]
+    except ValueError as error:
+        raise _other_regions(path) from error
+
+
+def _other_regions(path: str) -> IncompleteError:
+    return IncompleteError(f"{path}: are not of the regions of this part; delete it and run the same command again")
