@@ -167,13 +167,13 @@ def test_the_steps_of_models_are_counted_as_gpu_hours_where_there_is_a_gpu(
 
 def test_the_second_round_embeds_every_noun_anew(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded: list[str] = []
-    original = vocabulary._embed_names
+    original = vocabulary.embed_nouns
 
     def spy(nouns: Any, **options: Any) -> Any:
         embedded.extend(nouns)
         return original(nouns, **options)
 
-    monkeypatch.setattr(vocabulary, "_embed_names", spy)
+    monkeypatch.setattr(vocabulary, "embed_nouns", spy)
     regions = {
         "proposals": {"kind": "ground_truth", "annotations": str(world / "instances.json")},
         "keep": {"min_area_px": 1},

@@ -116,13 +116,13 @@ def test_known_nouns_keep_their_embedding_when_captions_change(
         row.noun: row.embedding
         for row in run_toy(config(world, regions, root))[0].read_rows("vocabulary.parquet", row_type=VocabularyRow)
     }
-    original = vocabulary._embed_names
+    original = vocabulary.embed_nouns
 
     def spy(nouns: Any, **options: Any) -> Any:
         embedded.extend(nouns)
         return original(nouns, **options)
 
-    monkeypatch.setattr(vocabulary, "_embed_names", spy)
+    monkeypatch.setattr(vocabulary, "embed_nouns", spy)
     tree = json.loads((world / "captions.json").read_text())
     tree["annotations"][0]["caption"] = "A kite beside a square."
     (world / "kites.json").write_text(json.dumps(tree))

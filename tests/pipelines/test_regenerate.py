@@ -183,14 +183,14 @@ def test_known_nouns_keep_their_embeddings(world: Path, tmp_path: Path, monkeypa
     clip = {"regions": regions, "pairs": {"rule": "best_region_per_noun"}, "vocabulary": {"templates": "raw"}}
     old, _, _ = run_toy(toy.write_config(world, out=tmp_path / "old", **clip), "captions.per_image=1")
     config = toy.write_config(world, out=tmp_path / "new", **clip)
-    embed = vocabulary_step._embed_names
+    embed = vocabulary_step.embed_nouns
     embedded: list[str] = []
 
     def embeds(nouns: Sequence[str], **options: Any) -> Any:
         embedded.extend(nouns)
         return embed(nouns, **options)
 
-    monkeypatch.setattr(vocabulary_step, "_embed_names", embeds)
+    monkeypatch.setattr(vocabulary_step, "embed_nouns", embeds)
     regenerate(config, old, "captions.per_image=all", "nouns.compounds=true", "nouns.skip_words=[square]")
     assert embedded == []  # "bar" and "disc" are said again
     regenerate(config, old, f"captions.annotations={world / 'others.json'}", f"out={tmp_path / 'b'}")
