@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.sample import member_names, sample_members, write_members
 from maskmine.tuning.clip.data import Pairs, arrange, nouns_of, open_sets
 from maskmine.tuning.clip.settings import Data, Jitter, Source
 from maskmine.tuning.clip.transforms import StoredRegion, View, decode_sample, jittered_part, show_region
 from maskmine.tuning.training.batches import load_batches
 from maskmine.tuning.training.order import Stream, epoch_order, shares_of_batch
+from tests.support.served_page import png
 from tests.support.toy_shards import as_version, write_toy_shards
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -168,6 +171,21 @@ def test_without_jitter_a_region_looks_as_mining_shows_it_to_clip(folder: Path) 
         expected = cut_regions(images, masks, size_px=16, mean=MEAN, std=STD, crop=crop)[0]
         torch.testing.assert_close(pixels_3SS, expected, rtol=0, atol=1e-4)
         assert torch.equal(mask_SS, cut_masks(masks, size_px=16, crop=crop)[0])
+
+
+@pytest.mark.parametrize("changed", ["crop", "mask", "box", "no box"])
+def test_a_sample_whose_crop_mask_and_box_are_not_of_one_size_is_named(folder: Path, changed: str) -> None:
+    key, span, path = open_sets(data_of(folder))[0].read(7)
+    image_format, *contents = sample_members(span, key)
+    boxes = {"box": [0, 0, 10_000, 9], "no box": [3, 3, 3, 9]}
+    if changed in boxes:
+        contents[3] = json.dumps({"box_crop_xyxy": boxes[changed]}).encode()
+    else:
+        contents[changed == "mask"] = png(8, 8)
+    file = io.BytesIO()
+    write_members(file, zip(member_names(key, image_format), contents, strict=True))
+    with pytest.raises(InputError, match=f"sample {key} is not where the index has it"):
+        decode_sample(file.getvalue(), key=key, path=path)
 
 
 def test_jitter_moves_picture_and_mask_together() -> None:

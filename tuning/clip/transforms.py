@@ -56,16 +56,24 @@ def decode_sample(span: bytes, *, key: str, path: str) -> StoredRegion:
     """A sample from its bytes in the tar. Raises InputError when they are not those of the sample `key`."""
     try:
         _, encoded, mask_png, _, record_json = sample_members(span, key)
-        return StoredRegion(
-            image_HW3=_pixels(encoded, mode="RGB"),
-            mask_HW=_pixels(mask_png, mode="L") > 0,
-            box_xyxy=tuple(json.loads(record_json)["box_crop_xyxy"]),
-        )
+        image_HW3, mask_HW = _pixels(encoded, mode="RGB"), _pixels(mask_png, mode="L") > 0
+        return StoredRegion(image_HW3, mask_HW, _box(json.loads(record_json), image_HW3, mask_HW))
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: sample {key} is not where the index has it ({type(error).__name__}); "
             "run `maskmine verify` on the folder"
         ) from error
+
+
+def _box(
+    record: dict[str, Any], image_HW3: np.ndarray[Any, np.dtype[np.uint8]], mask_HW: np.ndarray[Any, np.dtype[np.bool_]]
+) -> Box:
+    """The tight box of a sample. Raises ValueError where it, the crop and the mask are not of one frame."""
+    x0, y0, x1, y1 = map(int, record["box_crop_xyxy"])
+    height_px, width_px = mask_HW.shape
+    if image_HW3.shape[:2] != mask_HW.shape or not (0 <= x0 < x1 <= width_px and 0 <= y0 < y1 <= height_px):
+        raise ValueError("crop, mask and box differ in size")
+    return x0, y0, x1, y1
 
 
 def _pixels(content: bytes, *, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
