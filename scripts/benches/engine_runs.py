@@ -77,7 +77,7 @@ class LoggedJob:
         _note(self.log, "open", self.step)
         make = self.job.open()
 
-        def logged(part: int, tick: Tick) -> PartReport:
+        def logged(part: int, tick: Tick) -> PartReport | Sequence[PartReport]:
             _note(self.log, "begin", self.step, part)
             report = make(part, tick)
             _note(self.log, "end", self.step, part)
@@ -225,7 +225,7 @@ class Load:
 
     def forget(self, engine: str, step: str, *, parts: int) -> None:
         """Delete the cells of the first parts of a step, so that a run has these to make."""
-        for path in (self.out(engine) / step).glob("*"):
+        for path in (self.out(engine) / step).rglob("*"):
             if path.stem.isdecimal() and int(path.stem) < parts:
                 path.unlink()
 
@@ -307,7 +307,7 @@ def cells_sha256(folder: Path) -> str:
     Raises InputError where there are none.
     """
     digest = hashlib.sha256()
-    paths = sorted(path for path in folder.glob("*") if path.stem.isdecimal() and path.suffix in (".tar", ".parquet"))
+    paths = sorted(path for path in folder.rglob("*") if path.stem.isdecimal() and path.suffix in (".tar", ".parquet"))
     for path in paths:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -77,7 +77,7 @@ def _start_ups(folder: Path) -> Iterator[Measure]:
 
 
 def _times(folder: Path, *, minutes: float) -> Iterator[Measure]:
-    """The whole load with two workers, and `regions` alone with one and with two."""
+    """The whole load with two workers, and `embeddings` alone with one and with two."""
     print("  calibrating", flush=True)
     images = images_for(minutes=minutes, per_image_s=calibrate(folder), workers=2)
     load = make_load(folder, name="load", images=images, images_per_part=-(-images // PARTS), with_clip=True)
@@ -94,14 +94,14 @@ def _times(folder: Path, *, minutes: float) -> Iterator[Measure]:
 
 
 def _speed_up(load: Load, engine: str) -> Measure:
-    """The first parts of `regions`, with one worker and with two."""
+    """The first parts of `embeddings`, with one worker and with two."""
     rates = []
     for workers in (1, 2):
-        load.forget(engine, "regions", parts=_SPEED_UP_PARTS)
-        events = _run(load, engine, f"regions with {workers} workers", workers=workers, only="regions")
+        load.forget(engine, "embeddings", parts=_SPEED_UP_PARTS)
+        events = _run(load, engine, f"embeddings with {workers} workers", workers=workers, only="embeddings")
         rates.append(cells_per_s(events))
-        load.check_bytes(engine, "regions")
-    return at_least(f"{engine}: regions, 1 → 2 workers", rates[1] / rates[0], "×", 1.8)
+        load.check_bytes(engine, "embeddings")
+    return at_least(f"{engine}: embeddings, 1 → 2 workers", rates[1] / rates[0], "×", 1.8)
 
 
 def _memory(folder: Path, *, parts: int) -> Iterator[Measure]:

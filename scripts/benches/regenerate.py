@@ -64,12 +64,14 @@ def bench_regenerate(*, scenes: int = _SCENES) -> list[Measure]:
     with tempfile.TemporaryDirectory() as scratch:
         world = find_world(Path(scratch, "world"), scenes=scenes, seed=7)
         others = _other_captions(world / "captions.json", Path(scratch, "others.json"))
-        full = _mine(_settings(world, world / "captions.json", out=f"{scratch}/full"))
+        full = mine_watched(settings_of(world, out=f"{scratch}/full"))
         again = [
-            _mine(_settings(world, others, out=f"{scratch}/again-{number}"), regions=f"{scratch}/full")
+            mine_watched(
+                settings_of(world, captions=others, out=f"{scratch}/again-{number}"), regions=f"{scratch}/full"
+            )
             for number in range(_ROUNDS)
         ]
-        old, new = (_nouns_of(RunFolder(f"{scratch}/{name}")) for name in ("full", "again-0"))
+        nouns, of_new = (_nouns_of(RunFolder(f"{scratch}/{name}")) for name in ("full", "again-0"))
     shares = {step: statistics.median(one.seconds[step] for one in again) / full.work_s for step in _STEPS}
     shares["rest"] = statistics.median(one.rest_s for one in again) / full.work_s
     share = sum(shares.values())
@@ -79,8 +81,8 @@ def bench_regenerate(*, scenes: int = _SCENES) -> list[Measure]:
         *[Measure(f"  {step}", seconds, "s") for step, seconds in full.seconds.items()],
         Measure("start-up of the full run", full.start_up_s, "s"),
         Measure("start-up with new captions", statistics.median(one.start_up_s for one in again), "s"),
-        Measure("nouns of the full run", len(old), "nouns"),
-        Measure("nouns that only the new captions say", len(new - old), "nouns"),
+        Measure("nouns of the full run", len(nouns), "nouns"),
+        Measure("nouns that only the new captions say", len(of_new - nouns), "nouns"),
         *[Measure(f"  new captions: {step}", 100 * part, "% of full") for step, part in shares.items()],
         Measure("new captions, without new nouns", 100 * (share - shares["vocabulary"]), "% of full"),
         Measure("new captions", 100 * share, "% of full", f"≤ {_GOAL:.0%}", share <= _GOAL),
@@ -103,16 +105,18 @@ def _other_captions(captions: Path, to: Path) -> Path:
     return to
 
 
-def _settings(world: Path, captions: Path, *, out: str) -> Mining:
-    overrides = [
-        f"captions.annotations={captions}",
+def settings_of(world: Path, *, out: str, captions: Path | None = None, overrides: Sequence[str] = ()) -> Mining:
+    """The settings of the demo world at a place; `captions` are its own by default."""
+    places = [
+        f"captions.annotations={captions or world / 'captions.json'}",
         f"captions.images={world / 'images'}",
         f"out={out}",
     ]
-    return load_mining(str(_CONFIG), overrides=overrides)
+    return load_mining(str(_CONFIG), overrides=[*places, *overrides])
 
 
-def _mine(settings: Mining, *, regions: str | None = None) -> Watched:
+def mine_watched(settings: Mining, *, regions: str | None = None) -> Watched:
+    """Mine, and say what took how long."""
     watch, start = Watched(), time.monotonic()
     mine(settings, engine=LocalEngine(), observer=watch, regions_from=regions)
     watch.total_s = time.monotonic() - start

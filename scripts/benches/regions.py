@@ -20,9 +20,8 @@ from torch.nn.functional import interpolate
 
 from maskmine.mining.images.crops import Crop, cut_regions, tight_boxes
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.steps.cells_of_run import run_cells
-from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import Region, RegionsRow
+from maskmine.pipelines.run_folder.region_cells import embeddings_cells
+from maskmine.schemas.rows import EmbeddingsRow
 from maskmine.scripts.benches.fixtures import ellipses, noise, read_photo
 from maskmine.scripts.measures import Measure, at_least, at_most, in_turns, peak_bytes
 
@@ -111,25 +110,18 @@ def bench_large_part() -> Iterator[Measure]:
 def measure_large_part() -> None:
     """Print the cell's bytes, the peaks after writing and reading by rows, and the regions read in both ways."""
     images, regions, dim = _LARGE_PART
-    mask = Mask(1, 1, b"")
 
-    def rows() -> Iterator[RegionsRow]:
+    def rows() -> Iterator[EmbeddingsRow]:
         for number in range(images):
             vectors = np.random.default_rng(number).normal(size=(regions, dim)).astype("<f2")
-            found = (
-                Region(mask=mask, box_xyxy=(0, 0, 1, 1), area_px=1, score=1.0, label=None, embedding=vector.tobytes())
-                for vector in vectors
-            )
-            yield RegionsRow(
-                image_id=str(number), sha256="", height_px=1, width_px=1, regions=tuple(found), rejection=None
-            )
+            yield EmbeddingsRow(str(number), tuple(vector.tobytes() for vector in vectors))
 
     with tempfile.TemporaryDirectory() as folder:
-        cells = run_cells(RunFolder(folder)).regions
+        cells = embeddings_cells(RunFolder(folder), "0" * 64)
         cells.write(0, rows())
         written = peak_bytes()
-        read = sum(len(row.regions) for row in cells.read_rows(0))
+        read = sum(len(row.embeddings) for row in cells.read_rows(0))
         by_rows = peak_bytes()
-        whole = int(pc.sum(pc.list_value_length(cells.read_table(0)["regions"])).as_py())
+        whole = int(pc.sum(pc.list_value_length(cells.read_table(0)["embeddings"])).as_py())
         size = Path(cells.path(0)).stat().st_size
     sys.stdout.write(f"{size} {written} {by_rows} {read} {whole}")

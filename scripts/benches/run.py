@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from maskmine.schemas.errors import InputError
+from maskmine.scripts.benches.another_clip import bench_another_clip
 from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gpu import bench_gpu
@@ -36,9 +37,9 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="nouns, levels, regions, memory, shards, export, regenerate, segmenter, tuning, proposers, engines ("
-            "or a part of it: engines-start-up, engines-time, engines-memory), sources, review, planning, gpu, "
-            "gpu-tuning, gpu-segment."
+            help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
+            "proposers, engines (or a part of it: engines-start-up, engines-time, engines-memory), sources, review, "
+            "planning, gpu, gpu-tuning, gpu-segment."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
@@ -61,6 +62,7 @@ def main(
         "shards": lambda: bench_shards(images),
         "export": lambda: bench_exports(images),
         "regenerate": bench_regenerate,
+        "another-clip": bench_another_clip,
         "segmenter": lambda: bench_segmenter(images),
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
