@@ -227,7 +227,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused_with_the_kind_that_takes_it(
         MaskFormer(kind="maskformer", checkpoint=str(checkpoints["sam2"])).open(device="cpu")
     network("maskformer").save_pretrained(tmp_path)
     transformers.MaskFormerImageProcessor(size=SIZE).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="is a maskformer model; use `kind: maskformer` for it, or give a sam, sam2,"):
+    with pytest.raises(InputError, match="is a maskformer model; use `kind: maskformer` for it, or give a sam, sam2, "):
         settings_of(tmp_path).open(device="cpu")
 
 
