@@ -240,11 +240,13 @@ def _find_batch(
                 results[i] = answer
             else:
                 results[i] = _Kept(image, keep_proposals(answer, keep=keep), proposed=len(answer))
-    start_s = time.monotonic()
-    kept = {i: result for i, result in results.items() if isinstance(result, _Kept)}
-    regions = {i: (one.image, one.proposals.masks_NHW) for i, one in kept.items()}
-    embeddings = _embed(regions, tower=tower, crop=crop) if tower is not None else {}
-    embedded(time.monotonic() - start_s)
+    embeddings: dict[int, list[bytes]] = {}
+    if tower is not None:
+        start_s = time.monotonic()
+        kept = {i: result for i, result in results.items() if isinstance(result, _Kept)}
+        regions = {i: (one.image, one.proposals.masks_NHW) for i, one in kept.items()}
+        embeddings = _embed(regions, tower=tower, crop=crop)
+        embedded(time.monotonic() - start_s)
     return [
         RegionsRow.rejected(image.image_id, picture)
         if isinstance(picture, Rejection)

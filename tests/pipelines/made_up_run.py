@@ -24,6 +24,7 @@ from maskmine.schemas.rows import (
     NounsRow,
     Pair,
     PairsRow,
+    ProposalsRow,
     Region,
     RegionsRow,
     Rejection,
@@ -146,7 +147,7 @@ def write_part(store: RunFolder, part: int, pairs: dict[str, list[Pair]]) -> Non
         "images": (ImageRow, [ImageRow(image_id, f"/{image_id}.jpg") for image_id in pairs]),
         "captions": (CaptionsRow, [CaptionsRow(image_id, ("A caption.",)) for image_id in pairs]),
         "nouns": (NounsRow, [NounsRow(image_id, (), (), None) for image_id in pairs]),
-        "regions": (RegionsRow, [regions_row(image_id) for image_id in pairs]),
+        "proposals": (ProposalsRow, [regions_row(image_id) for image_id in pairs]),
         "pairs": (PairsRow, [PairsRow(image_id, tuple(found), None) for image_id, found in pairs.items()]),
         "shards": (
             SampleRow,

@@ -166,7 +166,8 @@ def test_embeddings_of_other_proposals_are_made_again(world: Path, regions: dict
     assert told.made == [("proposals", 1)]
     assert hashes(str(root)) == before
     other_part = (root / "proposals" / "00000.parquet").read_bytes()
-    (root / "_SUCCESS").unlink(), (root / "proposals" / "00001.parquet").write_bytes(other_part)
+    (root / "_SUCCESS").unlink()
+    (root / "proposals" / "00001.parquet").write_bytes(other_part)
     with pytest.raises(IncompleteError, match="has other images than part 1; delete it and run the same command again"):
         run_told(config(world, regions, root))
     (root / "proposals" / "00001.parquet").unlink()

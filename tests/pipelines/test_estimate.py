@@ -145,7 +145,7 @@ def test_images_beyond_the_sample_need_not_exist(world: Path, tmp_path: Path) ->
         shutil.copy(str(row.path), few)
     found = estimate(load(world, f"captions.images={few}"), limit=None, sample=2)
     assert found.images == len(toy.IMAGES)
-    assert "regions: missing_file" not in found.rejected
+    assert "proposals: missing_file" not in found.rejected
 
 
 def test_filters_on_the_whole_set_are_left_out_and_said_to_be(world: Path, half: Estimate) -> None:

@@ -51,7 +51,7 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def values(text: str) -> dict[str, float]:
-    """The samples of the step `regions`, by name, from what Prometheus reads."""
+    """The samples of the step `proposals`, by name, from what Prometheus reads."""
     lines = [line for line in text.splitlines() if 'step="proposals"' in line]
     return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
@@ -131,7 +131,7 @@ def test_a_stalled_run_is_an_event_too(tmp_path: Path) -> None:
             assert time.monotonic() < until
             time.sleep(0.01)
     stalled = [line for line in events(path) if line["event"] == "stalled"]
-    assert "regions, unfinished parts 32-39; see whether" in stalled[0]["line"]
+    assert "proposals, unfinished parts 32-39; see whether" in stalled[0]["line"]
     assert events(path)[-1]["event"] == "run_ends"
 
 
@@ -307,6 +307,6 @@ def test_reports_carry_the_use_of_the_gpu_and_none_on_the_cpu(fake_nvml: Callabl
         return report(part, 1.0)
 
     fake_nvml()
-    on_gpu = cells.with_gpu_use(make, device="cuda")(3, lambda _: None)
+    (on_gpu,) = cells.each_report(cells.with_gpu_use(make, device="cuda")(3, lambda _: None))
     assert (on_gpu.part, on_gpu.gpu_percent, on_gpu.gpu_peak_bytes) == (3, 80.0, 1002)
-    assert cells.with_gpu_use(make, device="cpu")(3, lambda _: None) == report(3, 1.0)
+    assert cells.with_gpu_use(make, device="cpu")(3, lambda _: None) == [report(3, 1.0)]

@@ -374,7 +374,7 @@ def test_a_gpu_is_asked_for_here_only_when_models_run_here(run_again: Path) -> N
     def far_away(*_: object) -> None:
         """An engine whose workers made nothing."""
 
-    with pytest.raises(IncompleteError, match=r"cells are still missing \(\{'regions': 3"):
+    with pytest.raises(IncompleteError, match=r"cells are still missing \(\{'proposals': 3"):
         mine(settings, engine=FunctionEngine(far_away, models_run_here=False), observer=Recorder())
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from maskmine.mining import vocabulary
 from maskmine.mining.models.embeddings import unpack
+from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import InputError
@@ -53,7 +54,7 @@ def test_every_noun_of_an_image_with_regions_takes_the_region_of_the_highest_cos
     for part in range(3):
         name = f"{part:05d}.parquet"
         nouns = run.read_rows("nouns", name, row_type=NounsRow)
-        seen = run.read_rows("proposals", name, row_type=RegionsRow)
+        seen = FinishedRun.open(run).rows(part, RegionsRow)
         for said, found, paired in zip(nouns, seen, run.read_rows("pairs", name, row_type=PairsRow), strict=True):
             if said.rejection or found.rejection:
                 continue
@@ -89,7 +90,7 @@ def test_the_bytes_do_not_depend_on_how_the_work_is_batched(
         ("pairs.rule=mutual_best", ["pairs", "shards"]),
         ("pairs.score=softmax", ["pairs", "shards"]),
         ("vocabulary.templates=raw", ["vocabulary", "levels", "pairs", "shards"]),
-        ("regions.crop.fill=zero", ["proposals", "levels", "pairs", "shards"]),
+        ("regions.crop.fill=zero", ["embeddings", "levels", "pairs", "shards"]),
     ],
 )
 def test_a_changed_setting_runs_exactly_the_steps_that_depend_on_it(

@@ -177,7 +177,7 @@ def test_use_of_the_gpu_is_the_mean_over_parts_by_their_seconds() -> None:
 
 FULL = StepFigures(
     step="proposals",
-    label="proposals",
+    label="regions",
     once=False,
     ended=False,
     parts=119,
@@ -243,7 +243,7 @@ def test_a_step_that_has_only_begun_is_an_empty_bar_without_a_rate() -> None:
 def test_a_line_tells_of_its_part_and_of_all_workers() -> None:
     line = part_line(report(17, 20.0, rejected=0, gpu_percent=81.0), FULL)
     assert line == (
-        "regions 00017: 100 → 300 regions, 20.0 s, 5/s, GPU 81%; all workers: 31/s, 57 of 119 parts, 0:32:44 left"
+        "proposals 00017: 100 → 300 regions, 20.0 s, 5/s, GPU 81%; all workers: 31/s, 57 of 119 parts, 0:32:44 left"
     )
     assert part_line(report(0, 2.0, step="vocabulary", rejected=0), ONCE) == "vocabulary: 100 nouns, 2.0 s, 50/s"
     assert ", 1 rejected," in part_line(report(17, 20.0), FULL)
@@ -267,7 +267,7 @@ def test_the_summary_counts_parts_images_and_shares_of_the_time() -> None:
     console.print(render_summary([FULL, ONCE], elapsed_s=2880.0, busy_s=1440.0))
     assert f"{ONCE.images_made:,} nouns " in console.export_text(clear=False), "not images"
     rows = {line.split()[0]: line.split()[1:] for line in console.export_text().splitlines()}
-    assert rows["regions"] == ["45", "45,000", "1,204", "440,487", "0:24:00", "3:10:00", "31", "50%", "97%"]
+    assert rows["proposals"] == ["45", "45,000", "1,204", "440,487", "0:24:00", "3:10:00", "31", "50%", "97%"]
     assert rows["all"] == ["else", "0:24:00", "50%"]
     assert rows["in"] == ["all", "0:48:00"]
 
@@ -318,7 +318,7 @@ def test_what_was_made_is_summed_up_however_the_run_ends(fault: type[BaseExcepti
         with pytest.raises(fault):
             run()
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert [line.split()[:5] for line in said.splitlines() if line.startswith("regions ")][-1][1:] == [
+    assert [line.split()[:5] for line in said.splitlines() if line.startswith("proposals ")][-1][1:] == [
         "1",
         "100",
         "1",
@@ -360,7 +360,7 @@ def test_the_watchdog_speaks_once_in_each_time_without_progress_and_ends_with_th
         dog.look()
         spoken_s += [second] * (len(said) - before)
     assert spoken_s == [600, 1200, 2100, 2700, 3300, 3900]
-    assert "for 10 min: regions, unfinished parts 7-9; see `ray status`" in said[0]
+    assert "for 10 min: proposals, unfinished parts 7-9; see `ray status`" in said[0]
     assert "for 20 min" in said[1]
     assert "unfinished parts 8-9" in said[2]
 
@@ -407,4 +407,4 @@ def test_a_step_is_in_hand_until_it_ends_with_the_parts_that_have_not_come() -> 
 def test_the_stall_line_names_steps_parts_and_where_to_look() -> None:
     in_hand = [("proposals", (3, 4, 5, 9)), ("vocabulary", ())]
     line = stall_line(in_hand, still_s=725.0, look_at="see the disk")
-    assert line.endswith("UTC, for 12 min: regions, unfinished parts 3-5, 9; vocabulary; see the disk")
+    assert line.endswith("UTC, for 12 min: proposals, unfinished parts 3-5, 9; vocabulary; see the disk")

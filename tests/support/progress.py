@@ -20,7 +20,7 @@ PLAN = Plan(PARTS * PART_IMAGES, PARTS, "", "", {}, None)
 
 
 def make_step(name: str = "proposals", *, parts: int = PARTS, once: bool = False) -> Step:
-    label = {"shards": "samples", "vocabulary": "nouns"}.get(name, name)
+    label = {"shards": "samples", "vocabulary": "nouns", "proposals": "regions"}.get(name, name)
     cells: Cells[Any] = Cells(RunFolder(""), name, SampleRow, once=once)
     return Step(cells, NO_JOB, parts, label)
 
