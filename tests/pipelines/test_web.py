@@ -134,10 +134,13 @@ def test_where_many_bodies_are_on_their_way_the_oldest_is_given_up(
 
 def test_who_never_takes_the_answer_is_left(stack: ExitStack) -> None:
     address = stack.enter_context(served(site(), gate=Gate(head_s=0.05)))
-    client = stack.enter_context(connect(address, get("/large")))
-    time.sleep(1.2)
-    taken = 0
-    with suppress(ConnectionError):
-        while piece := client.recv(1 << 20):
-            taken += len(piece)
-    assert taken < 30_000_000
+    for wait_s in (1.2, 6.0):  # a busy machine looks at its clock later
+        client = stack.enter_context(connect(address, get("/large")))
+        time.sleep(wait_s)
+        taken = 0
+        with suppress(ConnectionError):
+            while piece := client.recv(1 << 20):
+                taken += len(piece)
+        if taken < 30_000_000:
+            return
+    pytest.fail("the answer was kept until it was taken")
