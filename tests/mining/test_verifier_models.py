@@ -353,7 +353,7 @@ def test_what_is_on_this_machine_opens_without_a_network(
 
 
 def test_licences_of_published_models() -> None:
-    assert licence_of("facebook/sam3") == "LicenseRef-SAM-License"
+    assert licence_of("facebook/sam3") == "SAM License"
     assert licence_of("facebook/sam-vit-base") == "Apache-2.0"
     assert licence_of("google/owlv2-base-patch16-ensemble") == "Apache-2.0"
     assert licence_of("openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det") == "Apache-2.0"
