@@ -16,6 +16,13 @@ _LICENCES = {
     "Roboflow/rf-detr-seg-*": "Apache-2.0",  # detectors of its larger sizes have another, and no masks
     "google/owlv2-*": "Apache-2.0",
     "openmmlab-community/mm_grounding_dino_*": "Apache-2.0",
+    "webli": "Apache-2.0",  # SigLIP and SigLIP 2, as open_clip calls their weights
+    "timm/ViT-*-SigLIP*": "Apache-2.0",
+    "timm/PE-Core-*": "Apache-2.0",
+    "timm/eva02_*_clip_*": "MIT",
+    "timm/eva02_*_clip_*.merged2b_ft_inat21": "CC-BY-NC-4.0",
+    "merged2b_s*": "MIT",  # EVA-02
+    "metaclip*": "CC-BY-NC-4.0",
     "openai*": "MIT",
     "laion*": "MIT",
     "en_core_web_*": "MIT",

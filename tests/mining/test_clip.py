@@ -178,6 +178,19 @@ def test_published_weights_that_are_not_here_have_a_licence_and_no_hash(no_netwo
     assert Clip(model="hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K").record().licence == "MIT"
 
 
+@pytest.mark.parametrize(
+    ("clip", "licence"),
+    [
+        (Clip(model="ViT-B-16-SigLIP2", pretrained="webli"), "Apache-2.0"),
+        (Clip(model="hf-hub:timm/PE-Core-B-16"), "Apache-2.0"),
+        (Clip(model="EVA02-B-16", pretrained="merged2b_s8b_b131k"), "MIT"),
+        (Clip(model="ViT-B-16-quickgelu", pretrained="metaclip_400m"), "CC-BY-NC-4.0"),
+    ],
+)
+def test_licences_of_encoders_are_known(clip: Clip, licence: str) -> None:
+    assert clip.record().licence == licence
+
+
 def keep_in_hub_cache(*files: Path, cache: Path) -> None:
     """Put files where huggingface_hub keeps those of `someone/tiny`."""
     kept = cache / "models--someone--tiny"
