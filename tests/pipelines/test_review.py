@@ -350,8 +350,8 @@ def test_where_the_photograph_is_not_at_hand_the_crop_of_the_set_is_shown(toy_ru
         assert (abs(crop_HW3 - toy.COLOURS[shape]) < 25).all(2).sum() > 500, f"the {shape} is seen"
     with calling(toy_run, reviewer="ann") as client:
         assert re.search(r"The photograph is not at hand .*: this is the crop of the set\.", client.get("/").text)
-    shutil.rmtree(Path(toy_run.root) / "shards")  # as by a run that is making them anew
     with calling(toy_run, reviewer="ann") as client:
+        shutil.rmtree(Path(toy_run.root) / "shards")  # as by a run that is making them anew
         assert "nor is its crop in the set" in client.get("/").text
 
 
