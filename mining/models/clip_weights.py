@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskmine.mining.models.clip_description import CONFIG_FILE, refuse_foreign
+from maskmine.mining.models.clip_description import CONFIG_FILE, model_config, refuse_foreign, refuse_larger
 from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.models.hub import refusal
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, file_sha256, files_sha256, weights_sha256
@@ -97,10 +97,13 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
     if source.tag and source.weights is None:
         source = _fetched(model, pretrained, source)
     unreadable = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, StopIteration)
+    unreadable += (ArithmeticError, AssertionError)  # of sizes of 0, and of those that do not divide each other
     with nothing_is_run(model, setting="clip.model"), _as_open_clip_names_it(_kept(source)) as (name, file):
         try:
             architecture = open_clip.get_model_config(name)
             refuse_foreign(architecture, model)
+            if weights_bytes := _weights_bytes(source):
+                refuse_larger(architecture, model, weights_bytes=weights_bytes)
             dim = int(architecture["embed_dim"])
             network = open_clip.create_model(
                 name,
@@ -225,6 +228,13 @@ def _local(source: ClipSource) -> Path | None:
     return source.weights.parent if source.name.startswith(_HUB) and source.weights else None
 
 
+def _weights_bytes(source: ClipSource) -> int:
+    """The size of the weights; 0 where they are not on this machine."""
+    folder = _local(source)
+    files = [source.weights] if source.weights else list(folder.iterdir()) if folder else []
+    return sum(file.stat().st_size for file in files if file.suffix in WEIGHT_SUFFIXES and file.is_file())
+
+
 def _architecture(source: ClipSource) -> tuple[dict[str, Any], str | None]:
     """The `model_cfg` of a source, and a hash of it with what its tag changes; empty where it is not here."""
     import open_clip
@@ -240,7 +250,7 @@ def _architecture(source: ClipSource) -> tuple[dict[str, Any], str | None]:
     else:
         described = source.architecture or {"model_cfg": open_clip.get_model_config(source.name) or {}}
     tag = {key: source.tag[key] for key in ("quick_gelu", "mean", "std") if key in source.tag}
-    config = described.get("model_cfg", {}) if isinstance(described, dict) else {}
+    config = model_config(described)
     return config, fingerprint([described, tag]) if config else None
 
 
@@ -312,7 +322,7 @@ def _find_architecture(model: str, pretrained: str | None) -> ClipSource:
         ) from error
     described = described if isinstance(described, dict) else {}
     described = described if "model_cfg" in described else {"model_cfg": described}
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(described["model_cfg"])
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_config(described))
     if missing:
         raise InputError(
             f"clip.model: `{path}` lacks {', '.join(sorted(missing))}; give an open_clip model configuration"

@@ -53,7 +53,10 @@ def read_prompts(path: str | Path) -> tuple[Tensor, PromptsRecord]:
     try:
         with safe_open(path, framework="pt") as file:
             record = PromptsRecord.model_validate_json((file.metadata() or {})[_METADATA])
-            return file.get_tensor(TENSOR), record
+            prompts_PND: Tensor = file.get_tensor(TENSOR)
+        if prompts_PND.ndim != 3 or not prompts_PND.is_floating_point() or not bool(prompts_PND.isfinite().all()):
+            raise InputError(f"{path}: `{TENSOR}` has no finite numbers for depths, patches and widths; tune it again")
+        return prompts_PND, record
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; `maskmine tune` writes a prompts.safetensors") from error
     except (OSError, SafetensorError, LookupError, ValidationError) as error:

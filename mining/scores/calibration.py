@@ -168,7 +168,7 @@ def read_calibration(path: str) -> Calibration:
         raise InputError(f"{path}: no such file; {remedy}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON; {remedy}") from error
     if not isinstance(stored, Mapping):
         raise InputError(f"{path}: not a calibration; {remedy}")

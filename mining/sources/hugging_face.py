@@ -193,7 +193,7 @@ class HuggingFace(FileSource):
         first = 0
         for batch, _ in replace(table, columns=columns).batches(_FEW_PICTURES, group=group, any_length=True):
             column = batch.column(0)
-            named = pc.struct_field(column, "path").to_pylist() if has_paths else [None] * len(column)
+            named = parquet_values(pc.struct_field(column, "path")) if has_paths else [None] * len(column)
             there = [False] * len(column)
             if leaf in columns:
                 there = (pc.struct_field(column, "bytes") if is_struct else column).is_valid().to_pylist()
@@ -202,6 +202,10 @@ class HuggingFace(FileSource):
         return paths
 
     def _named(self, path: Any, file: SourceFile) -> str:
+        try:
+            path = path.decode() if isinstance(path, bytes) else path
+        except UnicodeDecodeError:
+            return rejected_location(Rejection("broken_record", f"its path is no text in utf-8: {shown(path)}"))
         if not isinstance(path, str) or not path:
             return rejected_location(Rejection("missing_file", "the record has no bytes and names no file"))
         named = named_file(self.images or posixpath.dirname(file.path), clean_text(path), outside=self.outside)

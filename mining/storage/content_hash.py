@@ -32,7 +32,7 @@ def weights_sha256(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return file_sha256(path)
-    files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES | {".json"})
+    files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES | {".json"} and f.is_file())
     return _named_sha256(tuple((file.name, str(file), _version(file)) for file in files))
 
 

@@ -167,7 +167,7 @@ def _whole_account(content: bytes) -> dict[str, Any] | None:
     """An account, or None where it is missing or was cut off; of one that was, JSON may be left."""
     try:
         account = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return account if isinstance(account, dict) and account.keys() >= _ACCOUNT_KEYS else None
 

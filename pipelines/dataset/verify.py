@@ -102,11 +102,16 @@ def _read_sums(run: RunFolder, name: str) -> _Sums:
         return found
     for line in run.read_bytes(name).decode("utf-8", "replace").splitlines():
         match = _SUM.fullmatch(line)
-        if match is None or match[2] in found.sums:
+        if match is None or match[2] in found.sums or not _is_below(match[2]):
             found.broken.append(line)
         else:
             found.sums[match[2]] = match[1]
     return found
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name is that of something in the folder, and not of what lies outside or can be no file at all."""
+    return posixpath.normpath(name) == name != "." and name.partition("/")[0] != ".." and "\0" not in name
 
 
 def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]) -> Iterator[Problem]:

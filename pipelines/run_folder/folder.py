@@ -9,6 +9,7 @@ import posixpath
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,12 +105,13 @@ class RunFolder:
     def open(self, *names: str) -> Iterator[IO[bytes]]:
         """Open a file for reading, piece by piece. Raises FileNotFoundError."""
         fs, path = self._fs(*names)
-        with _one_line_faults(self.path(*names)), fs.open(path, "rb") as file:
+        with _one_line_faults(self.path(*names)), _plain_files(fs, path), fs.open(path, "rb") as file:
             yield file
 
     def read_bytes(self, *names: str) -> bytes:
         """The whole of a file, from an object store by one request. Raises FileNotFoundError."""
-        with _one_line_faults(self.path(*names)):
+        fs, path = self._fs(*names)
+        with _one_line_faults(self.path(*names)), _plain_files(fs, path):
             return fetch(self.path(*names))
 
     @contextmanager
@@ -156,7 +158,7 @@ class RunFolder:
         """The content of a JSON file, or None when it is not there or not whole."""
         try:
             return json.loads(self.read_bytes(*names))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
 
     def read_jsons(self, step: str, parts: Sequence[int]) -> Iterator[Any]:
@@ -389,6 +391,16 @@ def _one_line_faults(path: str) -> Iterator[None]:
             raise IncompleteError(fault_line(error, path)) from error
         reason = error.strerror or error
         raise IncompleteError(f"{path}: {reason}; mend the cause and run the same command again") from error
+
+
+@contextmanager
+def _plain_files(fs: Any, path: str) -> Iterator[None]:
+    """Raises OSError for a pipe or a device on a disk, which have no end; a folder is left to whoever opens it."""
+    if _is_local(fs):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "is no plain file")
+    yield
 
 
 def _write_fault(error: OSError, path: str) -> Exception:

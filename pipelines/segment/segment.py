@@ -163,7 +163,7 @@ class OutputNames:
             return False
         try:
             figures = json.loads(self._folder.read_bytes(files[-1]))
-        except (ValueError, FileNotFoundError):
+        except (ValueError, RecursionError, FileNotFoundError):
             return False
         known = figures if isinstance(figures, dict) else {}
         return (known.get("image"), known.get("image_sha256")) == (_shown_name(path), sha256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,38 @@ def test_a_program_instead_of_weights_is_refused(folder: Path, tmp_path: Path) -
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
     with pytest.raises(InputError, match="TorchScript"):
         Clip(model="ViT-B-32", pretrained=str(tmp_path / "program.pt")).open_image(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("", []),
+        ("", None),
+        ("embed_dim", float("nan")),
+        ("text_cfg", []),
+        ("text_cfg", {"hf_tokenizer_name": 5}),
+        ("text_cfg", {"hf_model_name": ["a"]}),
+        ("vision_cfg", "a"),
+        ("vision_cfg", {"layers": 10**9, "width": 8, "patch_size": 8, "image_size": 32}),
+        ("vision_cfg", {"layers": 1, "width": 8, "patch_size": 0, "image_size": 32}),
+        ("text_cfg", {"context_length": 10**9, "width": 8, "heads": 1, "layers": 1, "vocab_size": 50}),
+    ],
+)
+def test_a_description_of_no_clip_is_refused_and_has_contents(
+    folder: Path, tmp_path: Path, place: str, value: Any
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "open_clip_config.json"
+    tree = json.loads(path.read_text())
+    tree["model_cfg"] = {**tree["model_cfg"], place: value} if place else value
+    path.write_text(json.dumps(tree))
+    (tmp_path / "folder.json").mkdir()
+    clip = Clip(model=str(tmp_path))
+    assert clip.contents()["model"]["sha256"]
+    assert clip.record().sha256
+    with pytest.raises(InputError) as error:
+        clip.open_text(device="cpu")
+    one_line(error)
 
 
 def test_input_that_is_not_square_is_refused(tmp_path: Path) -> None:

@@ -223,6 +223,15 @@ def test_a_row_without_bytes_is_read_from_its_path(
     assert found == expected
 
 
+def test_a_path_that_is_no_text_costs_its_row_alone(tmp_path: Path) -> None:
+    paths = pa.array([NO_TEXT, b"b.jpg"]).view(pa.string())
+    image = pa.StructArray.from_arrays([pa.nulls(2, pa.binary()), paths], fields=list(PICTURE))
+    source = parquet(tmp_path, {"image": image, "caption": ["a ball"] * 2}, kind="hf")
+    (_, bad, _), (_, good, _) = rows_of(source)
+    assert bad == "fault:broken_record:its path is no text in utf-8: b'caf\\xe9'"
+    assert good == "b.jpg"
+
+
 def test_plain_bytes_may_be_null_and_texts_are_no_pictures(tmp_path: Path) -> None:
     source = parquet(tmp_path, {"image": [b"x", None], "caption": ["a"] * 2}, kind="hf")
     assert [path.partition(":")[0] for _, path, _ in rows_of(source)] == ["cell", "fault"]

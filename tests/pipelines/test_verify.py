@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -159,6 +160,28 @@ def test_a_line_left_out_of_the_sums_is_found(root: Path, name: str) -> None:
     for left_out in (0, len(lines) // 2, len(lines) - 1):
         (root / name).write_text("".join(lines[:left_out] + lines[left_out + 1 :]))
         assert problems(root)[0] == f"{name}: its SHA-256 is not the one in _SUCCESS; {REMEDY}"
+
+
+def test_sums_that_name_what_lies_outside_are_no_sums(root: Path) -> None:
+    sums = root / "SHA256SUMS.run"
+    outside = (f"{'0' * 64}  {name}" for name in ("../../dev/zero", "..", "a/../../b", "a\0b", "."))
+    sums.write_text(sums.read_text() + "\n".join(outside) + "\n")
+    found = [line for line in problems(root) if "a line is no sum of a file of its own" in line]
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5_000], ids=["deep", "long number"])
+def test_json_that_cannot_be_parsed_is_named(root: Path, content: str) -> None:
+    for name in ("shards/sizes.json", "manifest.json"):
+        (root / name).write_text(content)
+        assert unnamed(said(root), [name]) == []
+
+
+def test_a_pipe_in_place_of_a_cell_is_not_waited_for(root: Path) -> None:
+    (root / "nouns" / "00001.parquet").unlink()
+    os.mkfifo(root / "nouns" / "00001.parquet")
+    with pytest.raises(IncompleteError, match=r"nouns/00001\.parquet: is no plain file"):
+        problems(root)
 
 
 def test_the_sums_are_those_of_the_standard_tool(root: Path) -> None:

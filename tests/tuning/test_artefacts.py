@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from maskmine.mining.models.clip import Clip, WholeClip
@@ -88,6 +89,16 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
     for name, told in (("text", "holds no mask prompts of maskmine"), ("absent", "there is no such file")):
         with pytest.raises(InputError, match=told):
             read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor(1.0), prompts().long(), prompts() * torch.nan], ids=["0d", "int", "nan"]
+)
+def test_prompts_that_are_no_finite_numbers_are_refused(clip: WholeClip, tmp_path: Path, wrong: Tensor) -> None:
+    metadata = {"maskmine": record_of(clip).model_dump_json()}
+    save_file({"mask_embedding": wrong}, tmp_path / "prompts.safetensors", metadata)
+    with pytest.raises(InputError, match="has no finite numbers"):
+        read_prompts(tmp_path / "prompts.safetensors")
 
 
 def test_a_full_disk_leaves_the_file_before(clip: WholeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

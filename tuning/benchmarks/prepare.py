@@ -410,7 +410,7 @@ def _read_record(layout: Layout, folder: Path) -> _Record | None:
         left_out = tuple(LeftOut(image_id, reason) for image_id, reason in stored["left_out"].items())
         record = _Record(tuple(stored["pictures"]), left_out, tuple(stored["classes"]), stored["official"])
         same = (stored["form"], stored["name"]) == (_RECORD_VERSION, layout.name)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
     if any(not one or "/" in one or one.startswith(".") for one in record.image_ids):  # not of a list that we wrote
         return None

@@ -217,7 +217,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{folder}: not a finished mining run (it has no manifest.json); give the `out` of `maskmine mine`"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a manifest ({type(error).__name__}); mine again") from error
     return parse_manifest(stored, path=str(path))
 

@@ -58,7 +58,7 @@ def decode_sample(span: bytes, *, key: str, path: str) -> StoredRegion:
         _, encoded, mask_png, _, record_json = sample_members(span, key)
         image_HW3, mask_HW = _pixels(encoded, mode="RGB"), _pixels(mask_png, mode="L") > 0
         return StoredRegion(image_HW3, mask_HW, _box(json.loads(record_json), image_HW3, mask_HW))
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: sample {key} is not where the index has it ({type(error).__name__}); "
             "run `maskmine verify` on the folder"
