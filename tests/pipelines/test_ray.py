@@ -302,7 +302,7 @@ def test_a_part_that_kills_its_workers_is_named_and_the_others_are_finished(run:
         toy_step(run, "pairs", reads=("proposals",), parts=3),
         toy_step(run, "selection", reads=("pairs",), parts=1, once=True),
     ]
-    with pytest.raises(IncompleteError, match=r"^regions 00001: its worker died 2 times \(.*run the same") as caught:
+    with pytest.raises(IncompleteError, match=r"^proposals 00001: its worker died 2 times \(.*run the same") as caught:
         RayEngine(cpu_workers=2, max_attempts=2).run(run, steps, Recorder())
     assert "\n" not in str(caught.value)
     assert run.done("proposals") == run.done("pairs") == {0, 2}
