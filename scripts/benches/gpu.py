@@ -1,4 +1,4 @@
-"""The step `regions` at full size on a GPU: how fast, and how busy the GPU is.
+"""Proposals and embeddings at full size on a GPU: how fast, and how busy the GPU is.
 
 MaskFormer Swin-B and CLIP ViT-L/14 with random weights on images of 640 × 480. The paper's figure is 0.8 s an image on
 an RTX A5000, for proposals and CLIP together.
@@ -46,7 +46,7 @@ def bench_gpu(photos: Sequence[Path], *, batches: int = BATCHES, device: str = "
 
 
 def measure_regions(paths: Sequence[str], *, regions: Regions, batches: int) -> list[Measure]:
-    """The figures of a step `regions` over a number of batches of these images, which are all of one size."""
+    """The figures of proposals and embeddings in one pass over batches of these images, which are all of one size."""
     find = regions.open()
     rows = [ImageRow(f"image{n}", paths[n % len(paths)]) for n in range(batches * regions.batch_size)]
     find(rows[: 2 * regions.batch_size])  # kernels are chosen, memory is taken
