@@ -1,4 +1,4 @@
-"""The step `regions` at full size on a GPU: how fast, and how busy the GPU is.
+"""Proposals and embeddings at full size on a GPU: how fast, and how busy the GPU is.
 
 MaskFormer Swin-B, EoMT-B at 640 pixels and SAM 2 Hiera-B+, each with CLIP ViT-L/14, on images of 640 × 480; weights are
 random, proposers run in bfloat16 and CLIP in float16. The paper's figure is 0.8 s an image on an RTX A5000, for
@@ -67,7 +67,7 @@ def _proposers(folder: Path) -> Iterator[tuple[str, AnyProposals, int]]:
 
 
 def measure_regions(paths: Sequence[str], *, regions: Regions, batches: int) -> list[Measure]:
-    """The figures of a step `regions` over a number of batches of these images, which are all of one size."""
+    """The figures of proposals and embeddings in one pass over batches of these images, which are all of one size."""
     find = regions.open()
     rows = [ImageRow(f"image{n}", paths[n % len(paths)]) for n in range(batches * regions.batch_size)]
     find(rows[: 2 * regions.batch_size])  # kernels are chosen, memory is taken

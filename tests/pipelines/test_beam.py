@@ -276,7 +276,7 @@ def test_the_steps_that_want_a_gpu_ask_for_one(run: RunFolder) -> None:
     engine.run(run, [beam_step(run), beam_step(run, name="proposals")], Recorder())
     assert HintsRunner.seen == {
         "nouns": {"min_ram_bytes": b"2000"},
-        "regions": {"min_ram_bytes": b"2000", "accelerator": b"type:t4;count:1"},
+        "proposals": {"min_ram_bytes": b"2000", "accelerator": b"type:t4;count:1"},
     }
 
 

@@ -160,6 +160,12 @@ GRID = [
     toy_step(RunFolder(""), "shards", parts=3, reads=("pairs", "selection")),
 ]
 
+PASS = [
+    toy_step(RunFolder(""), "proposals", parts=3),
+    toy_step(RunFolder(""), "embeddings", parts=3, reads=("proposals",)),
+    toy_step(RunFolder(""), "pairs", parts=3, reads=("proposals", "embeddings")),
+]
+
 
 @given(st.data())
 def test_every_missing_cell_is_made_once_and_after_all_that_its_step_reads(data: st.DataObject) -> None:
@@ -184,6 +190,14 @@ def test_every_missing_cell_is_made_once_and_after_all_that_its_step_reads(data:
 def test_a_part_goes_on_before_the_others_of_its_step_are_made() -> None:
     queue = CellQueue(GRID, [[], [], [0, 1, 2], [], [0, 1, 2], [], []])
     assert queue.finish(Cell(2, 1)) == [Cell(4, 1)]
+
+
+def test_what_one_pass_made_with_another_cell_is_not_given_out_again() -> None:
+    queue = CellQueue(PASS, [[0, 1], [0, 1, 2], [0]])
+    assert queue.ready() == [Cell(0, 0), Cell(0, 1), Cell(1, 2)]
+    assert queue.finish(Cell(1, 0)) == []  # the last of a pass comes first
+    assert queue.finish(Cell(0, 0)) == [Cell(2, 0)]
+    assert queue.finish(Cell(0, 1)) == [Cell(1, 1)]
 
 
 def test_pairs_wait_for_the_levels_of_the_first_parts_and_not_for_the_others() -> None:
@@ -302,7 +316,7 @@ def test_a_part_that_kills_its_workers_is_named_and_the_others_are_finished(run:
         toy_step(run, "pairs", reads=("proposals",), parts=3),
         toy_step(run, "selection", reads=("pairs",), parts=1, once=True),
     ]
-    with pytest.raises(IncompleteError, match=r"^regions 00001: its worker died 2 times \(.*run the same") as caught:
+    with pytest.raises(IncompleteError, match=r"^proposals 00001: its worker died 2 times \(.*run the same") as caught:
         RayEngine(cpu_workers=2, max_attempts=2).run(run, steps, Recorder())
     assert "\n" not in str(caught.value)
     assert run.done("proposals") == run.done("pairs") == {0, 2}
