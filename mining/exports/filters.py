@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.rows import UncheckedSampleRow
 from maskmine.schemas.settings import Settings
 from maskmine.schemas.tables import arrow_schema
 
@@ -78,8 +78,8 @@ class Selection(Settings):
 
 
 def index_schema() -> pa.Schema:
-    """The columns of a shard's index, and `split`."""
-    return arrow_schema(SampleRow).append(_SPLIT)
+    """The columns of a shard's index without checks, and `split`."""
+    return arrow_schema(UncheckedSampleRow).append(_SPLIT)
 
 
 def select_rows(index: pa.Table, selection: Selection) -> pa.Table:
