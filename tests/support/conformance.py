@@ -51,16 +51,18 @@ def same_bytes_as_local(engine: Engine, folder: Path) -> None:
 
 
 def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
-    """Masks by MaskFormer and embeddings by CLIP, both tiny, are those of the local run to the last bit."""
+    """Masks by MaskFormer, embeddings by CLIP and checks by another, all tiny, are those of the local run to the last
+    bit."""
     from tests.support.models import save_tiny_models
     from tests.support.runs import config
+    from tests.support.tiny_verifiers import save_verifier
 
     world = toy.write_toy_world(folder / "world")
-    regions = save_tiny_models(world)
-    run_with(LocalEngine(), config(world, regions, folder / "local"))
-    run_with(engine, config(world, regions, folder / "engine"))
+    regions, checks = save_tiny_models(world), {"verifier": save_verifier("clip", world / "verifier")}
+    run_with(LocalEngine(), config(world, regions, folder / "local", checks=checks))
+    run_with(engine, config(world, regions, folder / "engine", checks=checks))
     assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
-    assert samples(RunFolder(str(folder / "engine")))
+    assert any(row.agreement is not None for row in samples(RunFolder(str(folder / "engine"))))
 
 
 def regenerated_data_is_that_of_a_full_run(engine: Engine, folder: Path) -> None:
