@@ -433,7 +433,7 @@ def _recorded(record: ModelRecord, *, local: bool) -> Finding:
     if where == "not on this machine yet":
         remedies.append("the first run downloads it; without a network, name a local file or folder")
     if record.licence == "unknown":
-        setting = "regions.clip" if record.role == "clip" else "regions.proposals"
+        setting = {"clip": "regions.clip", "verifier": "checks.verifier"}.get(record.role, "regions.proposals")
         remedies.append(f"state the licence as `{setting}.licence`")
     return Finding(record.role, "warning" if remedies else "ok", detail, "; ".join(remedies))
 

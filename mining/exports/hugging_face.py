@@ -70,12 +70,12 @@ def write_hugging_face(folder: Folder, shard: ExportShard) -> None:
 def write_table(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT/00000.parquet`: the index without images, a row a pair, as in the run."""
     tables = iter(shard.tables)
-    first = next(tables, index_schema().empty_table())
+    first = next(tables, None)
     with (
         folder.write(shard.split, f"{shard.name}.parquet") as file,
-        pq.ParquetWriter(file, first.schema, compression="zstd") as writer,
+        pq.ParquetWriter(file, index_schema(first), compression="zstd") as writer,
     ):
-        for table in chain([first], tables):
+        for table in chain([first] if first is not None else [], tables):
             writer.write_table(table)
             shard.tick(len(table))
 

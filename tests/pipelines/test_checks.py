@@ -85,6 +85,8 @@ def test_the_samples_have_what_the_verifier_says_and_without_one_nothing_is_writ
     assert "checks" in {step.step for step in run_status(run).steps}
     assert ("verifier", "CC-BY-NC-4.0") in {(model.role, model.licence) for model in finished.manifest.models}
 
+    assert "| `presence` |" in (tmp_path / "run" / "README.md").read_text()
+
     without, _, recorder = run_toy(config(world, tmp_path / "without", checks=None))
     assert "checks" not in recorder.steps
     finished = FinishedRun.open_complete(without)
