@@ -20,7 +20,7 @@ from maskmine.mining.text.labels import load_synonyms, open_naming, synonyms_ide
 from maskmine.mining.text.units import first_mentions
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Noun, NounsRow, Pair, PairsRow, RegionsRow, Rejection
-from maskmine.schemas.settings import AnyPath, ExecutionOnly, IsPath, Settings
+from maskmine.schemas.settings import AddedLater, AnyPath, ExecutionOnly, IsPath, Settings
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 MatchRows = Callable[[Sequence[NounsRow], Sequence[RegionsRow], "TextSide"], list[PairsRow]]
@@ -48,6 +48,12 @@ class Filters(Settings):
     """Images whose captions must mention a noun before its pairs are written; raise it to drop rare nouns."""
     max_per_noun: Annotated[int, Field(ge=1)] | None = None
     """Pairs of a noun at most, chosen by the hash of their keys, which is random and reproducible; null writes all."""
+    min_presence: Annotated[float | None, AddedLater(), Field(ge=0, le=1)] = None
+    """Lowest presence of a written pair, which needs `checks`: whether the verifier finds the noun in the picture at
+    all. Pairs of nouns that it cannot read are left out. null writes all."""
+    min_agreement: Annotated[float | None, AddedLater(), Field(ge=0, le=1)] = None
+    """Lowest agreement of a written pair, which needs `checks`: the best IoU of its region with what the verifier finds
+    for the noun. Pairs of nouns that it cannot read are left out. null writes all."""
 
 
 class ClipPairs(Filters):

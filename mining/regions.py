@@ -44,7 +44,7 @@ from maskmine.schemas.settings import ExecutionOnly, LastBits, Settings
 if TYPE_CHECKING:
     import torch
 
-_OTHER_PICTURE = Rejection("image_changed", "the file is not the one that its masks were made from")
+OTHER_PICTURE = Rejection("image_changed", "the file is not the one that its masks were made from")
 # Masks are copied for their run lengths some at a time, each pixel a byte.
 _MAX_ENCODED_PX = 32_000_000
 
@@ -285,7 +285,7 @@ def _embed_batch(
     import torch
 
     checked = [
-        _OTHER_PICTURE if isinstance(picture, DecodedImage) and picture.sha256 != row.sha256 else picture
+        OTHER_PICTURE if isinstance(picture, DecodedImage) and picture.sha256 != row.sha256 else picture
         for picture, row in zip(pictures, proposals, strict=True)
     ]
     regions = {}

@@ -8,13 +8,22 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 
 from maskmine.mining.evaluation.wrong_pairs import PairNumber
-from maskmine.mining.pairs import ClipPairs, Filters
+from maskmine.mining.pairs import Filters
 from maskmine.mining.shards import KeepPair
 from maskmine.mining.storage.query import query_cells
-from maskmine.schemas.rows import Pair, SelectionRow
+from maskmine.schemas.rows import Pair, PairCheck, SelectionRow
 
 THRESHOLDS = ("similarity", "margin", "lift", "evidence", "separability", "confidence")
 """The scores of a pair that have a least value in the settings, as `pairs.min_NAME`."""
+CHECKED = ("presence", "agreement")
+"""What of a pair's check has one. A pair's own score `agreement` is another: that of its features."""
+
+
+_CHECKED_PAIRS = """
+            looked_at AS (
+                SELECT image_id, unnest(checks) AS pair_check, generate_subscripts(checks, 1) - 1 AS number
+                FROM read_parquet($checks)
+            ), checked AS (FROM numbered JOIN looked_at USING (image_id, number))"""
 
 
 def pair_hash(image_id: str, number: int) -> str:
@@ -23,16 +32,18 @@ def pair_hash(image_id: str, number: int) -> str:
 
 
 def keep_pair(filters: Filters, *, images_of_noun: Mapping[str, int], last_kept: Mapping[str, str]) -> KeepPair:
-    """A function of `(image id, number, pair)`: whether the pair passes all filters.
+    """A function of `(image id, number, pair, its check)`: whether the pair passes all filters.
+
+    A score that is None, such as those of a noun that the verifier cannot read, reaches no threshold.
 
     `images_of_noun` counts the images whose captions have a noun, and may lack nouns rarer than `min_count`;
     `last_kept` comes from `cap_nouns`.
     """
 
-    def keep(image_id: str, number: int, pair: Pair) -> bool:
+    def keep(image_id: str, number: int, pair: Pair, check: PairCheck | None = None) -> bool:
         if filters.min_count > 1 and images_of_noun.get(pair.noun, 0) < filters.min_count:
             return False
-        if not _above_thresholds(filters, pair):
+        if not _above(_thresholds(filters, THRESHOLDS), pair) or not _above(_thresholds(filters, CHECKED), check):
             return False
         last = last_kept.get(pair.noun)
         return last is None or pair_hash(image_id, number) <= last
@@ -44,35 +55,41 @@ def cap_nouns(
     filters: Filters,
     pair_cells: Sequence[str],
     *,
+    check_cells: Sequence[str] = (),
     left_out: Collection[PairNumber] = (),
     memory_limit: str = "1GB",
 ) -> list[SelectionRow]:
     """For each noun with more pairs above the thresholds than `max_per_noun`: the hash of the last one kept.
 
-    Pairs in `left_out` do not count. Reads the Parquet cells of `pairs`; memory stays below `memory_limit`, as DuckDB
+    Pairs in `left_out` do not count. Reads the Parquet cells of `pairs`, and those of `checks` where a filter is of
+    them; memory stays below `memory_limit`, as DuckDB
     spills to the disk.
     """
     if filters.max_per_noun is None:
         return []
-    conditions = " AND ".join(f"pair.{name} >= {least!r}" for name, least in _thresholds(filters).items()) or "TRUE"
-    with query_cells(pair_cells, memory_limit=memory_limit) as (connection, cells):
+    of_pair, of_check = _thresholds(filters, THRESHOLDS), _thresholds(filters, CHECKED)
+    checks = check_cells if of_check else ()
+    conditions = [f"pair.{name} >= {least!r}" for name, least in of_pair.items()]
+    conditions += [f"pair_check.{name} >= {least!r}" for name, least in of_check.items()]
+    with query_cells([*pair_cells, *checks], memory_limit=memory_limit) as (connection, cells):
         connection.register("left_out", _as_table(left_out))
         rows = connection.execute(
             f"""
             WITH numbered AS (
                 SELECT image_id, unnest(pairs) AS pair, generate_subscripts(pairs, 1) - 1 AS number
-                FROM read_parquet($cells)
-            ), hashed AS (
+                FROM read_parquet($pairs)
+            ), {_CHECKED_PAIRS if of_check else "checked AS (FROM numbered)"}, hashed AS (
                 SELECT pair.noun AS noun, sha256(image_id || ' ' || number) AS hash
-                FROM numbered ANTI JOIN left_out USING (image_id, number)
-                WHERE {conditions}
+                FROM checked ANTI JOIN left_out USING (image_id, number)
+                WHERE {" AND ".join(conditions) or "TRUE"}
             )
             SELECT noun, hash FROM hashed
             QUALIFY row_number() OVER (PARTITION BY noun ORDER BY hash) = $most
                 AND count(*) OVER (PARTITION BY noun) > $most
             ORDER BY noun
             """,
-            {"cells": cells, "most": filters.max_per_noun},
+            {"pairs": cells[: len(pair_cells)], "most": filters.max_per_noun}
+            | ({"checks": cells[len(pair_cells) :]} if of_check else {}),
         ).fetchall()
     return [SelectionRow(noun, last) for noun, last in rows]
 
@@ -82,14 +99,12 @@ def _as_table(numbers: Collection[PairNumber]) -> pa.Table:
     return pa.table({name: pa.array([n[i] for n in numbers], type) for i, (name, type) in enumerate(columns.items())})
 
 
-def _above_thresholds(filters: Filters, pair: Pair) -> bool:
-    scores = ((getattr(pair, name), least) for name, least in _thresholds(filters).items())
-    return all(score is not None and score >= least for score, least in scores)
+def _above(least: Mapping[str, float], scored: Pair | PairCheck | None) -> bool:
+    scores = ((getattr(scored, name, None), value) for name, value in least.items())
+    return all(score is not None and score >= value for score, value in scores)
 
 
-def _thresholds(filters: Filters) -> dict[str, float]:
-    """The least value of each score of a pair that has one."""
-    if not isinstance(filters, ClipPairs):
-        return {}
-    least = {score: getattr(filters, f"min_{score}") for score in THRESHOLDS}
+def _thresholds(filters: Filters, scores: Sequence[str]) -> dict[str, float]:
+    """The least value of each of these scores that has one."""
+    least = {score: getattr(filters, f"min_{score}", None) for score in scores}
     return {score: float(value) for score, value in least.items() if value is not None}

@@ -19,12 +19,22 @@ from maskmine.mining.sources.entries import NOTHING_MORE
 from maskmine.mining.storage.files import HashingFile
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.schemas.mask import Box
-from maskmine.schemas.rows import FAULTS, ImageRow, Pair, PairsRow, Proposal, ProposalsRow, Rejection, SampleRow
+from maskmine.schemas.rows import (
+    FAULTS,
+    ImageRow,
+    Pair,
+    PairCheck,
+    PairsRow,
+    Proposal,
+    ProposalsRow,
+    Rejection,
+    SampleRow,
+)
 from maskmine.schemas.sample import ImageFormat, Sample, Writer, sample_key, write_end_of_tar, write_sample
 from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
 
 Tick = Callable[[int], None]
-KeepPair = Callable[[str, int, Pair], bool]
+KeepPair = Callable[[str, int, Pair, PairCheck | None], bool]
 ReadImage = Callable[[str | None], DecodedImage | Rejection]
 Cut = list[tuple[Sample, Proposal]]
 
@@ -64,7 +74,8 @@ class Shards(Settings):
 class ImageToWrite:
     """Everything about an image that its samples need; rejected images come along, to be counted.
 
-    `sources` and `additional` are those of the captions, see `CaptionsRow`.
+    `sources` and `additional` are those of the captions, see `CaptionsRow`; `checks` those of the pairs, one for each,
+    or None where no verifier checks them.
     """
 
     image: ImageRow
@@ -74,6 +85,11 @@ class ImageToWrite:
     rejected: tuple[str, Rejection] | None
     sources: tuple[str, ...] = ()
     additional: tuple[str, ...] = ()
+    checks: tuple[PairCheck, ...] | None = None
+
+    def check_of(self, number: int) -> PairCheck | None:
+        """The check of a pair by its number."""
+        return None if self.checks is None else self.checks[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +129,9 @@ def write_shard(
 ) -> tuple[list[SampleRow], ShardAccount]:
     """Write the samples of a part to an open file; returns the index and the account.
 
-    `keep` decides for `(image id, number, pair)` whether it is written, which those in `wrong` never are; `shard` is
-    the tar's name in the index. `read` gives the image at a path, and is called in several threads. A few images are in
-    memory at a time. Raises OSError when the file cannot be written.
+    `keep` decides for `(image id, number, pair, its check)` whether it is written, which those in `wrong` never are;
+    `shard` is the tar's name in the index. `read` gives the image at a path, and is called in several threads. A few
+    images are in memory at a time. Raises OSError when the file cannot be written.
     """
     out = HashingFile(file)
     index: list[SampleRow] = []
@@ -162,9 +178,10 @@ def cut_samples(
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
     image_id, pairs, regions = item.image.image_id, item.pairs.pairs, item.regions.regions
     kept_pairs = [
-        (sample_key(image_id, n), pair)
+        (n, pair)
         for n, pair in enumerate(pairs)
-        if keep(image_id, n, pair) and not (wrong and (image_id, pair.noun, regions[pair.region].mask.digest) in wrong)
+        if keep(image_id, n, pair, item.check_of(n))
+        and not (wrong and (image_id, pair.noun, regions[pair.region].mask.digest) in wrong)
     ]
     if not kept_pairs:
         return "shards", Rejection("filtered", f"{len(pairs)} pairs")
@@ -176,9 +193,9 @@ def cut_samples(
     image = Image.fromarray(decoded.rgb_HW3)
     encode = cache(partial(_encode_region, image, shards=shards))  # a region that several nouns chose is encoded once
     samples: Cut = []
-    for key, pair in kept_pairs:
+    for number, pair in kept_pairs:
         region = regions[pair.region]
-        samples.append((_sample(key, pair, item, image.size, *encode(region)), region))
+        samples.append((_sample(number, pair, item, image.size, *encode(region)), region))
     return samples
 
 
@@ -191,12 +208,14 @@ def _encode_region(image: Image.Image, region: Proposal, *, shards: Shards) -> t
 
 
 def _sample(
-    key: str, pair: Pair, item: ImageToWrite, size: tuple[int, int], crop: Box, image: bytes, mask_png: bytes
+    number: int, pair: Pair, item: ImageToWrite, size: tuple[int, int], crop: Box, image: bytes, mask_png: bytes
 ) -> Sample:
     width_px, height_px = size
     region = item.regions.regions[pair.region]
     record = _record(item, pair, region, crop, height_px, width_px)
-    return Sample(key, image, mask_png, pair.noun, record)
+    if (check := item.check_of(number)) is not None:
+        record |= {"presence": check.presence, "agreement": check.agreement}
+    return Sample(sample_key(item.image.image_id, number), image, mask_png, pair.noun, record)
 
 
 def _record(
@@ -248,4 +267,6 @@ def _sample_row(sample: Sample, region: Proposal, *, shard: str, span: tuple[int
         size_bytes=size_bytes,
         crc32=crc32,
         **{name: record[name] for name in copied},
+        presence=record.get("presence"),
+        agreement=record.get("agreement"),
     )

@@ -177,7 +177,7 @@ def _gpus(settings: Mining | None) -> Iterator[Finding]:
 
 def _no_gpu(settings: Mining | None, *, cuda: str | None, reason: str) -> Finding:
     if not _has_driver():
-        if settings is None or settings.regions.runs_models:
+        if settings is None or settings.regions.runs_models or settings.checks is not None:
             return Finding("GPU", "warning", "none; models run on the CPU, many times slower")
         return Finding("GPU", "ok", "none, and these settings need none")
     if cuda is None:
@@ -363,6 +363,9 @@ def _models(settings: Mining) -> Iterator[Finding]:
     yield from _missing_folders(proposals)
     if clip is not None:
         yield _model("clip", clip)
+    if settings.checks is not None:
+        yield _model("verifier", settings.checks.verifier)
+        yield from _missing_folders(settings.checks.verifier)
 
 
 def _masks(settings: Mining) -> Iterator[Finding]:
@@ -430,7 +433,7 @@ def _recorded(record: ModelRecord, *, local: bool) -> Finding:
     if where == "not on this machine yet":
         remedies.append("the first run downloads it; without a network, name a local file or folder")
     if record.licence == "unknown":
-        setting = "regions.clip" if record.role == "clip" else "regions.proposals"
+        setting = {"clip": "regions.clip", "verifier": "checks.verifier"}.get(record.role, "regions.proposals")
         remedies.append(f"state the licence as `{setting}.licence`")
     return Finding(record.role, "warning" if remedies else "ok", detail, "; ".join(remedies))
 

@@ -96,7 +96,8 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
     check_folder(RunFolder(settings.out), settings, limit=limit)
     check_inputs(settings)
     check_calibration(settings, identify(settings).settings)
-    for model in settings.regions.records():
+    checks = settings.checks
+    for model in (*settings.regions.records(), *([checks.record()] if checks is not None else [])):
         if model.sha256 is None:
             require_hub(model.name)
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:

@@ -5,14 +5,15 @@
                   ▼ all     │
               vocabulary ───┤
                             ▼
-    images ─▶ proposals ─▶ pairs ─▶ (selection, once, where a noun is capped) ─▶ shards
+    images ─▶ proposals ─▶ pairs ─▶ (checks) ─▶ (selection, once, where a noun is capped) ─▶ shards
                   │         ▲
                   ▼         │
               embeddings ───┘
 
 A cell is the file of one step for one part of the images; `vocabulary` and `selection` have one cell for the whole run.
 A cell that exists is not made again. `shards` also reads the images, their captions, nouns and proposals. The pictures
-of a part are decoded once for proposals and embeddings where both are missing.
+of a part are decoded once for proposals and embeddings where both are missing. `checks` is there where a verifier is to
+look at the pairs.
 
 What a step does is in `mining/NAME.py`; `steps/jobs.py` reads its input cells, calls it and writes its output cell;
 `steps/grid.py` lists the steps of a run, and an engine (`engines/local.py` is a loop) makes the missing cells.
@@ -47,7 +48,7 @@ from maskmine.pipelines.regenerate import (
     write_identity,
 )
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
-from maskmine.pipelines.run_folder.region_cells import EMBEDDINGS, PROPOSALS, drop_older
+from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS, PROPOSALS, drop_older
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
@@ -118,7 +119,7 @@ def mine(
 
     # Whatever may be wrong, before anything is deleted.
     check_inputs(settings)
-    if any(step.uses_models and step.has_work() for step in steps):
+    if any(step.uses_models and _may_have_work(step, steps) for step in steps):
         _fetch_models(asked, settings, engine=engine)
         settings = settle(settings, known)  # the content of what was fetched is known only now
         identity = identify(settings, known)
@@ -180,6 +181,8 @@ def _make_and_publish(
         raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
     sweep(run)
     drop_older(run)  # all of it was taken over
+    for step in steps:
+        step.output.drop_earlier()
     _refuse_changed(settings, known, identity, run=run)
     return publish(run, plan, settings, identity, steps)
 
@@ -189,6 +192,14 @@ def _fetch_models(asked: Mining, settings: Mining, *, engine: Engine) -> None:
     if engine.models_run_here:
         _open_settled_device(asked, settings)
     settings.regions.fetch()
+    if settings.checks is not None:
+        settings.checks.fetch()
+
+
+def _may_have_work(step: Step, steps: Sequence[Step]) -> bool:
+    """Whether a run may make cells of a step. Checks are made again where their pairs are, which are not there yet."""
+    pairs = step.name == CHECKS and any(one.name in step.reads and one.has_work() for one in steps)
+    return pairs or step.has_work()
 
 
 def _open_settled_device(asked: Mining, settings: Mining) -> None:
@@ -207,7 +218,7 @@ def _open_settled_device(asked: Mining, settings: Mining) -> None:
 def _refuse_changed(settings: Mining, known: Mapping[str, Any], identity: Identity, *, run: RunFolder) -> None:
     """Raises IncompleteError when a file or model was replaced while the run went on: its cells may be of both."""
     now = identify(settings, known)
-    named = ("nouns", "vocabulary", "regions", "pairs")
+    named = ("nouns", "vocabulary", "regions", "pairs", *(["checks"] if settings.checks is not None else []))
     changes = (differences(deciding(identity.settings[k]), deciding(now.settings[k]), name=k) for k in named)
     changed = next(chain.from_iterable(changes), None)
     if changed is not None:
@@ -244,6 +255,8 @@ def check_inputs(settings: Mining) -> None:
             _refuse_locked_images(source)
     settings.nouns.record()
     settings.regions.records()
+    if settings.checks is not None:
+        settings.checks.record()
 
 
 def notes_of(run: RunFolder, plan: Plan, settings: Mining) -> Iterator[str]:

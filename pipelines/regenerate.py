@@ -20,6 +20,7 @@ from maskmine.pipelines.run_folder.region_cells import (
     EMBEDDINGS,
     OLDER,
     PROPOSALS,
+    checks_cells,
     embeddings_cells,
     older_cells,
     proposals_cells,
@@ -28,7 +29,7 @@ from maskmine.pipelines.run_folder.region_cells import (
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.identity import Identity, deciding_regions, region_fingerprints
+from maskmine.pipelines.steps.identity import Identity, checks_fingerprint, deciding_regions, region_fingerprints
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import DerivedFrom
 
@@ -94,7 +95,10 @@ def _reused(
         if why and not embeddings.missing(plan.parts):
             why = ""  # they are those of a CLIP that the run had before
         embeddings = None if why else embeddings
-    return ReusedRun(run, proposals, embeddings, plan.parts, len(plan.given), manifest_sha256, why)
+    checks = None
+    if "checks" in identity.settings and not older:
+        checks = checks_cells(run, checks_fingerprint(prints[PROPOSALS], identity.settings["checks"]))
+    return ReusedRun(run, proposals, embeddings, plan.parts, len(plan.given), manifest_sha256, why, checks)
 
 
 def _set(values: Any) -> Any:

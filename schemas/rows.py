@@ -5,7 +5,7 @@ that is rejected keeps its row, with a `Rejection` in it. Rows of more than four
 
   ImageRow ─▶ ProposalsRow ─▶ EmbeddingsRow (both: RegionsRow) ─┐
   CaptionsRow ─▶ NounsRow ──────────────────────────────────────┴▶ PairsRow ─▶ SampleRow (a row for each sample)
-                    └▶ VocabularyRow, LevelRow (one for each noun)
+                    └▶ VocabularyRow, LevelRow (one for each noun)    └▶ ChecksRow, where a verifier checks them
 """
 
 from __future__ import annotations
@@ -259,6 +259,31 @@ class PairsRow:
     rejection: Rejection | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCheck:
+    """What a verifier says of a pair, which is known by noun and `Mask.digest` of its region's mask.
+
+    `presence`, 0–1: whether the noun is in the picture at all; `agreement`, 0–1: the best IoU of the region with what
+    the verifier finds for the noun. Both are None where the verifier cannot read the noun, and `reason` says why.
+    """
+
+    noun: str
+    mask: str
+    presence: float | None
+    agreement: float | None
+    reason: Literal["text_too_long"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksRow:
+    """The checks of an image's pairs, one for each and in their order; `sha256` of the picture that was looked at."""
+
+    image_id: str
+    sha256: str | None
+    checks: tuple[PairCheck, ...]
+    rejection: Rejection | None
+
+
 Verdict = Literal[
     "right",  # the mask shows what the noun names
     "wrong_noun",  # the noun names nothing that the mask shows, or nothing that can be seen
@@ -305,11 +330,12 @@ class SelectionRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRow:
-    """The index of a shard, a row a sample: `offset` and `size_bytes` span its members in the tar and their headers.
+class UncheckedSampleRow:
+    """The index of a shard whose pairs no verifier checked, a row a sample.
 
-    `source` names the caption source; it is None in runs of format version 1. `lift`, `evidence` and `confidence` are
-    those of the pair; None in runs of format versions 1 and 2, as is `crc32`, the CRC-32 of all bytes of the span.
+    `offset` and `size_bytes` span its members in the tar and their headers. `source` names the caption source; it is
+    None in runs of format version 1. `lift`, `evidence` and `confidence` are those of the pair; None in runs of format
+    versions 1 and 2, as is `crc32`, the CRC-32 of all bytes of the span.
     """
 
     key: str
@@ -335,3 +361,11 @@ class SampleRow:
     evidence: float | None = None
     confidence: float | None = None
     crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow(UncheckedSampleRow):
+    """The index of a shard; `presence` and `agreement` are those of the pair's check, None in runs without checks."""
+
+    presence: float | None = None
+    agreement: float | None = None

@@ -16,29 +16,36 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, get_args
 
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
 from maskmine.schemas.settings import canonical_json
 
 FORMAT_VERSION = 3
 """Raised when members, their names or the keys of the .json change."""
 
-READABLE_VERSIONS = (1, 2, 3)
+CHECKED_VERSION = 4
+"""That of sets whose pairs a verifier checked; all others are of `FORMAT_VERSION`, which more readers know."""
+
+READABLE_VERSIONS = (1, 2, FORMAT_VERSION, CHECKED_VERSION)
 """Version 2 added `source` and `additional` to every .json, and `source` to the index; version 3 added `lift`,
-`evidence` and `confidence` to both."""
+`evidence` and `confidence` to both, version 4 `presence` and `agreement`."""
 
 ImageFormat = Literal["jpg", "png", "webp"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
-# Every sample's .json has exactly these keys.
+# Every sample's .json has exactly these keys; those of the checks where there are any.
 RECORD_KEYS = frozenset(
     {
         *("image_id", "height_px", "width_px", "caption", "source", "additional", "noun", "lemma", "start", "end"),
         *("box_xyxy", "crop_xyxy", "box_crop_xyxy", "area_px", "similarity", "margin", "rank", "score", "label"),
-        *("lift", "evidence", "confidence"),
+        *("lift", "evidence", "confidence", "presence", "agreement"),
     }
 )
 # The keys that a format version added, for reading older ones.
-_ADDED = {2: frozenset({"source", "additional"}), 3: frozenset({"lift", "evidence", "confidence"})}
+_ADDED = {
+    2: frozenset({"source", "additional"}),
+    3: frozenset({"lift", "evidence", "confidence"}),
+    4: frozenset({"presence", "agreement"}),
+}
 # Anything else in an id could end a key early, leave the folder, or be unreadable to a WebDataset loader.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BLOCK_BYTES = 512  # a tar is made of blocks of this size
@@ -97,10 +104,17 @@ def record_keys(version: int) -> frozenset[str]:
     return RECORD_KEYS.difference(*later)
 
 
+def index_type(version: int) -> Any:
+    """The type of the rows of an index of a format version; those before 3 have fewer columns still."""
+    return SampleRow if version >= CHECKED_VERSION else UncheckedSampleRow
+
+
 def why_no_score(score: str, version: int) -> str:
     """Why the pairs of a set of a format version have no `score`, and what to do, as the end of a message."""
     if score in _ADDED[3] and version < 3:
         return f"as format version {version} has none; mine again, or leave it out"
+    if score in _ADDED[4]:
+        return "as no verifier checked them; set `checks.verifier` and mine again, or leave it out"
     if score == "confidence":
         return (
             "as they were mined without a calibration; give one as `pairs.calibration` and mine again, or leave it out"

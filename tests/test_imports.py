@@ -21,7 +21,7 @@ MINING_ORDER = [
     {"proposers", "evaluation", "exports", "scores"},
     {"verifiers"},
     {"captions", "levels", "nouns", "pairs", "regions", "shards", "vocabulary"},
-    {"selection"},
+    {"selection", "checks"},
 ]
 """Folders of mining, and the steps as files above them; each imports what stands before it, and its own folder."""
 HOMES = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
 from maskmine.schemas.settings import Settings
 from maskmine.schemas.tables import arrow_schema
 
@@ -77,9 +77,10 @@ class Selection(Settings):
         return self
 
 
-def index_schema() -> pa.Schema:
-    """The columns of a shard's index, and `split`."""
-    return arrow_schema(SampleRow).append(_SPLIT)
+def index_schema(like: pa.Table | None = None) -> pa.Schema:
+    """The columns of a shard's index, and `split`; those of checks where the table has them."""
+    checked = like is not None and "presence" in like.column_names
+    return arrow_schema(SampleRow if checked else UncheckedSampleRow).append(_SPLIT)
 
 
 def select_rows(index: pa.Table, selection: Selection) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -69,11 +69,13 @@ def write_hugging_face(folder: Folder, shard: ExportShard) -> None:
 
 def write_table(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT/00000.parquet`: the index without images, a row a pair, as in the run."""
+    tables = iter(shard.tables)
+    first = next(tables, None)
     with (
         folder.write(shard.split, f"{shard.name}.parquet") as file,
-        pq.ParquetWriter(file, index_schema(), compression="zstd") as writer,
+        pq.ParquetWriter(file, index_schema(first), compression="zstd") as writer,
     ):
-        for table in shard.tables:
+        for table in chain([first] if first is not None else [], tables):
             writer.write_table(table)
             shard.tick(len(table))
 

@@ -11,7 +11,7 @@ from typing import Any
 from maskmine.pipelines.dataset.cards import filters_of
 from maskmine.pipelines.settings.licences import strictest, url_of
 from maskmine.schemas.manifest import Manifest
-from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import index_type
 from maskmine.schemas.tables import arrow_schema
 
 # The JSON-LD context of Croissant 1.1, which validators compare word for word.
@@ -44,6 +44,8 @@ _WORDS = {
     "lift": "similarity less what its noun gets in images that do not say it",
     "evidence": "weighted sum of lift, separability of the noun and four more scores; its order counts",
     "confidence": "calibrated probability that the pair is right; null without a calibration",
+    "presence": "whether the verifier finds the noun in the picture at all; null for a noun that it cannot read",
+    "agreement": "best IoU of the region with what the verifier finds for the noun; null as `presence`",
     "score": "the score of the proposed mask",
     "rank": "how many nouns of the image fit the region better",
     "source": "the caption source",
@@ -71,7 +73,7 @@ def describe_run(manifest: Manifest) -> dict[str, Any]:
         "rai:machineAnnotationTools": [f"{m.role}: {m.name} ({m.licence}, {m.sha256})" for m in manifest.models],
         "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `evidence` and `confidence`.",
         "distribution": [*_files(manifest), _file_set()],
-        "recordSet": [_records()],
+        "recordSet": [_records(manifest)],
     }
 
 
@@ -119,7 +121,7 @@ def _file_set() -> dict[str, Any]:
     }
 
 
-def _records() -> dict[str, Any]:
+def _records(manifest: Manifest) -> dict[str, Any]:
     fields = [
         {
             "@type": "cr:Field",
@@ -129,7 +131,7 @@ def _records() -> dict[str, Any]:
             "dataType": _TYPES[str(field.type)],
             "source": {"fileSet": {"@id": "indexes"}, "extract": {"column": field.name}},
         }
-        for field in arrow_schema(SampleRow)
+        for field in arrow_schema(index_type(manifest.format_version))
         if str(field.type) in _TYPES
     ]
     return {

@@ -30,7 +30,7 @@ from maskmine.pipelines.steps.identity import Identity
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import DerivedFrom, Manifest, ShardEntry, SourceEntry, Totals
 from maskmine.schemas.rows import RejectedImage
-from maskmine.schemas.sample import FORMAT_VERSION, cell_name
+from maskmine.schemas.sample import CHECKED_VERSION, FORMAT_VERSION, cell_name
 from maskmine.schemas.settings import fingerprint
 from maskmine.schemas.tables import write_parquet_rows
 
@@ -81,9 +81,10 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
     accounts, sums = _read_accounts(run, plan, fingerprint=steps[-1].fingerprint)
     shards = tuple(_shard_entry(account) for account in accounts)
     totals, sources = _totals(run, plan, accounts)
-    models = (settings.nouns.record(), *settings.regions.records())
+    checks = settings.checks
+    models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if checks is None else CHECKED_VERSION,
         fingerprint=steps[-1].fingerprint,
         plan_sha256=fingerprint([plan.images_sha256, plan.parts]),
         settings=dict(identity.settings),

@@ -25,7 +25,7 @@ from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
-from maskmine.pipelines.run_folder.region_cells import EMBEDDINGS
+from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import Manifest, ShardEntry
 from maskmine.schemas.mask import Mask
@@ -33,7 +33,8 @@ from maskmine.schemas.rows import Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
 
 # What .json and index both have, and only a mistake in writing can make differ.
-_IN_BOTH = ("image_id", "similarity", "margin", "rank", "score", "lift", "evidence", "confidence")
+_SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
+_IN_BOTH = ("image_id", *_SCORES)
 _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
@@ -135,13 +136,13 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
 
 def _check_additions(run: RunFolder, known: set[str], *, whole_folder: bool) -> Iterator[Problem]:
     """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own; embeddings by a CLIP
-    that the run had before are kept in folders of their own, of which the set needs none."""
+    that the run had before, and checks by a verifier, are kept in folders of their own, of which the set needs none."""
     current = {posixpath.dirname(name) for name in known}
     for name in run.walk():
         folder = name.partition("/")[0]
         if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
             continue
-        if folder == EMBEDDINGS and posixpath.dirname(name) not in {folder, *current}:
+        if folder in (EMBEDDINGS, CHECKS) and posixpath.dirname(name) not in {folder, *current}:
             continue
         is_account = name.endswith(".json")  # which earlier versions did not vouch for
         if whole_folder or (folder == "shards" and not is_account):

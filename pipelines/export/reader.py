@@ -19,7 +19,7 @@ from maskmine.pipelines.export.file_names import FileNames
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.rows import ImageRow, SampleRow
-from maskmine.schemas.sample import StoredSample, parse_sample
+from maskmine.schemas.sample import StoredSample, index_type, parse_sample
 from maskmine.schemas.tables import read_parquet, with_later_columns
 
 _BLOCK_BYTES = 1 << 20  # of a copy from an object store
@@ -31,6 +31,7 @@ class RunReader:
     def __init__(self, finished: FinishedRun) -> None:
         self._run = finished.folder
         self._shards = {shard.name: shard for shard in finished.manifest.shards}
+        self._row_type = index_type(finished.manifest.format_version)
         self._checked: set[str] = set()
         self._open: tuple[str, IO[bytes]] | None = None
         self._closing = ExitStack()
@@ -86,7 +87,7 @@ class RunReader:
             raise IncompleteError(f"{self._run.path('shards', name)}: missing; run `maskmine mine` again") from error
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
             raise self._broken(name)
-        return with_later_columns(read_parquet(io.BytesIO(content)), SampleRow).replace_schema_metadata(None)
+        return with_later_columns(read_parquet(io.BytesIO(content)), self._row_type).replace_schema_metadata(None)
 
     def _tar(self, name: str) -> IO[bytes]:
         if self._open is None or self._open[0] != name:

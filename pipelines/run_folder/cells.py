@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import pyarrow as pa
 
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.seal import CheckedFile
 from maskmine.schemas.tables import from_pieces
@@ -18,6 +19,7 @@ from maskmine.schemas.tables import from_pieces
 Row = TypeVar("Row")
 
 _MADE_FROM_KEY = "maskmine.made_from"
+_EARLIER = "earlier.parquet"  # ends the name of the copy of a cell that was deleted
 _FOLDER_DIGITS = 12  # of a fingerprint, as the name of a folder
 
 
@@ -35,7 +37,8 @@ class Cells(Generic[Row]):
     What is written carries `fingerprint`, and a cell that has another one is not read; with an empty fingerprint
     everything is read. A step that runs `once` has part 0 alone, as a file beside the folders of the others. A cell
     exists when its files of all `suffixes` do. Cells `by_fingerprint` lie in a folder for each fingerprint, so that
-    those of several stand beside each other; the file that says which are current stands above them.
+    those of several stand beside each other; the file that says which are current stands above them. Of cells that
+    `keep_earlier` the last one is kept when it is deleted, so that the next one can take over what it knew.
     """
 
     run: RunFolder
@@ -45,6 +48,7 @@ class Cells(Generic[Row]):
     once: bool = False
     suffixes: tuple[str, ...] = ("parquet",)
     by_fingerprint: bool = False
+    keep_earlier: bool = False
 
     @property
     def folder(self) -> str:
@@ -160,9 +164,28 @@ class Cells(Generic[Row]):
         self.run.write_json(self.step, FINGERPRINT_FILE, value={"fingerprint": self.fingerprint})
 
     def delete(self, part: int) -> None:
-        """Remove the files of a cell."""
+        """Remove the files of a cell, after a copy for `read_earlier` where it is to be kept."""
+        if self.keep_earlier and self.exists(part):
+            with self.run.write(*self.names(part, _EARLIER)) as file:
+                file.write(self.run.read_bytes(*self.names(part)))
         for suffix in self.suffixes:
             self.run.delete(*self.names(part, suffix))
+
+    def read_earlier(self, part: int) -> list[Row]:
+        """The rows of the cell that was deleted last; none where none was, or where it was not whole."""
+        names = self.names(part, _EARLIER)
+        if not self.run.exists(*names):
+            return []
+        try:
+            return self.run.read_rows(*names, row_type=self.row_type, fingerprint=self.fingerprint)
+        except IncompleteError:
+            return []
+
+    def drop_earlier(self) -> None:
+        """Remove the copies of deleted cells: all cells are there, and took over what was to be."""
+        for name in self.run.names(self.folder) if self.keep_earlier else []:
+            if name.endswith(f".{_EARLIER}"):
+                self.run.delete(self.folder, name)
 
 
 def _tied(made_from: Mapping[str, str] | None) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""The regions of a run: cells of `proposals` and, with CLIP, of `embeddings`, joined by whoever needs both.
+"""The regions of a run: cells of `proposals` and, with CLIP, of `embeddings`, joined by whoever needs both; and of
+`checks`, where a verifier checks the pairs.
 
     proposals/00017.parquet                  masks, scores, labels
     embeddings/_fingerprint.json             which of the folders below is that of the set
     embeddings/3f5b0c77a1d2/00017.parquet    what one CLIP sees in these masks; those of other CLIPs stand beside it
+    checks/…                                 what one verifier says of the pairs, in the same way
 
 Earlier versions had both in cells of `regions`. They are read as they are, and a run that goes on splits them.
 """
@@ -16,10 +18,10 @@ from typing import Any
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.rows import EmbeddingsRow, ProposalsRow, RegionsRow
+from maskmine.schemas.rows import ChecksRow, EmbeddingsRow, ProposalsRow, RegionsRow
 from maskmine.schemas.tables import from_table
 
-PROPOSALS, EMBEDDINGS = "proposals", "embeddings"
+PROPOSALS, EMBEDDINGS, CHECKS = "proposals", "embeddings", "checks"
 OLDER = "regions"
 
 
@@ -31,6 +33,17 @@ def proposals_cells(run: RunFolder, fingerprint: str = "") -> Cells[ProposalsRow
 def embeddings_cells(run: RunFolder, fingerprint: str) -> Cells[EmbeddingsRow]:
     """The cells of embeddings of one fingerprint."""
     return Cells(run, EMBEDDINGS, EmbeddingsRow, fingerprint, by_fingerprint=True)
+
+
+def checks_cells(run: RunFolder, fingerprint: str) -> Cells[ChecksRow]:
+    """The cells of checks of one fingerprint; other pairs take over what is known of the same."""
+    return Cells(run, CHECKS, ChecksRow, fingerprint, by_fingerprint=True, keep_earlier=True)
+
+
+def stored_checks(run: RunFolder) -> Cells[ChecksRow] | None:
+    """The cells of checks of a run; None where no verifier checks its pairs."""
+    current = run.read_json(CHECKS, FINGERPRINT_FILE)
+    return checks_cells(run, current["fingerprint"]) if current is not None else None
 
 
 def older_cells(run: RunFolder, fingerprint: str = "") -> Cells[RegionsRow]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.schemas.rows import EmbeddingsRow, ProposalsRow, RegionsRow
+from maskmine.schemas.rows import ChecksRow, EmbeddingsRow, ProposalsRow, RegionsRow
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.tables import arrow_schema, from_table, to_table
 
@@ -32,7 +32,8 @@ class ReusedRun:
 
     Both are the same cells in a run of an earlier version. The first `given` of its `parts` were cut by a source, the
     others by the hash of the image ids. `manifest_sha256` names what it holds; it is empty for an earlier version of
-    the run itself. `difference` says why its embeddings are others.
+    the run itself. `difference` says why its embeddings are others. `checks` are those by the verifier that is asked
+    for, of pairs that may be others.
     """
 
     run: RunFolder
@@ -42,6 +43,7 @@ class ReusedRun:
     given: int
     manifest_sha256: str = ""
     difference: str = ""
+    checks: Cells[ChecksRow] | None = None
 
     def open_proposals(self) -> RowsOf:
         """A function from image ids to what this run has of them, as a table of `ProposalsRow`, in any order.
@@ -56,6 +58,10 @@ class ReusedRun:
         if self.embeddings is None:
             return lambda image_ids: arrow_schema(EmbeddingsRow).empty_table()
         return self._open(self.embeddings, EmbeddingsRow)
+
+    def open_checks(self) -> RowsOf | None:
+        """As `open_proposals`, a table of `ChecksRow`; None where no verifier is asked for."""
+        return None if self.checks is None else self._open(self.checks, ChecksRow)
 
     def _open(self, cells: Cells[Any], row_type: type) -> RowsOf:
         part_of, there = self._open_parts(), cells.done()

@@ -12,10 +12,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from maskmine.mining.captions import AnySource, SomeSources, source_name
+from maskmine.mining.checks import Checks
 from maskmine.mining.levels import Levels
 from maskmine.mining.nouns import Nouns
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
+from maskmine.mining.selection import CHECKED
 from maskmine.mining.shards import Shards
 from maskmine.mining.storage.bounded.limits import Limits
 from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml, read_list
@@ -24,7 +26,7 @@ from maskmine.pipelines.settings.faults import FROM_PYTHON, OVERRIDDEN, given_fr
 from maskmine.pipelines.settings.licences import Licences
 from maskmine.pipelines.settings.presets import AnySettings, find_config, with_absolute_paths
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
+from maskmine.schemas.settings import AddedLater, AnyPath, ExecutionOnly, Settings
 
 
 class Mining(Settings):
@@ -42,6 +44,9 @@ class Mining(Settings):
     """How it is measured what a noun's similarities mean; without CLIP it is not."""
     pairs: Annotated[ClipPairs | LabelPairs, Field(discriminator="rule")] = ClipPairs()
     """How nouns and regions are matched, and which pairs are written; `rule` chooses how."""
+    checks: Annotated[Checks | None, AddedLater()] = None
+    """A verifier that looks at every pair before it is written: `presence` and `agreement` of the samples, and what
+    `pairs.min_presence` and `pairs.min_agreement` filter by. null: none does, and no model runs for it."""
     shards: Shards = Shards()
     """How samples are written."""
     licences: Licences = Licences()
@@ -74,6 +79,13 @@ class Mining(Settings):
     def _embeddings_where_the_rule_needs_them(self) -> Mining:
         if isinstance(self.pairs, ClipPairs) and self.regions.clip is None:
             raise ValueError(f"`pairs.rule: {self.pairs.rule}` needs `regions.clip`; add it, or use `rule: labels`")
+        return self
+
+    @model_validator(mode="after")
+    def _checks_where_a_filter_needs_them(self) -> Mining:
+        needing = [f"pairs.min_{name}" for name in CHECKED if getattr(self.pairs, f"min_{name}") is not None]
+        if needing and self.checks is None:
+            raise ValueError(f"`{needing[0]}` needs a verifier; set `checks.verifier`, or leave it out")
         return self
 
 

@@ -10,10 +10,18 @@ from typing import Any, NoReturn
 from maskmine.pipelines.planning.plan import PLANNED
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.run_folder.region_cells import embeddings_cells, proposals_cells, read_regions, stored_cells
+from maskmine.pipelines.run_folder.region_cells import (
+    checks_cells,
+    embeddings_cells,
+    proposals_cells,
+    read_regions,
+    stored_cells,
+    stored_checks,
+)
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import (
     CaptionsRow,
+    ChecksRow,
     EmbeddingsRow,
     ImageRow,
     LevelRow,
@@ -23,6 +31,7 @@ from maskmine.schemas.rows import (
     RegionsRow,
     SampleRow,
     SelectionRow,
+    UncheckedSampleRow,
     VocabularyRow,
 )
 
@@ -31,7 +40,8 @@ SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the accou
 
 @dataclass(frozen=True)
 class RunCells:
-    """The cells of a run: what the plan wrote, then the steps in the order of their work; no embeddings without CLIP.
+    """The cells of a run: what the plan wrote, then the steps in the order of their work; no embeddings without CLIP,
+    and no checks without a verifier.
 
     Of a run of an earlier version that is read, `proposals` are its cells of `regions`, which have both.
     """
@@ -44,6 +54,7 @@ class RunCells:
     embeddings: Cells[EmbeddingsRow] | None
     levels: Cells[LevelRow]
     pairs: Cells[PairsRow]
+    checks: Cells[ChecksRow] | None
     selection: Cells[SelectionRow]
     shards: Cells[SampleRow]
 
@@ -73,9 +84,13 @@ def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> 
     of, prints = partial(Cells, run), fingerprints or {}
     if fingerprints is None:
         proposals, embeddings = stored_cells(run)
+        checks = stored_checks(run)
     else:
         proposals = proposals_cells(run, prints["proposals"])
         embeddings = embeddings_cells(run, prints["embeddings"]) if "embeddings" in prints else None
+        checks = checks_cells(run, prints["checks"]) if "checks" in prints else None
+    unchecked = fingerprints is not None and checks is None  # their index has the columns that it always had
+    index: Any = UncheckedSampleRow if unchecked else SampleRow
     return RunCells(
         images=of("images", ImageRow, PLANNED),
         captions=of("captions", CaptionsRow, PLANNED),
@@ -85,6 +100,7 @@ def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> 
         embeddings=embeddings,
         levels=of("levels", LevelRow, prints.get("levels", ""), once=True),
         pairs=of("pairs", PairsRow, prints.get("pairs", "")),
+        checks=checks,
         selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),
-        shards=of("shards", SampleRow, prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
+        shards=of("shards", index, prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
     )

@@ -11,10 +11,11 @@ from maskmine.mining.pairs import ClipPairs
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
-from maskmine.pipelines.run_folder.region_cells import EMBEDDINGS
+from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.pipelines.steps.checks_job import ChecksJob
 from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
 from maskmine.pipelines.steps.jobs import (
     Job,
@@ -103,12 +104,16 @@ def plan_steps(
         steps.append(Step(cells.levels, job, 1, "nouns", READS["levels"], first_parts))
     reads = tuple(name for name in READS["pairs"] if name in {step.name for step in steps})
     steps.append(Step(cells.pairs, PairsJob(cells, pairs, first_parts), parts, "pairs", reads))
+    if settings.checks is not None and cells.checks is not None:
+        check = ChecksJob(cells, cells.checks, settings.checks, regions, reused)
+        steps.append(Step(cells.checks, check, parts, "checks", (*READS["checks"], "pairs")))
     write = ShardsJob(cells, settings.shards, pairs, regions, identity.wrong)
-    shards = Step(cells.shards, write, parts, "samples", READS["shards"])
+    last = tuple(name for name in READS["shards"] if name in {step.name for step in steps})
+    shards = Step(cells.shards, write, parts, "samples", last)
     if pairs.max_per_noun is None:
         return [*steps, shards]
     cap = SelectionJob(cells, pairs, parts, identity.wrong)
-    selection = Step(cells.selection, cap, 1, "nouns", READS["selection"])
+    selection = Step(cells.selection, cap, 1, "nouns", last)
     return [*steps, selection, replace(shards, reads=(*shards.reads, selection.name))]
 
 
@@ -137,8 +142,8 @@ def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
     names = {step.name for step in steps}
     for name in {"levels", "selection"} - names:
         run.delete(f"{name}.parquet")
-    if EMBEDDINGS not in names:
-        run.delete(EMBEDDINGS, FINGERPRINT_FILE)
+    for name in {EMBEDDINGS, CHECKS} - names:
+        run.delete(name, FINGERPRINT_FILE)
     for cells in [step.output for step in steps if not step.once]:
         if cells.is_current():
             continue

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskmine.mining.checks import how_checked
 from maskmine.mining.evaluation.verdicts import PairId, Verdicts, read_verdicts
 from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.mining.pairs import ClipPairs, Filters
-from maskmine.mining.selection import THRESHOLDS
+from maskmine.mining.selection import CHECKED, THRESHOLDS
 from maskmine.mining.shards import MOST_IN_PART
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.region_cells import OLDER
@@ -27,7 +28,7 @@ from maskmine.schemas.settings import fingerprint
 
 # The steps whose fingerprints enter a step's own, in this order; those that they read in turn follow through them. Each
 # step stands after those that it reads. `shards` also waits for `selection`, whose cut follows from `pairs` and filters
-# that it has too.
+# that it has too; and `checks` for `pairs`: what it knew of a pair holds for that pair among any others.
 READS: Mapping[str, tuple[str, ...]] = {
     "nouns": (),
     "vocabulary": ("nouns",),
@@ -35,8 +36,9 @@ READS: Mapping[str, tuple[str, ...]] = {
     "embeddings": ("proposals",),
     "levels": ("nouns", "proposals", "embeddings", "vocabulary"),
     "pairs": ("nouns", "proposals", "embeddings", "vocabulary", "levels"),
-    "selection": ("pairs",),
-    "shards": ("pairs",),
+    "checks": ("proposals",),
+    "selection": ("pairs", "checks"),
+    "shards": ("pairs", "checks"),
 }
 # Raised when the code of a step changes what it writes; cells of the old code are then stale.
 STEP_VERSIONS = {
@@ -46,12 +48,14 @@ STEP_VERSIONS = {
     "embeddings": 1,
     "levels": 1,
     "pairs": 3,
+    "checks": 1,
     "selection": 1,
     "shards": FORMAT_VERSION,
 }
 _OLDER_REGIONS = 2  # the last version of the step `regions`, which was both
 _HOW = ("device", "batch_size", "cpu_threads")  # of `regions`: decide the last bits of models
 # The settings of `pairs` that `shards` applies: pairs that fall to them are in the cells of `pairs` all the same.
+_FILTERS_OF_CHECKS = [f"min_{score}" for score in CHECKED]
 _FILTERS = {*Filters.model_fields, *(f"min_{score}" for score in THRESHOLDS)}
 
 
@@ -80,14 +84,24 @@ def settle(
     """
     before = (known or {}).get("regions", {})
     regions = settings.regions
-    kind = before.get("device") if regions.device == "auto" else None
-    settled = regions.settled(kind if kind is not None else here(regions.device))
-    named = before.get("proposals", {}).get("checkpoint")
-    checkpoint = settled.proposals.contents().get("checkpoint")
+    checked = (known or {}).get("checks") or {}
+    kind = (before.get("device") or checked.get("device")) if regions.device == "auto" else None
+    kind = kind if kind is not None else here(regions.device)
+    settled = regions.settled(kind)
+    pinned = _pinned(settled.proposals, before.get("proposals", {}))
+    update: dict[str, Any] = {"regions": settled.model_copy(update={"proposals": pinned})}
+    if settings.checks is not None:
+        verifier = _pinned(settings.checks.verifier.settled(kind), checked.get("verifier", {}))
+        update["checks"] = settings.checks.model_copy(update={"verifier": verifier})
+    return settings.model_copy(update=update)
+
+
+def _pinned(model: Any, known: Mapping[str, Any]) -> Any:
+    """The settings of a model at the commit that an earlier run had of it, where it is not on this machine."""
+    named, checkpoint = known.get("checkpoint"), model.contents().get("checkpoint")
     if isinstance(named, Mapping) and named.get("revision") and with_known(checkpoint, named) != checkpoint:
-        pinned = settled.proposals.model_copy(update={"revision": named["revision"]})
-        settled = settled.model_copy(update={"proposals": pinned})
-    return settings.model_copy(update={"regions": settled})
+        return model.model_copy(update={"revision": named["revision"]})
+    return model
 
 
 def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identity:
@@ -97,7 +111,10 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     pairs that they call wrong, whoever gave them. What is not on this machine counts as it did in `known`. Raises
     InputError when a list or verdicts cannot be read.
     """
-    values, pairs = with_known(portable(settle(settings, known)), known), settings.pairs
+    settled = settle(settings, known)
+    values, pairs = with_known(portable(settled), known), settings.pairs
+    if settled.checks is not None:
+        values["checks"] = {**values["checks"], **how_checked(settled.regions)}
     clip = values["regions"]["clip"]
     of_text = None
     if clip and isinstance(pairs, ClipPairs):  # prompts are of its image side
@@ -105,6 +122,9 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     device = {name: values["regions"][name] for name in ("device", "cpu_threads")} if of_text else None
     text = fingerprint([deciding(of_text), device, deciding(values["vocabulary"])])
     filters = {name: getattr(pairs, name) for name in sorted(type(pairs).model_fields) if name in _FILTERS}
+    for name in _FILTERS_OF_CHECKS:  # which earlier versions had not
+        if filters[name] is None:
+            del filters[name]
     rule = {name: value for name, value in values["pairs"].items() if name not in _FILTERS}
     verdicts = read_verdicts(settings.shards.verdicts) if settings.shards.verdicts is not None else Verdicts(())
     if settings.shards.verdicts is not None:
@@ -122,6 +142,8 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         "selection": (filters, *decided),
         "shards": (filters, shards, *decided),
     }
+    if settings.checks is not None:
+        by_step = {"checks": (deciding(values["checks"]),), **by_step}
     fetch = settings.regions.decoding.fetch
     fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots, *([fetch.intranet] if fetch.intranet else []))
     return Identity(values, by_step, text, fetching, verdicts.wrong)
@@ -139,6 +161,11 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
         read = [prints[name] for name in READS[step] if name in prints]
         prints[step] = fingerprint([step, STEP_VERSIONS[step], *of_plan.get(step, ()), *read, *identity.by_step[step]])
     return prints
+
+
+def checks_fingerprint(proposals: str, checks: Mapping[str, Any]) -> str:
+    """The fingerprint of the cells of `checks` by these values, of pairs of proposals with that fingerprint."""
+    return fingerprint(["checks", STEP_VERSIONS["checks"], proposals, deciding(checks)])
 
 
 def region_fingerprints(plan: Plan, regions: Mapping[str, Any], *, fetching: Sequence[Any] = ()) -> dict[str, str]:

@@ -30,12 +30,12 @@ from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.gpu_use import watch_gpu
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
-from maskmine.schemas.rows import LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
+from maskmine.schemas.rows import ChecksRow, LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
 from maskmine.schemas.tables import from_pieces
 
 Tick = Callable[[int], None]  # takes how many more records of a cell are finished
 
-Counted = TypeVar("Counted", NounsRow, RegionsRow, PairsRow)  # rows that may be rejected
+Counted = TypeVar("Counted", NounsRow, RegionsRow, PairsRow, ChecksRow)  # rows that may be rejected
 
 _TEXT_KEY = "maskmine.text"  # in the footer of a vocabulary: the fingerprint of what its embeddings were made by
 

@@ -38,14 +38,17 @@ class SelectionJob:
     @property
     def inputs(self) -> Sequence[Input]:
         masks = [Input(self.cells.proposals, self.parts)] if self.wrong else []
-        return (Input(self.cells.pairs, self.parts), *masks)
+        checks = [Input(self.cells.checks, self.parts)] if self.cells.checks is not None else []
+        return (Input(self.cells.pairs, self.parts), *checks, *masks)
 
     def open(self) -> MakeCell:
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part)
             pairs = [self.cells.pairs.path(p) for p in range(self.parts)]
             masks = [self.cells.proposals.path(p) for p in range(self.parts)]
-            rows = cap_nouns(self.settings, pairs, left_out=find_wrong_pairs(pairs, masks, wrong=self.wrong))
+            checks = [self.cells.checks.path(p) for p in range(self.parts)] if self.cells.checks is not None else []
+            wrong = find_wrong_pairs(pairs, masks, wrong=self.wrong)
+            rows = cap_nouns(self.settings, pairs, check_cells=checks, left_out=wrong)
             self.cells.selection.write(part, rows, made_from=made_from)
             return report_once("selection", part, len(rows), start_s=start_s)
 
@@ -54,7 +57,7 @@ class SelectionJob:
 
 @dataclass(frozen=True)
 class ShardsJob:
-    """images, captions, nouns, proposals, pairs → a tar, its index and its account. The account is written last.
+    """images, captions, nouns, proposals, pairs, checks → a tar, its index and its account, which is written last.
 
     Of embeddings it reads why an image has none.
 
@@ -117,7 +120,8 @@ class ShardsJob:
 
     def _of_part(self) -> tuple[Cells[Any], ...]:
         """The cells of a part that its shard vouches for in its account."""
-        return self.cells.nouns, *self.cells.regions, self.cells.pairs
+        checks = (self.cells.checks,) if self.cells.checks is not None else ()
+        return self.cells.nouns, *self.cells.regions, self.cells.pairs, *checks
 
     def _frequent_nouns(self) -> dict[str, int]:
         """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
@@ -129,25 +133,35 @@ class ShardsJob:
 
     def _images(self, part: int) -> Iterator[ImageToWrite]:
         cells, unseen = self.cells, self._unseen(part)
-        rows = zip_longest(
+        checked = [cells.checks] if cells.checks is not None else []
+        rows: Iterator[tuple[Any, ...]] = zip_longest(
             cells.images.read_rows(part),
             cells.captions.read_rows(part),
             cells.nouns.read_rows(part),
             cells.proposals.read_rows(part),
             cells.pairs.read_rows(part),
+            *(one.read_rows(part) for one in checked),
         )
         for row in rows:
             if len({one and one.image_id for one in row}) != 1:
                 refuse_mixed(cells, part)
-            image, captions, nouns, regions, pairs = row
+            image, captions, nouns, regions, pairs, *checks = row
             rejected = first_rejection(
                 nouns=nouns.rejection,
                 proposals=regions.rejection,
                 embeddings=unseen.get(image.image_id),
                 pairs=pairs.rejection,
+                checks=checks[0].rejection if checks else None,
             )
             yield ImageToWrite(
-                image, captions.captions, regions, pairs, rejected, captions.sources, captions.additional
+                image,
+                captions.captions,
+                regions,
+                pairs,
+                rejected,
+                captions.sources,
+                captions.additional,
+                checks[0].checks if checks else None,
             )
 
     def _unseen(self, part: int) -> dict[str, Rejection]:

@@ -20,7 +20,7 @@ from maskmine.mining.images.encode import encode_mask
 from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, Pair, PairsRow, Region, RegionsRow, Rejection, SampleRow
-from maskmine.schemas.sample import RECORD_KEYS
+from maskmine.schemas.sample import FORMAT_VERSION, record_keys
 from tests.support import toy
 from tests.support.hostile.in_process import read_image
 
@@ -86,7 +86,7 @@ def test_crop_mask_noun_and_record_are_those_of_the_pair(tmp_path: Path) -> None
     np.testing.assert_array_equal(mask, toy.shape_mask("square")[y0:y1, x0:x1] * 255)
     assert found["7-000.txt"] == b"box"
     record = json.loads(found["7-000.json"])
-    assert record.keys() == RECORD_KEYS
+    assert record.keys() == record_keys(FORMAT_VERSION)
     assert list(record) == sorted(record)
     assert record["box_xyxy"] == [7, 7, 22, 22]
     assert (x0, y0, x1, y1) == tuple(record["crop_xyxy"])
@@ -110,7 +110,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
 
 def test_a_filtered_pair_leaves_the_keys_of_the_others(tmp_path: Path) -> None:
     items = [item(tmp_path, "7", ("square", "disc"), [("box", 0), ("ball", 1)])]
-    _, index, account = write(items, keep=lambda image_id, number, pair: pair.noun == "ball")
+    _, index, account = write(items, keep=lambda image_id, number, pair, check: pair.noun == "ball")
     assert [row.key for row in index] == ["7-001"]
     _, index, account = write(items, keep=lambda *_: False)
     assert index == []

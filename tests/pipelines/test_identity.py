@@ -29,6 +29,7 @@ NOTHING: frozenset[str] = frozenset()
 SHARDS = frozenset({"shards"})
 FILTERS = SHARDS | {"selection"}
 PAIRS = FILTERS | {"pairs"}
+CHECKS = FILTERS | {"checks"}
 LEVELS = PAIRS | {"levels"}
 VOCABULARY = LEVELS | {"vocabulary"}
 NOUNS = VOCABULARY | {"nouns"}
@@ -44,7 +45,7 @@ PLAN = "plan"
 LAW = Path(__file__).with_name("identity_law.txt")
 STEPS = {"filters": FILTERS, "pairs": PAIRS, "levels": LEVELS, "vocabulary": VOCABULARY, "nouns": NOUNS}
 STEPS |= {"proposals": REGIONS, "embeddings": EMBEDDINGS, "clip": CLIP, "models": MODELS}
-STEPS |= {"shards": SHARDS, HOW: NOTHING, RECORD: NOTHING}
+STEPS |= {"shards": SHARDS, "checks": CHECKS, HOW: NOTHING, RECORD: NOTHING}
 
 PROPOSALS: dict[str, dict[str, Any]] = {
     "maskformer": {"kind": "maskformer", "checkpoint": "proposer"},
@@ -54,6 +55,16 @@ PROPOSALS: dict[str, dict[str, Any]] = {
     "sam": {"kind": "sam", "checkpoint": "proposer"},
     "detectron2": {"kind": "detectron2", "config": "config.yaml", "weights": "weights.safetensors"},
     "ground_truth": {"kind": "ground_truth", "annotations": "truth.json", "segments": "segments"},
+}
+_CHECKPOINT = {"checkpoint": "proposer"}
+VERIFIERS: dict[str, dict[str, Any]] = {
+    "sam3": {"kind": "sam3", **_CHECKPOINT},
+    "owlv2": {"kind": "owlv2", **_CHECKPOINT},
+    "mm_grounding_dino": {"kind": "mm_grounding_dino", **_CHECKPOINT},
+    "second_clip": {"kind": "clip", "clip": {"model": "clip"}},
+    "checked_labels": {"kind": "clip", "clip": {"model": "clip"}},
+    "second_architecture": {"kind": "clip", "clip": {"model": "architecture.json"}},
+    "open_maskformer_verifier": {"kind": "open_maskformer", "checkpoint": "open", "clip": {"model": "clip"}},
 }
 CAPTIONS = {"kind": "coco", "annotations": "captions.json", "images": "images"}
 MODEL = {"text_cfg": {"hf_tokenizer_name": "anything"}, "vision_cfg": {}, "embed_dim": 8}
@@ -129,7 +140,9 @@ def settings_of(under: str = "-", **changes: Any) -> Mining:
     tree["regions"]["device"] = "cpu"
     if under == "architecture":
         tree["regions"]["clip"] = {"model": "architecture.json", "pretrained": "weights.safetensors"}
-    if under == "labels":
+    if under in VERIFIERS:
+        tree["checks"] = {"verifier": VERIFIERS[under]}
+    if under in ("labels", "checked_labels"):
         tree["pairs"] = {"rule": "labels"}
     if under == "calibrated":
         tree["pairs"] = {"calibration": "calibration.json"}
@@ -396,8 +409,24 @@ def test_where_masks_are_annotated_the_device_counts_for_what_clip_sees_in_them(
 def test_without_clip_there_are_no_embeddings(here: Path) -> None:
     labels = settings_of("labels")
     without = prints(settings_of("labels", **{"regions.clip": None}))
-    assert READS.keys() - without.keys() == {"embeddings"}
+    assert READS.keys() - without.keys() == {"embeddings", "checks"}
     assert without["proposals"] == prints(labels)["proposals"], "CLIP decides nothing of the masks"
+
+
+def test_a_verifier_depends_on_proposals_and_on_how_models_run_and_makes_nothing_but_shards_again(here: Path) -> None:
+    checked = prints(settings_of("second_clip"))
+    before = {step: one for step, one in prints(settings_of()).items() if step not in FILTERS}
+    assert before == {step: one for step, one in checked.items() if step not in CHECKS}
+    assert changed(checked, prints(settings_of("second_clip", **{"regions.keep.top": 1}))) == REGIONS | CHECKS
+    assert changed(checked, prints(settings_of("second_clip", **{"regions.crop.fill": "zero"}))) == EMBEDDINGS
+    assert changed(checked, prints(settings_of("second_clip", **{"nouns.unit": "adjectives"}))) == NOUNS
+    drawn = {"regions.proposals": PROPOSALS["ground_truth"], "regions.clip": None, "pairs": {"rule": "labels"}}
+    one, other = (prints(settings_of("second_clip", **drawn, **{"regions.device": on})) for on in ("cpu", "cuda"))
+    assert changed(one, other) == CHECKS
+    assert one == step_prints_with(
+        identify(settings_of("second_clip", **drawn, **{"regions.device": "cpu"})).settings,
+        settings_of("second_clip", **drawn, **{"regions.device": "auto"}),
+    )
 
 
 def test_limits_of_fetching_count_only_where_images_are_fetched(here: Path) -> None:

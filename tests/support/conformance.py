@@ -51,26 +51,27 @@ def same_bytes_as_local(engine: Engine, folder: Path) -> None:
 
 
 def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
-    """Masks by MaskFormer and embeddings by CLIP, both tiny, are those of the local run to the last bit: where one pass
-    makes both, where there are masks and CLIP looks at them alone, and where both are there."""
+    """Masks by MaskFormer, embeddings by CLIP and checks by another, all tiny, are those of the local run to the last bit:
+    where one pass makes both, where there are masks and CLIP looks at them alone, and where both are there."""
     from tests.support.models import save_tiny_models
     from tests.support.runs import config
+    from tests.support.tiny_verifiers import save_verifier
 
     world = toy.write_toy_world(folder / "world")
-    regions = save_tiny_models(world)
-    run_with(LocalEngine(), config(world, regions, folder / "local"))
-    later = ("_SUCCESS", "manifest.json", "vocabulary.parquet", "levels.parquet", "pairs", "shards")
+    regions, checks = save_tiny_models(world), {"verifier": save_verifier("clip", world / "verifier")}
+    run_with(LocalEngine(), config(world, regions, folder / "local", checks=checks))
+    later = ("_SUCCESS", "manifest.json", "vocabulary.parquet", "levels.parquet", "pairs", "checks", "shards")
     shutil.copytree(folder / "local", folder / "engine", ignore=shutil.ignore_patterns(*later))
     for cell in ("proposals/00000.parquet", "embeddings/*/00000.parquet", "embeddings/*/00001.parquet"):
         next((folder / "engine").glob(cell)).unlink()
-    made = run_with(engine, config(world, regions, folder / "engine")).made
+    made = run_with(engine, config(world, regions, folder / "engine", checks=checks)).made
     assert sorted(cell for cell in made if cell[0] in ("proposals", "embeddings")) == [
         ("embeddings", 0),
         ("embeddings", 1),
         ("proposals", 0),
     ]
     assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
-    assert samples(RunFolder(str(folder / "engine")))
+    assert any(row.agreement is not None for row in samples(RunFolder(str(folder / "engine"))))
 
 
 def regenerated_data_is_that_of_a_full_run(engine: Engine, folder: Path) -> None:

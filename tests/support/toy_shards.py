@@ -24,7 +24,7 @@ from maskmine.pipelines.export.export import Export, export_run
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.schemas.manifest import Manifest, ShardEntry, Totals
-from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
 from maskmine.schemas.sample import (
     FORMAT_VERSION,
     RECORD_KEYS,
@@ -168,7 +168,7 @@ def _sample(
     picture = io.BytesIO()
     Image.fromarray(rgb_HW3).save(picture, "PNG")
     key = f"{number:04d}-000"
-    record: dict[str, Any] = dict.fromkeys(RECORD_KEYS) | {"noun": noun, "box_crop_xyxy": list(box)}
+    record: dict[str, Any] = dict.fromkeys(record_keys(FORMAT_VERSION)) | {"noun": noun, "box_crop_xyxy": list(box)}
     row = SampleRow(
         key=key,
         image_id=f"{number:04d}",
@@ -204,7 +204,7 @@ def _write_shard(folder: Path, name: str, made: Sequence[tuple[Sample, SampleRow
         rows.append(SampleRow(**fields | {"shard": f"{name}.tar", "offset": offset, "size_bytes": size_bytes}))
     write_end_of_tar(tar, size_bytes=tar.tell())
     index = io.BytesIO()
-    write_parquet(to_table(rows, SampleRow), index)
+    write_parquet(to_table(rows, UncheckedSampleRow), index)
     (folder / f"{name}.tar").write_bytes(tar.getvalue())
     (folder / f"{name}.parquet").write_bytes(index.getvalue())
     return ShardEntry(

@@ -1,0 +1,180 @@
+"""A verifier looks at every mined pair: its columns, its filters, and of other pairs only what is new is checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskmine.mining.verifiers.checks import Check
+from maskmine.mining.verifiers.second_clip import SecondClip
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.verify import verify_run
+from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.mine import mine
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_mining
+from maskmine.pipelines.steps.status import rejected_images, run_status
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import record_keys
+from tests.support import toy
+from tests.support.conformance import hashes_of_data
+from tests.support.models import save_tiny_clip
+from tests.support.runs import Recorder, hashes, run_toy, samples
+
+pytestmark = pytest.mark.usefixtures("one_tagger")
+
+PRESENCE = {"square": 0.9, "disc": 0.4, "discs": None, "bar": 0.7}
+CHECKED = {("checks", part) for part in range(3)}
+FILTERED = {("shards", part) for part in range(3)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = toy.write_toy_world(tmp_path_factory.mktemp("checks"))
+    save_tiny_clip(world / "clip", seed=3)
+    return world
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The nouns that the verifier was asked for; it knows the answers by heart."""
+    nouns_asked: list[str] = []
+
+    def verify(rgb_3HW: Any, *, nouns: Sequence[str], regions: Sequence[Any], chosen: Sequence[int]) -> list[Check]:
+        assert tuple(rgb_3HW.shape) == (3, toy.HEIGHT_PX, toy.WIDTH_PX)
+        assert max(chosen) < len(regions)
+        nouns_asked.extend(nouns)
+        return [
+            Check(None, None, "text_too_long") if PRESENCE[noun] is None else Check(PRESENCE[noun], 1.0)
+            for noun in nouns
+        ]
+
+    monkeypatch.setattr(SecondClip, "open", lambda self, *, device: verify)
+    return nouns_asked
+
+
+def config(world: Path, out: Path, **changes: Any) -> Path:
+    clip = {"model": str(world / "clip"), "licence": "CC-BY-NC-4.0"}
+    checks = {"verifier": {"kind": "clip", "clip": clip, "templates": "raw"}}
+    return toy.write_config(world, out=out, **{"checks": checks, **changes})
+
+
+def written(run: RunFolder) -> dict[tuple[str, str], tuple[float | None, float | None]]:
+    return {(row.image_id, row.noun): (row.presence, row.agreement) for row in samples(run)}
+
+
+def test_the_samples_have_what_the_verifier_says_and_without_one_nothing_is_written(
+    world: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    run, _, recorder = run_toy(config(world, tmp_path / "run"))
+    assert set(recorder.made) >= CHECKED
+    assert sorted(asked) == ["bar", "bar", "disc", "disc", "discs", "square", "square"]
+    assert written(run)["11", "disc"] == (0.4, 1.0)
+    assert written(run)["14", "discs"] == (None, None)
+    finished = FinishedRun.open_complete(run)
+    records = [finished.sample(row).record for row in samples(run)]
+    assert {frozenset(record) for record in records} == {record_keys(4)}
+    assert {(r["image_id"], r["noun"]): (r["presence"], r["agreement"]) for r in records} == written(run)
+    assert [str(problem) for problem in verify_run(run)] == []
+    assert "checks" in {step.step for step in run_status(run).steps}
+    assert ("verifier", "CC-BY-NC-4.0") in {(model.role, model.licence) for model in finished.manifest.models}
+
+    assert "| `presence` |" in (tmp_path / "run" / "README.md").read_text()
+
+    without, _, recorder = run_toy(config(world, tmp_path / "without", checks=None))
+    assert "checks" not in recorder.steps
+    finished = FinishedRun.open_complete(without)
+    assert {frozenset(finished.sample(row).record) for row in samples(without)} == {record_keys(3)}
+    assert not {"presence", "agreement"} & set(finished.table(0, SampleRow).column_names)
+    assert set(written(without).values()) == {(None, None)}
+    assert finished.manifest.format_version == 3
+    assert "checks" not in finished.manifest.settings
+    before = hashes(without.root)
+    run_toy(config(world, tmp_path / "without"))  # and off again
+    run_toy(config(world, tmp_path / "without", checks=None))
+    after = {name: digest for name, digest in hashes(without.root).items() if not name.startswith("checks/")}
+    assert after == before
+
+
+@pytest.mark.parametrize("capped", [[], ["pairs.max_per_noun=1"]])
+def test_a_filter_of_checks_runs_no_model_and_a_noun_that_was_not_checked_reaches_none(
+    world: Path, tmp_path: Path, asked: list[str], capped: list[str]
+) -> None:
+    path = config(world, tmp_path / "run")
+    before = hashes(run_toy(path, *capped)[0].root)
+    asked.clear()
+    run, _, recorder = run_toy(path, "pairs.min_presence=0.6", *capped)
+    kept = [noun for _, noun in written(run)]
+    assert set(kept) == {"square", "bar"}
+    assert all(kept.count(noun) == (1 if capped else 2) for noun in kept)
+    assert set(recorder.made) == FILTERED | ({("selection", 0)} if capped else set())
+    assert ("14", "shards", "filtered") in {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
+    assert [str(problem) for problem in verify_run(run)] == []
+    assert asked == []
+    run_toy(path, *capped)
+    assert hashes(run.root) == before
+
+
+def other_captions(world: Path, to: Path) -> str:
+    """An override that names captions by which 11 says no disc, and 14 only one."""
+    captions = json.loads((world / "captions.json").read_text())
+    for one in captions["annotations"]:
+        one["caption"] = {11: "A square.", 14: "A disc."}.get(one["image_id"], one["caption"])
+    to.write_text(json.dumps(captions))
+    return f"captions.annotations={to}"
+
+
+def test_new_captions_have_only_new_pairs_checked(world: Path, tmp_path: Path, asked: list[str]) -> None:
+    path, others = config(world, tmp_path / "run"), other_captions(world, tmp_path / "captions.json")
+    run, _, _ = run_toy(path)
+    first = hashes(run.root)
+    fresh, _, _ = run_toy(path, others, f"out={tmp_path / 'fresh'}")
+    asked.clear()
+
+    # in the same folder, and back
+    _, _, recorder = run_toy(path, others)
+    assert set(recorder.made) >= CHECKED
+    assert asked == []
+    assert hashes(run.root) == hashes(fresh.root)
+    run_toy(path)
+    assert sorted(asked) == ["disc", "discs"]
+    assert hashes(run.root) == first
+    asked.clear()
+
+    # in another, from the regions of this one
+    settings = load_mining(str(path), overrides=[others, f"out={tmp_path / 'new'}"])
+    mine(settings, engine=LocalEngine(), observer=Recorder(), regions_from=run.root)
+    assert asked == []
+    assert hashes_of_data(RunFolder(settings.out)) == hashes_of_data(fresh)
+    assert [str(problem) for problem in verify_run(RunFolder(settings.out))] == []
+
+
+def test_a_picture_that_is_another_now_is_rejected_and_one_without_pairs_is_not_looked_at(
+    world: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    images = shutil.copytree(world / "images", tmp_path / "images")
+    path = config(world, tmp_path / "run")
+    run_toy(path, f"captions.images={images}", "checks=null")
+    toy.save_picture(images / f"{12:012d}.png", ("bar", "disc"))
+    for image_id in (13, 15, 17):
+        (images / f"{image_id:012d}.png").unlink()
+    run, _, _ = run_toy(path, f"captions.images={images}")
+    rejected = {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
+    assert rejected == toy.REJECTIONS | {("12", "checks", "image_changed"), ("13", "checks", "missing_file")}
+    assert sorted(asked) == ["disc", "disc", "discs", "square"]
+
+
+@pytest.mark.parametrize("setting", ["min_presence", "min_agreement"])
+def test_a_filter_of_checks_without_a_verifier_is_refused_in_one_line(
+    world: Path, tmp_path: Path, setting: str
+) -> None:
+    path = config(world, tmp_path / "run", checks=None)
+    with pytest.raises(InputError, match=rf"`pairs.{setting}` needs a verifier; set `checks.verifier`") as caught:
+        load_mining(str(path), overrides=[f"pairs.{setting}=0.5"])
+    assert "\n" not in str(caught.value)
