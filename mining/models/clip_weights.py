@@ -97,7 +97,7 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
     if source.tag and source.weights is None:
         source = _fetched(model, pretrained, source)
     unreadable = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, StopIteration)
-    unreadable += (ArithmeticError, AssertionError)  # of sizes of 0, and of those that do not divide each other
+    odd_sizes = (ArithmeticError, AssertionError)  # of 0, or such that do not divide each other
     with nothing_is_run(model, setting="clip.model"), _as_open_clip_names_it(_kept(source)) as (name, file):
         try:
             architecture = open_clip.get_model_config(name)
@@ -118,7 +118,7 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
             )
             architecture = open_clip.get_model_config(name)
             tokenize = _open_tokenizer(name, architecture)
-        except (*unreadable, pickle.UnpicklingError, SafetensorError) as error:
+        except (*unreadable, *odd_sizes, pickle.UnpicklingError, SafetensorError) as error:
             raise InputError(_explained(model, pretrained, error)) from error
     if source.tag.get("quick_gelu"):
         architecture["quick_gelu"] = True

@@ -51,8 +51,8 @@ def same_bytes_as_local(engine: Engine, folder: Path) -> None:
 
 
 def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
-    """Masks by MaskFormer, embeddings by CLIP and checks by another, all tiny, are those of the local run to the last bit:
-    where one pass makes both, where there are masks and CLIP looks at them alone, and where both are there."""
+    """Masks by MaskFormer, embeddings by CLIP and checks by another, all tiny, are those of the local run to the last
+    bit: where one pass makes both, where there are masks and CLIP looks at them alone, and where both are there."""
     from tests.support.models import save_tiny_models
     from tests.support.runs import config
     from tests.support.tiny_verifiers import save_verifier
