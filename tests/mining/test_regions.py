@@ -24,7 +24,7 @@ from maskmine.mining.images.batches import plan_batches
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import PictureCrop
 from maskmine.mining.images.decode import DecodedImage
-from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.clip import RegionClip
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
@@ -87,8 +87,8 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    return Clip(model=str(save_tiny_clip(tmp_path_factory.mktemp("clip"))), batch_size=4)
+def clip(tmp_path_factory: pytest.TempPathFactory) -> RegionClip:
+    return RegionClip(model=str(save_tiny_clip(tmp_path_factory.mktemp("clip"))), batch_size=4)
 
 
 def found(regions: Regions, rows: Sequence[ImageRow]) -> list[RegionsRow]:
@@ -142,7 +142,7 @@ def test_a_region_is_its_mask_with_box_and_area(world: World) -> None:
     assert (square.score, square.embedding) == (1.0, None)
 
 
-def test_rows_survive_a_table(world: World, clip: Clip) -> None:
+def test_rows_survive_a_table(world: World, clip: RegionClip) -> None:
     rows = found(world.regions(clip=clip), world.rows)
     assert from_table(to_table(rows, RegionsRow), RegionsRow) == rows
 
@@ -212,7 +212,7 @@ def test_every_finished_image_is_counted_once(world: World) -> None:
     assert len(ticks) == 4  # one without a size, two and one of 16 × 20, one of 16 × 40
 
 
-def test_the_records_are_those_of_the_models(world: World, clip: Clip) -> None:
+def test_the_records_are_those_of_the_models(world: World, clip: RegionClip) -> None:
     assert [record.role for record in world.regions().records()] == ["proposals"]
     assert [record.role for record in world.regions(clip=clip).records()] == ["proposals", "clip"]
 
@@ -286,7 +286,7 @@ def test_a_picture_whose_size_is_not_in_its_head_is_read_all_the_same(
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> tuple[World, dict[str, RegionsRow]]:
+def eight(tmp_path_factory: pytest.TempPathFactory, clip: RegionClip) -> tuple[World, dict[str, RegionsRow]]:
     """A world of eight images, two of which cannot be read, and the rows that it gives in its own order."""
     world = World(tmp_path_factory.mktemp("eight"))
     for number, names in enumerate([("square", "bar"), ("all",), ("dot", "square"), (), ("bar",), ("square",)]):
@@ -298,7 +298,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> tuple[World, 
 @settings(max_examples=15)
 @given(st.permutations(range(8)), st.sampled_from([1, 2, 3, 8]), st.sampled_from([1, 2, 4]))
 def test_neither_order_nor_batches_nor_threads_change_a_row(
-    eight: tuple[World, dict[str, RegionsRow]], clip: Clip, order: list[int], batch_size: int, threads: int
+    eight: tuple[World, dict[str, RegionsRow]], clip: RegionClip, order: list[int], batch_size: int, threads: int
 ) -> None:
     world, expected = eight
     shuffled = [world.rows[i] for i in order]
@@ -340,7 +340,7 @@ def test_the_pixels_of_two_batches_are_in_memory_at_most(
 # --- masks and models -------------------------------------------------------------------------------------------------
 
 
-def test_degenerate_masks_have_embeddings_like_others(world: World, clip: Clip) -> None:
+def test_degenerate_masks_have_embeddings_like_others(world: World, clip: RegionClip) -> None:
     rows = found(world.regions(clip=clip), world.rows)
     for row in rows:
         for region in row.regions:
@@ -351,7 +351,7 @@ def test_degenerate_masks_have_embeddings_like_others(world: World, clip: Clip) 
     assert len({region.embedding for row in rows for region in row.regions}) == 7
 
 
-def test_an_image_without_regions_has_no_part_in_the_embeddings(world: World, clip: Clip) -> None:
+def test_an_image_without_regions_has_no_part_in_the_embeddings(world: World, clip: RegionClip) -> None:
     world.rows.insert(0, ImageRow("absent", None))
     small = ALL.model_copy(update={"min_area_px": 50})
     rows = {row.image_id: row for row in found(world.regions(clip=clip, keep=small), world.rows)}
@@ -369,7 +369,7 @@ def test_long_lists_of_masks_are_encoded_piece_by_piece(world: World, monkeypatc
 @pytest.mark.parametrize("kind", ["maskformer", "mask2former"])
 def test_a_real_proposer_and_a_real_clip_work_together(
     world: World,
-    clip: Clip,
+    clip: RegionClip,
     checkpoints: dict[str, Path],
     kind: str,
 ) -> None:
@@ -402,7 +402,7 @@ def proposed(rows: Sequence[RegionsRow]) -> list[ProposalsRow]:
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("crop", [{}, {"short_side_px": 32}, {"fill": "zero", "expand_ratio": 1.5}])
 def test_embedding_alone_gives_the_bits_of_one_pass(
-    eight: tuple[World, dict[str, RegionsRow]], clip: Clip, batch_size: int, crop: dict[str, Any]
+    eight: tuple[World, dict[str, RegionsRow]], clip: RegionClip, batch_size: int, crop: dict[str, Any]
 ) -> None:
     world, _ = eight
     regions = world.regions(clip=clip, batch_size=batch_size, crop=PictureCrop(**crop))
@@ -416,7 +416,7 @@ def test_embedding_alone_gives_the_bits_of_one_pass(
 
 
 def test_embedding_alone_shows_clip_the_batches_of_one_pass(
-    eight: tuple[World, dict[str, RegionsRow]], clip: Clip, monkeypatch: pytest.MonkeyPatch
+    eight: tuple[World, dict[str, RegionsRow]], clip: RegionClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, _ = eight
     seen: list[bytes] = []
@@ -434,7 +434,9 @@ def test_embedding_alone_shows_clip_the_batches_of_one_pass(
     assert seen == together
 
 
-def test_a_picture_that_is_no_longer_that_of_its_masks_is_rejected_and_no_other_is(world: World, clip: Clip) -> None:
+def test_a_picture_that_is_no_longer_that_of_its_masks_is_rejected_and_no_other_is(
+    world: World, clip: RegionClip
+) -> None:
     regions = world.regions(clip=clip)
     rows = found(regions, world.rows)
     world.add("b", height_px=10), (world.folder / "wide.png").unlink()
@@ -448,7 +450,7 @@ def test_a_picture_that_is_no_longer_that_of_its_masks_is_rejected_and_no_other_
     assert (lost.regions, lost.rejection) == ((), alone[1].rejection)
 
 
-def test_embeddings_of_other_regions_are_refused(world: World, clip: Clip) -> None:
+def test_embeddings_of_other_regions_are_refused(world: World, clip: RegionClip) -> None:
     rows = found(world.regions(clip=clip), world.rows)
     with pytest.raises(ValueError, match="image a: embeddings of other regions"):
         rows[0].with_embeddings(rows[1].embeddings())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.clip import RegionClip
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.cli.main import run_app
@@ -58,7 +58,7 @@ def test_a_mine_whose_ray_does_not_start_ends_with_4_and_one_line(
 
 def test_gpu_workers_are_refused_where_a_model_would_run_without_a_gpu(tmp_path: Path) -> None:
     masks, cells = GroundTruth(kind="ground_truth", annotations="none.json"), run_cells(RunFolder(str(tmp_path)))
-    with_clip = Regions(proposals=masks, clip=Clip(model="RN50"), device="cpu")
+    with_clip = Regions(proposals=masks, clip=RegionClip(model="RN50"), device="cpu")
     engine, nouns = RayEngine(gpu_workers=1), NounsJob(cells, settings=None)  # type: ignore[arg-type]  # not opened
     with pytest.raises(InputError, match=r"gpu_workers: 1 asked for, and proposals would run without a GPU \(Ray "):
         engine._refuse_idle_gpu_workers({"nouns": nouns, "proposals": ProposalsJob(cells, with_clip, 1)}, gpus=0)
