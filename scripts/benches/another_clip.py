@@ -38,13 +38,14 @@ def bench_another_clip(*, scenes: int = _SCENES) -> list[Measure]:
         _refuse_difference(_sums(Path(scratch, "run")), before, "the first CLIP again")
     if "proposals" in again.seconds or {"proposals", "embeddings"} & back.seconds.keys():
         raise InputError("bench: regions were looked for again")
-    alone_s = again.seconds["embeddings"]
+    alone_s, spared_s = again.seconds["embeddings"], fresh.seconds["proposals"] + fresh.seconds["nouns"]
     return [
         Measure("fresh run by another CLIP, without start-up", fresh.work_s, "s"),
         *[Measure(f"  {step}", fresh.seconds[step], "s") for step in ("proposals", "embeddings")],
         Measure("another CLIP on the same folder", again.work_s, "s"),
         *[Measure(f"  {step}", seconds, "s") for step, seconds in again.seconds.items()],
-        at_most("another CLIP / fresh run", again.work_s / fresh.work_s, "×", 0.5),
+        Measure("another CLIP / fresh run", again.work_s / fresh.work_s, "×"),
+        at_most("  without its proposals and nouns", again.work_s / (fresh.work_s - spared_s), "×", 1.15),
         Measure("another CLIP / its embeddings alone", again.work_s / alone_s, "×"),
         Measure("embeddings alone / in one pass with proposals", alone_s / fresh.seconds["embeddings"], "×"),
         Measure("the first CLIP again / fresh run", back.work_s / fresh.work_s, "×"),

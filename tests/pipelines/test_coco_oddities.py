@@ -67,7 +67,7 @@ def test_a_world_of_other_types_and_broken_entries_gives_the_same_pairs(
     # Nothing is lost: entries of the captions file are images of their own, those of the truth are counted.
     totals = finished.manifest.totals
     assert totals.images == len(toy.IMAGES) + 4
-    assert totals.rejected["regions: broken_record"] == 4
+    assert totals.rejected["proposals: broken_record"] == 4
     assert totals.masks_left_out == 1
     assert [note.rpartition("not used, ")[2] for note in outcome.notes] == [
         "1 entries of `images` that are no objects (entry 1)",
