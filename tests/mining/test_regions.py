@@ -437,8 +437,6 @@ def test_embedding_alone_shows_clip_the_batches_of_one_pass(
 def test_a_picture_that_is_no_longer_that_of_its_masks_is_rejected_and_no_other_is(
     world: World, clip: RegionClip
 ) -> None:
-    world: World, clip: RegionClip
-) -> None:
     regions = world.regions(clip=clip)
     rows = found(regions, world.rows)
     world.add("b", height_px=10), (world.folder / "wide.png").unlink()
