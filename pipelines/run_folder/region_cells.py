@@ -64,8 +64,10 @@ def read_regions(
 
 def drop_older(run: RunFolder) -> int:
     """Delete the cells of an earlier version; returns how many there were."""
+    if run.read_json(OLDER, FINGERPRINT_FILE) is None:  # without a listing
+        return 0
     names = run.names(OLDER)
-    for name in names:
+    for name in names:  # the fingerprint last
         run.delete(OLDER, name)
     return len(set(names) - {FINGERPRINT_FILE})
 
