@@ -137,7 +137,7 @@ def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
     names = {step.name for step in steps}
     for name in {"levels", "selection"} - names:
         run.delete(f"{name}.parquet")
-    if EMBEDDINGS not in names:
+    if EMBEDDINGS not in names and run.read_json(EMBEDDINGS, FINGERPRINT_FILE) is not None:
         run.delete(EMBEDDINGS, FINGERPRINT_FILE)
     for cells in [step.output for step in steps if not step.once]:
         if cells.is_current():

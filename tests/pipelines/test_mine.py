@@ -248,7 +248,7 @@ def test_images_in_which_nothing_is_found_are_no_faults(run_again: Path) -> None
 
 
 def test_each_limit_counts_its_own_reasons() -> None:
-    rejected = {"pairs: no_match": 3, "proposals: missing_file": 2, "shards: filtered": 1, "steps: of_a_later_version": 3}
+    rejected = {"pairs: no_match": 3, "proposals: missing_file": 2, "shards: filtered": 1, "steps: of_a_later": 3}
     totals = Totals(images=20, with_pairs=11, rejected=rejected, samples=11, nouns=5, size_bytes=0)
     found = {
         (exceeded.setting, exceeded.images, exceeded.reason)
