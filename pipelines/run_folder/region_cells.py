@@ -40,7 +40,7 @@ def older_cells(run: RunFolder, fingerprint: str = "") -> Cells[RegionsRow]:
 
 def stored_cells(run: RunFolder) -> tuple[Cells[Any], Cells[EmbeddingsRow] | None]:
     """The cells with the masks of a run of any version, and those with embeddings where these have their own."""
-    if run.exists(OLDER, FINGERPRINT_FILE) and not run.exists(PROPOSALS, FINGERPRINT_FILE):
+    if run.read_json(PROPOSALS, FINGERPRINT_FILE) is None and run.read_json(OLDER, FINGERPRINT_FILE) is not None:
         return older_cells(run), None
     current = run.read_json(EMBEDDINGS, FINGERPRINT_FILE)
     embeddings = embeddings_cells(run, current["fingerprint"]) if current is not None else None

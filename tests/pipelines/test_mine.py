@@ -254,7 +254,7 @@ def test_each_limit_counts_its_own_reasons() -> None:
         (exceeded.setting, exceeded.images, exceeded.reason)
         for exceeded in find_exceeded(totals, toy_settings(max_rejected=0.24, max_empty=0.19))
     }
-    assert found == {("max_rejected", 5, "steps: of_a_later_version"), ("max_empty", 4, "pairs: no_match")}
+    assert found == {("max_rejected", 5, "steps: of_a_later"), ("max_empty", 4, "pairs: no_match")}
     assert not list(find_exceeded(totals, toy_settings(max_rejected=0.25, max_empty=0.2)))
     assert not list(find_exceeded(totals, toy_settings(max_rejected=0.25, max_empty=None)))
 
