@@ -49,7 +49,6 @@ from maskmine.pipelines.regenerate import (
 )
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS, PROPOSALS, drop_older
-from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
 from maskmine.pipelines.steps.annotated import check_annotated
@@ -110,12 +109,12 @@ def mine(
 
     plan = make_plan(run, settings, limit=limit, before_first=check_first)
     observer.on_plan(plan)
-    if reused is None:
-        reused = open_older_regions(run, plan, identity, known)
     steps = plan_steps(run, plan, settings, identity, reused=reused)
     sweep(run)
     if published(run, steps, identity) and not missing_cells(steps):
         return MineResult(None, {}, exceeded=())
+    if reused is None and (reused := open_older_regions(run, plan, identity, known)) is not None:
+        steps = plan_steps(run, plan, settings, identity, reused=reused)
 
     # Whatever may be wrong, before anything is deleted.
     check_inputs(settings)
@@ -131,16 +130,17 @@ def mine(
     for line in (*(list(what_is_made_again(run, steps, identity)) or what_is_there(steps)), *told, *notes):
         observer.on_line(line)
 
-    stale = _make_room(run, asked, identity, steps, reused=reused)
+    takes_over = reused is not None and reused.run == run
+    stale = _make_room(run, asked, identity, steps, takes_over=takes_over)
     if reused is not None:
         reuse_regions(regions, reused)
 
     made_again: Counter[str] = Counter()
     finish = partial(_make_and_publish, run, plan, settings, identity, steps, engine=engine, observer=observer)
     try:
-        manifest = finish(known=known, made_again=made_again)
+        manifest = finish(known=known, made_again=made_again, takes_over=takes_over)
     except BrokenShardsError:  # what was cut off is deleted by now, and is made again
-        manifest = finish(known=known, made_again=made_again)
+        manifest = finish(known=known, made_again=made_again, takes_over=takes_over)
     exceeded = tuple(find_exceeded(manifest.totals, settings))
     if not exceeded:
         mark_success(run)
@@ -148,12 +148,12 @@ def mine(
 
 
 def _make_room(
-    run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step], *, reused: ReusedRun | None
+    run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step], *, takes_over: bool
 ) -> dict[str, int]:
     """Delete what is stale, and note what is made now: from here on the set is not complete. As `drop_stale`."""
     run.delete(SUCCESS_FILE)
     stale = drop_stale(run, steps)
-    if (reused is None or reused.run != run) and (dropped := drop_older(run)):
+    if not takes_over and (dropped := drop_older(run)):
         stale[PROPOSALS] = dropped
     with run.write("mining.yaml") as file:
         file.write(dump_yaml(asked).encode())
@@ -174,13 +174,15 @@ def _make_and_publish(
     observer: RunObserver,
     known: Mapping[str, Any],
     made_again: Counter[str],
+    takes_over: bool,
 ) -> Manifest:
     """Only a whole grid is published, and one that was made of one thing; counts in `made_again` as `make_cells`."""
     made_again.update(make_cells(run, steps, engine=engine, observer=observer))
     if missing := missing_cells(steps):
         raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
     sweep(run)
-    drop_older(run)  # all of it was taken over
+    if takes_over:
+        drop_older(run)
     for step in steps:
         step.output.drop_earlier()
     _refuse_changed(settings, known, identity, run=run)

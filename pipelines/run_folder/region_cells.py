@@ -53,7 +53,7 @@ def older_cells(run: RunFolder, fingerprint: str = "") -> Cells[RegionsRow]:
 
 def stored_cells(run: RunFolder) -> tuple[Cells[Any], Cells[EmbeddingsRow] | None]:
     """The cells with the masks of a run of any version, and those with embeddings where these have their own."""
-    if run.exists(OLDER, FINGERPRINT_FILE) and not run.exists(PROPOSALS, FINGERPRINT_FILE):
+    if run.read_json(PROPOSALS, FINGERPRINT_FILE) is None and run.read_json(OLDER, FINGERPRINT_FILE) is not None:
         return older_cells(run), None
     current = run.read_json(EMBEDDINGS, FINGERPRINT_FILE)
     embeddings = embeddings_cells(run, current["fingerprint"]) if current is not None else None
@@ -77,8 +77,10 @@ def read_regions(
 
 def drop_older(run: RunFolder) -> int:
     """Delete the cells of an earlier version; returns how many there were."""
+    if run.read_json(OLDER, FINGERPRINT_FILE) is None:  # without a listing
+        return 0
     names = run.names(OLDER)
-    for name in names:
+    for name in names:  # the fingerprint last
         run.delete(OLDER, name)
     return len(set(names) - {FINGERPRINT_FILE})
 

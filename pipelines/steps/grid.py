@@ -143,7 +143,8 @@ def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
     for name in {"levels", "selection"} - names:
         run.delete(f"{name}.parquet")
     for name in {EMBEDDINGS, CHECKS} - names:
-        run.delete(name, FINGERPRINT_FILE)
+        if run.read_json(name, FINGERPRINT_FILE) is not None:
+            run.delete(name, FINGERPRINT_FILE)
     for cells in [step.output for step in steps if not step.once]:
         if cells.is_current():
             continue

@@ -101,8 +101,8 @@ def test_a_run_with_a_third_of_missing_files_ends_with_3_until_they_are_there(
     assert run_app(["mine", six_images]) == 3
     assert not (tmp_path / "run" / "_SUCCESS").exists()
     said = capsys.readouterr()
-    assert re.search(r"rejected, regions: missing_file +2\b", said.out)
-    assert "33.3% of the images were rejected (2 of 6), most by `regions: missing_file`" in said.err
+    assert re.search(r"rejected, proposals: missing_file +2\b", said.out)
+    assert "33.3% of the images were rejected (2 of 6), most by `proposals: missing_file`" in said.err
     assert "max_rejected allows 25.0%" in said.err
 
 

@@ -250,13 +250,13 @@ def test_images_in_which_nothing_is_found_are_no_faults(run_again: Path) -> None
 
 
 def test_each_limit_counts_its_own_reasons() -> None:
-    rejected = {"pairs: no_match": 3, "regions: missing_file": 2, "shards: filtered": 1, "steps: of_a_later_version": 3}
+    rejected = {"pairs: no_match": 3, "proposals: missing_file": 2, "shards: filtered": 1, "steps: of_a_later": 3}
     totals = Totals(images=20, with_pairs=11, rejected=rejected, samples=11, nouns=5, size_bytes=0)
     found = {
         (exceeded.setting, exceeded.images, exceeded.reason)
         for exceeded in find_exceeded(totals, toy_settings(max_rejected=0.24, max_empty=0.19))
     }
-    assert found == {("max_rejected", 5, "steps: of_a_later_version"), ("max_empty", 4, "pairs: no_match")}
+    assert found == {("max_rejected", 5, "steps: of_a_later"), ("max_empty", 4, "pairs: no_match")}
     assert not list(find_exceeded(totals, toy_settings(max_rejected=0.25, max_empty=0.2)))
     assert not list(find_exceeded(totals, toy_settings(max_rejected=0.25, max_empty=None)))
 

@@ -155,4 +155,4 @@ def test_a_run_that_goes_on_says_what_is_there(config: str, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         mine(load_mining(config), engine=LocalEngine(), observer=StopsAfter(6))  # nouns, vocabulary, two of regions
     mine(load_mining(config), engine=LocalEngine(), observer=lines)
-    assert lines.lines == [("2 of 5 steps are there, regions 2 of 3 parts", False)]
+    assert lines.lines == [("2 of 5 steps are there, proposals 2 of 3 parts", False)]
