@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,8 @@ def open_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"device: `{name}` is unknown; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device: `{name}` was asked for, and this machine has {torch.cuda.device_count()} GPUs; use auto or cpu"
-        )
+        there = counted(torch.cuda.device_count(), "GPU") if torch.cuda.device_count() else "no GPU"
+        raise InputError(f"device: `{name}` was asked for, and this machine has {there}; use auto or cpu")
     return device
 
 

@@ -164,7 +164,7 @@ def _section(schema: dict[str, Any], section: str, values: Mapping[str, Any], *,
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:
-    for line in textwrap.wrap(text, _WIDTH - len(indent)):
+    for line in textwrap.wrap(text, _WIDTH - len(indent), break_on_hyphens=False):
         yield f"{indent}# {line}"
 
 

@@ -45,7 +45,7 @@ class PartReport:
     """The report of a finished cell: how many images it saw and rejected, how much it made, in what time.
 
     `gpu_percent` is the mean use of the worker's GPU meanwhile (0–100), `gpu_peak_bytes` the most memory taken on it;
-    None where no GPU worked or its use is not known.
+    None where no GPU worked or its use is not known. `before_s` is what the same pass took for cells of steps before.
     """
 
     step: str
@@ -54,6 +54,7 @@ class PartReport:
     rejected: int
     made: int
     seconds: float
+    before_s: float = 0.0
     gpu_percent: float | None = None
     gpu_peak_bytes: int | None = None
 

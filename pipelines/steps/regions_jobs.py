@@ -70,7 +70,8 @@ class ProposalsJob:
                 proposed = _write(self.cells.proposals, part, pieces, start_s=start_s)
                 proposed = replace(proposed, seconds=proposed.seconds - sum(seconds))
                 start_s, made_from = time.monotonic() - sum(seconds), identities([Input(self.cells.proposals)], part)
-                return [proposed, _write(embeddings, part, _kept(kept), start_s=start_s, made_from=made_from)]
+                embedded = _write(embeddings, part, _kept(kept), start_s=start_s, made_from=made_from)
+                return [proposed, replace(embedded, before_s=proposed.seconds)]
 
         return make
 

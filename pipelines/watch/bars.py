@@ -116,7 +116,8 @@ def left_line(step: StepFigures) -> str:
     images = ""
     if step.images is not None:
         of = "noun" if step.once else "image"
-        images = f", {step.images - step.images_done:,} of {counted(step.images, of)}"
+        whole = step.images_before + step.images_made  # what was done of a part that was cut short is done again
+        images = f", {step.images - whole:,} of {counted(step.images, of)}"
     return f"left of {step.step}: {step.parts - step.parts_done:,} of {counted(step.parts, 'part')}{images}"
 
 

@@ -96,7 +96,7 @@ class RunProgress(RunObserver):
         with self._lock:
             self._moved_s = self._clock()
             begun_s = max(self._begun_s, self._moved_s - report.seconds)
-            self._busy.add(begun_s, self._moved_s)
+            self._busy.add(max(self._begun_s, begun_s - report.before_s), self._moved_s)
             self._steps[report.step].on_part_done(report, begun_s, self._moved_s)
 
     def on_step_done(self, step: Step) -> None:

@@ -164,6 +164,18 @@ def test_time_counts_once_however_many_workers_are_busy_in_it() -> None:
     assert (progress.busy_s, progress.elapsed_s) == (18, 25)
 
 
+def test_the_times_of_one_pass_for_two_steps_add_up() -> None:
+    clock = Clock()
+    progress = begun(clock)
+    progress.on_step_start(make_step("embeddings"), range(PARTS))
+    for number in range(3):
+        clock.now_s += 25
+        bring(progress, report(number, 14))
+        bring(progress, report(number, 11, step="embeddings", before_s=14.0))
+    proposals, embeddings = progress.figures()
+    assert (proposals.busy_s, embeddings.busy_s, progress.busy_s) == (42, 33, 75)
+
+
 def test_use_of_the_gpu_is_the_mean_over_parts_by_their_seconds() -> None:
     clock = Clock()
     progress = begun(clock)

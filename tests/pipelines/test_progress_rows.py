@@ -9,7 +9,7 @@ from rich.console import Console
 
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.watch.bars import part_line, print_summary, render_bars
+from maskmine.pipelines.watch.bars import left_line, part_line, print_summary, render_bars
 from maskmine.pipelines.watch.progress import RunProgress
 from maskmine.tuning.console import rate
 from tests.support.progress import PARTS, PLAN, make_step, report
@@ -47,6 +47,16 @@ def test_a_step_that_was_cut_short_has_its_row_with_what_is_left() -> None:
     assert ["proposals", "1", "100", "1", "300"] in rows
     assert ["pairs", "0", "0", "0", "0"] in rows
     assert "left of pairs: 40 of 40 parts, 4,000 of 4,000 images" in lines
+
+
+def test_a_part_that_was_cut_short_is_left_whole() -> None:
+    clock = Clock()
+    progress = begun(clock)
+    progress.on_records("proposals", 100)
+    progress.on_part_done(report(0, 10))
+    progress.on_records("proposals", 9)
+    (step,) = progress.figures()
+    assert left_line(step) == "left of proposals: 39 of 40 parts, 3,900 of 4,000 images"
 
 
 def test_a_step_that_runs_once_has_a_total_and_a_time_left_when_its_number_is_known() -> None:
