@@ -20,6 +20,7 @@ _TOKENIZER_OPTIONS = frozenset(
         *("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "legacy", "use_fast"),
     }
 )
+_ALWAYS_BUILT = 1 << 28  # parameters
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
@@ -54,14 +55,15 @@ def refuse_foreign(architecture: Mapping[str, Any], model: str) -> None:
 def refuse_larger(architecture: Mapping[str, Any], model: str, *, weights_bytes: int) -> None:
     """Refuse a description of more than its weights could fill, which would be built, for hours, before that is found.
 
-    Each bound is one that a model's parameters alone exceed, at a byte each. Raises InputError.
+    Each bound is one that a model's parameters alone exceed, at a byte each. What takes a second is built all the same,
+    so that the weights are said to be others. Raises InputError.
     """
     for side in (architecture["vision_cfg"], architecture["text_cfg"]):
         of = {name: value for name, value in side.items() if isinstance(value, int)}
         width, layers, context = (of.get(name, 0) for name in ("width", "layers", "context_length"))
         patches = (of.get("image_size", 0) // max(1, of.get("patch_size", 1 << 30))) ** 2
         needed = max(width**2 * layers, width * max(patches, context, of.get("vocab_size", 0)), context**2)
-        if needed > weights_bytes and not side.get("hf_model_name"):
+        if needed > max(weights_bytes, _ALWAYS_BUILT) and not side.get("hf_model_name"):
             raise InputError(
                 f"clip.model: `{model}` describes more than its {weights_bytes:,} bytes of weights; give the "
                 f"{CONFIG_FILE} that belongs to them"

@@ -266,6 +266,7 @@ def test_every_case_of_the_corpus_is_judged() -> None:
 @pytest.mark.parametrize("name", RIGHT)
 def test_corpus(name: str, programs: dict[str, Path], tmp_path: Path) -> None:
     environment = os.environ | {
+        "LINES_SHOWN": "20",
         "MASKMINE": str(programs["maskmine"]),
         "PLAIN_MASKMINE": str(programs["maskmine"]),
         "PY": str(programs["python"]),

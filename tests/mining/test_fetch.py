@@ -392,7 +392,7 @@ def test_urls_are_refused_in_one_line_until_the_user_allows_them(
     capsys.readouterr()
     asked.clear()
     assert run_app(["show", run.root, "--to", str(tmp_path / "sheet.png")]) == 0
-    assert "2 photographs, 2 pairs; 2 photographs are not at hand" in capsys.readouterr().out
+    assert "2 photographs, 2 pairs; the crops of 2 photographs that cannot be read are drawn" in capsys.readouterr().out
     assert asked == []
 
 

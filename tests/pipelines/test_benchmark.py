@@ -181,7 +181,8 @@ def test_neither_parts_nor_workers_change_a_digit(folder: Path, tmp_path: Path) 
 def test_the_work_of_a_part_travels_to_other_machines(folder: Path, tmp_path: Path) -> None:
     benchmark = Benchmark(of_folder(folder), Segmenter(device="cpu"), RunFolder(str(tmp_path / "run")), False, 2)
     job = pickle.loads(pickle.dumps(benchmark.step().job))
-    assert job.open()(1, lambda records: None).images == 2
+    (report,) = job.open()(1, lambda records: None)
+    assert report.images == 2
 
 
 class Elsewhere:

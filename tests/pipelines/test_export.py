@@ -32,6 +32,7 @@ from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import parse_sample, write_members
 from maskmine.schemas.tables import from_table
+from maskmine.schemas.wording import counted
 from maskmine.scripts.demo_world.draw import draw_world
 from tests.support import toy
 from tests.support.paths import COCO_MINI
@@ -385,8 +386,8 @@ def test_the_command_line_exports_and_says_what_it_wrote(
     said = capsys.readouterr()
     plan = json.loads((tmp_path / "out" / "export.json").read_text())
     assert plan["settings"]["selection"]["nouns"] == ["leaf", "sky"]
-    counts = ", ".join(f"{name} {split['samples']}" for name, split in plan["splits"].items())
-    assert f"out: {counts} pairs, " in said.out
+    counts = ", ".join(f"{name} {counted(split['samples'], 'pair')}" for name, split in plan["splits"].items())
+    assert f"out: {counts}, " in said.out
     assert (tmp_path / "out" / "README.md").read_text().count("lift at least -0.05; evidence at least -3; only 2") == 1
     assert "8/8" in said.err  # 9, 10, 13, 14, …, 22
     assert run_app(["export", str(scored), "--to", "parquet", *options]) == 0

@@ -336,7 +336,7 @@ def test_status_has_a_row_for_what_a_run_of_clip_has_not_made_yet(run_again: Pat
     identity["pairs"] |= {"rule": "best_region_per_noun", "max_per_noun": 5}
     run.write_json("identity.json", value=identity)
     missing = {step.step: step.missing for step in run_status(run).steps}
-    assert list(missing) == ["nouns", "vocabulary", "regions", "levels", "pairs", "selection", "shards"]
+    assert list(missing) == ["nouns", "vocabulary", "proposals", "levels", "pairs", "selection", "shards"]
     assert (missing["levels"], missing["selection"], missing["pairs"]) == ((0,), (0,), ())
 
 

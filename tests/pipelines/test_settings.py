@@ -236,7 +236,7 @@ def test_a_bare_name_is_a_path_where_something_of_that_name_lies_here(
 
 
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such file; .*preset: coco, .*, paper$") as caught:
+    with pytest.raises(InputError, match=r"no such file; .*preset: coco, .*, paper, permissive$") as caught:
         load_mining(str(tmp_path / "none.yaml"))
     assert "tune" not in str(caught.value)
     with pytest.raises(InputError, match=r"preset: train-proposals-r101c, train-proposals-swin-b$"):

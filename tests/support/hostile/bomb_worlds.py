@@ -308,7 +308,9 @@ COMMANDS: dict[str, Callable[[World], Command]] = {
     "evaluate, instances": partial(evaluate, kind="instances"),
     "tune": tune,
     "train-proposals": train_proposals,
-    "show": lambda world: of_changed(world, "show", "--to", "{}/sheet.png", "--images", "99", says="are not at hand"),
+    "show": lambda world: of_changed(
+        world, "show", "--to", "{}/sheet.png", "--images", "99", says="cannot be read are drawn"
+    ),
     "report": lambda world: of_changed(world, "report", "--to", "{}/report.html", says="to look up"),
     "duplicates": lambda world: of_changed(world, "duplicates", says="groups of copies: 1"),
     "review": lambda world: of_changed(world, "review", says="missing"),

@@ -261,13 +261,15 @@ TABLES: dict[str, TableFault] = {
         {"good": None, "half": None},
     ),
     "jsonl: upward path": TableFault(
-        "jsonl", _lines({**_ROW, "path": "../" * 40 + "etc/none.png"}), {"good": "outside_folder"}
+        "jsonl", _lines({**_ROW, "path": "../" * 40 + "etc/none.png"}), said="all images that it names lie elsewhere"
     ),
     "jsonl: NUL in a path": TableFault("jsonl", _lines({**_ROW, "path": "good\0.png"}), {"good": "missing_file"}),
     "jsonl: a place that is ours to give": TableFault(
         "jsonl", _lines({**_ROW, "path": "bytes:0+64:/etc/passwd"}), {"good": "missing_file"}
     ),
-    "jsonl: a device": TableFault("jsonl", _lines({**_ROW, "path": "/dev/zero"}), {"good": "outside_folder"}),
+    "jsonl: a device": TableFault(
+        "jsonl", _lines({**_ROW, "path": "/dev/zero"}), said="all images that it names lie elsewhere"
+    ),
     "jsonl: empty": TableFault("jsonl", b"\n\n", said="no row in it"),
     "jsonl: other columns": TableFault("jsonl", _lines({"a": 1}, {"b": 2}), said="no row can be used with"),
     "jsonl: binary": TableFault("jsonl", bytes(range(256)) * 300, said="no row can be used with"),
