@@ -12,14 +12,13 @@ from typing import Annotated
 import typer
 
 from maskmine.schemas.errors import InputError
-from maskmine.scripts.benches.another_clip import bench_another_clip
 from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
 from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, bench_nouns
 from maskmine.scripts.benches.proposers import bench_proposers
-from maskmine.scripts.benches.regenerate import bench_regenerate
+from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
 from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
 from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
 from maskmine.scripts.benches.shards import bench_shards

@@ -11,9 +11,9 @@ import pytest
 
 from maskmine.pipelines.settings.mining import load_settings
 from tests.support import toy, toy_shards
-from tests.support.browser import CONFIG, EXAMPLES, MOST_PIXELS, STREET, calling
 from tests.support.paths import ROOT
 from tests.support.runs import run_toy
+from tests.support.web.browser import CONFIG, EXAMPLES, MOST_PIXELS, STREET, calling
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

@@ -19,8 +19,8 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.tables import from_table, to_table, write_parquet
 from tests.support import toy
-from tests.support.browser import Page, faults_of_page, started_browser
 from tests.support.runs import run_toy
+from tests.support.web.browser import Page, faults_of_page, started_browser
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 

@@ -20,10 +20,10 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.rows import PairsRow, VocabularyRow
 from maskmine.schemas.sample import record_keys
 from tests.support import toy
-from tests.support.browser import Page
 from tests.support.models import save_tiny_clip
 from tests.support.runs import config, run_toy, samples
 from tests.support.toy_shards import as_version, export, members
+from tests.support.web.browser import Page
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 VERSIONS = (1, 2, 3)

@@ -19,7 +19,9 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import CaptionsRow, ImageRow
 from tests.support import toy
-from tests.support.browser import (
+from tests.support.models import save_tiny_clip
+from tests.support.runs import run_toy, samples
+from tests.support.web.browser import (
     PHONE_PX,
     Page,
     ask_on_a_phone,
@@ -28,8 +30,6 @@ from tests.support.browser import (
     shades_on_a_screen,
     started_browser,
 )
-from tests.support.models import save_tiny_clip
-from tests.support.runs import run_toy, samples
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 

@@ -17,9 +17,9 @@ from maskmine.pipelines.reports.sureness import SeenNoun, count_sureness
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.rows import LevelRow, PairsRow
 from tests.support import toy
-from tests.support.browser import Page
 from tests.support.models import save_tiny_clip
 from tests.support.runs import config, run_toy, samples
+from tests.support.web.browser import Page
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 

@@ -24,8 +24,8 @@ from maskmine.pipelines.review.queue import Queue, choose_items
 from maskmine.pipelines.review.store import FOLDER, Store
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import Exit
-from tests.support.browser import PHONE_PX, grave_faults, served, started_browser
 from tests.support.paths import ROOT
+from tests.support.web.browser import PHONE_PX, grave_faults, served, started_browser
 
 pytest.importorskip("starlette", reason="pip install '.[serve]'")
 pytest.importorskip("uvicorn", reason="pip install '.[serve]'")

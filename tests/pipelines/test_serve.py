@@ -26,9 +26,9 @@ from maskmine.pipelines.serve.service import Answer, Choice, Service, Upload
 from maskmine.schemas.rows import Rejection
 from maskmine.tuning.segmentation import overlay as segmentation_overlay
 from tests.support import toy
-from tests.support.browser import EXAMPLES, MOST_PIXELS, STREET, calling
 from tests.support.hostile.corrupt_images import HOSTILE
-from tests.support.served_page import ask, png
+from tests.support.web.browser import EXAMPLES, MOST_PIXELS, STREET, calling
+from tests.support.web.served_page import ask, png
 
 pytest.importorskip("starlette", reason="pip install '.[serve]'")
 pytest.importorskip("uvicorn", reason="pip install '.[serve]'")

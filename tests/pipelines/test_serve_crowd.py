@@ -18,8 +18,8 @@ from maskmine.pipelines.serve.app import make_app
 from maskmine.pipelines.web.connections import room_for_connections
 from maskmine.pipelines.web.turns import MAX_REQUESTS
 from maskmine.tuning.segmentation import overlay
-from tests.support.browser import served
-from tests.support.sockets import connect, get, post, status_of
+from tests.support.web.browser import served
+from tests.support.web.sockets import connect, get, post, status_of
 
 if TYPE_CHECKING:
     from maskmine.pipelines.serve.service import Service

