@@ -22,7 +22,7 @@ What a step does is in `mining/NAME.py`; `steps/jobs.py` reads its input cells, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -49,6 +49,7 @@ from maskmine.pipelines.regenerate import (
 )
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS, PROPOSALS, drop_older
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
 from maskmine.pipelines.steps.annotated import check_annotated
@@ -124,43 +125,55 @@ def mine(
         identity = identify(settings, known)
         steps = plan_steps(run, plan, settings, identity, reused=reused)
     check_calibration(settings, identity.settings)
-    regions = [step for step in steps if step.name in (PROPOSALS, EMBEDDINGS)]
-    notes = tuple(notes_of(run, plan, settings)) if regions[0].has_work() else ()
-    told = what_is_reused(regions, reused) if reused is not None else ()
-    for line in (*(list(what_is_made_again(run, steps, identity)) or what_is_there(steps)), *told, *notes):
+    notes = tuple(notes_of(run, plan, settings)) if _of_regions(steps)[0].has_work() else ()
+    for line in (*_what_will_be_done(run, steps, identity, reused), *notes):
         observer.on_line(line)
 
     takes_over = reused is not None and reused.run == run
-    stale = _make_room(run, asked, identity, steps, takes_over=takes_over)
-    if reused is not None:
-        reuse_regions(regions, reused)
-
+    stale = _make_room(run, asked, identity, steps, reused=reused)
     made_again: Counter[str] = Counter()
-    finish = partial(_make_and_publish, run, plan, settings, identity, steps, engine=engine, observer=observer)
+    make = partial(make_cells, run, steps, engine=engine, observer=observer)
+    finish = partial(_make_and_publish, run, plan, settings, identity, steps, make, known=known, takes_over=takes_over)
     try:
-        manifest = finish(known=known, made_again=made_again, takes_over=takes_over)
+        manifest = finish(made_again)
     except BrokenShardsError:  # what was cut off is deleted by now, and is made again
-        manifest = finish(known=known, made_again=made_again, takes_over=takes_over)
+        manifest = finish(made_again)
     exceeded = tuple(find_exceeded(manifest.totals, settings))
     if not exceeded:
         mark_success(run)
     return MineResult(manifest, {**made_again, **stale}, exceeded, notes)
 
 
+def _what_will_be_done(
+    run: RunFolder, steps: Sequence[Step], identity: Identity, reused: ReusedRun | None
+) -> Iterator[str]:
+    """A line for what is made again or is there, and for what of an earlier run is used."""
+    yield from list(what_is_made_again(run, steps, identity)) or what_is_there(steps)
+    if reused is not None:
+        yield from what_is_reused(_of_regions(steps), reused)
+
+
 def _make_room(
-    run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step], *, takes_over: bool
+    run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step], *, reused: ReusedRun | None
 ) -> dict[str, int]:
-    """Delete what is stale, and note what is made now: from here on the set is not complete. As `drop_stale`."""
+    """Delete what is stale, note what is made now, and of what run regions are used again: from here on the set is not
+    complete. As `drop_stale`."""
     run.delete(SUCCESS_FILE)
     stale = drop_stale(run, steps)
-    if not takes_over and (dropped := drop_older(run)):
+    if (reused is None or reused.run != run) and (dropped := drop_older(run)):
         stale[PROPOSALS] = dropped
     with run.write("mining.yaml") as file:
         file.write(dump_yaml(asked).encode())
     write_identity(run, identity)
     if PROPOSALS in stale:
         run.delete(DERIVED_FILE)
+    if reused is not None:
+        reuse_regions(_of_regions(steps), reused)
     return stale
+
+
+def _of_regions(steps: Sequence[Step]) -> list[Step]:
+    return [step for step in steps if step.name in (PROPOSALS, EMBEDDINGS)]
 
 
 def _make_and_publish(
@@ -169,15 +182,14 @@ def _make_and_publish(
     settings: Mining,
     identity: Identity,
     steps: Sequence[Step],
-    *,
-    engine: Engine,
-    observer: RunObserver,
-    known: Mapping[str, Any],
+    make: Callable[[], Mapping[str, int]],
     made_again: Counter[str],
+    *,
+    known: Mapping[str, Any],
     takes_over: bool,
 ) -> Manifest:
-    """Only a whole grid is published, and one that was made of one thing; counts in `made_again` as `make_cells`."""
-    made_again.update(make_cells(run, steps, engine=engine, observer=observer))
+    """Only a whole grid is published, and one that was made of one thing; counts in `made_again` what `make` says."""
+    made_again.update(make())
     if missing := missing_cells(steps):
         raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
     sweep(run)

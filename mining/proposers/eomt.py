@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolve_precision
-from maskmine.mining.models.pretrained import Family, FromTransformers
-from maskmine.mining.proposers.proposals import Proposer, not_too_thin
-from maskmine.mining.proposers.queries import labels_of, propose_from_queries, read_queries
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, resolve_precision
+from maskmine.mining.models.pretrained import Family
+from maskmine.mining.proposers.proposals import not_too_thin
+from maskmine.mining.proposers.queries import QueryProposer, labels_of
 from maskmine.schemas.settings import NameOrPath, RecordOnly
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ _FAMILY = Family(
 )
 
 
-class Eomt(FromTransformers):
+class Eomt(QueryProposer):
     """Which EoMT, and how it runs. The size of its input is fixed by its weights."""
 
     family = _FAMILY
@@ -67,17 +66,9 @@ class Eomt(FromTransformers):
     licence: Annotated[str | None, RecordOnly()] = None
     """Licence of the weights (SPDX) where it is not known, such as that of a folder."""
 
-    def open(self, *, device: str) -> Proposer:
-        """Load the model; returns a function from images of one size, on its device, to their proposals.
-
-        Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
-        """
-        target = open_device(device)
-        predict, labels = _load(self, device=target)
-        read = partial(
-            read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
-        )
-        return propose_from_queries(predict, read, device=target)
+    def open_model(self, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:
+        """See `QueryProposer`."""
+        return _load(self, device=device)
 
 
 def without_padding(masks_BQhw: torch.Tensor, *, shown: tuple[float, float]) -> torch.Tensor:

@@ -6,16 +6,18 @@ Shapes: B images of one size, Q queries of the model, K its classes and "no obje
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolve_precision
-from maskmine.mining.models.pretrained import Family, FromTransformers
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, resolve_precision
+from maskmine.mining.models.pretrained import Family
 from maskmine.mining.proposers.open_vocabulary_checkpoint import is_open
-from maskmine.mining.proposers.proposals import Proposer
-from maskmine.mining.proposers.queries import labels_of, prepared_pixels, propose_from_queries, read_queries
+from maskmine.mining.proposers.queries import (
+    QueryProposer,
+    labels_of,
+    prepared_pixels,
+)
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import NameOrPath, RecordOnly
 
@@ -43,7 +45,7 @@ PLAIN = Family(classes={"maskformer": FAMILY.classes["maskformer"]}, pickles=Fal
 """MaskFormer alone, and in safetensors: what an open-vocabulary one is made of."""
 
 
-class MaskFormer(FromTransformers):
+class MaskFormer(QueryProposer):
     """Which MaskFormer or Mask2Former, and how it runs."""
 
     family = FAMILY
@@ -67,17 +69,9 @@ class MaskFormer(FromTransformers):
     licence: Annotated[str | None, RecordOnly()] = None
     """Licence of the weights (SPDX) where it is not known, such as that of a folder."""
 
-    def open(self, *, device: str) -> Proposer:
-        """Load the model; returns a function from images of one size, on its device, to their proposals.
-
-        Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
-        """
-        target = open_device(device)
-        predict, labels = _load(self, device=target)
-        read = partial(
-            read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
-        )
-        return propose_from_queries(predict, read, device=target)
+    def open_model(self, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:
+        """See `QueryProposer`."""
+        return _load(self, device=device)
 
 
 def _load(settings: MaskFormer, *, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:

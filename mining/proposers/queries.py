@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from maskmine.mining.models.devices import open_device
+from maskmine.mining.models.pretrained import FromTransformers
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, Proposer, areas_px_of, take
 from maskmine.schemas.errors import InputError
 
@@ -21,6 +24,30 @@ if TYPE_CHECKING:
 
 _LONG_TO_SHORT_SIDE = 5 / 3  # as in the published models, 1333 to 800
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32: what is resized at once stays in the cache of a CPU
+
+
+class QueryProposer(FromTransformers):
+    """Settings of a model whose answers are queries. The fields are theirs, in their own order."""
+
+    if TYPE_CHECKING:
+        mask_threshold: float
+        max_proposals: int
+
+    def open(self, *, device: str) -> Proposer:
+        """Load the model; returns a function from images of one size, on its device, to their proposals.
+
+        Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
+        """
+        target = open_device(device)
+        predict, labels = self.open_model(target)
+        read = partial(
+            read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
+        )
+        return propose_from_queries(predict, read, device=target)
+
+    def open_model(self, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:
+        """The model, and the names of its classes."""
+        raise NotImplementedError
 
 
 def propose_from_queries(predict: Predict, read: Callable[..., Proposals], *, device: torch.device) -> Proposer:

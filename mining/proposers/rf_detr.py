@@ -6,15 +6,17 @@ Shapes: B images of one size, Q queries, K classes of things, h × w the grid of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolve_precision
-from maskmine.mining.models.pretrained import Family, FromTransformers
-from maskmine.mining.proposers.proposals import Proposer
-from maskmine.mining.proposers.queries import labels_of, prepared_pixels, propose_from_queries, read_queries
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, resolve_precision
+from maskmine.mining.models.pretrained import Family
+from maskmine.mining.proposers.queries import (
+    QueryProposer,
+    labels_of,
+    prepared_pixels,
+)
 from maskmine.schemas.settings import NameOrPath, RecordOnly
 
 if TYPE_CHECKING:
@@ -35,8 +37,11 @@ _FAMILY = Family(
 )
 
 
-class RfDetr(FromTransformers):
-    """Which RF-DETR, and how it runs. The size of its input is the checkpoint's."""
+class RfDetr(QueryProposer):
+    """Which RF-DETR, and how it runs. The size of its input is the checkpoint's.
+
+    A query has one class, its likeliest, whose probability × the mean probability of the mask's pixels is the score.
+    """
 
     family = _FAMILY
 
@@ -56,18 +61,9 @@ class RfDetr(FromTransformers):
     licence: Annotated[str | None, RecordOnly()] = None
     """Licence of the weights (SPDX) where it is not known, such as that of a folder."""
 
-    def open(self, *, device: str) -> Proposer:
-        """Load the model; returns a function from images of one size, on its device, to their proposals.
-
-        A query has one class, its likeliest, whose probability × the mean probability of the mask's pixels is the
-        score. Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
-        """
-        target = open_device(device)
-        predict, labels = _load(self, device=target)
-        read = partial(
-            read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
-        )
-        return propose_from_queries(predict, read, device=target)
+    def open_model(self, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:
+        """See `QueryProposer`."""
+        return _load(self, device=device)
 
 
 def one_class_each(logits_BQK: torch.Tensor) -> torch.Tensor:

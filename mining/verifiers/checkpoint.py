@@ -9,34 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from maskmine.mining.models.clip_description import CONFIG_FILE
-from maskmine.mining.models.devices import (
-    PROPOSALS_ON_GPU,
-    DeviceKind,
-    open_device,
-    resolve_precision,
-    settled_precision,
-)
+from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolve_precision
 from maskmine.mining.models.foreign_code import read_described
-from maskmine.mining.models.pretrained import (
-    KINDS,
-    Family,
-    Pretrained,
-    commit_of,
-    fetch_pretrained,
-    load_pretrained,
-    pretrained_contents,
-    pretrained_record,
-)
+from maskmine.mining.models.pretrained import KINDS, FromTransformers, Pretrained
 from maskmine.mining.proposers.open_vocabulary_checkpoint import is_open
 from maskmine.mining.verifiers.checks import Text
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.manifest import ModelRecord
-from maskmine.schemas.settings import LastBits, NameOrPath, RecordOnly, Settings
+from maskmine.schemas.settings import LastBits, NameOrPath, RecordOnly
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +56,8 @@ class Model:
             yield
 
 
-class CheckpointVerifier(Settings):
+class CheckpointVerifier(FromTransformers):
     """A verifier that transformers loads; each kind adds when it has found an instance."""
-
-    family: ClassVar[Family]
 
     kind: str
     """Which kind of model."""
@@ -93,24 +75,9 @@ class CheckpointVerifier(Settings):
 
     def contents(self) -> dict[str, Any]:
         """The checkpoint by the hash of what is loaded, and the batch, which decides the last bits."""
-        loaded = pretrained_contents(self.checkpoint, revision=self.revision, family=self.family)
-        return {"checkpoint": loaded, "batch_size": self.batch_size}
+        return {**super().contents(), "batch_size": self.batch_size}
 
-    def settled(self, kind: DeviceKind) -> Self:
-        """The same model, at the commit that is on this machine, with the precision that it has on a kind of device."""
-        precision = settled_precision(self.precision, kind, on_gpu=PROPOSALS_ON_GPU)
-        revision = commit_of(self.checkpoint, self.revision, family=self.family)
-        return self.model_copy(update={"precision": precision, "revision": revision})
-
-    def fetch(self) -> None:
-        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
-        fetch_pretrained(self.checkpoint, revision=self.revision, family=self.family)
-
-    def record(self) -> ModelRecord:
-        """The weights and their licence, as in `pretrained_record`."""
-        return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, family=self.family)
-
-    def load(self, device: str) -> Model:
+    def load_on(self, device: str) -> Model:
         """The model on a device.
 
         Raises InputError when it cannot be had, is of another kind, or lacks weights or words.
@@ -119,7 +86,7 @@ class CheckpointVerifier(Settings):
 
         target = open_device(device)
         refuse_other_kind(self.checkpoint, kind=self.kind)
-        loaded = load_pretrained(self.checkpoint, revision=self.revision, family=self.family)
+        loaded = self.load()
         _refuse_without_words(loaded, name=self.checkpoint)
         dtype = getattr(torch, resolve_precision(self.precision, target, on_gpu=PROPOSALS_ON_GPU))
         return Model(loaded.network.to(target), loaded.processor, target, dtype)

@@ -54,7 +54,7 @@ class MMGroundingDino(CheckpointVerifier):
         """
         import torch
 
-        model = self.load(device)
+        model = self.load_on(device)
         backbone = model.network.model.backbone
         encode = backbone.forward
         prompt_of = prompts(model.processor.tokenizer, length=min(_TOKENS, model.network.config.max_text_len))

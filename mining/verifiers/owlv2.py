@@ -63,7 +63,7 @@ class Owlv2(CheckpointVerifier):
         import torch
         from torch.nn.functional import normalize
 
-        model = self.load(device)
+        model = self.load_on(device)
         network = model.network
         prompt_of = prompts(model.processor.tokenizer, length=network.config.text_config.max_position_embeddings)
 

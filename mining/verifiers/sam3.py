@@ -56,7 +56,7 @@ class Sam3(CheckpointVerifier):
         judged alike: by the one instance that fits best. Raises InputError when the checkpoint cannot be had, is of
         another kind, or lacks weights or words.
         """
-        model = self.load(device)
+        model = self.load_on(device)
         network, device_ = model.network, model.device
         prompt_of = prompts(model.processor.tokenizer, length=network.config.text_config.max_position_embeddings)
 

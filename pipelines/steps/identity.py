@@ -17,7 +17,7 @@ from maskmine.mining.checks import how_checked
 from maskmine.mining.evaluation.verdicts import PairId, Verdicts, read_verdicts
 from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.mining.pairs import ClipPairs, Filters
-from maskmine.mining.selection import CHECKED, THRESHOLDS
+from maskmine.mining.selection import THRESHOLDS
 from maskmine.mining.shards import MOST_IN_PART
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.region_cells import OLDER
@@ -55,7 +55,6 @@ STEP_VERSIONS = {
 _OLDER_REGIONS = 2  # the last version of the step `regions`, which was both
 _HOW = ("device", "batch_size", "cpu_threads")  # of `regions`: decide the last bits of models
 # The settings of `pairs` that `shards` applies: pairs that fall to them are in the cells of `pairs` all the same.
-_FILTERS_OF_CHECKS = [f"min_{score}" for score in CHECKED]
 _FILTERS = {*Filters.model_fields, *(f"min_{score}" for score in THRESHOLDS)}
 
 
@@ -121,10 +120,7 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         of_text = {name: value for name, value in clip.items() if name != "prompts"}
     device = {name: values["regions"][name] for name in ("device", "cpu_threads")} if of_text else None
     text = fingerprint([deciding(of_text), device, deciding(values["vocabulary"])])
-    filters = {name: getattr(pairs, name) for name in sorted(type(pairs).model_fields) if name in _FILTERS}
-    for name in _FILTERS_OF_CHECKS:  # which earlier versions had not
-        if filters[name] is None:
-            del filters[name]
+    filters = {name: value for name, value in values["pairs"].items() if name in _FILTERS}
     rule = {name: value for name, value in values["pairs"].items() if name not in _FILTERS}
     verdicts = read_verdicts(settings.shards.verdicts) if settings.shards.verdicts is not None else Verdicts(())
     if settings.shards.verdicts is not None:
