@@ -166,8 +166,12 @@ def pretrained_contents(checkpoint: str, *, revision: str | None, family: Family
 
 
 def fetch_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> None:
-    """Fetch from the hub what is not on this machine; raises as `load_pretrained`."""
-    if _local_folder(checkpoint, family) is None and _cached(checkpoint, revision, family=family) is None:
+    """Fetch from the hub what is not on this machine; of a folder only its type is looked at. Raises as
+    `load_pretrained`."""
+    folder = _local_folder(checkpoint, family)
+    if folder is not None:
+        _model_type(folder, name=checkpoint, family=family)
+    elif _cached(checkpoint, revision, family=family) is None:
         _model_type(_fetched(checkpoint, revision, ["*.json"], family=family), name=checkpoint, family=family)
         _snapshot(checkpoint, revision, family=family)
 

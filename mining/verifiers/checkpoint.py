@@ -77,6 +77,11 @@ class CheckpointVerifier(FromTransformers):
         """The checkpoint by the hash of what is loaded, and the batch, which decides the last bits."""
         return {**super().contents(), "batch_size": self.batch_size}
 
+    def fetch(self) -> None:
+        """As `FromTransformers.fetch`, and for another kind of verifier with the name of that."""
+        refuse_other_kind(self.checkpoint, kind=self.kind)
+        super().fetch()
+
     def load_on(self, device: str) -> Model:
         """The model on a device.
 

@@ -151,3 +151,15 @@ def test_images_without_regions_are_rejected_as_such(world: Path, regions: dict[
     assert outcome.manifest is not None
     assert outcome.manifest.totals.samples == 0
     assert {image.reason for image in rejected_images(run)} == {"no_masks", "no_nouns", "no_caption"}
+
+
+@pytest.mark.parametrize("place", ["regions.proposals", "checks.verifier"])
+def test_a_checkpoint_of_another_kind_is_found_before_anything_is_written(
+    world: Path, regions: dict[str, Any], tmp_path: Path, place: str
+) -> None:
+    kind = "sam" if place == "regions.proposals" else "owlv2"
+    section = f"{{kind: {kind}, checkpoint: {regions['proposals']['checkpoint']}}}"
+    change = f"{place}={section}" if kind == "sam" else f"checks={{verifier: {section}}}"
+    with pytest.raises(InputError, match="is a maskformer model; "):
+        run_toy(config(world, regions, tmp_path / "run"), change)
+    assert not (tmp_path / "run").exists()
