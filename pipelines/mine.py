@@ -222,7 +222,7 @@ def _open_settled_device(asked: Mining, settings: Mining) -> None:
         open_device(settings.regions.device)
     except InputError as error:
         if asked.regions.device != "auto":
-            raise
+            raise InputError(f"regions.{error}") from error
         raise InputError(
             f"regions.device: this run's regions were made on {settings.regions.device}, which this machine does not "
             "have; go on where there is one, or set `regions.device: cpu`, which makes them again"

@@ -163,6 +163,8 @@ def what_is_reused(steps: Sequence[Step], reused: ReusedRun) -> Iterator[str]:
     if reused.difference:
         whence = "this" if not reused.manifest_sha256 else reused.run.root
         yield f"proposals of {whence} are used again, and embedded anew ({reused.difference})"
+    elif reused.manifest_sha256:
+        yield f"{reused.run.root}: its regions are used again for the images that it has"
 
 
 def differences(there: Any, here: Any, *, name: str) -> Iterator[tuple[str, str, str]]:

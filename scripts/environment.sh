@@ -25,7 +25,9 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/maskmine-environment 2>/dev/null)
   echo "maskmine: setting up .venv with $("$python" --version); a few minutes and about 7 GB, once" >&2
   [ -x .venv/bin/python ] || "$python" -m venv .venv 2>/dev/null ||
     fail "$python cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' ||
+  shown=--quiet
+  [ ! -t 2 ] || shown=--progress-bar=on # on a terminal pip says what it downloads
+  .venv/bin/python -m pip install "$shown" --disable-pip-version-check --editable '.[dev]' ||
     fail "the packages could not be installed (see above); check the network and run this again"
   echo "$wanted" >.venv/maskmine-environment
 fi

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from maskmine.pipelines.cli.app import FolderArgument, JsonOption, NounsOption, app, err, print_json, print_line
 from maskmine.pipelines.run_folder.folder import read_folder
@@ -84,4 +85,4 @@ def _print_exported(exported: Exported, target: str, *, as_json: bool) -> None:
         print_line(f"{target} is complete; nothing to do")
         return
     counts = ", ".join(f"{name} {counted(count, 'pair')}" for name, count in exported.totals.samples.items())
-    print_line(f"{target}: {counts}, {exported.size_bytes / 1e6:,.1f} MB")
+    print_line(f"{target}: {counts}, {decimal(exported.size_bytes)}")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from maskmine.pipelines.cli.app import (
     ConfigArgument,
@@ -241,5 +242,5 @@ def _render_totals(totals: Totals) -> TextTable:
         table.add_row("masks that cannot be read", f"{totals.masks_left_out:,}")
     table.add_row("pairs", f"{totals.samples:,}")
     table.add_row("different nouns", f"{totals.nouns:,}")
-    table.add_row("megabytes", f"{totals.size_bytes / 1e6:,.1f}")
+    table.add_row("size", decimal(totals.size_bytes))
     return table

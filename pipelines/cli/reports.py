@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from maskmine.pipelines.cli.app import (
     FolderArgument,
@@ -68,7 +69,7 @@ def report(
         return
     print_line(
         f"{to}: {counted(page.manifest.totals.samples, 'pair')}, {len(page.search):,} of them to look up, "
-        f"{to.stat().st_size / 1e6:.1f} MB; open it in a browser"
+        f"{decimal(to.stat().st_size)}; open it in a browser"
     )
 
 

@@ -168,7 +168,7 @@ def shift_words(shift: Shift, kept: int) -> str:
     if not shift.changed:
         return f"{shift.score}: the same in all {kept:,} kept pairs"
     return (
-        f"{shift.score}: another in {shift.changed:,} of {kept:,} kept pairs; new minus old has the median"
+        f"{shift.score}: changed in {shift.changed:,} of {kept:,} kept pairs; new minus old has the median"
         f" {shift.median:+.4f}, and nine tenths are from {shift.low:+.4f} to {shift.high:+.4f}"
     )
 

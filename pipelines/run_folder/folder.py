@@ -327,6 +327,8 @@ def read_folder(root: str) -> RunFolder:
     run = folder_at(root)
     open_store(run.root)  # faults name the path as it was given
     if describe(run.path("plan.json")) is None:
+        if run.done("images"):
+            raise InputError(f"{root}: interrupted before its plan was whole; run the same `maskmine mine` again")
         raise InputError(f"{root}: not a run folder (it has no plan.json); give the `out` of a `maskmine mine` run")
     return run
 

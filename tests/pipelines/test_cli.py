@@ -126,7 +126,7 @@ def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, caps
         (["mine", "CONFIG", "--set", "regions.proposals.annotations=none.json"], "none.json"),
         (["mine", "CONFIG", "--set", "nouns.model=xx_none"], "xx_none"),
         (["mine", "CONFIG", "--set", "pairs.synonyms=none.yaml"], "none.yaml"),
-        (["mine", "CONFIG", "--set", "regions.device=cuda:7"], "this machine has"),
+        (["mine", "CONFIG", "--set", "regions.device=cuda:7"], "regions.device: `cuda:7` was asked for"),
         (["mine", "CONFIG", "--limit", "0"], "--limit"),
         (["mine", "none.yaml"], "none.yaml: no such file"),
         (["mine", "CONFIG", "--engine", "spark"], "--engine spark: unknown; choose one of local, ray, beam"),

@@ -84,7 +84,7 @@ def test_scores_move_and_a_noun_takes_another_mask(runs: tuple[RunFolder, RunFol
     assert (edges[0], edges[25], edges[-1]) == (-0.25, 0.0625, 0.25)
     assert {number: count for number, count in enumerate(counts) if count} == {25: 2, 39: 3}
     assert shift_words(found.shifts[1], found.kept) == "margin: the same in all 5 kept pairs"
-    assert "another in 5 of 5 kept pairs; new minus old has the median +0.2500" in shift_words(found.shifts[0], 5)
+    assert "changed in 5 of 5 kept pairs; new minus old has the median +0.2500" in shift_words(found.shifts[0], 5)
 
 
 def scored(run: RunFolder, to: Path, *, move: float) -> None:

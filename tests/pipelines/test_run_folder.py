@@ -94,6 +94,9 @@ def test_a_missing_a_broken_and_a_foreign_cell_each_say_what_to_do(run: RunFolde
 def test_a_folder_that_is_no_run_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         read_folder(str(tmp_path))
+    RunFolder(str(tmp_path)).write_rows("images", "00000.parquet", rows=ROWS, row_type=ImageRow, fingerprint="f")
+    with pytest.raises(InputError, match="interrupted before its plan was whole"):
+        read_folder(str(tmp_path))
 
 
 def test_a_disk_that_cannot_be_read_is_one_line(run: RunFolder) -> None:
