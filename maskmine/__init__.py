@@ -17,6 +17,7 @@ before it is used.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ __all__ = [
     "segmenter",
     "tune",
 ]
+
+# Threads of a model that wait for each other spin, by default, and take the cores from those that they wait for as soon
+# as anything else runs. OpenMP reads this when it is loaded, with torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 try:
     __version__ = version("maskmine")

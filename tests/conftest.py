@@ -20,6 +20,7 @@ from tests.support.poison.full_disk import install
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as maskmine does, before torch is loaded
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [os.path.join(os.path.dirname(__file__), "support", "poison"), os.environ.get("PYTHONPATH")])
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,18 @@ from tests.support.paths import HEAVY, ROOT
 @pytest.fixture(scope="module")
 def toy_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.write_config(toy.write_toy_world(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.mark.parametrize(("asked", "spins"), [(None, "0"), ("ACTIVE", "30000000000")])
+def test_threads_that_wait_do_not_spin_unless_asked_for(asked: str | None, spins: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    said = subprocess.run(
+        [sys.executable, "-c", "import maskmine, torch"], env=environment, capture_output=True, text=True, check=True
+    ).stderr
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("this torch has another OpenMP, which is not asked here")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said
 
 
 def test_a_run_is_mined_from_a_dictionary_and_read_again(toy_config: Path, tmp_path: Path) -> None:
