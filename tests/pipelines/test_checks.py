@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from maskmine.mining.verifiers.checks import Check
 from maskmine.mining.verifiers.second_clip import SecondClip
+from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.engines.local import LocalEngine
@@ -168,6 +172,40 @@ def test_a_picture_that_is_another_now_is_rejected_and_one_without_pairs_is_not_
     rejected = {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
     assert rejected == toy.REJECTIONS | {("12", "checks", "image_changed"), ("13", "checks", "missing_file")}
     assert sorted(asked) == ["disc", "disc", "discs", "square"]
+
+
+def test_exports_have_the_checks_and_are_filtered_by_them(
+    world: Path, tmp_path: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _, _ = run_toy(config(world, tmp_path / "run"))
+    said = {f"{image}-{noun}": both for (image, noun), both in written(run).items()}
+
+    def exported(to: str, *options: str) -> Path:
+        assert run_app(["export", run.root, "--to", to, "--out", str(tmp_path / to), *options]) == 0
+        return tmp_path / to
+
+    tables = {
+        "parquet": sorted(exported("parquet", "--split", "train=0.5,val=0.5").rglob("*.parquet")),
+        "hf": sorted(exported("hf").rglob("*.parquet")),
+    }
+    for to, noun in (("parquet", "noun"), ("hf", "text")):
+        rows = [row for path in tables[to] for row in pq.read_table(path).to_pylist()]
+        assert {f"{row['image_id']}-{row[noun]}": (row["presence"], row["agreement"]) for row in rows} == said
+    annotations = json.loads((exported("coco") / "train.json").read_text())["annotations"]
+    assert {(one["presence"], one["agreement"]) for one in annotations} == set(said.values())
+    with tarfile.open(exported("webdataset", "--min-presence", "0.6") / "train" / "00000.tar") as tar:
+        records = [json.load(tar.extractfile(one)) for one in tar if one.name.endswith(".json")]  # type: ignore[arg-type]
+    assert {record["noun"]: record["presence"] for record in records} == {"square": 0.9, "bar": 0.7}
+    assert "presence at least 0.6" in (tmp_path / "webdataset" / "README.md").read_text()
+
+    without, _, _ = run_toy(config(world, tmp_path / "without", checks=None))
+    out = ["--to", "hf", "--out", str(tmp_path / "no")]
+    assert run_app(["export", without.root, *out, "--min-agreement", "0.5"]) == 2
+    line = "the pairs of .* have no agreement, as no verifier checked them; set `checks.verifier`"
+    assert re.search(f"--min-agreement 0.5: {line}", capsys.readouterr().err.replace("\n", " "))
+    assert run_app(["export", without.root, *out]) == 0
+    (table,) = (tmp_path / "no").rglob("*.parquet")
+    assert not {"presence", "agreement"} & set(pq.read_schema(table).names)
 
 
 @pytest.mark.parametrize("setting", ["min_presence", "min_agreement"])
