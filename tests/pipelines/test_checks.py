@@ -20,6 +20,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
+from maskmine.pipelines.reports.report import make_report, render_report
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.status import rejected_images, run_status
@@ -30,6 +31,7 @@ from tests.support import toy
 from tests.support.conformance import hashes_of_data
 from tests.support.models import save_tiny_clip
 from tests.support.runs import Recorder, hashes, run_toy, samples
+from tests.support.web.browser import Page
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -206,6 +208,30 @@ def test_exports_have_the_checks_and_are_filtered_by_them(
     assert run_app(["export", without.root, *out]) == 0
     (table,) = (tmp_path / "no").rglob("*.parquet")
     assert not {"presence", "agreement"} & set(pq.read_schema(table).names)
+
+
+def test_the_report_shows_the_checks_and_what_filters_would_leave(
+    world: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _, _ = run_toy(config(world, tmp_path / "run"))
+    report = make_report(run)
+    checked = report.checked
+    assert checked is not None
+    assert sum(checked.presence.counts) == sum(checked.agreement.counts) == 6
+    assert (checked.presence_median, checked.agreement_median, checked.unread) == (0.7, 1.0, 1)
+    left = [(one.setting, one.threshold, one.pairs) for one in checked.filtered]
+    assert left[:2] == [("min_presence", 0.4, 6), ("min_presence", 0.7, 4)]
+    assert [pairs for setting, _, pairs in left if setting == "min_agreement"] == [6, 6, 6, 6]
+    words = " ".join(Page(render_report(report)).words.split())
+    assert "1 pair of this set has a noun that it cannot read, and no filter on checks leaves it." in words
+    assert "pairs.min_presence: 0.7457.1%" in words
+
+    monkeypatch.setitem(PRESENCE, "square", None), monkeypatch.setitem(PRESENCE, "disc", None)
+    monkeypatch.setitem(PRESENCE, "bar", None)
+    unread, _, _ = run_toy(config(world, tmp_path / "unread"))
+    assert make_report(unread).checked is None
+    without, _, _ = run_toy(config(world, tmp_path / "without", checks=None))
+    assert "What the verifier says" not in render_report(make_report(without))
 
 
 @pytest.mark.parametrize("setting", ["min_presence", "min_agreement"])
