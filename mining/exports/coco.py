@@ -24,7 +24,8 @@ def write_coco(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT.json` in the form of COCO's instances. Image ids are those of the run where all of them are numbers.
 
     Otherwise images are numbered, and each says its own as `image_id`. Beyond COCO's keys, annotations have `score`
-    (the proposal's), `similarity`, `margin`, `lift`, `evidence`, `confidence`, `caption` and `key`.
+    (the proposal's), `similarity`, `margin`, `lift`, `evidence`, `confidence`, `caption` and `key`; of checked pairs
+    also `presence` and `agreement`.
     """
     categories = {noun: number for number, noun in enumerate(shard.totals.nouns, start=1)}
     with folder.write(f"{shard.split}.json") as file, tempfile.TemporaryFile() as images:
@@ -74,6 +75,7 @@ def _entries(shard: ExportShard, images: IO[bytes], categories: dict[str, int]) 
             "lift": row.lift,
             "evidence": row.evidence,
             "confidence": row.confidence,
+            **({"presence": row.presence, "agreement": row.agreement} if shard.checked else {}),
             "caption": row.caption,
             "key": row.key,
         }

@@ -56,7 +56,7 @@ class Totals:
 class ExportShard:
     """Shard `number` of the `of` shards of a split: `tables` of the index with a column `split`, read once, in order.
 
-    `tick` is called with the number of samples that were written.
+    `tick` is called with the number of samples that were written; `checked` says whether a verifier checked the pairs.
     """
 
     split: str
@@ -67,6 +67,7 @@ class ExportShard:
     pictures: Pictures
     totals: Totals
     tick: Tick
+    checked: bool
 
     def rows(self) -> Iterator[SampleRow]:
         """The samples' rows of the index."""

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
-from maskmine.schemas.settings import Settings
+from maskmine.schemas.settings import AddedLater, Settings
 from maskmine.schemas.tables import arrow_schema
 
-SCORES = ("similarity", "margin", "lift", "evidence", "confidence")
+SCORES = ("similarity", "margin", "lift", "evidence", "confidence", "presence", "agreement")
 """The columns of the index that have a threshold."""
 
 _HASHED = 2**64  # values of the 8 bytes that a split is chosen by
@@ -45,6 +45,10 @@ class Selection(Settings):
     """Lowest evidence of a pair that is exported; null exports all."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     """Lowest confidence of a pair that is exported, 0–1; null exports all."""
+    min_presence: Annotated[float | None, AddedLater(), Field(ge=0, le=1)] = None
+    """Lowest presence of a pair that is exported, 0–1, by the run's verifier; null exports all."""
+    min_agreement: Annotated[float | None, AddedLater(), Field(ge=0, le=1)] = None
+    """Lowest agreement of a pair that is exported, 0–1, by the run's verifier; null exports all."""
     nouns: tuple[str, ...] | None = None
     """Only pairs of these nouns; null exports all."""
     without_nouns: tuple[str, ...] = ()
@@ -77,9 +81,8 @@ class Selection(Settings):
         return self
 
 
-def index_schema(like: pa.Table | None = None) -> pa.Schema:
-    """The columns of a shard's index, and `split`; those of checks where the table has them."""
-    checked = like is not None and "presence" in like.column_names
+def index_schema(*, checked: bool) -> pa.Schema:
+    """The columns of a shard's index, and `split`; those of checks where a verifier `checked` the pairs."""
     return arrow_schema(SampleRow if checked else UncheckedSampleRow).append(_SPLIT)
 
 
@@ -110,7 +113,8 @@ def split_of(image_id: str, selection: Selection) -> str:
 def _passes(index: pa.Table, selection: Selection) -> pa.ChunkedArray:
     passes = pa.chunked_array([pa.array([True] * len(index), pa.bool_())])
     for name, least in selection.thresholds.items():  # a pair without a score does not reach a threshold
-        passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], least), False))
+        score = index[name] if name in index.column_names else pa.nulls(len(index), pa.float64())
+        passes = pc.and_(passes, pc.fill_null(pc.greater_equal(score, least), False))
     if selection.nouns is not None:
         passes = pc.and_(passes, _is_one_of(index, selection.nouns))
     if selection.without_nouns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -33,15 +33,17 @@ _SCALARS: dict[str, pa.DataType] = {
     **dict.fromkeys((*_BOX, *_CROP_BOX), pa.int64()),
     "key": pa.string(),
 }
+_CHECKED = dict.fromkeys(("presence", "agreement"), pa.float64())  # at the end, where a verifier checked the pairs
 _Files = tuple[SampleRow, ImageFormat, bytes, bytes]
 """A pair, the format of its image, the image and the mask as files."""
 
 
-def hugging_face_schema() -> pa.Schema:
+def hugging_face_schema(*, checked: bool) -> pa.Schema:
     """The columns, and beside them what `datasets` reads to show `image` and `mask` as images."""
+    scalars = _SCALARS | (_CHECKED if checked else {})
     kinds = {"image": {"_type": "Image"}, "mask": {"_type": "Image"}}
-    kinds |= {name: {"dtype": _dtype(kind), "_type": "Value"} for name, kind in _SCALARS.items()}
-    columns = {"image": _PICTURE, "mask": _PICTURE} | _SCALARS
+    kinds |= {name: {"dtype": _dtype(kind), "_type": "Value"} for name, kind in scalars.items()}
+    columns = {"image": _PICTURE, "mask": _PICTURE} | scalars
     fields = [pa.field(name, kind) for name, kind in columns.items()]
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": kinds}})})
 
@@ -52,9 +54,9 @@ def write_hugging_face(folder: Folder, shard: ExportShard) -> None:
     def files(sample: StoredSample) -> _Files:
         return (sample.row, *shard.pictures.files(sample))
 
-    schema = hugging_face_schema()
+    schema = hugging_face_schema(checked=shard.checked)
     # Images are compressed already; trying again takes time and gains nothing.
-    compression = dict.fromkeys(_SCALARS, "zstd") | {"image.bytes": "none", "mask.bytes": "none"}
+    compression = dict.fromkeys(schema.names[2:], "zstd") | {"image.bytes": "none", "mask.bytes": "none"}
     compression |= {"image.path": "zstd", "mask.path": "zstd"}
     name = f"{shard.split}-{shard.number:05d}-of-{shard.of:05d}.parquet"
     with (
@@ -69,13 +71,11 @@ def write_hugging_face(folder: Folder, shard: ExportShard) -> None:
 
 def write_table(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT/00000.parquet`: the index without images, a row a pair, as in the run."""
-    tables = iter(shard.tables)
-    first = next(tables, None)
     with (
         folder.write(shard.split, f"{shard.name}.parquet") as file,
-        pq.ParquetWriter(file, index_schema(first), compression="zstd") as writer,
+        pq.ParquetWriter(file, index_schema(checked=shard.checked), compression="zstd") as writer,
     ):
-        for table in chain([first] if first is not None else [], tables):
+        for table in shard.tables:
             writer.write_table(table)
             shard.tick(len(table))
 
@@ -92,11 +92,12 @@ def _table(batch: Sequence[_Files], schema: pa.Schema) -> pa.Table:
     columns: dict[str, Sequence[Any]] = {"text": [row.noun for row in rows]}
     columns |= zip(_BOX, zip(*(row.box_xyxy for row in rows), strict=True), strict=True)
     columns |= zip(_CROP_BOX, zip(*(row.crop_xyxy for row in rows), strict=True), strict=True)
-    columns |= {name: [getattr(row, name) for row in rows] for name in _SCALARS.keys() - columns.keys()}
+    scalars = schema.names[2:]
+    columns |= {name: [getattr(row, name) for row in rows] for name in set(scalars) - columns.keys()}
     pictures = [
         pa.StructArray.from_arrays([pa.array(files, pa.binary()), pa.array(paths, pa.string())], fields=list(_PICTURE))
         for files, paths in ((images, image_paths), (masks, mask_paths))
     ]
     return pa.Table.from_arrays(
-        [*pictures, *(pa.array(columns[name], kind) for name, kind in _SCALARS.items())], schema=schema
+        [*pictures, *(pa.array(columns[name], schema.field(name).type) for name in scalars)], schema=schema
     )

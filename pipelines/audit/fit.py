@@ -1,6 +1,6 @@
 """Fitting a calibration to judged pairs: logistic regression on the evidence, and on what the features add to it.
 
-Shapes: N judged pairs, F features as in `CALIBRATED`, whose first is the evidence.
+Shapes: N judged pairs, F features, as in `CALIBRATED` or more, whose first is the evidence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from maskmine.mining.scores.calibration import CALIBRATED
 from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.schemas.wording import counted
 
@@ -89,7 +88,7 @@ def _fit(features_NF: Array, right_N: Array, prior: float) -> Fit:
     """Ridge-penalised logistic regression; a column's prior is the factor that it is multiplied by."""
     means_F, deviations_F = features_NF.mean(axis=0), features_NF.std(axis=0)
     scales_F = np.where(deviations_F > 0, deviations_F, 1.0)
-    priors_F = np.array([_PRIOR_EVIDENCE, *[prior] * (len(CALIBRATED) - 1)])
+    priors_F = np.array([_PRIOR_EVIDENCE, *[prior] * (features_NF.shape[1] - 1)])
     model = _regression().fit((features_NF - means_F) / scales_F * priors_F, right_N)
     return Fit(
         np.round(means_F, _DIGITS),

@@ -29,6 +29,8 @@ def export(
     min_lift: Annotated[float | None, typer.Option(help="Only pairs of this lift or more.")] = None,
     min_evidence: Annotated[float | None, typer.Option(help="Only pairs of this evidence or more.")] = None,
     min_confidence: Annotated[float | None, typer.Option(help="Only pairs of this confidence or more, 0–1.")] = None,
+    min_presence: Annotated[float | None, typer.Option(help="Only pairs of this presence or more, 0–1.")] = None,
+    min_agreement: Annotated[float | None, typer.Option(help="Only pairs of this agreement or more, 0–1.")] = None,
     nouns: NounsOption = None,
     without_nouns: Annotated[str | None, typer.Option(metavar="A,B|@FILE", help="No pairs of these nouns.")] = None,
     held_out: Annotated[str | None, typer.Option(metavar="A,B|@FILE", help="Nouns for later splits alone.")] = None,
@@ -54,6 +56,7 @@ def export(
     from maskmine.pipelines.run_folder.claim import writing_alone
 
     least = {"min_lift": min_lift, "min_evidence": min_evidence, "min_confidence": min_confidence}
+    least |= {"min_presence": min_presence, "min_agreement": min_agreement}
     images = {"image_format": image_format, "quality": quality, "max_side_px": max_side}
     settings = parse_export(
         to,

@@ -226,7 +226,8 @@ def _shards(
         tables = reader.tables(selection, split)
         for number, samples in enumerate(sizes):
             rows = _take(tables, remaining, samples)
-            yield ExportShard(split, number, len(sizes), rows, reader, export.pictures, totals, tick)
+            checked = reader.checked
+            yield ExportShard(split, number, len(sizes), rows, reader, export.pictures, totals, tick, checked)
 
 
 def _take(tables: Iterator[pa.Table], remaining: deque[pa.Table], rows: int) -> Iterator[pa.Table]:

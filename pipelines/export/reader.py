@@ -55,7 +55,13 @@ class RunReader:
 
     def has_score(self, score: str) -> bool:
         """Whether any pair of the run has a score."""
-        return any(table[score].null_count < len(table) for table in map(self._index, self._shards.values()))
+        tables = map(self._index, self._shards.values())
+        return any(score in table.column_names and table[score].null_count < len(table) for table in tables)
+
+    @property
+    def checked(self) -> bool:
+        """Whether a verifier checked the pairs of the run, so that its index has columns of checks."""
+        return self._row_type is SampleRow
 
     def read(self, row: SampleRow) -> StoredSample:
         """See `maskmine.mining.exports.export_shards.Run`."""

@@ -24,6 +24,9 @@ _BINS = 40  # bars of a histogram in a chart of 5 inches
 _SIZE_EDGES = tuple(float(edge) for edge in np.round(np.logspace(-4, 0, 25), 8))
 # Nouns in the page: the lists that are shown, those that can be looked up, and points of the rank curve.
 _COMMON, _RARE, _KNOWN, _RANKS = 12, 24, 2_000, 120
+# Filters of checks that are tried: presence has another scale with every verifier, so by what they leave; agreement is
+# an IoU.
+_LEFT, _AGREEMENTS = (0.95, 0.9, 0.8, 0.5), (0.25, 0.5, 0.75, 0.9)
 _EPSILON = 2e-6  # scores have six digits
 
 
@@ -73,6 +76,27 @@ class Scores:
     similarity_median: float
     margin_median: float | None
     alone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """How many of the written pairs a filter such as `min_presence` would leave at a threshold."""
+
+    setting: str
+    threshold: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the verifier says of the written pairs; `unread` are those of nouns that it cannot read."""
+
+    presence: Histogram
+    agreement: Histogram
+    presence_median: float
+    agreement_median: float
+    unread: int
+    filtered: tuple[Filtered, ...]
 
 
 def count_grid(finished: FinishedRun) -> Grid:
@@ -134,6 +158,26 @@ def count_scores(indexes: Sequence[str], *, memory_limit: str) -> Scores | None:
     if similarity is None or median is None:
         return None
     return Scores(similarity, margin, median, margin_median, alone)
+
+
+def count_checks(indexes: Sequence[str], *, memory_limit: str) -> Checked | None:
+    """Over the index tables at these paths, of a run with checks; None when the verifier could read no noun."""
+    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
+        db.execute("CREATE TEMP TABLE score AS SELECT presence, agreement FROM read_parquet($cells)", {"cells": cells})
+        presence, presence_median = _histogram(db, "presence", "presence IS NOT NULL")
+        if presence is None or presence_median is None:
+            return None
+        agreement = count_bins(db, "agreement", "score WHERE agreement IS NOT NULL", low=0.0, high=1.0)
+        quantiles = ", ".join(f"quantile_disc(presence, {1 - left:g})" for left in _LEFT)
+        median, unread, *thresholds = db.execute(
+            f"SELECT quantile_disc(agreement, 0.5), count(*) FILTER (presence IS NULL), {quantiles} FROM score"
+        ).fetchone()
+        tried = [("presence", round(value, 3)) for value in dict.fromkeys(thresholds)]
+        tried += [("agreement", value) for value in _AGREEMENTS]
+        counts = ", ".join(f"count(*) FILTER ({score} >= {least!r})" for score, least in tried)
+        left = db.execute(f"SELECT {counts} FROM score").fetchone()
+    filtered = (Filtered(f"min_{score}", least, pairs) for (score, least), pairs in zip(tried, left, strict=True))
+    return Checked(presence, agreement, presence_median, median, unread, tuple(filtered))
 
 
 def _histogram(db: Any, column: str, where: str) -> tuple[Histogram | None, float | None]:

@@ -23,7 +23,16 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.render import render
 from maskmine.pipelines.evaluate.pairs import Evaluation, evaluate_pairs
 from maskmine.pipelines.reports.charts import curve_svg, histogram_svg, series_of, zipf_svg
-from maskmine.pipelines.reports.figures import Grid, NounCounts, Scores, count_grid, count_nouns, count_scores
+from maskmine.pipelines.reports.figures import (
+    Checked,
+    Grid,
+    NounCounts,
+    Scores,
+    count_checks,
+    count_grid,
+    count_nouns,
+    count_scores,
+)
 from maskmine.pipelines.reports.provenance import Provenance, provenance_of
 from maskmine.pipelines.reports.sample_cards import (
     Card,
@@ -39,6 +48,7 @@ from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import CaptionsRow, ImageRow, RejectedImage, SampleRow
+from maskmine.schemas.sample import CHECKED_VERSION
 
 PAIRS, GALLERY, EXAMPLES = 12, 24, 3  # cards: best and worst pairs, random pairs, images of a reason of rejection
 SAMPLES, MOST_MB = 240, 5.0
@@ -68,6 +78,7 @@ class Report:
     grid: Grid
     nouns: NounCounts
     scores: Scores | None
+    checked: Checked | None
     sureness: Sureness
     hygiene: CaptionQuality
     best: Sequence[Card]
@@ -105,6 +116,7 @@ def make_report(
         grid=count_grid(finished),
         nouns=count_nouns(indexes, memory_limit=memory_limit),
         scores=count_scores(indexes, memory_limit=memory_limit),
+        checked=count_checks(indexes, memory_limit=memory_limit) if _has_checks(finished) else None,
         sureness=count_sureness(finished, truth=truth, synonyms=synonyms, memory_limit=memory_limit),
         hygiene=caption_quality(finished.paths(CaptionsRow), finished.paths(ImageRow), memory_limit=memory_limit),
         best=galleries[0],
@@ -126,6 +138,10 @@ def render_report(report: Report) -> str:
     sure, evidence = report.sureness, None
     if sure.evidence:
         evidence = histogram_svg(sure.evidence, of="evidence", within=sure.evidence_every)
+    checks = {}
+    if report.checked:
+        checks["presence"] = Markup(histogram_svg(report.checked.presence, of="presence"))
+        checks["agreement"] = Markup(histogram_svg(report.checked.agreement, of="agreement, an IoU", colour=1))
     sizes = histogram_svg(report.grid.sizes, of="share of the picture under the mask", logarithmic=True, percent=True)
     return render_page(
         "report.html.j2",
@@ -136,6 +152,7 @@ def render_report(report: Report) -> str:
         similarity=None if similarity is None else Markup(similarity),
         margin=None if margin is None else Markup(margin),
         evidence=None if evidence is None else Markup(evidence),
+        checks=checks,
         filters=filters_of(report.manifest),
         sizes=Markup(sizes),
         hottest=max(1, *(max(row) for row in report.grid.heat_YX)),
@@ -152,6 +169,10 @@ def render_page(template: str, *, script: str | None = None, **values: Any) -> s
     allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
     package = "maskmine.pipelines.reports"
     return render(package, template, script=Markup(code), script_sha256=allowed, **values)
+
+
+def _has_checks(finished: FinishedRun) -> bool:
+    return finished.manifest.format_version >= CHECKED_VERSION
 
 
 def _reasons(finished: FinishedRun) -> list[Reason]:

@@ -23,7 +23,7 @@ import numpy as np
 import typer
 
 from maskmine.mining.evaluation.annotations import read_annotations
-from maskmine.mining.evaluation.pair_matching import match_image
+from maskmine.mining.evaluation.pair_matching import ImageMatches, match_image
 from maskmine.mining.pairs import ClipPairs
 from maskmine.mining.scores.calibration import Calibration, calibrated_features
 from maskmine.mining.text.labels import load_synonyms, open_naming
@@ -31,7 +31,8 @@ from maskmine.pipelines.audit.audit import audit_run
 from maskmine.pipelines.audit.fit import cross_fitted
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.rows import ImageRow, NounsRow, Pair, RegionsRow
+from maskmine.schemas.mask import Mask
+from maskmine.schemas.rows import ImageRow, NounsRow, Pair, PairsRow, RegionsRow
 from maskmine.scripts.accuracy.models import CLEAN, find_models, mine_world
 from maskmine.scripts.command import run_command
 from maskmine.scripts.compare.audits import simulate_audits
@@ -61,6 +62,17 @@ class JudgedPairs:
     pairs: Sequence[Pair]
     proposal_N: Array
     right_N: Array
+
+
+@dataclass(frozen=True)
+class JudgedImage:
+    """An image with the pairs that a rule makes of it, what each is, and the true masks of what its noun names."""
+
+    image: ImageRow
+    regions: RegionsRow
+    pairs: PairsRow
+    matches: ImageMatches
+    named: Sequence[Sequence[Mask]]
 
 
 @dataclass(frozen=True)
@@ -150,22 +162,33 @@ def find_mined(folder: Path, *, seed: int, scenes: int) -> World:
 
 def judge_pairs(world: World, rule: ClipPairs) -> JudgedPairs:
     """The pairs that a rule makes of a world's nouns and regions, with their evidence, held against the truth."""
+    pairs: list[Pair] = []
+    scores: list[float] = []
+    right: list[bool] = []
+    for one in judge_images(world, rule):
+        pairs += one.pairs.pairs
+        scores += [one.regions.regions[pair.region].score for pair in one.pairs.pairs]
+        right += [match.outcome == "correct" for match in one.matches.pairs]
+    return JudgedPairs(pairs, np.array(scores), np.array(right, np.float64))
+
+
+def judge_images(world: World, rule: ClipPairs) -> Iterator[JudgedImage]:
+    """The images of a world with the pairs that a rule makes of their nouns and regions, held against the truth."""
     finished, text_of = world.run, open_text_side(world.run)
     known = read_annotations(world.truth)
     naming = open_naming(known.categories, load_synonyms("auto"))
     match = rule.open()
-    pairs: list[Pair] = []
-    scores: list[float] = []
-    right: list[bool] = []
     for part in finished.parts:
-        nouns, regions = finished.rows(part, NounsRow), finished.rows(part, RegionsRow)
-        keys = map(known.key_of, finished.rows(part, ImageRow))
-        for key, said, seen, matched in zip(keys, nouns, regions, match(nouns, regions, text_of(part)), strict=True):
-            judged = match_image(said, seen, matched.pairs, objects=known.objects(key), naming=naming)
-            pairs += matched.pairs
-            scores += [seen.regions[pair.region].score for pair in matched.pairs]
-            right += [one.outcome == "correct" for one in judged.pairs]
-    return JudgedPairs(pairs, np.array(scores), np.array(right, np.float64))
+        images, nouns = finished.rows(part, ImageRow), finished.rows(part, NounsRow)
+        regions = finished.rows(part, RegionsRow)
+        matched = match(nouns, regions, text_of(part))
+        for image, said, seen, pairs in zip(images, nouns, regions, matched, strict=True):
+            objects = known.objects(known.key_of(image))
+            matches = match_image(said, seen, pairs.pairs, objects=objects, naming=naming)
+            masks = [
+                [one.mask for one in objects if one.category in naming(pair.noun, pair.lemma)] for pair in pairs.pairs
+            ]
+            yield JudgedImage(image, seen, pairs, matches, masks)
 
 
 def compare_scores(worlds: Sequence[World], calibration: Calibration) -> Iterator[Line]:
@@ -177,11 +200,11 @@ def compare_scores(worlds: Sequence[World], calibration: Calibration) -> Iterato
         judged = paper if rule == RULES[0] else [judge_pairs(world, rule) for world in worlds]
         scores: dict[str, Callable[[JudgedPairs], Array]] = {
             "none": lambda one: np.zeros(len(one.pairs)),
-            **{name: _field(name) for name in ("margin", "similarity", "lift")},
+            **{name: field_of(name) for name in ("margin", "similarity", "lift")},
             f"lift + {_SCORE_WEIGHT:g} × proposal's score": lambda one: (
-                _field("lift")(one) + _SCORE_WEIGHT * one.proposal_N
+                field_of("lift")(one) + _SCORE_WEIGHT * one.proposal_N
             ),
-            "evidence": _field("evidence"),
+            "evidence": field_of("evidence"),
         }
         if rule == clean:
             scores[_CONFIDENCE] = lambda one: calibration.confidence(
@@ -193,7 +216,7 @@ def compare_scores(worlds: Sequence[World], calibration: Calibration) -> Iterato
                 {share: precision_at(score(one), one.right_N, right=share * most) for share in STAYING}
                 for one, most in zip(judged, wanted, strict=True)
             ]
-            yield Line(_rule_name(rule), name, [len(one.pairs) for one in judged], precision)
+            yield Line(rule_name(rule), name, [len(one.pairs) for one in judged], precision)
 
 
 def compare_photographs(coco: Path, out: Path) -> Iterator[Line]:
@@ -204,7 +227,7 @@ def compare_photographs(coco: Path, out: Path) -> Iterator[Line]:
     mined, truth = mine_photographs(coco, out=out / "clip", by_label=False)
     judged = judge_pairs(World(0, mined, truth), RULES[0])
     for name in ("none", "similarity", "lift", "evidence"):
-        score_N = np.zeros(len(judged.pairs)) if name == "none" else _field(name)(judged)
+        score_N = np.zeros(len(judged.pairs)) if name == "none" else field_of(name)(judged)
         precision = {s: precision_at(score_N, judged.right_N, right=s * judged.right_N.sum()) for s in STAYING}
         yield Line("true masks, the demo's CLIP", name, [len(judged.pairs)], [precision])
 
@@ -257,7 +280,7 @@ def advice(lines: Sequence[Line]) -> str:
 
 def goals(worlds: Sequence[World], lines: Sequence[Line]) -> Iterator[Measure]:
     """The goals that need no further audits: each is held by the worst of the seeds."""
-    clean = _rule_name(worlds[0].rule)
+    clean = rule_name(worlds[0].rule)
     for score, goal in ((_CONFIDENCE, 95), ("evidence", 94)):
         (line,) = (line for line in lines if (line.rule, line.score) == (clean, score))
         for world, precision in zip(worlds, line.precision, strict=True):
@@ -296,7 +319,9 @@ def partial_confidence(world: World) -> Callable[[Calibration], tuple[Array, Arr
     return lambda calibration: (calibration.confidence(features_NF[has_all_N]), judged.right_N[has_all_N])
 
 
-def _field(name: str) -> Callable[[JudgedPairs], Array]:
+def field_of(name: str) -> Callable[[JudgedPairs], Array]:
+    """A function from pairs to one of their scores, [N]; NaN for none."""
+
     def values(judged: JudgedPairs) -> Array:
         found = (getattr(pair, name) for pair in judged.pairs)
         return np.array([np.nan if value is None else value for value in found], np.float64)
@@ -312,7 +337,8 @@ def _cross_fitted(judged: JudgedPairs) -> Array:
     return result_N
 
 
-def _rule_name(rule: ClipPairs) -> str:
+def rule_name(rule: ClipPairs) -> str:
+    """A rule as tables have it."""
     parts = [rule.rule, *([] if rule.score == "cosine" else [rule.score])]
     return ", ".join([*parts, *([f"proposals weigh {rule.proposal_weight:g}"] if rule.proposal_weight else [])])
 

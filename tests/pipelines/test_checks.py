@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from maskmine.mining.verifiers.checks import Check
 from maskmine.mining.verifiers.second_clip import SecondClip
+from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
+from maskmine.pipelines.reports.report import make_report, render_report
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.status import rejected_images, run_status
@@ -26,6 +31,7 @@ from tests.support import toy
 from tests.support.conformance import hashes_of_data
 from tests.support.models import save_tiny_clip
 from tests.support.runs import Recorder, hashes, run_toy, samples
+from tests.support.web.browser import Page
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -168,6 +174,64 @@ def test_a_picture_that_is_another_now_is_rejected_and_one_without_pairs_is_not_
     rejected = {(i.image_id, i.step, i.reason) for i in rejected_images(run)}
     assert rejected == toy.REJECTIONS | {("12", "checks", "image_changed"), ("13", "checks", "missing_file")}
     assert sorted(asked) == ["disc", "disc", "discs", "square"]
+
+
+def test_exports_have_the_checks_and_are_filtered_by_them(
+    world: Path, tmp_path: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _, _ = run_toy(config(world, tmp_path / "run"))
+    said = {f"{image}-{noun}": both for (image, noun), both in written(run).items()}
+
+    def exported(to: str, *options: str) -> Path:
+        assert run_app(["export", run.root, "--to", to, "--out", str(tmp_path / to), *options]) == 0
+        return tmp_path / to
+
+    tables = {
+        "parquet": sorted(exported("parquet", "--split", "train=0.5,val=0.5").rglob("*.parquet")),
+        "hf": sorted(exported("hf").rglob("*.parquet")),
+    }
+    for to, noun in (("parquet", "noun"), ("hf", "text")):
+        rows = [row for path in tables[to] for row in pq.read_table(path).to_pylist()]
+        assert {f"{row['image_id']}-{row[noun]}": (row["presence"], row["agreement"]) for row in rows} == said
+    annotations = json.loads((exported("coco") / "train.json").read_text())["annotations"]
+    assert {(one["presence"], one["agreement"]) for one in annotations} == set(said.values())
+    with tarfile.open(exported("webdataset", "--min-presence", "0.6") / "train" / "00000.tar") as tar:
+        records = [json.load(tar.extractfile(one)) for one in tar if one.name.endswith(".json")]  # type: ignore[arg-type]
+    assert {record["noun"]: record["presence"] for record in records} == {"square": 0.9, "bar": 0.7}
+    assert "presence at least 0.6" in (tmp_path / "webdataset" / "README.md").read_text()
+
+    without, _, _ = run_toy(config(world, tmp_path / "without", checks=None))
+    out = ["--to", "hf", "--out", str(tmp_path / "no")]
+    assert run_app(["export", without.root, *out, "--min-agreement", "0.5"]) == 2
+    line = "the pairs of .* have no agreement, as no verifier checked them; set `checks.verifier`"
+    assert re.search(f"--min-agreement 0.5: {line}", capsys.readouterr().err.replace("\n", " "))
+    assert run_app(["export", without.root, *out]) == 0
+    (table,) = (tmp_path / "no").rglob("*.parquet")
+    assert not {"presence", "agreement"} & set(pq.read_schema(table).names)
+
+
+def test_the_report_shows_the_checks_and_what_filters_would_leave(
+    world: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _, _ = run_toy(config(world, tmp_path / "run"))
+    report = make_report(run)
+    checked = report.checked
+    assert checked is not None
+    assert sum(checked.presence.counts) == sum(checked.agreement.counts) == 6
+    assert (checked.presence_median, checked.agreement_median, checked.unread) == (0.7, 1.0, 1)
+    left = [(one.setting, one.threshold, one.pairs) for one in checked.filtered]
+    assert left[:2] == [("min_presence", 0.4, 6), ("min_presence", 0.7, 4)]
+    assert [pairs for setting, _, pairs in left if setting == "min_agreement"] == [6, 6, 6, 6]
+    words = " ".join(Page(render_report(report)).words.split())
+    assert "1 pair of this set has a noun that it cannot read, and no filter on checks leaves it." in words
+    assert "pairs.min_presence: 0.7457.1%" in words
+
+    monkeypatch.setitem(PRESENCE, "square", None), monkeypatch.setitem(PRESENCE, "disc", None)
+    monkeypatch.setitem(PRESENCE, "bar", None)
+    unread, _, _ = run_toy(config(world, tmp_path / "unread"))
+    assert make_report(unread).checked is None
+    without, _, _ = run_toy(config(world, tmp_path / "without", checks=None))
+    assert "What the verifier says" not in render_report(make_report(without))
 
 
 @pytest.mark.parametrize("setting", ["min_presence", "min_agreement"])

@@ -189,7 +189,7 @@ def test_coco_numbers_the_images_where_an_id_is_no_number(mined: Path, tmp_path:
     totals = Totals({"train": 7}, {"train": 4}, tuple(sorted({noun for _, noun, _ in toy.PAIRS})), numbered=False)
     with RunReader(FinishedRun.open_published(folder)) as reader:
         tables = reader.tables(Selection())
-        piece = ExportShard("train", 0, 1, tables, reader, Pictures(), totals, lambda _: None)
+        piece = ExportShard("train", 0, 1, tables, reader, Pictures(), totals, lambda _: None, False)
         write_coco(ExportFolder(RunFolder(str(tmp_path))), piece)
     images = json.loads((tmp_path / "train.json").read_text())["images"]
     assert [image["id"] for image in images] == [1, 2, 3, 4]
