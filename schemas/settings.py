@@ -90,7 +90,8 @@ class LastBits(ExecutionOnly):
 
 @dataclass(frozen=True)
 class AddedLater:
-    """Marks a setting that earlier versions had not: with its default a run is the same as one of theirs."""
+    """Marks a setting that earlier versions had not: with its default, whatever that is, a run is the same as one of
+    theirs, whose cells are taken over. So the default is what they did."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def plain_values(
     values = dict(known)
     for name, field in sorted(type(settings).model_fields.items()):
         execution = marker_of(field, ExecutionOnly)
-        if marker_of(field, AddedLater) and getattr(settings, name) == field.default:
+        if marker_of(field, AddedLater) and getattr(settings, name) == field.get_default(call_default_factory=True):
             continue
         if name not in known and (execution is None or execution.hash_default):
             value = field.default if execution else getattr(settings, name)

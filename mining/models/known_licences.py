@@ -24,6 +24,7 @@ _LICENCES = {
     "merged2b_s*": "MIT",  # EVA-02
     "metaclip*": "CC-BY-NC-4.0",
     "openai*": "MIT",
+    "timm/vit_*_clip_*.openai": "MIT",  # the same weights
     "laion*": "MIT",
     "en_core_web_*": "MIT",
 }

@@ -310,6 +310,7 @@ def test_a_licence_that_is_known_says_why_it_is_refused() -> None:
         ("Roboflow/rf-detr-seg-medium", "Apache-2.0"),
         ("Roboflow/rf-detr-2xlarge", "unknown"),
         ("openai", "MIT"),
+        ("timm/vit_large_patch14_clip_224.openai", "MIT"),
         ("someone/eomt", "unknown"),
     ],
 )

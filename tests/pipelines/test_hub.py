@@ -11,56 +11,70 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import open_clip.factory
 import pytest
+import torch
 from huggingface_hub.utils import _http
+from pydantic import TypeAdapter
 
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.proposers.maskformer import MaskFormer
+from maskmine.mining.proposers.proposals import LoadedImage
+from maskmine.mining.proposers.sam import Sam
+from maskmine.mining.regions import AnyProposals
+from maskmine.mining.verifiers.kinds import AnyVerifier
+from maskmine.mining.verifiers.sam3 import Sam3
 from maskmine.pipelines.cli.main import run_app
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.mask import Mask
 from tests.support import toy
 from tests.support.hub import Hub, hub_on_loopback
-from tests.support.models import ARCHITECTURE, network, save_tiny_clip
+from tests.support.hub_repositories import (
+    CLIP,
+    EOMT,
+    MASK2FORMER,
+    MASKFORMER,
+    MM_GROUNDING_DINO,
+    OWLV2,
+    RF_DETR,
+    SAM,
+    SAM3,
+    SIGLIP2,
+    UNNEEDED,
+    save_repositories,
+)
+from tests.support.models import ARCHITECTURE
 from tests.support.paths import ROOT
 from tests.support.runs import hashes
 
-MASKFORMER, CLIP = "facebook/maskformer-swin-base-coco", "timm/vit_large_patch14_clip_224.openai"
-# As the repositories of MaskFormer have it: written by an early version of transformers.
-PREPROCESSOR = {
-    "do_normalize": True,
-    "do_resize": True,
-    "feature_extractor_type": "MaskFormerFeatureExtractor",
-    "ignore_index": 255,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "max_size": 128,
-    "reduce_labels": False,
-    "resample": 2,
-    "size": 64,
-    "size_divisibility": 32,
+PROPOSERS = {
+    MASKFORMER: "maskformer",
+    MASK2FORMER: "maskformer",
+    EOMT: "eomt",
+    RF_DETR: "rf_detr",
+    SAM: "sam",
+    SAM3: "sam",
 }
+VERIFIERS = {OWLV2: "owlv2", MM_GROUNDING_DINO: "mm_grounding_dino", SAM3: "sam3"}
+EVERYTHING = {"points_per_side": 2, "min_predicted_iou": 0.0, "min_stability": 0.0}
+TOKEN = "hf_known"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `maskformer` and `clip`, laid out as the real repositories are."""
-    folder = tmp_path_factory.mktemp("weights")
-    network("maskformer").save_pretrained(folder / "maskformer")
-    (folder / "maskformer" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    save_tiny_clip(folder / "clip")
-    (folder / "clip" / "config.json").write_text(json.dumps({"architecture": "vit_large_patch14_clip_224"}))
-    for name in ("maskformer", "clip"):
-        (folder / name / "README.md").write_text("---\nlicense: other\n---\n")
-        (folder / name / ".gitattributes").write_text("*.safetensors filter=lfs\n")
-    return folder
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each repository, laid out as the real one is."""
+    return save_repositories(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
-def hub(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with both, which is the only one that this process knows, and an empty cache."""
+def hub(weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with all of them, which is the only one that this process knows, and an empty cache.
+
+    SAM 3 is for those alone who have accepted its terms."""
     with hub_on_loopback() as hub:
         for name, value in hub.environment(tmp_path / "cache").items():
             monkeypatch.setenv(name, value)
@@ -71,8 +85,10 @@ def hub(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        hub.publish(MASKFORMER, weights / "maskformer")
-        hub.publish(CLIP, weights / "clip")
+        for name, folder in weights.items():
+            hub.publish(name, folder)
+        hub.repositories[SAM3].refuse, hub.repositories[SAM3].token = (401, "GatedRepo"), TOKEN
+        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield hub
 
 
@@ -116,11 +132,91 @@ def test_the_preset_of_coco_runs_as_it_is_and_again_without_a_network(
     assert hub.log == []
 
 
-def test_a_revision_stays_where_it_was_when_the_hub_goes_on(hub: Hub, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PROPOSERS)
+def test_what_a_proposer_is_called_on_the_hub_is_fetched_once_and_proposes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing is fetched that is not needed, and nothing is asked for once it is here."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    settings = {"kind": PROPOSERS[name], "checkpoint": name, **(EVERYTHING if PROPOSERS[name] == "sam" else {})}
+    proposer = TypeAdapter(AnyProposals).validate_python(settings)
+    proposer.fetch()
+    assert_only_what_is_needed_was_fetched(hub, name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (found,) = proposer.open(device="cpu")([LoadedImage("one", picture())], min_score=0.0)
+    assert found.masks_NHW.shape[1:] == picture().shape[1:]
+    assert len(found) > 0
+    record = proposer.settled("cpu").record()
+    assert (record.name, len(record.sha256)) == (f"{name}@{hub.repositories[name].commit}", 64)
+    assert record.licence != "unknown"
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_what_a_verifier_is_called_on_the_hub_is_fetched_once_and_checks(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    verifier = TypeAdapter(AnyVerifier).validate_python({"kind": VERIFIERS[name], "checkpoint": name, "threshold": 0.0})
+    verifier.fetch()
+    assert_only_what_is_needed_was_fetched(hub, name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    region = Mask.from_array(np.ones(picture().shape[1:], dtype=bool))
+    verify = verifier.open(device="cpu")
+    (cat, dog) = verify(picture(), nouns=["a", "b"], regions=[region], chosen=[0, 0])
+    assert 0 < cat.presence < 1
+    assert cat.presence != dog.presence
+    assert verifier.settled("cpu").record().licence != "unknown"
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        (CLIP, {"model": f"hf-hub:{CLIP}"}),
+        (CLIP, {"model": "ViT-L-14", "pretrained": "openai"}),
+        (SIGLIP2, {"model": f"hf-hub:{SIGLIP2}"}),
+        (SIGLIP2, {"model": "ViT-B-16-SigLIP2", "pretrained": "webli"}),
+    ],
+)
+def test_what_a_clip_is_called_on_the_hub_is_fetched_once_and_embeds(
+    hub: Hub, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, str]
+) -> None:
+    described = json.loads((weights[name] / "open_clip_config.json").read_text())["model_cfg"]
+    built_in = settings["model"] if "pretrained" in settings else "unused"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, built_in, {**described, "quick_gelu": False})
+    clip = Clip(**settings, batch_size=2)  # type: ignore[arg-type]
+    clip.fetch()
+    assert_only_what_is_needed_was_fetched(hub, name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    images, texts = clip.open_image(device="cpu"), clip.open_text(device="cpu")
+    seen_ND = images.embed(torch.rand(2, 3, images.size_px, images.size_px))
+    said_ND = texts.embed(["a dog", "a cat"])
+    assert seen_ND.shape == said_ND.shape
+    assert not torch.equal(said_ND[0], said_ND[1])
+    assert clip.record().licence != "unknown"
+    assert hub.log == []
+
+
+def assert_only_what_is_needed_was_fetched(hub: Hub, name: str) -> None:
+    """And forget what was asked."""
+    files = hub.repositories[name].files
+    fetched = [line.rpartition("/")[2] for line in hub.log if line.startswith("GET /large/")]
+    assert len(fetched) == 1, "the weights, once"
+    assert not [line for line in hub.log if files.get(line.rpartition("/")[2]) == UNNEEDED]
+    hub.log.clear()
+
+
+def picture() -> torch.Tensor:
+    numbers = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (3, 48, 72), dtype=torch.uint8, generator=numbers)
+
+
+def test_a_revision_stays_where_it_was_when_the_hub_goes_on(hub: Hub, weights: dict[str, Path]) -> None:
     commit = hub.repositories[MASKFORMER].commit
     pinned = MaskFormer(kind="maskformer", checkpoint=MASKFORMER, revision=commit)
     pinned.fetch()
-    other = {path.name: path for path in (weights / "maskformer").iterdir()} | {"config.json": b"{}"}
+    other = {path.name: path for path in weights[MASKFORMER].iterdir()} | {"config.json": b"{}"}
     assert hub.publish(MASKFORMER, other).commit != commit
     hub.log.clear()
     pinned.open(device="cpu")
@@ -144,6 +240,14 @@ def test_what_does_not_exist_is_one_line(hub: Hub, quick: None) -> None:
         Clip(model="hf-hub:someone/nothing").fetch()
     with pytest.raises(InputError, match="check the name"):
         MaskFormer(kind="maskformer", checkpoint=MASKFORMER, revision="v9").fetch()
+
+
+@pytest.mark.parametrize("kind", [Sam, Sam3])
+def test_sam_3_says_how_to_ask_for_access(hub: Hub, quick: None, kind: Any) -> None:
+    settings = kind(kind=kind.__name__.lower(), checkpoint=SAM3)
+    with pytest.raises(InputError, match=rf"accept its terms at \S+/{SAM3} .*`hf auth login`"):
+        settings.fetch()
+    assert not [line for line in hub.log if "/large/" in line]
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -161,6 +161,24 @@ def save_sam3(folder: Path, *, video: bool = False) -> Path:
     return folder
 
 
+def save_sam3_video(folder: Path, *, detector: dict[str, Any], weights: dict[str, torch.Tensor]) -> Path:
+    """A SAM 3 as it is published, around a detector of texts of this description and these weights; no processor."""
+    vision = detector["vision_config"]
+    side_px, patch_px = (vision["backbone_config"][name] for name in ("image_size", "patch_size"))
+    prompts = {**_PROMPTS, "image_size": side_px, "patch_size": patch_px}
+    tracker = {"vision_config": vision, "prompt_encoder_config": prompts, "mask_decoder_config": _DECODER}
+    torch.manual_seed(0)
+    config = transformers.Sam3VideoConfig(
+        detector_config=detector, tracker_config={**tracker, **_MEMORY, "image_size": side_px}
+    )
+    network = transformers.Sam3VideoModel(config)
+    _livened(network.tracker_model)
+    whole = network.state_dict() | {f"detector_model.{name}": value for name, value in weights.items()}
+    config.save_pretrained(folder)
+    save_file({name: value.contiguous() for name, value in whole.items()}, folder / "model.safetensors")
+    return folder
+
+
 def save_open_maskformer(folder: Path, *, body: Any) -> Path:
     """A checkpoint of a head with random weights on a MaskFormer of transformers, whose files are there already."""
     torch.manual_seed(0)
