@@ -75,6 +75,7 @@ EXTRAS["dev"] = [
     "httpx2>=2",  # the client of starlette's tests
     "hypothesis>=6.100",
     "jsonschema>=4.18",  # holds the presets to the schemas of configs/schema
+    "lvis>=0.5.3",  # LVIS's own reader, for the export
     "megatron-energon>=7.4",  # what reads an export of `energon`
     "mlcroissant>=1.1",  # judges the Croissant metadata
     "moto[server]>=5",  # the S3 server of the tests

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from maskmine.mining.exports import coco, hugging_face, mds, ovseg, tars
+from maskmine.mining.exports import coco, hugging_face, mds, odvg, ovseg, tars
 from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Folder, Tick, Totals
 from maskmine.mining.exports.filters import Selection
 from maskmine.mining.exports.images import Pictures
@@ -61,6 +61,9 @@ FORMATS = {
     "alpha-clip": Format(tars.write_alpha_clip, tars.write_sizes),
     "energon": Format(tars.write_webdataset, tars.write_energon_templates),
     "coco": Format(coco.write_coco, whole=True),
+    "lvis": Format(coco.write_lvis, whole=True),
+    "sa-co": Format(coco.write_sa_co, whole=True),
+    "odvg": Format(odvg.write_odvg, whole=True),
     "hf": Format(hugging_face.write_hugging_face),
     "mds": Format(mds.write_mds, whole=True, check=mds.require_mds),
     "parquet": Format(hugging_face.write_table),

@@ -159,6 +159,68 @@ def test_pycocotools_finds_the_masks_where_they_lie_in_the_photographs(
     assert [category["name"] for category in coco.cats.values()] == sorted({noun for _, noun, _ in toy.PAIRS})
 
 
+@READERS_WARN
+def test_lvis_reads_the_masks_and_how_often_a_noun_is_there(mined: Path, tmp_path: Path) -> None:
+    from lvis import LVIS
+
+    lvis = LVIS(str(export(mined, tmp_path / "out", "lvis") / "train.json"))
+    found = set()
+    for annotation in lvis.load_anns():
+        noun = lvis.cats[annotation["category_id"]]["name"]
+        shape = next(shape for _, known, shape in toy.PAIRS if known == noun)
+        assert (lvis.ann_to_mask(annotation) == toy.shape_mask(shape)).all()
+        found.add((str(annotation["image_id"]), noun, shape))
+    assert found == toy.PAIRS
+    for image in lvis.imgs.values():
+        there = [lvis.cats[number]["name"] for number in image["not_exhaustive_category_ids"]]
+        assert there == sorted(noun for image_id, noun, _ in toy.PAIRS if image_id == str(image["id"]))
+        assert image["neg_category_ids"] == []
+    for category in lvis.cats.values():
+        images = [image_id for image_id, noun, _ in toy.PAIRS if noun == category["name"]]
+        assert (category["image_count"], category["instance_count"]) == (len(set(images)), len(images))
+        assert category["frequency"] == "r"
+
+
+def test_sa_co_has_an_entry_for_each_noun_of_an_image(
+    mined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    concepts = COCO(str(export(mined, tmp_path / "out", "sa-co") / "train.json"))
+    capsys.readouterr()
+    found = set()
+    for entry in concepts.loadImgs(concepts.getImgIds()):
+        (annotation,) = concepts.imgToAnns[entry["id"]]
+        shape = next(shape for _, known, shape in toy.PAIRS if known == entry["text_input"])
+        mask_HW = concepts.annToMask(annotation)
+        assert (mask_HW == toy.shape_mask(shape)).all()
+        (rows,), (columns,) = np.nonzero(mask_HW.any(1)), np.nonzero(mask_HW.any(0))
+        height_px, width_px = mask_HW.shape
+        box = (columns[0] / width_px, rows[0] / height_px, len(columns) / width_px, len(rows) / height_px)
+        assert annotation["bbox"] == pytest.approx(box)
+        assert annotation["area"] == pytest.approx(mask_HW.mean())
+        found.add((str(entry["photograph_id"]), entry["text_input"], shape))
+    assert found == toy.PAIRS
+    assert [category["name"] for category in concepts.cats.values()] == ["object"]
+
+
+def test_odvg_says_where_a_caption_names_a_box(mined: Path, tmp_path: Path) -> None:
+    found = set()
+    for line in (export(mined, tmp_path / "out", "odvg") / "train.jsonl").read_text().splitlines():
+        image = json.loads(line)
+        caption = image["grounding"]["caption"]
+        assert caption == caption.strip()
+        for region in image["grounding"]["regions"]:
+            ((start, end),) = region["tokens_positive"]
+            assert caption[start:end] == region["phrase"]
+            assert region["phrase"].lower() == region["noun"]
+            shape = next(shape for _, known, shape in toy.PAIRS if known == region["noun"])
+            mask_HW = coco_mask.decode(region["segmentation"])
+            assert (mask_HW == toy.shape_mask(shape)).all()
+            (rows,), (columns,) = np.nonzero(mask_HW.any(1)), np.nonzero(mask_HW.any(0))
+            assert region["bbox"] == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            found.add((str(int(Path(image["filename"]).stem)), region["noun"], shape))
+    assert found == toy.PAIRS
+
+
 @pytest.mark.skipif(not DETECTRON2, reason=WITHOUT_DETECTRON2)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_detectron2_reads_the_masks_as_a_set_of_its_own(mined: Path, tmp_path: Path) -> None:
