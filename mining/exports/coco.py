@@ -73,12 +73,12 @@ def write_lvis(folder: Folder, shard: ExportShard) -> None:
                 del annotation["iscrowd"]  # LVIS has none
                 lists.add("annotations", canonical_json(number | annotation))
                 shard.tick(1)
-        for noun, number in categories.items():
+        for noun, category_id in categories.items():
             images = images_of[noun]
             frequency = "r" if images <= _RARE else "c" if images <= _COMMON else "f"
-            counts = {"image_count": images, "instance_count": instances_of[noun]}
-            named = {"name": noun, "synset": "", "synonyms": [noun], "def": ""}
-            lists.add("categories", canonical_json({"id": number, **named, "frequency": frequency, **counts}))
+            counts = {"image_count": images, "instance_count": instances_of[noun], "frequency": frequency}
+            named = {"id": category_id, "name": noun, "synset": "", "synonyms": [noun], "def": ""}
+            lists.add("categories", canonical_json(named | counts))
 
 
 def write_sa_co(folder: Folder, shard: ExportShard) -> None:

@@ -56,6 +56,7 @@ from maskmine.tuning.segmentation.semantic_inference import (
     paint_hard,
     paint_soft,
 )
+from maskmine.tuning.segmentation.work_size import enlarged, reduced, work_size
 
 MAX_CLASSES = 65_535
 """A label map of 16 bits has room for these, and for the number of no class."""
@@ -165,6 +166,9 @@ class Segmenter(Settings):
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`. Results agree within rounding."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     """Larger images are rejected before they are decoded."""
+    work_pixels: Annotated[int, Field(ge=1)] = 8_000_000
+    """Larger images are segmented reduced to this many pixels, and their maps enlarged: it bounds the memory, see
+    docs/segment.md. Images with annotations as proposals keep their size."""
     decode_threads: Annotated[int, ExecutionOnly(), Field(ge=1)] = 2
     """Images that are decoded at the same time, each in a process of its own."""
     decoding: Annotated[Decoding, ExecutionOnly()] = Decoding()
@@ -220,12 +224,18 @@ class Segmenter(Settings):
         ) -> list[Segmentation | Rejection]:
             names, ids = check_classes(classes), image_ids or [str(number) for number in range(len(images))]
             maps: dict[int, Segmentation | Rejection] = {}
-            for batch in plan_batches([_size_px(rgb_HW3) for rgb_HW3 in images], batch_size=self.batch_size):
-                on_device = [LoadedImage(ids[i], _on_device(images[i], loaded.device)) for i in batch]
+            whole_px = [_size_px(rgb_HW3) for rgb_HW3 in images]
+            sizes_px = [self._work_size(size_px) for size_px in whole_px]
+            for batch in plan_batches(sizes_px, batch_size=self.batch_size):
+                seen = {i: reduced(images[i], size_px=sizes_px[i]) for i in batch}
+                on_device = [LoadedImage(ids[i], _on_device(seen[i], loaded.device)) for i in batch]
                 with torch.inference_mode():
                     answers = _segment_batch(on_device, classes=names, settings=self, models=loaded)
                 maps.update(zip(batch, answers, strict=True))
-            return [maps[i] for i in range(len(images))]
+            return [
+                one if isinstance(one := maps[i], Rejection) else enlarged(one, size_px=whole_px[i])
+                for i in range(len(images))
+            ]
 
         return segment
 
@@ -235,6 +245,11 @@ class Segmenter(Settings):
             texts = [self.clip.record()] if self.proposals.kind == "open_maskformer" else []
             return [self.proposals.record(), *texts]
         return [self.proposals.record(), self.clip.record(), *_tuned_records(self.tuned, self.clip)]
+
+    def _work_size(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        if self.proposals.kind == "ground_truth":  # annotations are in pixels of the image
+            return size_px
+        return work_size(size_px, most_pixels=self.work_pixels)
 
     def _proposal_classifier(self) -> ProposalClassifier:
         return open_proposal_classifier(self.proposals, clip=self.clip, device=self.device, at_once=self.rule != "clip")

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn.functional import normalize
 
@@ -28,6 +30,7 @@ from maskmine.schemas.rows import Rejection
 from maskmine.scripts.demo_world.scene import Scene
 from maskmine.tuning.segmentation.confusion import IGNORE
 from maskmine.tuning.segmentation.segmenter import MAX_CLASSES, Segment, Segmentation, Segmenter, check_classes
+from maskmine.tuning.segmentation.work_size import reduced, work_size
 from tests.support.models import CLIP, CONFIG, MASKFORMER, SCENES, SIZE, mean_iou, network
 from tests.support.paths import ROOT
 
@@ -332,3 +335,27 @@ def test_arrays_that_are_no_pictures_are_errors_of_the_program() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         settings_of().rule = "proposals"  # type: ignore[misc]
+
+
+def test_a_large_image_is_segmented_reduced_and_its_map_enlarged() -> None:
+    large = PICTURES[0].repeat(3, axis=0).repeat(3, axis=1)
+    size_px = PICTURES[0].shape[:2]
+    (of_small,) = segmented([reduced(large, size_px=size_px)])
+    (of_large,) = segmented([large], work_pixels=size_px[0] * size_px[1])
+    assert (of_large.labels_HW == of_small.labels_HW.repeat(3, axis=0).repeat(3, axis=1)).all()
+    assert of_large.scores == of_small.scores
+    assert [region.class_ for region in of_large.regions] == [region.class_ for region in of_small.regions]
+    for region, other in zip(of_large.regions, of_small.regions, strict=True):
+        assert region.box_xyxy == tuple(3 * side for side in other.box_xyxy)
+        assert region.area_px == 9 * other.area_px
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 50_000))
+def test_a_reduced_image_has_at_most_the_pixels_that_are_allowed(height: int, width: int, most: int) -> None:
+    h, w = work_size((height, width), most_pixels=most)
+    assert 1 <= h <= height
+    assert 1 <= w <= width
+    assert h * w <= most
+    assert (h, w) == (height, width) or height * width > most
+    if min(h, w) > 20:
+        assert w / h == pytest.approx(width / height, rel=0.1)
