@@ -93,13 +93,13 @@ def verify_pairs(read: Read[Text], find: Find[Text]) -> Verify:
         texts = dict(zip(different, read(different), strict=True)) if different else {}
         readable = {noun: text for noun, text in texts.items() if text is not None}
         answers = find(rgb_3HW, list(readable.values()), regions) if readable else iter(())
-        found = {noun: _checked(one) for noun, one in zip(readable, answers, strict=True)}
-        return [
-            Check(found[noun].presence, found[noun].agreement(regions[number]))
-            if noun in found
-            else Check(None, None, "text_too_long")
-            for noun, number in zip(nouns, chosen, strict=True)
-        ]
+        checks = [Check(None, None, "text_too_long")] * len(nouns)
+        for noun, answer in zip(readable, answers, strict=True):  # what is found for one noun is in memory at a time
+            found = _checked(answer)
+            for pair, (other, number) in enumerate(zip(nouns, chosen, strict=True)):
+                if other == noun:
+                    checks[pair] = Check(found.presence, found.agreement(regions[number]))
+        return checks
 
     return verify
 

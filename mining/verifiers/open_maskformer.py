@@ -16,10 +16,12 @@ from maskmine.mining.models.devices import DeviceKind, open_device
 from maskmine.mining.models.embeddings import embed_nouns
 from maskmine.mining.models.prompt_templates import load_templates
 from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer, TextSpace
+from maskmine.mining.proposers.open_vocabulary_checkpoint import RECORD_FILE, is_open
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals
 from maskmine.mining.verifiers.checkpoint import refuse_other_kind
 from maskmine.mining.verifiers.checks import Found, TextCache, Verify, verify_pairs
 from maskmine.mining.verifiers.second_clip import read_nouns
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.settings import AnyPath, RecordOnly, Settings
@@ -59,7 +61,7 @@ class OpenMaskFormerVerifier(Settings):
         the best IoU of masks. Raises InputError when the checkpoint cannot be had, lacks weights, or was trained with
         another CLIP.
         """
-        refuse_other_kind(self.checkpoint, kind=self.kind)
+        self._refuse_others()
         space = self._model.text_space()
         target, propose = open_device(device), self._model.open(device=device)
         templates = load_templates(space.record.templates)
@@ -93,12 +95,23 @@ class OpenMaskFormerVerifier(Settings):
         return self.model_copy(update={"precision": precision, "clip": self.clip.settled(kind)})
 
     def fetch(self) -> None:
-        """Fetch CLIP from the hub where it is not on this machine. Raises InputError when that cannot be had."""
+        """Fetch CLIP from the hub where it is not on this machine. Raises InputError when that cannot be had, and for
+        another checkpoint."""
+        self._refuse_others()
         self.clip.fetch()
 
     def record(self) -> ModelRecord:
-        """The weights and their licence, as in `OpenMaskFormer.record`."""
+        """The weights and their licence, as in `OpenMaskFormer.record`; raises also for another kind."""
+        self._refuse_others()
         return self._model.record().model_copy(update={"role": "verifier"})
+
+    def _refuse_others(self) -> None:
+        refuse_other_kind(self.checkpoint, kind=self.kind)
+        if not is_open(self.checkpoint):
+            raise InputError(
+                f"verifier.checkpoint: `{self.checkpoint}` holds no {RECORD_FILE}; give a folder that "
+                "`maskmine train-proposals` made"
+            )
 
     @property
     def _model(self) -> OpenMaskFormer:

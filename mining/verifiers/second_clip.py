@@ -50,7 +50,7 @@ class SecondClip(Settings):
         or 0 where that is negative, and comparable for one model alone. Raises InputError when settings, weights or
         network do not allow it.
         """
-        refuse_other_kind(self.clip.model, kind=self.kind, setting="verifier.clip.model")
+        self._refuse_other_kind()
         templates = load_templates(self.templates)
         images, texts = self.clip.open_image(device=device), self.clip.open_text(device=device)
 
@@ -72,12 +72,18 @@ class SecondClip(Settings):
         return self.model_copy(update={"clip": self.clip.settled(kind)})
 
     def fetch(self) -> None:
-        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
+        """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had, or is of another
+        kind."""
+        self._refuse_other_kind()
         self.clip.fetch()
 
     def record(self) -> ModelRecord:
-        """The weights and their licence, as in `Clip.record`."""
+        """The weights and their licence, as in `Clip.record`; raises also for another kind."""
+        self._refuse_other_kind()
         return self.clip.record().model_copy(update={"role": "verifier"})
+
+    def _refuse_other_kind(self) -> None:
+        refuse_other_kind(self.clip.model, kind=self.kind, setting="verifier.clip.model")
 
 
 def read_nouns(nouns: Sequence[str], *, templates: Sequence[str], tower: TextTower) -> list[Tensor | None]:

@@ -172,7 +172,7 @@ def count_checks(indexes: Sequence[str], *, memory_limit: str) -> Checked | None
         median, unread, *thresholds = db.execute(
             f"SELECT quantile_disc(agreement, 0.5), count(*) FILTER (presence IS NULL), {quantiles} FROM score"
         ).fetchone()
-        tried = [("presence", round(value, 3)) for value in dict.fromkeys(thresholds)]
+        tried = [("presence", float(f"{value:.2g}")) for value in dict.fromkeys(thresholds)]
         tried += [("agreement", value) for value in _AGREEMENTS]
         counts = ", ".join(f"count(*) FILTER ({score} >= {least!r})" for score, least in tried)
         left = db.execute(f"SELECT {counts} FROM score").fetchone()

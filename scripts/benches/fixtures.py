@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import EomtConfig, Sam2Config, SamConfig
+    from transformers import EomtConfig, Owlv2Config, Sam2Config, SamConfig
 
 WIDTH_PX, HEIGHT_PX = 640, 480  # of most photographs in COCO
 SWIN_B: dict[str, Any] = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "window_size": 12}
@@ -140,6 +141,49 @@ def save_random_clip(file: Path, *, model: str = "ViT-B-16") -> Path:
     weights = open_clip.create_model(model, load_weights=False).state_dict()
     save_file({name: value.contiguous() for name, value in weights.items()}, file)
     return file
+
+
+def save_random_siglip2(folder: Path) -> Path:
+    """A SigLIP 2 ViT-B/16 for 256 pixels with random weights and CLIP's own tokenizer, as a folder of open_clip."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config = open_clip.get_model_config("ViT-B-16-SigLIP2-256")
+    assert config is not None
+    config["text_cfg"] = {name: value for name, value in config["text_cfg"].items() if "tokenizer" not in name}
+    parts = {name: value for name, value in config.items() if name != "custom_text"}
+    weights = open_clip.CustomTextCLIP(**parts).state_dict()
+    folder.mkdir(parents=True)
+    described = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def owlv2_config() -> Owlv2Config:
+    """The sizes of google/owlv2-base-patch16-ensemble."""
+    from transformers import Owlv2Config
+
+    return Owlv2Config(vision_config={"image_size": 960})
+
+
+def save_random_owlv2(folder: Path) -> Path:
+    """An OWLv2 with random weights and CLIP's words."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
+
+    torch.manual_seed(0)
+    Owlv2ForObjectDetection(owlv2_config()).save_pretrained(folder)
+    words = SimpleTokenizer()
+    numbers = {word: number for word, number in words.encoder.items() if number < words.sot_token_id}
+    numbers |= {"<|startoftext|>": words.sot_token_id, "<|endoftext|>": words.eot_token_id}
+    tokenizer = CLIPTokenizer(vocab=numbers, merges=[*words.bpe_ranks], model_max_length=16)
+    images = Owlv2ImageProcessor(size={"height": 960, "width": 960})
+    processor: Any = Owlv2Processor
+    processor(images, tokenizer).save_pretrained(folder)
+    return folder
 
 
 def read_photo(path: Path) -> Tensor:

@@ -31,10 +31,12 @@ from maskmine.scripts.benches.fixtures import (
     save_random_clip,
     save_random_eomt,
     save_random_maskformer,
+    save_random_owlv2,
     save_random_sam,
     save_random_sam2,
+    save_random_siglip2,
 )
-from maskmine.scripts.measures import Measure, peak_bytes
+from maskmine.scripts.measures import Measure, Seconds, peak_bytes
 
 _INSTANCES = "annotations/instances_train2017.json"
 _KEPT = 30
@@ -71,6 +73,53 @@ def read_coco(coco_mini: Path, *, images: int) -> tuple[list[tuple[str, str]], l
     chosen = [one for one in content["images"] if one["id"] in annotated][:images]
     shown = [(str(one["id"]), str(coco_mini / "train2017" / one["file_name"])) for one in chosen]
     return shown, [category["name"] for category in content["categories"]]
+
+
+def bench_checked_run(coco_mini: Path, *, images: int = 2) -> Iterator[Measure]:
+    """What each step of a run costs with EoMT-B 640, SigLIP 2 ViT-B/16-256 and, as verifier, OWLv2 base."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch:
+        with context.Pool(1) as pool:
+            tree = pool.apply(_save_checked_run, (str(coco_mini), scratch))
+        with context.Pool(1) as pool:
+            seconds, checked, peak_mb = pool.apply(_mine, (tree, images))
+    for step, taken_s in seconds.items():
+        yield Measure(f"EoMT, SigLIP 2, OWLv2: {step}, an image", taken_s, "s")
+    yield Measure("EoMT, SigLIP 2, OWLv2: pairs checked, an image", checked, "pairs")
+    yield Measure("EoMT, SigLIP 2, OWLv2: peak memory", peak_mb, "MB")
+
+
+def _save_checked_run(coco_mini: str, scratch: str) -> dict[str, Any]:
+    """The settings of a run with random weights below `scratch`."""
+    folder, coco = Path(scratch), Path(coco_mini)
+    captions = coco / "annotations" / "captions_train2017.json"
+    return {
+        "captions": {"kind": "coco", "annotations": str(captions), "images": str(coco / "train2017")},
+        "nouns": {},
+        "regions": {
+            "proposals": _save_eomt_base(folder, coco),
+            "clip": {"model": str(save_random_siglip2(folder / "siglip2"))},
+            "keep": {"min_score": 0.0, "min_area_px": 1, "max_area_ratio": 1.0, "max_iou": 1.0, "top": _KEPT},
+            "device": "cpu",
+        },
+        "pairs": {"rule": "best_region_per_noun"},
+        "checks": {"verifier": {"kind": "owlv2", "checkpoint": str(save_random_owlv2(folder / "owlv2"))}},
+        "max_empty": 1.0,
+        "max_rejected": 1.0,
+        "out": str(folder / "run"),
+    }
+
+
+def _mine(tree: dict[str, Any], images: int) -> tuple[dict[str, float], float, float]:
+    """Seconds of each step an image, loading included, checks of an image, and the most memory of the process in MB."""
+    from maskmine.pipelines.engines.local import LocalEngine
+    from maskmine.pipelines.mine import mine
+    from maskmine.pipelines.settings.mining import parse_mining
+
+    watch = Seconds()
+    mine(parse_mining(tree, place="bench"), engine=LocalEngine(), observer=watch, limit=images)
+    seconds = {step: taken_s / images for step, taken_s in watch.seconds.items()}
+    return seconds, watch.made["checks"] / images, peak_bytes() / 2**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
 from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, bench_nouns
-from maskmine.scripts.benches.proposers import bench_proposers
+from maskmine.scripts.benches.proposers import bench_checked_run, bench_proposers
 from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
 from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
 from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
@@ -37,8 +37,8 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
-            "proposers, engines (or a part of it: engines-start-up, engines-time, engines-memory), sources, review, "
-            "planning, gpu, gpu-tuning, gpu-segment."
+            "proposers, checked-run, engines (or a part of it: engines-start-up, engines-time, engines-memory), "
+            "sources, review, planning, gpu, gpu-tuning, gpu-segment."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
@@ -65,6 +65,7 @@ def main(
         "segmenter": lambda: bench_segmenter(images),
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
+        "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
         "sources": bench_sources,
@@ -90,7 +91,7 @@ def main(
 
 def _is_default(name: str) -> bool:
     """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
-    return not name.startswith(("engines-", "memory", "planning", "proposers")) and (
+    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run")) and (
         not name.startswith("gpu") or _has_gpu()
     )
 

@@ -261,9 +261,13 @@ def test_a_model_without_its_text_side_is_refused(copied: Callable[[str], dict[s
         settings_of(tree).open(device="cpu")
 
 
-def test_a_clip_without_its_text_side_is_refused(copied: Callable[[str], dict[str, Any]]) -> None:
-    tree = copied("clip")
-    file = Path(tree["clip"]["model"], WEIGHTS)
+@pytest.mark.parametrize("kind", ["clip", "open_maskformer"])
+def test_a_clip_without_its_text_side_is_refused(
+    copied: Callable[[str], dict[str, Any]], saved: dict[str, dict[str, Any]], kind: str
+) -> None:
+    clip = copied("clip")["clip"]
+    tree = {**saved[kind], "clip": clip}
+    file = Path(clip["model"], WEIGHTS)
     save_file({name: value for name, value in load_file(file).items() if name.startswith("visual")}, file)
     with pytest.raises(InputError, match=r"clip: the weights `.*` are not those of"):
         settings_of(tree).open(device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +218,52 @@ def test_half_precision_gives_finite_checks_near_those_of_float32(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_may_have_hundreds_of_nouns(opened: Callable[[str], Verify], kind: str) -> None:
-    many = 30 if kind in ("sam3", "mm_grounding_dino") else 300  # these take 0.1 s for each, however small they are
-    nouns = [f"n{number}" for number in range(many)]
-    found = checked(opened(kind), nouns, [0] * many)
-    assert [check.reason for check in found] == [None] * many
-    assert found[7] == checked(opened(kind), ["n7"], [0])[0]
+def test_a_picture_may_have_hundreds_of_nouns_and_no_batch_is_larger_than_the_setting(
+    opened: Callable[[str], Verify], settings_of: Callable[[str], Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nouns, size, settings = [f"n{number}" for number in range(300)], 64, settings_of(kind)
+    if kind in OF_TRANSFORMERS:  # in batches as on a GPU
+        settings = settings.model_copy(update={"batch_size": size})
+        in_batches = partial(checks.fixed_batches, device=torch.device("cuda"))
+        module = type(settings).__module__
+        monkeypatch.setattr(
+            f"{module}.fixed_batches", lambda items, *, batch_size, device: in_batches(items, batch_size=batch_size)
+        )
+    else:
+        settings = settings.model_copy(update={"clip": settings.clip.model_copy(update={"batch_size": size})})
+    verify = settings.open(device="cpu")
+    rows = [rows_at(path, monkeypatch) for path in READING[kind]]
+    found = checked(verify, nouns, [0] * len(nouns))
+    assert [check.reason for check in found] == [None] * len(nouns)
+    assert [set(counts) for counts in rows] == [{size}] * len(rows)
+    assert {len(counts) for counts in rows} == {5}
+    (alone,) = checked(opened(kind), ["n7"], [0])
+    assert found[7].presence == pytest.approx(alone.presence, abs=1e-4)
+
+
+READING = {
+    "sam3": ("transformers.CLIPTextModelWithProjection.forward", "transformers.Sam3Model.forward"),
+    "owlv2": ("transformers.models.owlv2.modeling_owlv2.Owlv2TextTransformer.forward",),
+    "mm_grounding_dino": ("transformers.MMGroundingDinoForObjectDetection.forward",),
+    "clip": ("open_clip.CLIP.encode_text",),
+    "open_maskformer": ("open_clip.CLIP.encode_text",),
+}
+"""Where nouns are looked at together."""
+
+
+def rows_at(path: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many nouns are looked at by each call."""
+    counts: list[int] = []
+    owner, _, name = path.rpartition(".")
+    original = getattr(pkgutil.resolve_name(owner), name)
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        texts = kwargs.get("attention_mask", kwargs.get("input_ids", args[0] if args else None))
+        counts.append(len(texts))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(pkgutil.resolve_name(owner), name, counted)
+    return counts
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:

@@ -31,6 +31,7 @@ from tests.support import toy
 from tests.support.conformance import hashes_of_data
 from tests.support.models import save_tiny_clip
 from tests.support.runs import Recorder, hashes, run_toy, samples
+from tests.support.tiny_verifiers import KINDS, save_owlv2
 from tests.support.web.browser import Page
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
@@ -232,6 +233,39 @@ def test_the_report_shows_the_checks_and_what_filters_would_leave(
     assert make_report(unread).checked is None
     without, _, _ = run_toy(config(world, tmp_path / "without", checks=None))
     assert "What the verifier says" not in render_report(make_report(without))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_verifier_of_another_kind_is_found_before_anything_is_written(world: Path, tmp_path: Path, kind: str) -> None:
+    other = "owlv2" if kind == "clip" else "clip"
+    folder = str(world / "clip") if other == "clip" else str(save_owlv2(tmp_path / "owlv2"))
+    section: dict[str, Any] = {"kind": kind}
+    section |= {"clip": {"model": folder}} if kind == "clip" else {"checkpoint": folder}
+    section |= {"clip": {"model": str(world / "clip")}} if kind == "open_maskformer" else {}
+    with pytest.raises(InputError, match=rf"is none for `kind: {kind}`; use `kind: {other}` for it") as caught:
+        run_toy(config(world, tmp_path / "run", checks={"verifier": section}))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("clip", "clip.model: `.*empty` holds no open_clip_config.json; give a folder saved for open_clip"),
+        ("open_maskformer", "verifier.checkpoint: `.*empty` holds no open_vocabulary.json; give a folder that"),
+    ],
+)
+def test_a_folder_that_holds_no_verifier_is_found_before_anything_is_written(
+    world: Path, tmp_path: Path, kind: str, line: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    section: dict[str, Any] = {"kind": kind, "clip": {"model": str(tmp_path / "empty")}}
+    if kind == "open_maskformer":
+        section |= {"checkpoint": str(tmp_path / "empty"), "clip": {"model": str(world / "clip")}}
+    with pytest.raises(InputError, match=f"^{line}") as caught:
+        run_toy(config(world, tmp_path / "run", checks={"verifier": section}))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("setting", ["min_presence", "min_agreement"])

@@ -154,7 +154,7 @@ def test_images_without_regions_are_rejected_as_such(world: Path, regions: dict[
 
 
 @pytest.mark.parametrize("place", ["regions.proposals", "checks.verifier"])
-def test_a_checkpoint_of_another_kind_is_found_before_anything_is_written(
+def test_a_checkpoint_of_another_model_is_found_before_anything_is_written(
     world: Path, regions: dict[str, Any], tmp_path: Path, place: str
 ) -> None:
     kind = "sam" if place == "regions.proposals" else "owlv2"

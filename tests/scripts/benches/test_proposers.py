@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from maskmine.schemas.errors import InputError
-from maskmine.scripts.benches.fixtures import eomt_config, sam2_config, sam_config
+from maskmine.scripts.benches.fixtures import eomt_config, owlv2_config, sam2_config, sam_config
 from maskmine.scripts.benches.proposers import read_coco
 
 
@@ -22,11 +22,13 @@ def millions(network_class: Any, config: Any) -> float:
 
 def test_the_sizes_are_those_of_the_published_models() -> None:
     """facebook/sam-vit-base has 93.7 million parameters, sam-vit-large 312.3, sam2.1-hiera-large 224.4 with videos and
-    sam2.1-hiera-base-plus 80.8. The tables of EoMT's authors have 93 for the base and 316 for the large one."""
+    sam2.1-hiera-base-plus 80.8. The tables of EoMT's authors have 93 for the base and 316 for the large one. OWLv2 base
+    is CLIP's ViT-B/16, 149.6, with positions for 960 pixels, 2.6, and heads, 2.4."""
     assert millions(transformers.SamModel, sam_config(large=False)) == pytest.approx(93.7, rel=0.01)
     assert millions(transformers.SamModel, sam_config(large=True)) == pytest.approx(312.3, rel=0.01)
     assert millions(transformers.Sam2Model, sam2_config(large=True)) == pytest.approx(224.4 - 8, rel=0.03)
     assert millions(transformers.Sam2Model, sam2_config(large=False)) == pytest.approx(80.8 - 8, rel=0.03)
+    assert millions(transformers.Owlv2ForObjectDetection, owlv2_config()) == pytest.approx(149.6 + 2.6 + 2.4, rel=0.01)
     assert millions(transformers.EomtForUniversalSegmentation, eomt_config(large=False)) == pytest.approx(93, rel=0.02)
     assert millions(transformers.EomtForUniversalSegmentation, eomt_config(large=True)) == pytest.approx(316, rel=0.02)
 
