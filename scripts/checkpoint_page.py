@@ -205,7 +205,7 @@ CHECKPOINTS = (
         "tue-mps/eomt-dinov3-coco-panoptic-large-640",
         partial(_built, "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", num_labels=133),
         "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
-        f"137 images/s, H100 ([authors]({_EOMT}/dinov3.md))",
+        f"137 images/s, H100 ([authors]({_EOMT}/dinov3.md)); 10 {_CORE}",
     ),
     Checkpoint(
         "Roboflow/rf-detr-seg-medium",
@@ -217,7 +217,7 @@ CHECKPOINTS = (
         "facebook/sam-vit-base",
         partial(_built, "SamModel", partial(sam_config, large=False)),
         f"{_HUB}/facebook/sam-vit-base",
-        "not measured",
+        f"150 {_CORE}, 1,024 points",
     ),
     Checkpoint(
         "facebook/sam-vit-large",
@@ -229,7 +229,7 @@ CHECKPOINTS = (
         "facebook/sam2.1-hiera-large",
         partial(_built, "Sam2VideoModel", _sam2_large),
         "https://github.com/facebookresearch/sam2/blob/main/LICENSE",
-        "not measured",
+        f"160 {_CORE}, 1,024 points",
     ),
     Checkpoint(
         "facebook/sam3",
