@@ -12,13 +12,14 @@ _LICENCES = {
     "facebook/sam2*": "Apache-2.0",
     "facebook/sam3*": "SAM License",
     "tue-mps/*eomt*": "MIT",
-    "tue-mps/*eomt*dinov3*": "DINOv3 License",  # differences to Meta's weights, of no use without them
+    "tue-mps/*eomt*dinov3*": "DINOv3 License",  # Meta's weights, or differences to them
     "Roboflow/rf-detr-seg-*": "Apache-2.0",  # detectors of its larger sizes have another, and no masks
     "google/owlv2-*": "Apache-2.0",
     "openmmlab-community/mm_grounding_dino_*": "Apache-2.0",
     "webli": "Apache-2.0",  # SigLIP and SigLIP 2, as open_clip calls their weights
     "timm/ViT-*-SigLIP*": "Apache-2.0",
     "timm/PE-Core-*": "Apache-2.0",
+    "meta": "Apache-2.0",  # PE-Core, as open_clip calls its weights
     "timm/eva02_*_clip_*": "MIT",
     "timm/eva02_*_clip_*.merged2b_ft_inat21": "CC-BY-NC-4.0",
     "merged2b_s*": "MIT",  # EVA-02

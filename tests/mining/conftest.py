@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
 
-from tests.support import toy
+from tests.support import tiny_verifiers, toy
 from tests.support.models import KINDS, SIZE, network
 from tests.support.paths import ROOT
 from tests.support.runs import (
@@ -23,6 +24,7 @@ from tests.support.runs import (
     everything_at,
     run_toy,
 )
+from tests.support.tiny_verifiers import save_verifier
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     transformers.MaskFormerImageProcessor(size=SIZE).save_pretrained(folders["maskformer"])
     transformers.Mask2FormerImageProcessor(size=SIZE).save_pretrained(folders["mask2former"])
     return folders
+
+
+@pytest.fixture(scope="session")
+def saved_verifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The settings of a tiny verifier of each kind; tests that break one copy it first."""
+    return {kind: save_verifier(kind, tmp_path_factory.mktemp(kind)) for kind in tiny_verifiers.KINDS}
 
 
 STARTS_WITHIN_S = 60.0

@@ -33,15 +33,15 @@ from maskmine.mining.verifiers.second_clip import SecondClip
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask, mask_iou
 from tests.support.models import WEIGHTS, network, save_tiny_clip
-from tests.support.tiny_verifiers import KINDS, OF_TRANSFORMERS, save_verifier
+from tests.support.tiny_verifiers import KINDS, OF_TRANSFORMERS
 
 NOUNS = ["cat", "dog", "red car"]
 SIZE_PX = (48, 72)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return {kind: save_verifier(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+@pytest.fixture
+def saved(saved_verifiers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return saved_verifiers
 
 
 @pytest.fixture

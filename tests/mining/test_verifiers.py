@@ -18,22 +18,15 @@ from maskmine.mining.verifiers.kinds import AnyVerifier
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.settings import plain_values
-from tests.support.tiny_verifiers import KINDS, OF_TRANSFORMERS, save_verifier
+from tests.support.tiny_verifiers import KINDS, OF_TRANSFORMERS
 
 SIZES = ((48, 72), (200, 31), (1, 1), (1, 3000), (700, 2))
 NOUNS = ["cat", "dog", "red car"]
 
 
 @pytest.fixture(scope="module")
-def settings_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    saved: dict[str, Any] = {}
-
-    def settings(kind: str) -> Any:
-        if kind not in saved:
-            saved[kind] = TypeAdapter(AnyVerifier).validate_python(save_verifier(kind, tmp_path_factory.mktemp(kind)))
-        return saved[kind]
-
-    return settings
+def settings_of(saved_verifiers: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
+    return lambda kind: TypeAdapter(AnyVerifier).validate_python(saved_verifiers[kind])
 
 
 @pytest.fixture(scope="module")

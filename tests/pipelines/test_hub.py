@@ -35,31 +35,18 @@ from tests.support import toy
 from tests.support.hub import Hub, hub_on_loopback
 from tests.support.hub_repositories import (
     CLIP,
-    EOMT,
-    MASK2FORMER,
+    CLIPS,
     MASKFORMER,
-    MM_GROUNDING_DINO,
-    OWLV2,
-    RF_DETR,
-    SAM,
+    PROPOSERS,
     SAM3,
-    SIGLIP2,
     UNNEEDED,
+    VERIFIERS,
     save_repositories,
 )
 from tests.support.models import ARCHITECTURE
 from tests.support.paths import ROOT
 from tests.support.runs import hashes
 
-PROPOSERS = {
-    MASKFORMER: "maskformer",
-    MASK2FORMER: "maskformer",
-    EOMT: "eomt",
-    RF_DETR: "rf_detr",
-    SAM: "sam",
-    SAM3: "sam",
-}
-VERIFIERS = {OWLV2: "owlv2", MM_GROUNDING_DINO: "mm_grounding_dino", SAM3: "sam3"}
 EVERYTHING = {"points_per_side": 2, "min_predicted_iou": 0.0, "min_stability": 0.0}
 TOKEN = "hf_known"
 
@@ -170,22 +157,17 @@ def test_what_a_verifier_is_called_on_the_hub_is_fetched_once_and_checks(
     assert hub.log == []
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        (CLIP, {"model": f"hf-hub:{CLIP}"}),
-        (CLIP, {"model": "ViT-L-14", "pretrained": "openai"}),
-        (SIGLIP2, {"model": f"hf-hub:{SIGLIP2}"}),
-        (SIGLIP2, {"model": "ViT-B-16-SigLIP2", "pretrained": "webli"}),
-    ],
-)
+@pytest.mark.parametrize("by_tag", [False, True])
+@pytest.mark.parametrize("name", CLIPS)
 def test_what_a_clip_is_called_on_the_hub_is_fetched_once_and_embeds(
-    hub: Hub, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, str]
+    hub: Hub, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, by_tag: bool
 ) -> None:
+    """By the name of the repository, and by open_clip's own names of architecture and weights."""
+    architecture, tag = CLIPS[name]
     described = json.loads((weights[name] / "open_clip_config.json").read_text())["model_cfg"]
-    built_in = settings["model"] if "pretrained" in settings else "unused"
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, built_in, {**described, "quick_gelu": False})
-    clip = Clip(**settings, batch_size=2)  # type: ignore[arg-type]
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, architecture, {**described, "quick_gelu": False})
+    named = {"model": architecture, "pretrained": tag} if by_tag else {"model": f"hf-hub:{name}"}
+    clip = Clip(**named, batch_size=2)  # type: ignore[arg-type]
     clip.fetch()
     assert_only_what_is_needed_was_fetched(hub, name)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

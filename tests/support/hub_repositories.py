@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ OWLV2, MM_GROUNDING_DINO = (
     "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
 )
 CLIP, SIGLIP2 = "timm/vit_large_patch14_clip_224.openai", "timm/ViT-B-16-SigLIP2"
+EOMT_DINOV3 = "tue-mps/eomt-dinov3-coco-panoptic-large-640"
+
+PROPOSERS = {
+    **dict.fromkeys((MASKFORMER, MASK2FORMER), "maskformer"),
+    **dict.fromkeys((EOMT, EOMT_DINOV3), "eomt"),
+    RF_DETR: "rf_detr",
+    **dict.fromkeys((SAM, SAM3), "sam"),
+}
+VERIFIERS = {OWLV2: "owlv2", MM_GROUNDING_DINO: "mm_grounding_dino", SAM3: "sam3"}
+"""Which `kind` takes a repository, as a proposer and as a verifier."""
+CLIPS = {CLIP: ("ViT-L-14", "openai"), SIGLIP2: ("ViT-B-16-SigLIP2", "webli")}
+"""The architecture and the tag by which open_clip knows a repository."""
 
 UNNEEDED = b"nobody has to fetch this"
 """What stands in files that no loader needs: weights as pickles, or for other libraries."""
@@ -119,9 +132,9 @@ def _mask2former(folder: Path) -> None:
     _unneeded(folder, "pytorch_model.bin")
 
 
-def _eomt(folder: Path) -> None:
-    """The description gives what differs from the library's defaults; the processor's class is one of version 4."""
-    save_eomt(folder)
+def _eomt(folder: Path, *, kind: str = "eomt") -> None:
+    """The processor's class is one of version 4 of transformers, with all of its options."""
+    save_eomt(folder, kind=kind)
     processor: dict[str, Any] = dict.fromkeys(
         (
             "crop_size",
@@ -137,7 +150,8 @@ def _eomt(folder: Path) -> None:
     processor |= {"image_processor_type": "EomtImageProcessorFast", "input_data_format": None}
     size = {"size": {"longest_edge": 64, "shortest_edge": 64}}
     _write(folder / "preprocessor_config.json", {**processor, **size, **_STEPS, **_OF_IMAGENET})
-    _unneeded(folder, "pytorch_model.bin")
+    if kind == "eomt":
+        _unneeded(folder, "pytorch_model.bin")
 
 
 def _sam(folder: Path) -> None:
@@ -228,6 +242,7 @@ _REPOSITORIES: Mapping[str, tuple[str, Callable[[Path], object]]] = {
     MASKFORMER: ("other", _maskformer),
     MASK2FORMER: ("other", _mask2former),
     EOMT: ("mit", _eomt),
+    EOMT_DINOV3: ("other", partial(_eomt, kind="eomt_dinov3")),
     RF_DETR: ("apache-2.0", save_rf_detr),
     SAM: ("apache-2.0", _sam),
     SAM3: ("other", _sam3),
