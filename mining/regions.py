@@ -31,13 +31,12 @@ from maskmine.mining.proposers.eomt import Eomt
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
-from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals
+from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals, run_lengths
 from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
 from maskmine.mining.storage.locations import file_name_of
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
-from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, Region, RegionsRow, Rejection
 from maskmine.schemas.settings import ExecutionOnly, LastBits, Settings
 
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     import torch
 
 OTHER_PICTURE = Rejection("image_changed", "the file is not the one that its masks were made from")
-# Masks are copied for their run lengths some at a time, each pixel a byte.
-_MAX_ENCODED_PX = 32_000_000
 
 
 AnyProposals = Annotated[
@@ -320,7 +317,9 @@ def _as_row(
         return RegionsRow.rejected(image_id, result, sha256=picture.sha256, height_px=height_px, width_px=width_px)
     kept = result.proposals
     packed: Sequence[bytes | None] = embeddings or [None] * len(kept)
-    columns = zip(_encode(kept.masks_NHW), kept.scores_N.tolist(), kept.labels, packed, strict=True)
+    columns = zip(
+        run_lengths(kept.masks_NHW, range(len(kept))), kept.scores_N.tolist(), kept.labels, packed, strict=True
+    )
     regions = tuple(
         Region(mask=mask, box_xyxy=mask.box_xyxy, area_px=mask.area_px, score=score, label=label, embedding=embedding)
         for mask, score, label, embedding in columns
@@ -334,15 +333,3 @@ def _as_row(
         rejection=None,
         left_out=kept.left_out,
     )
-
-
-def _encode(masks_NHW: torch.Tensor) -> list[Mask]:
-    """Masks as run lengths. These run down the columns, an order that a GPU makes for nothing before the copy."""
-    import torch
-
-    step = max(1, _MAX_ENCODED_PX // masks_NHW[0].numel())
-    masks = []
-    for start in range(0, len(masks_NHW), step):
-        columns_NWH = masks_NHW[start : start + step].view(torch.uint8).transpose(1, 2).contiguous()
-        masks += Mask.from_arrays(columns_NWH.cpu().numpy().transpose(0, 2, 1))
-    return masks

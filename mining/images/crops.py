@@ -116,7 +116,8 @@ def cut_masks(masks: Sequence[Tensor], *, size_px: int, crop: Crop) -> Tensor:
     width_R, start_R = (values_R.to(device) for values_R in _crop_corners(masks, boxes))
     column_RS, row_RS = (_nearest(lengths_R.to(device), size_px=size_px) for lengths_R in _sides(boxes))
     index_RSS = (start_R[:, None] + row_RS * width_R[:, None])[:, :, None] + column_RS[:, None, :]
-    return torch.cat([masks_NHW.reshape(-1) for masks_NHW in masks])[index_RSS]
+    values = [masks_NHW.reshape(-1) for masks_NHW in masks]
+    return (values[0] if len(values) == 1 else torch.cat(values))[index_RSS]
 
 
 def squeeze_crop(crop_3HW: Tensor, *, size_px: int, crop: Crop) -> Tensor:
@@ -382,7 +383,7 @@ def _by_columns(image_3HW: Tensor) -> Tensor:
     """The image as float32 [W, 3, H], contiguous."""
     import torch
 
-    image_W3H = image_3HW.permute(2, 0, 1)
+    image_W3H = image_3HW.transpose(1, 2).contiguous().permute(1, 0, 2)  # turned as bytes, a quarter of the work
     return torch.empty(image_W3H.shape, device=image_3HW.device).copy_(image_W3H)
 
 

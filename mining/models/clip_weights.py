@@ -102,6 +102,9 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
         try:
             architecture = open_clip.get_model_config(name)
             refuse_foreign(architecture, model)
+            if source.name.startswith(_HUB) and source.weights is None:  # fetched before the model is built
+                open_clip.pretrained.download_pretrained_from_hf(source.name.removeprefix(_HUB))
+                source = find_weights(model, pretrained)
             if weights_bytes := _weights_bytes(source):
                 refuse_larger(architecture, model, weights_bytes=weights_bytes)
             dim = int(architecture["embed_dim"])

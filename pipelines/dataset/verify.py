@@ -11,7 +11,7 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,7 +30,7 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import Manifest, ShardEntry
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import Rejection, SampleRow
-from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
+from maskmine.schemas.sample import IMAGE_FORMATS, ImageFormat, cell_name, member_names, record_keys
 
 # What .json and index both have, and only a mistake in writing can make differ.
 _SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
@@ -132,6 +132,8 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
         except (FileNotFoundError, NotADirectoryError):
             if file not in _SUMS_FILES:  # which say so themselves
                 yield Problem(file, f"missing, though {name} names it; {_AGAIN}")
+        except (IncompleteError, IsADirectoryError) as error:  # such as a folder in its place
+            yield Problem(file, f"cannot be read: {error}")
 
 
 def _check_additions(run: RunFolder, known: set[str], *, whole_folder: bool) -> Iterator[Problem]:
@@ -178,16 +180,35 @@ def _check_shard(run: RunFolder, shard: ShardEntry, manifest: Manifest, keys: se
     keys.update(row.key for row in index)
     if not run.exists("shards", shard.name):
         return  # reported with the checksums
-    image_format: ImageFormat = manifest.settings["shards"]["image_format"]
-    with run.open("shards", shard.name) as file:
-        try:
-            members = _members(file)
-            for row in index:
-                yield from _check_sample(name, row, members, image_format, record_keys(manifest.format_version))
-            if extra := next(members, None):
-                yield Problem(name, f"member {extra.name} is in no sample of the index; {_REMEDY}")
-        except tarfile.TarError as error:
-            yield Problem(name, f"not a whole tar ({error}); {_REMEDY}")
+    image_format = _image_format(manifest)
+    if image_format is None:
+        yield Problem("manifest.json", f"its settings have no `shards.image_format`; {_REMEDY}")
+        return
+    try:
+        with run.open("shards", shard.name) as file:
+            yield from _check_tar(name, file, index, image_format, record_keys(manifest.format_version))
+    except (IncompleteError, IsADirectoryError):  # reported with the checksums, too
+        yield Problem(name, f"cannot be read; {_REMEDY}")
+
+
+def _check_tar(
+    name: str, file: Any, index: Sequence[SampleRow], image_format: ImageFormat, keys: frozenset[str]
+) -> Iterator[Problem]:
+    try:
+        members = _members(file)
+        for row in index:
+            yield from _check_sample(name, row, members, image_format, keys)
+        if extra := next(members, None):
+            yield Problem(name, f"member {extra.name} is in no sample of the index; {_REMEDY}")
+    except tarfile.TarError as error:
+        yield Problem(name, f"not a whole tar ({error}); {_REMEDY}")
+
+
+def _image_format(manifest: Manifest) -> ImageFormat | None:
+    """The format of the crops; None where the settings do not say it."""
+    of_shards = manifest.settings.get("shards")
+    stored = of_shards.get("image_format") if isinstance(of_shards, dict) else None
+    return next((known for known in IMAGE_FORMATS if known == stored), None)
 
 
 @dataclass(frozen=True, slots=True)

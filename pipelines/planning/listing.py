@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from operator import ne
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,7 @@ class Loaded:
     urls: bool = False
 
 
+_MAX_URL_CHARS = 80
 _OUTSIDE = rejected_location(Rejection("outside_folder", ""))  # how such locations begin
 _LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffled", pa.uint64())])
 
@@ -45,18 +47,22 @@ _LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffle
 def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
     """Read each source once, a table at a time; memory does not grow with the data set."""
     for number, source in enumerate(settings.sources):
-        listed, elsewhere, first_elsewhere = 0, 0, ""
+        listed, elsewhere, refused, first_elsewhere = 0, 0, 0, ""
         for table in source.read(images_per_part=settings.shards.images_in_part(None), limits=settings.limits):
+            table, urls = _without_urls(table, source, settings)
+            refused += urls
             paths = table["path"].drop_null()
             outside = paths.filter(pc.starts_with(paths, _OUTSIDE))
             listed, elsewhere = listed + len(paths), elsewhere + len(outside)
             first_elsewhere = first_elsewhere or (outside[0].as_py() if len(outside) else "")
             loaded.listed = loaded.listed or len(paths) > 0
-            if not loaded.urls and has_url(table["path"]):
+            if not loaded.urls and not urls and has_url(table["path"]):
                 refuse_urls(settings, source.location)
                 loaded.urls = True
             columns = [pa.array(np.full(len(table), number)), _shuffled(table["image_id"])]
             yield pa.table([*table.columns, *columns], schema=_LOADED)
+        if refused and listed == elsewhere + refused:
+            refuse_urls(settings, source.location)
         if listed and listed == elsewhere:
             _refuse_outside(settings, number, first_elsewhere.removeprefix(_OUTSIDE))
     if not loaded.listed:
@@ -64,6 +70,29 @@ def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
             f"{settings.sources[0].location}: says nothing of where the pictures are; give `path_col`, or list the "
             "source of the images (such as `kind: run`) beside it"
         )
+
+
+def _without_urls(table: pa.Table, source: Any, settings: Mining) -> tuple[pa.Table, int]:
+    """The entries with a rejection in place of every URL that nobody allowed to be fetched, and how many these are.
+
+    A source of URLs, by its settings, keeps them: it is refused whole, without reading on.
+    """
+    if settings.regions.decoding.fetch.allow or getattr(source, "url_col", None) or not has_url(table["path"]):
+        return table, 0
+    stored = table["path"].to_pylist()
+    paths = [_unfetched(path) if path is not None and _is_url(path) else path for path in stored]
+    place = table.schema.get_field_index("path")
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(paths, field.type)), sum(map(ne, paths, stored))
+
+
+def _unfetched(url: str) -> str:
+    detail = f"{url[:_MAX_URL_CHARS]}: nothing is fetched from a URL unless the user allows it"
+    return rejected_location(Rejection("fetch_refused", detail))
+
+
+def _is_url(path: str) -> bool:
+    return path.startswith("http") and scheme_of(path) in URL_SCHEMES
 
 
 def _refuse_outside(settings: Mining, number: int, detail: str) -> NoReturn:

@@ -186,8 +186,8 @@ def label_png(labels_HW: Labels, *, numbers: Sequence[int]) -> bytes:
     `numbers` are those of the classes in the file, in ascending order.
     """
     ignore = _stored_ignore(numbers)
-    stored_HW = np.array([*numbers, ignore])[labels_HW]  # IGNORE, which is -1, picks the last
-    return as_png(Image.fromarray(stored_HW.astype(np.uint8 if ignore == IGNORE_8 else np.uint16)))
+    table = np.array([*numbers, ignore], np.uint8 if ignore == IGNORE_8 else np.uint16)
+    return as_png(Image.fromarray(table[labels_HW]))  # IGNORE, which is -1, picks the last
 
 
 def as_png(image: Image.Image, **options: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,17 @@ def test_masks_that_all_stay_are_not_copied() -> None:
 def test_limits_that_keep_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Keep.model_validate(wrong)
+
+
+def test_masks_of_large_pictures_are_copied_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, counts, encode = proposals("#../#..", ".#./.#.", "..#/..#"), list[int](), Mask.from_arrays
+
+    def counted(arrays_NHW: np.ndarray[Any, Any]) -> list[Mask]:
+        counts.append(len(arrays_NHW))
+        return encode(arrays_NHW)
+
+    monkeypatch.setattr(Mask, "from_arrays", counted)
+    assert keep_distinct(masks, [0, 1, 2], max_iou=0.5) == [0, 1, 2]
+    monkeypatch.setattr(module, "_MAX_ENCODED_PX", 11)  # of 6 each
+    assert keep_distinct(masks, [0, 1, 2], max_iou=0.5) == [0, 1, 2]
+    assert counts == [3, 1, 1, 1]

@@ -25,6 +25,7 @@ from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import PictureCrop
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.clip import RegionClip
+from maskmine.mining.proposers import proposals as proposals_module
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
@@ -362,7 +363,7 @@ def test_an_image_without_regions_has_no_part_in_the_embeddings(world: World, cl
 
 def test_long_lists_of_masks_are_encoded_piece_by_piece(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = found(world.regions(), world.rows)
-    monkeypatch.setattr(module, "_MAX_ENCODED_PX", 2 * 16 * 20)
+    monkeypatch.setattr(proposals_module, "_MAX_ENCODED_PX", 2 * 16 * 20)
     assert found(world.regions(), world.rows) == whole
 
 

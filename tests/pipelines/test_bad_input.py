@@ -85,6 +85,23 @@ def test_of_several_sources_the_one_is_named_and_a_list_with_one_image_in_its_fo
     assert sum(image.reason == "outside_folder" for image in rejected_images(run)) > 1
 
 
+def test_a_url_in_a_list_of_paths_costs_itself_and_a_list_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    world = toy.write_toy_world(tmp_path)
+    rows = [{"path": f"{image.id}.png", "caption": "A square."} for image in toy.IMAGES]
+    rows[0]["path"] = "http://127.0.0.1:1/11.png"
+    source = {"kind": "jsonl", "files": str(world / "list.jsonl"), "path_col": "path", "images": str(world / "images")}
+    (world / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = toy.write_config(world, captions=source)
+    run, outcome, _ = run_toy(config)
+    assert outcome.manifest is not None
+    assert outcome.manifest.totals.images == len(rows)
+    (refused,) = [image for image in rejected_images(run) if image.reason == "fetch_refused"]
+    assert "http://127.0.0.1:1/11.png: nothing is fetched from a URL unless" in (refused.detail or "")
+    (world / "list.jsonl").write_text(f"{json.dumps(rows[0])}\n")
+    with pytest.raises(InputError, match=r"list\.jsonl: has URLs, and nothing is fetched unless you say so"):
+        run_toy(config)
+
+
 def elsewhere(world: Path) -> dict[str, str]:
     """The captions of a world, written again so that all images lie beside the folder that they should lie in."""
     (world / "none").mkdir()

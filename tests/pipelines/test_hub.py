@@ -249,3 +249,16 @@ def test_a_hub_that_is_slow_is_waited_for_and_one_that_is_down_is_one_line(hub: 
     hub.repositories[CLIP].refuse = (503, "")
     with pytest.raises(InputError, match=r"could not be fetched .*; check the name and the network, or set"):
         Clip(model=f"hf-hub:{CLIP}").fetch()
+
+
+def test_a_clip_that_describes_more_than_its_weights_is_refused_before_it_is_built(
+    hub: Hub, quick: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(weights / "clip", tmp_path / "described"))
+    described = json.loads((folder / "open_clip_config.json").read_text())
+    described["model_cfg"]["vision_cfg"]["width"] = 1 << 20
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    hub.publish("someone/vast", folder)
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: pytest.fail("it is built"))
+    with pytest.raises(InputError, match="`hf-hub:someone/vast` describes more than its"):
+        Clip(model="hf-hub:someone/vast").open_text(device="cpu")

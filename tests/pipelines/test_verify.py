@@ -180,8 +180,26 @@ def test_json_that_cannot_be_parsed_is_named(root: Path, content: str) -> None:
 def test_a_pipe_in_place_of_a_cell_is_not_waited_for(root: Path) -> None:
     (root / "nouns" / "00001.parquet").unlink()
     os.mkfifo(root / "nouns" / "00001.parquet")
-    with pytest.raises(IncompleteError, match=r"nouns/00001\.parquet: is no plain file"):
-        problems(root)
+    assert any("nouns/00001.parquet: is no plain file" in line for line in problems(root))
+
+
+def test_a_folder_in_place_of_a_file_is_named_and_so_is_what_else_is_wrong(root: Path) -> None:
+    for name in ("nouns/00000.parquet", "shards/00000.tar"):
+        (root / name).unlink()
+        (root / name).mkdir()
+    (root / "shards" / "00001.tar").unlink()
+    found = problems(root)
+    assert (
+        unnamed(found, ["nouns/00000.parquet: cannot be read", "shards/00000.tar: cannot be read", "00001.tar"]) == []
+    )
+
+
+@pytest.mark.parametrize("of_shards", [None, [], {}, {"image_format": 7}, {"image_format": ["jpg"]}])
+def test_settings_without_the_format_of_crops_are_named(root: Path, of_shards: object) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["settings"]["shards"] = of_shards
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert unnamed(problems(root), ["manifest.json: its settings have no `shards.image_format`"]) == []
 
 
 def test_the_sums_are_those_of_the_standard_tool(root: Path) -> None:

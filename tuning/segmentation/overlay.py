@@ -26,6 +26,7 @@ LEGEND_PX = 300
 MAX_ROWS = 40
 """The legend has the classes with the most pixels, up to this number."""
 
+_COUNTED_PX = 1 << 20
 _MARGIN_PX, _ROW_PX, _SWATCH_PX, _TEXT_PX = 20, 28, 16, 15
 _PAGE, _INK, _FAINT, _WHITE = (250, 249, 246), (40, 42, 48), (125, 128, 136), (255, 255, 255)
 _TINT = 0.5  # the opacity of the colours
@@ -61,7 +62,11 @@ class PlacedName:
 def class_shares(segmentation: Segmentation) -> list[ClassShare]:
     """The share of every class, in their order."""
     labels_HW = segmentation.labels_HW
-    counts = np.bincount(labels_HW[labels_HW != IGNORE], minlength=len(segmentation.classes)).tolist()
+    counts_C = np.zeros(len(segmentation.classes) + 1, np.int64)  # the first is that of IGNORE, which is -1
+    rows = max(1, _COUNTED_PX // labels_HW.shape[1])  # NumPy counts copies of eight bytes a pixel
+    for top in range(0, len(labels_HW), rows):
+        counts_C += np.bincount(labels_HW[top : top + rows].ravel() - IGNORE, minlength=len(counts_C))
+    counts = counts_C[1:].tolist()
     return [
         ClassShare(number, name, count, count / labels_HW.size)
         for number, (name, count) in enumerate(zip(segmentation.classes, counts, strict=True))

@@ -25,6 +25,9 @@ BACKGROUND = "others"
 
 _ROUNDING = 1e-5  # relative error of sums that are equal in exact arithmetic
 _BITS = 36  # masks that are packed beside the number of a set in 63 bits; there are no more sets than pixels
+_BAND_PX = (
+    1 << 20
+)  # of a picture that is painted at once: the sets of masks over a million pixels are sorted in a cache
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, which stays in the cache of a CPU
 
 
@@ -88,6 +91,10 @@ def paint_soft(votes_NC: Tensor, soft_Nhw: Tensor, *, size_px: tuple[int, int]) 
     for start in range(0, len(candidates_K), step):
         sums_chw = torch.einsum("nc,nhw->chw", votes_NK[:, start : start + step], soft_Nhw)
         part_cHW = interpolate(sums_chw[None], size=size_px, mode="bilinear", align_corners=False)[0]
+        if len(part_cHW) == 1:  # of a large picture: nothing but what the next class is compared with is kept
+            labels_HW.masked_fill_(part_cHW[0] > best_HW, int(candidates_K[start]))
+            torch.maximum(best_HW, part_cHW[0], out=best_HW)
+            continue
         sum_HW, class_HW = part_cHW.max(dim=0)
         better_HW = sum_HW > best_HW
         best_HW = torch.where(better_HW, sum_HW, best_HW)
@@ -96,10 +103,19 @@ def paint_soft(votes_NC: Tensor, soft_Nhw: Tensor, *, size_px: tuple[int, int]) 
 
 
 def paint_hard(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
-    """`paint_soft` for boolean masks of the image's size: the sum of the votes of the masks that cover a pixel."""
-    size_px = masks_NHW.shape[1:]
-    if not len(votes_NC):
-        return torch.full(size_px, IGNORE, device=votes_NC.device)
+    """`paint_soft` for boolean masks of the image's size: the sum of the votes of the masks that cover a pixel.
+
+    Painted in bands of rows, so that the memory that this takes does not grow with the picture.
+    """
+    _, height_px, width_px = masks_NHW.shape
+    labels_HW = torch.full((height_px, width_px), IGNORE, device=votes_NC.device)
+    rows = max(1, _BAND_PX // max(1, width_px))
+    for top in range(0, height_px if len(votes_NC) else 0, rows):
+        labels_HW[top : top + rows] = _paint_band(votes_NC, masks_NHW[:, top : top + rows])
+    return labels_HW
+
+
+def _paint_band(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
     covers_NU, set_P = _sets_of_masks(masks_NHW.flatten(1))
     labels_U = torch.empty(covers_NU.shape[1], dtype=torch.long, device=votes_NC.device)
     step = max(1, _CHUNK_VALUES // max(1, *votes_NC.shape))
@@ -107,7 +123,7 @@ def paint_hard(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
         sums_CU = votes_NC.T @ covers_NU[:, start : start + step].float()
         sum_U, class_U = sums_CU.max(dim=0)
         labels_U[start : start + step] = torch.where(sum_U > 0, class_U, IGNORE)
-    return labels_U[set_P].view(size_px)
+    return labels_U[set_P].view(masks_NHW.shape[1:])
 
 
 def _candidates(votes_NC: Tensor, soft_Nhw: Tensor) -> Tensor:

@@ -142,8 +142,21 @@ def test_a_map_does_not_depend_on_how_much_is_summed_at_once(monkeypatch: pytest
     masks_NHW = torch.rand(6, 6, 8, generator=numbers) > 0.6
     soft, hard = paint_soft(votes_NC, soft_Nhw, size_px=(6, 8)), paint_hard(votes_NC, masks_NHW)
     monkeypatch.setattr(segmentation_rules, "_CHUNK_VALUES", values)
+    monkeypatch.setattr(segmentation_rules, "_BAND_PX", 2 * values)
     assert torch.equal(paint_soft(votes_NC, soft_Nhw, size_px=(6, 8)), soft)
     assert torch.equal(paint_hard(votes_NC, masks_NHW), hard)
+
+
+def test_binary_masks_are_painted_in_bands_so_that_memory_does_not_grow_with_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes, plain = [], segmentation_rules._sets_of_masks
+    monkeypatch.setattr(segmentation_rules, "_BAND_PX", 16)
+    monkeypatch.setattr(
+        segmentation_rules, "_sets_of_masks", lambda masks: sizes.append(masks.shape[1]) or plain(masks)
+    )
+    paint_hard(torch.rand(2, 3), torch.rand(2, 7, 8) > 0.5)
+    assert sizes == [16, 16, 16, 8]
 
 
 def test_of_equal_sums_the_first_class_has_the_pixel_in_whatever_chunk_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
