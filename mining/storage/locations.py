@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urlsplit
 
 from maskmine.mining.storage.names import utf8_name
-from maskmine.schemas.rows import Rejection
+from maskmine.schemas.rows import REASONS, Rejection
 
 _LOCATION = re.compile(
     r"bytes:(?P<offset>[0-9]{1,18})\+(?P<size>[0-9]{1,18})(?:\.(?P<suffix>[\w.-]+))?:(?P<whole>.+)"
@@ -72,7 +72,9 @@ def parse_location(text: str) -> Slice | Cell | Rejection | str:
         return Slice(_file(match["whole"]), int(match["offset"]), int(match["size"]), match["suffix"] or "")
     if match["table"]:
         return Cell(_file(match["table"]), int(match["group"]), int(match["row"]), match["column"])
-    return Rejection(match["reason"], match["detail"])  # type: ignore[arg-type]  # one of ours, written by `rejected_location`
+    reason = match["reason"] if match["reason"] in REASONS else "broken_record"
+    detail = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in match["detail"])
+    return Rejection(reason, detail)  # type: ignore[arg-type]
 
 
 def file_location(path: str) -> str:

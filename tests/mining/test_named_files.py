@@ -91,6 +91,11 @@ def test_a_location_that_nobody_wrote_costs_its_image(tmp_path: Path, location: 
         assert isinstance(read_bytes(location), Rejection)
 
 
+def test_a_fault_in_words_of_others_is_one_of_ours_in_letters_that_a_terminal_shows() -> None:
+    assert parse_location("fault:missing_file:a\n\x1b[2Jé") == Rejection("missing_file", r"a\n\x1b[2Jé")
+    assert parse_location("fault:evil:x") == Rejection("broken_record", "x")
+
+
 def test_whole_paths_and_those_of_a_store_may_name_the_folder_itself(tmp_path: Path) -> None:
     assert named_file("/photos", "/photos/a/1.jpg") == "/photos/a/1.jpg"
     assert named_file("/photos", "file:///photos/1.jpg") == "/photos/1.jpg"
