@@ -28,7 +28,7 @@ from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.mining.storage.content_hash import file_sha256
-from maskmine.mining.text.pipeline_config import check_pipeline
+from maskmine.mining.text.pipeline_config import check_loaded, check_pipeline
 from maskmine.mining.text.plain import UNREADABLE, PlainText, plain_text
 from maskmine.mining.text.units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line
 from maskmine.schemas.errors import InputError
@@ -296,9 +296,10 @@ def _load_tagger(model: str, unit: Unit) -> Any:
     check_pipeline(folder, name=model)
     try:
         with _guarded(model):
+            check_loaded(spacy.util.load_config(folder / "config.cfg", interpolate=True), name=model)
             nlp: Any = spacy.load(folder, exclude=unused, disable=idle)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0]
         raise InputError(f"nouns.model: `{model}` cannot be loaded ({reason}); install it again") from error
     if not _finds_nouns(nlp, penn=penn):
         raise InputError(

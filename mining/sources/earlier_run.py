@@ -57,7 +57,8 @@ class EarlierRun(FileSource):
         """The folders that the earlier run's paths start from, as its plan has them; none of a run made before."""
         try:
             with open_source(posixpath.join(self.files, "plan.json")) as file:
-                named = {root for of_source in json.load(file).get("roots", ()) for root in of_source if root}
+                listed = [root for of_source in json.load(file).get("roots", ()) for root in of_source]
+                named = {root for root in listed if root and isinstance(root, str)}
         except (ValueError, AttributeError, TypeError, RecursionError, InputError):  # said when it is read
             return ("",)
         return tuple(sorted(named)) or ("",)

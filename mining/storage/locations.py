@@ -9,7 +9,8 @@ read is known to the byte:
     fault:broken_record:line 7 is no JSON object      none: the rejection that the image will have
     escaped:/photos/caf%E9.jpg                        a file whose name is no UTF-8, which Arrow cannot hold
 
-Files are named by absolute paths or URLs, so none begins like one of these. Earlier plans have no suffix of a member.
+Files are named by absolute paths or URLs, so none begins like one of these; what has a number that no file reaches is
+a name too. Earlier plans have no suffix of a member.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urlsplit
 
 from maskmine.mining.storage.names import utf8_name
-from maskmine.schemas.rows import Rejection
+from maskmine.schemas.rows import REASONS, Rejection
 
 _LOCATION = re.compile(
-    r"bytes:(?P<offset>\d+)\+(?P<size>\d+)(?:\.(?P<suffix>[\w.-]+))?:(?P<whole>.+)"
-    r"|cell:(?P<group>\d+)/(?P<row>\d+)/(?P<column>[^:]+):(?P<table>.+)"
+    r"bytes:(?P<offset>[0-9]{1,18})\+(?P<size>[0-9]{1,18})(?:\.(?P<suffix>[\w.-]+))?:(?P<whole>.+)"
+    r"|cell:(?P<group>[0-9]{1,9})/(?P<row>[0-9]{1,18})/(?P<column>[^:]+):(?P<table>.+)"
     r"|fault:(?P<reason>[a-z_]+):(?P<detail>.*)",
     re.DOTALL,
 )
@@ -70,7 +72,9 @@ def parse_location(text: str) -> Slice | Cell | Rejection | str:
         return Slice(_file(match["whole"]), int(match["offset"]), int(match["size"]), match["suffix"] or "")
     if match["table"]:
         return Cell(_file(match["table"]), int(match["group"]), int(match["row"]), match["column"])
-    return Rejection(match["reason"], match["detail"])  # type: ignore[arg-type]  # one of ours, written by `rejected_location`
+    reason = match["reason"] if match["reason"] in REASONS else "broken_record"
+    detail = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in match["detail"])
+    return Rejection(reason, detail)  # type: ignore[arg-type]
 
 
 def file_location(path: str) -> str:
@@ -93,7 +97,10 @@ def file_name_of(location: str | None) -> str | None:
     parsed = parse_location(location) if location else None
     if not isinstance(parsed, str):
         return None
-    return posixpath.basename(urlsplit(parsed).path if "://" in parsed else parsed) or None
+    if "://" in parsed:
+        with suppress(ValueError):  # an address in brackets that is none: then what follows the last slash
+            parsed = urlsplit(parsed).path
+    return posixpath.basename(parsed) or None
 
 
 def rejected_location(rejection: Rejection) -> str:

@@ -33,7 +33,8 @@ def read_cell(cell: Cell) -> bytes | Rejection:
     try:
         column = _column(cell)
         value = column[cell.row].as_py() if cell.row < len(column) else None
-    except (pa.ArrowException, InputError) as error:  # also a group that needs more memory or time than is allowed
+    except (pa.ArrowException, InputError, IndexError) as error:
+        # also a group that needs more memory or time than is allowed, and a column that is not there
         return _failed(cell, f"the table cannot be read there: {' '.join(str(error).split())[:160]}")
     except OSError as error:
         if error.errno is not None or type(error) is not OSError:

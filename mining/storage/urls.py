@@ -249,7 +249,7 @@ def _pause_s(retry_after: str | None) -> float:
     pause_s = 1.0
     with suppress(TypeError, ValueError):  # none, or a date: then a second
         pause_s = float(retry_after)  # type: ignore[arg-type]
-    return min(max(pause_s, 0.0), 3600.0)
+    return min(max(0.0, pause_s), 3600.0)  # of nan, which compares with nothing, 0
 
 
 def _what_failed(error: Exception) -> str:

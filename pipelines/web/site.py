@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -27,6 +28,7 @@ _HEADERS = {
     "referrer-policy": "same-origin",  # with none, browsers would not say where a form comes from
     "cross-origin-resource-policy": "same-origin",
 }
+_UTF8 = re.compile(r";\s*charset=\"?utf-8\"?\s*(?=;|$)", re.IGNORECASE)
 _WEB = "maskmine.pipelines.web"
 _SHARED = ("web.css", "icon.svg")
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -71,6 +73,13 @@ def is_from_another_site(request: Request) -> bool:
     if len(origins) != 1 or origins[0].partition("://")[2].lower() != host.lower():
         return True
     return any(site not in ("same-origin", "none") for site in request.headers.getlist("sec-fetch-site"))
+
+
+def in_another_charset(request: Request) -> bool:
+    """Whether a form names another encoding than UTF-8, which no browser does: Python would read it in any that it has,
+    and some of them take a long time, or give what is no text."""
+    kind = _UTF8.sub("", ",".join(request.headers.getlist("content-type")))
+    return "charset" in kind.lower()
 
 
 def bounded(receive: Receive, max_bytes: int, *, error: Exception) -> Receive:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from maskmine.mining.images import read as images_module
+from maskmine.mining.storage import urls
 from maskmine.mining.storage.addresses import Intranet, is_public
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import Fetch, fetch_url, forbids
@@ -322,6 +323,11 @@ def test_a_name_without_an_address_has_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert fetch_url("http://nowhere.example/a.jpg", fetch=LIMITS) == Rejection("fetch_failed", "no such host")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
     assert isinstance(fetch_url("http://nowhere.example/a.jpg", fetch=LIMITS), Rejection)
+
+
+@pytest.mark.parametrize(("said", "pause_s"), [("nan", 0.0), ("-inf", 0.0), ("1e999", 3600.0), ("soon", 1.0)])
+def test_a_pause_is_a_number_of_seconds_whatever_the_host_says(said: str, pause_s: float) -> None:
+    assert urls._pause_s(said) == pause_s
 
 
 def test_a_header_without_an_end_is_not_read_without_an_end(host: str) -> None:

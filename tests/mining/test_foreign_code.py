@@ -292,3 +292,32 @@ def test_outside_of_our_loading_transformers_does_as_its_caller_says(
         pass
     transformers.AutoConfig.from_pretrained(str(evil_folder(tmp_path / "model")))
     assert Path(MARKER).exists()
+
+
+READER = 'factory = "attribute_ruler"', "scorer = ${v.a}", "[v]", r'a = {"@\u0072eaders": "srsly.read_json.v1"}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (READER, r"outside of its folder \(`@readers"),
+        (('before = {"@callbacks": "spacy.copy_from_base_model.v1"}',), r"outside of its folder \(`@callbacks"),
+        ((f"size = {1 << 80}",), "a `size` that no pipeline has"),
+        (("[v]", "a0 = 0123456789", *(f"a{n + 1} = {f'${{v.a{n}}}' * 10}" for n in range(6))), "far too long"),
+        (("[v]", "a = ${v.a}"), "far too long"),
+    ],
+    ids=["reader", "callback", "number", "references", "itself"],
+)
+def test_a_pipeline_reads_its_folder_alone_and_is_no_longer_than_it_looks(
+    tmp_path: Path, lines: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        Nouns(model=str(pipeline(tmp_path / "it", *lines))).open()
+
+
+def test_a_head_in_numbers_that_are_only_stored_is_refused_in_one_line(tmp_path: Path) -> None:
+    stored = {"classes_KD": {"dtype": "F4", "shape": [1, 8], "data_offsets": [0, 4]}}
+    header = json.dumps(stored).encode()
+    (tmp_path / "head.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read_head(tmp_path)

@@ -19,7 +19,7 @@ from maskmine.mining.sources.earlier_run import EarlierRun
 from maskmine.mining.sources.hugging_face import HuggingFace
 from maskmine.mining.sources.named_files import named_file
 from maskmine.mining.sources.tables import TableCaptions
-from maskmine.mining.storage.locations import parse_location
+from maskmine.mining.storage.locations import file_name_of, parse_location
 from maskmine.schemas.rows import Rejection
 from tests.support import toy
 
@@ -68,6 +68,32 @@ def test_our_own_words_for_locations_are_names_of_files_in_data(name: str) -> No
         for outside in (False, True):
             location = named_file(root, name, outside=outside)
             assert isinstance(location, Rejection) or parse_location(location) == location
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        f"bytes:{'9' * 30}+5:FILE",
+        f"bytes:0+{'9' * 5000}:FILE",
+        f"cell:{'9' * 5000}/0/a:FILE",
+        f"cell:{'9' * 9}/0/a:FILE",
+        f"cell:0/{'9' * 18}/a:FILE",
+        f"cell:0/0/{'b.' * 500}:FILE",
+        "s3://[::1/a.jpg",
+    ],
+    ids=lambda location: location[:20],
+)
+def test_a_location_that_nobody_wrote_costs_its_image(tmp_path: Path, location: str) -> None:
+    pq.write_table(pa.table({"a": [b"x"]}), tmp_path / "a.jpg")
+    location = location.replace("FILE", str(tmp_path / "a.jpg"))
+    assert file_name_of(location) in ("a.jpg", None)
+    if "s3" not in location:
+        assert isinstance(read_bytes(location), Rejection)
+
+
+def test_a_fault_in_words_of_others_is_one_of_ours_in_letters_that_a_terminal_shows() -> None:
+    assert parse_location("fault:missing_file:a\n\x1b[2Jé") == Rejection("missing_file", r"a\n\x1b[2Jé")
+    assert parse_location("fault:evil:x") == Rejection("broken_record", "x")
 
 
 def test_whole_paths_and_those_of_a_store_may_name_the_folder_itself(tmp_path: Path) -> None:

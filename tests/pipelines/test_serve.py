@@ -250,6 +250,13 @@ async def post(service: Service, receive: Any, *, headers: dict[str, str]) -> in
     return int(sent[0]["status"])
 
 
+@pytest.mark.parametrize("charset", ["idna", "unicode_escape", "utf-7", '"utf-8"', "UTF-8"])
+def test_a_form_is_read_in_utf_8_alone(client: TestClient, charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="classes"\r\n\r\nxn--a, \\ud800, +2AA-\r\n--b--\r\n'
+    kind = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    assert client.post("/", content=body, headers=kind).status_code == (422 if "8" in charset else 400)
+
+
 def test_other_sites_and_other_names_of_this_machine_are_refused(client: TestClient) -> None:
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
     refused = client.post("/", data={"example": "0", "classes": "car"}, headers={"origin": "http://evil.example"})
@@ -289,7 +296,12 @@ def test_two_pictures_in_one_form_are_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["results/x/map.png", "static/serve.html.j2", "static/..%2f..%2fsetup.py", "examples/9.jpg", "etc/passwd"]
+    "path",
+    [
+        *("results/x/map.png", "static/serve.html.j2", "static/..%2f..%2fsetup.py", "etc/passwd"),
+        *("examples/9.jpg", f"examples/{'9' * 4400}.jpg"),
+    ],
+    ids=lambda path: path[:40],
 )
 def test_only_what_is_served_can_be_had(client: TestClient, path: str) -> None:
     assert client.get(f"/{path}").status_code == 404

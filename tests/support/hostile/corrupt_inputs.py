@@ -350,6 +350,7 @@ RUNS: dict[str, RunFault] = {
     "a plan that breaks off": RunFault(_break_off("plan.json"), "plan.json: not a whole plan"),
     "a plan that is a list": RunFault(_put("plan.json", b"[]"), "plan.json: not a whole plan"),
     "a plan with a word for a number": RunFault(_put("plan.json", b'{"parts": "3"}'), "plan.json: not a whole plan"),
+    "a plan with numbers for folders": RunFault(_put("plan.json", b'{"parts": 3, "roots": [[5, "a"]]}')),
     "a part without its images": RunFault(_remove("images/00001.parquet"), "images/00001.parquet: missing"),
     "a part without its captions": RunFault(_remove("captions/00002.parquet"), "captions/00002.parquet: no such file"),
     "images that break off": RunFault(_break_off("images/00001.parquet"), "not a whole Parquet file"),
