@@ -23,7 +23,7 @@ from maskmine.schemas.errors import InputError
 _REMEDY = "nothing that a model brings is run; give one that the installed libraries know by themselves"
 _MAX_JSON_BYTES = 1 << 24  # a description of a model has some kilobytes, with names of many classes some more
 # How many parts a network has, each of which is built before its weights are looked for.
-_COUNTS = re.compile(r"layers|depths?$|blocks|stages|levels|num_point_embeddings")
+_COUNTS = re.compile(r"layers|depths?$|blocks|stages|levels|num_point_embeddings|num_multimask_outputs")
 _MOST_PARTS = 1000
 
 # What loads in this thread; None where it is not ours, and transformers does as its caller says.

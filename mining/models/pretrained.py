@@ -254,7 +254,7 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
         raise InputError(f"{family.setting}: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
     network_class, processor_class = (getattr(transformers, class_) for class_ in family.classes[kind])
     check_described(folder, name=name, setting=family.setting)
-    unreadable = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError)
+    unreadable = (*_UNFIT, OSError, EOFError, ImportError)
     try:
         with nothing_is_run(name, setting=family.setting), without_progress_bars():
             network, report = network_class.from_pretrained(

@@ -23,7 +23,7 @@ from maskmine.pipelines.review.page import Shown, render_end, render_fault, rend
 from maskmine.pipelines.review.pictures import Drawer
 from maskmine.pipelines.review.queue import Item, Order, Queue
 from maskmine.pipelines.review.store import Store, check_reviewer
-from maskmine.pipelines.web.site import bounded, is_from_another_site, make_site
+from maskmine.pipelines.web.site import bounded, is_from_another_site, is_utf8, make_site
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import VERDICTS
 
@@ -183,6 +183,8 @@ async def _read_form(request: Request) -> FormData:
     """The fields of a form of this page, which is short."""
     if is_from_another_site(request):
         raise _RefusedError(403, "This came from a page of another site: open this page itself")
+    if not is_utf8(request):
+        raise _RefusedError(400, "The form cannot be read: send it in UTF-8")
     too_large = _RefusedError(413, "The form is too large")
     request = Request(request.scope, bounded(request.receive, _FORM_BYTES, error=too_large))
     try:

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from maskmine.pipelines.serve.page import Entered, Fault, Shown, check_entered, first_entered, read_entered, render
 from maskmine.pipelines.serve.service import Answer, Choice, Service, key_of
-from maskmine.pipelines.web.site import bounded, is_from_another_site, make_site
+from maskmine.pipelines.web.site import bounded, is_from_another_site, is_utf8, make_site
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 
@@ -54,7 +54,7 @@ def make_app(
             Route("/", site.form),
             Route("/", site.segment, methods=["POST"]),
             Route("/results/{key}/{file}", site.result),
-            Route("/examples/{number:int}.jpg", site.example),
+            Route("/examples/{number}.jpg", site.example),
         ],
         hosts=hosts,
         package="maskmine.pipelines.serve",
@@ -114,10 +114,10 @@ class _Site:
         return Response(answer.files[file], media_type=mimetypes.guess_type(file)[0])
 
     async def example(self, request: Request) -> Response:
-        number = request.path_params["number"]
-        if number >= len(self._service.examples):
+        shown = {str(number): example.shown for number, example in enumerate(self._service.examples)}
+        if request.path_params["number"] not in shown:
             raise HTTPException(404, "no such example")
-        return Response(self._service.examples[number].shown, media_type="image/jpeg")
+        return Response(shown[request.path_params["number"]], media_type="image/jpeg")
 
     def _picture(self, upload: NamedFile | None, entered: Entered) -> NamedFile | Fault:
         if upload is not None and entered.example:
@@ -215,6 +215,8 @@ def _check_origin(request: Request) -> None:
 
 async def _read_form(request: Request, *, max_mb: float) -> tuple[Mapping[str, object], NamedFile | None]:
     """The fields, and the uploaded image. A body with too large a content length is not read."""
+    if not is_utf8(request):
+        raise _RefusedError(400, Fault("", "The form cannot be read: send it in UTF-8"))
     max_bytes = int(max_mb * 1e6)
     too_large = _RefusedError(413, Fault("picture", f"The picture is too large: at most {max_mb:g} MB are taken"))
     length = request.headers.get("content-length", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -27,6 +28,7 @@ _HEADERS = {
     "referrer-policy": "same-origin",  # with none, browsers would not say where a form comes from
     "cross-origin-resource-policy": "same-origin",
 }
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([^"';\s]*)""", re.IGNORECASE)
 _WEB = "maskmine.pipelines.web"
 _SHARED = ("web.css", "icon.svg")
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -67,10 +69,19 @@ def is_from_another_site(request: Request) -> bool:
 
     Its word is `Origin`, which this host has to be named in, and, of newer ones, `Sec-Fetch-Site`.
     """
-    origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
-    if len(origins) != 1 or origins[0].partition("://")[2].lower() != host.lower():
+    origins, host = request.headers.getlist("origin"), request.headers.get("host", "").lower()
+    if not host or len(origins) != 1 or origins[0].lower() not in (f"http://{host}", f"https://{host}"):
         return True
     return any(site not in ("same-origin", "none") for site in request.headers.getlist("sec-fetch-site"))
+
+
+def is_utf8(request: Request) -> bool:
+    """Whether a form is in UTF-8, as every browser sends one of a page in UTF-8.
+
+    Codecs of other names may answer with what is no text, such as half a character, or with errors of their own.
+    """
+    said = _CHARSET.findall(request.headers.get("content-type", ""))
+    return all(name.lower() in ("utf-8", "utf8") for name in said)
 
 
 def bounded(receive: Receive, max_bytes: int, *, error: Exception) -> Receive:

@@ -60,6 +60,7 @@ def use(kind: str, folder: Path) -> None:
         ("sam", "config.json", "prompt_encoder_config.num_point_embeddings", 2**31),
         ("sam", "preprocessor_config.json", "resample", -1),
         ("owlv2", "config.json", "vision_config.num_hidden_layers", 10**30),
+        ("owlv2", "config.json", "vision_config.patch_size", 0),
         ("owlv2", "processor_config.json", "image_processor.size.width", "x"),
     ],
 )

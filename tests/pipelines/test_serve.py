@@ -278,6 +278,21 @@ def test_a_form_that_says_nothing_of_its_origin_is_refused(service: Service) -> 
         assert client.post("/", data={"example": "0", "classes": "car"}).status_code == 403
 
 
+@pytest.mark.parametrize("origin", ["null", "http://", ""])
+def test_a_form_for_no_host_is_refused_too(service: Service, origin: str) -> None:
+    with TestClient(make_app(service, hosts=None)) as client:
+        given = {"host": "", "origin": origin}
+        assert client.post("/", data={"example": "0", "classes": "car"}, headers=given).status_code == 403
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", '"punycode"', "undefined", "\0", "utf-16"])
+def test_a_form_in_another_code_than_utf_8_is_refused(client: TestClient, charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="classes"\r\n\r\n\\ud800\r\n--b--\r\n'
+    for said, status in ((charset, 400), ("UTF-8", 422)):
+        headers = {"content-type": f"multipart/form-data; boundary=b; charset={said}"}
+        assert client.post("/", content=body, headers=headers).status_code == status
+
+
 def test_two_pictures_in_one_form_are_refused(client: TestClient) -> None:
     page = ask(client, png(4, 4), example="0")
     assert page.status == 422
@@ -289,7 +304,11 @@ def test_two_pictures_in_one_form_are_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["results/x/map.png", "static/serve.html.j2", "static/..%2f..%2fsetup.py", "examples/9.jpg", "etc/passwd"]
+    "path",
+    [
+        *("results/x/map.png", "static/serve.html.j2", "static/..%2f..%2fsetup.py", "etc/passwd"),
+        *("examples/9.jpg", "examples/00.jpg", f"examples/{'9' * 5000}.jpg"),
+    ],
 )
 def test_only_what_is_served_can_be_had(client: TestClient, path: str) -> None:
     assert client.get(f"/{path}").status_code == 404
