@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -21,6 +22,9 @@ from maskmine.schemas.errors import InputError
 
 _REMEDY = "nothing that a model brings is run; give one that the installed libraries know by themselves"
 _MAX_JSON_BYTES = 1 << 24  # a description of a model has some kilobytes, with names of many classes some more
+# How many parts a network has, each of which is built before its weights are looked for.
+_COUNTS = re.compile(r"layers|depths?$|blocks|stages|levels|num_point_embeddings|num_multimask_outputs")
+_MOST_PARTS = 1000
 
 # What loads in this thread; None where it is not ours, and transformers does as its caller says.
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
@@ -58,6 +62,8 @@ def check_described(folder: Path, *, name: str, setting: str) -> None:
         with suppress(InputError):  # the loader says so
             described = read_described(folder / file, name=name, setting=setting)
         for key, value in _pairs(described):
+            if _COUNTS.search(key) and _sum(value) > _MOST_PARTS:
+                raise InputError(f"{setting}: `{name}` asks for more than {_MOST_PARTS:,} layers (`{key}` in {file})")
             if key == "quantization_config" and value:
                 raise InputError(f"{setting}: `{name}` has quantized weights; give the model in float32 or float16")
             if key.endswith("_implementation") and "/" in str(value):
@@ -86,6 +92,12 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
             waiting += inner.values()
         elif isinstance(inner, list):
             waiting += inner
+
+
+def _sum(value: Any) -> int:
+    """Of the whole numbers that are the value or stand in its list."""
+    numbers = value if isinstance(value, list) else [value]
+    return sum(number for number in numbers if isinstance(number, int))
 
 
 def _is_refusal(error: BaseException | None) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar
 
 from maskmine.mining.models.devices import PROPOSALS_ON_GPU, DeviceKind, Precision, settled_precision
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
@@ -31,6 +31,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Files of a tokenizer of transformers; which of them there are depends on its class.
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARY = ("vocab.json", "merges.txt", "vocab.txt")
+
+# What transformers and torch raise where values of a description do not fit; of `Exception` itself are those of
+# tokenizers.
+_UNFIT = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 Role = Literal["proposals", "verifier"]
 """What a model of transformers does in mining, which is also the setting that names it."""
@@ -111,9 +118,44 @@ class FromTransformers(Settings):
         """The checkpoint, as `load_pretrained`."""
         return load_pretrained(self.checkpoint, revision=self.revision, family=self.family)
 
+    def tried(self, answer: Callable[Given, Answer]) -> Callable[Given, Answer]:
+        """A function of this model, as `tried`."""
+        return tried(answer, name=self.checkpoint, setting=self.family.setting)
+
     def record(self) -> ModelRecord:
         """The weights and their licence, as in `pretrained_record`."""
         return pretrained_record(self.checkpoint, revision=self.revision, licence=self.licence, family=self.family)
+
+
+def tried(answer: Callable[Given, Answer], *, name: str, setting: str) -> Callable[Given, Answer]:
+    """The same function of a model; until it has answered once, what goes wrong in it is a fault of the model's files.
+
+    No library checks all that such files say: a size that is a word shows when the first picture is prepared. Raises
+    InputError for that; a GPU without room for the model is no such fault.
+    """
+    sound = False
+
+    def try_(*args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        nonlocal sound
+        try:
+            answered = answer(*args, **kwargs)
+        except Exception as error:
+            if sound or not (isinstance(error, _UNFIT) or type(error) is Exception) or _is_without_room(error):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            raise InputError(
+                f"{setting}: `{name}` does not run as its files describe it, save it again ({reason})"
+            ) from error
+        sound = True
+        return answered
+
+    return try_
+
+
+def _is_without_room(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def load_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> Pretrained:
@@ -212,7 +254,7 @@ def _from_folder(folder: Path, *, name: str, family: Family) -> Pretrained:
         raise InputError(f"{family.setting}: `{name}` holds no weights; add them as {_SAFETENSORS[0]}")
     network_class, processor_class = (getattr(transformers, class_) for class_ in family.classes[kind])
     check_described(folder, name=name, setting=family.setting)
-    unreadable = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError)
+    unreadable = (*_UNFIT, OSError, EOFError, ImportError)
     try:
         with nothing_is_run(name, setting=family.setting), without_progress_bars():
             network, report = network_class.from_pretrained(

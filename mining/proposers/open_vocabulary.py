@@ -21,7 +21,7 @@ from maskmine.mining.models.devices import (
     resolve_precision,
     settled_precision,
 )
-from maskmine.mining.models.pretrained import load_pretrained, pretrained_contents
+from maskmine.mining.models.pretrained import load_pretrained, pretrained_contents, tried
 from maskmine.mining.proposers.maskformer import PLAIN
 from maskmine.mining.proposers.open_vocabulary_checkpoint import (
     HEAD_FILE,
@@ -119,11 +119,12 @@ class OpenMaskFormer(Settings):
                 )
             return classes_BQK, masks_BQhw, queries_BQD
 
-        labels = record.classes if record.body is None else labels_of(network)
+        on_trial = partial(tried, name=self.checkpoint, setting="proposals.checkpoint")
+        labels = record.classes if record.body is None else on_trial(labels_of)(network)
         read = partial(
             read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
         )
-        return propose_from_queries(predict, read, device=target)
+        return propose_from_queries(on_trial(predict), read, device=target)
 
     def text_space(self) -> TextSpace:
         """What is needed to ask for other classes. Raises InputError when the checkpoint cannot be had."""

@@ -14,7 +14,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from maskmine.mining.storage.content_hash import weights_sha256
 from maskmine.mining.storage.files import write_whole
@@ -30,6 +32,7 @@ RECORD_FILE, HEAD_FILE, BODY_FILE = "open_vocabulary.json", "head.safetensors", 
 _FORMAT = 1  # raised when the record changes its meaning
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True)
 class OpenRecord:
     """What the weights do not say.
@@ -42,9 +45,9 @@ class OpenRecord:
     clip: str
     clip_sha256: str | None
     templates: str
-    logit_scale: float
-    hidden: int
-    layers: int
+    logit_scale: Annotated[float, Field(allow_inf_nan=False)]
+    hidden: Annotated[int, Field(ge=1)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
     pixels: bool
     classes: tuple[str, ...]
     body: str | None = None
@@ -64,7 +67,7 @@ def read_record(folder: Path) -> OpenRecord:
         tree = json.loads(path.read_text("utf-8"))
         if tree["format"] != _FORMAT:
             raise InputError(f"{path}: has format {tree['format']}, not {_FORMAT}; train the model again")
-        return OpenRecord(**{**tree, "classes": tuple(tree["classes"])})
+        return TypeAdapter(OpenRecord).validate_python({**tree, "classes": tuple(tree["classes"])})
     except FileNotFoundError as error:
         raise InputError(
             f"proposals.checkpoint: `{folder}` holds no {RECORD_FILE}; give a folder that `maskmine train-proposals` "

@@ -39,11 +39,11 @@ class QueryProposer(FromTransformers):
         Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
         """
         target = open_device(device)
-        predict, labels = self.open_model(target)
+        predict, labels = self.tried(self.open_model)(target)
         read = partial(
             read_queries, labels=labels, mask_threshold=self.mask_threshold, max_proposals=self.max_proposals
         )
-        return propose_from_queries(predict, read, device=target)
+        return propose_from_queries(self.tried(predict), read, device=target)
 
     def open_model(self, device: torch.device) -> tuple[Predict, tuple[str | None, ...]]:
         """The model, and the names of its classes."""

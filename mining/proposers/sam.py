@@ -95,11 +95,12 @@ class Sam(FromTransformers):
         Raises InputError when the checkpoint cannot be had, is of another kind, or lacks weights.
         """
         target = open_device(device)
-        model = _load(self, device=target)
+        model = self.tried(_load)(self, device=target)
+        generate = self.tried(_generate)
 
         def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals]:
             for image in images:
-                yield _generate(image.rgb_3HW, model=model, settings=self, min_score=min_score)
+                yield generate(image.rgb_3HW, model=model, settings=self, min_score=min_score)
 
         return propose
 

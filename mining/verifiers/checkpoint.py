@@ -18,7 +18,7 @@ from maskmine.mining.models.devices import PROPOSALS_ON_GPU, open_device, resolv
 from maskmine.mining.models.foreign_code import read_described
 from maskmine.mining.models.pretrained import KINDS, FromTransformers, Pretrained
 from maskmine.mining.proposers.open_vocabulary_checkpoint import is_open
-from maskmine.mining.verifiers.checks import Text
+from maskmine.mining.verifiers.checks import Find, Read, Text, TextCache, Verify, verify_pairs
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import LastBits, NameOrPath, RecordOnly
 
@@ -92,9 +92,14 @@ class CheckpointVerifier(FromTransformers):
         target = open_device(device)
         refuse_other_kind(self.checkpoint, kind=self.kind)
         loaded = self.load()
-        _refuse_without_words(loaded, name=self.checkpoint)
+        self.tried(_refuse_without_words)(loaded, name=self.checkpoint)
         dtype = getattr(torch, resolve_precision(self.precision, target, on_gpu=PROPOSALS_ON_GPU))
         return Model(loaded.network.to(target), loaded.processor, target, dtype)
+
+    def verify_with(self, read: Read[Text], find: Find[Text]) -> Verify:
+        """As `verify_pairs`, with nouns that are remembered and with the model's files on trial."""
+        found = self.tried(lambda *given: tuple(find(*given)))
+        return verify_pairs(TextCache(self.tried(read)), lambda *given: iter(found(*given)))
 
 
 def refuse_other_kind(checkpoint: str, *, kind: str, setting: str = "verifier.checkpoint") -> None:

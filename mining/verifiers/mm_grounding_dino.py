@@ -16,7 +16,7 @@ from pydantic import Field
 
 from maskmine.mining.models.pretrained import Family
 from maskmine.mining.verifiers.checkpoint import CheckpointVerifier, Model, Prompt, prompts, stacked
-from maskmine.mining.verifiers.checks import Found, TextCache, Verify, boxes_from, fixed_batches, verify_pairs
+from maskmine.mining.verifiers.checks import Found, Verify, boxes_from, fixed_batches
 from maskmine.schemas.mask import Mask
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class MMGroundingDino(CheckpointVerifier):
                     boxes = boxes_from(scaled_Q4[score_Q > self.threshold], size_px=(height_px, width_px))
                     yield Found(score_Q.max().item(), boxes=boxes)
 
-        return verify_pairs(TextCache(read), find)
+        return self.verify_with(read, find)
 
 
 def as_prompt(noun: str) -> str:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from maskmine.mining.models.pretrained import Family
 from maskmine.mining.models.prompt_templates import fill_template
 from maskmine.mining.verifiers.checkpoint import CheckpointVerifier, Prompt, prompts, read_whole, stacked
-from maskmine.mining.verifiers.checks import Found, TextCache, Verify, boxes_from, fixed_batches, verify_pairs
+from maskmine.mining.verifiers.checks import Found, Verify, boxes_from, fixed_batches
 from maskmine.schemas.mask import Mask
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Owlv2(CheckpointVerifier):
                 boxes = boxes_from(boxes_P4[score_P > self.threshold], size_px=size_px)
                 yield Found(score_P.max().item(), boxes=boxes)
 
-        return verify_pairs(TextCache(read), find)
+        return self.verify_with(read, find)
 
 
 def _prepared(rgb_3HW: Tensor, *, processor: Any) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from maskmine.mining.models.pretrained import Family
 from maskmine.mining.verifiers.checkpoint import CheckpointVerifier, Model, Prompt, prompts, read_whole, stacked
-from maskmine.mining.verifiers.checks import Found, TextCache, Verify, fixed_batches, masks_from, verify_pairs
+from maskmine.mining.verifiers.checks import Found, Verify, fixed_batches, masks_from
 from maskmine.schemas.mask import Mask
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Sam3(CheckpointVerifier):
                     )
                     yield Found(score_Q.max().item(), masks)
 
-        return verify_pairs(TextCache(lambda nouns: read_whole(nouns, prompt_of, embed)), find)
+        return self.verify_with(lambda nouns: read_whole(nouns, prompt_of, embed), find)
 
 
 def _look(rgb_3HW: Tensor, *, model: Model) -> Any:

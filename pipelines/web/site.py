@@ -69,8 +69,8 @@ def is_from_another_site(request: Request) -> bool:
 
     Its word is `Origin`, which this host has to be named in, and, of newer ones, `Sec-Fetch-Site`.
     """
-    origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
-    if len(origins) != 1 or origins[0].partition("://")[2].lower() != host.lower():
+    origins, host = request.headers.getlist("origin"), request.headers.get("host", "").lower()
+    if not host or len(origins) != 1 or origins[0].lower() not in (f"http://{host}", f"https://{host}"):
         return True
     return any(site not in ("same-origin", "none") for site in request.headers.getlist("sec-fetch-site"))
 

@@ -369,6 +369,7 @@ def test_what_comes_from_elsewhere_or_is_no_verdict_is_refused_and_writes_nothin
             ({"pair": pair, "verdict": "right"}, {"origin": "http://evil.example"}, 403),
             ({"pair": pair, "verdict": "right"}, {"origin": "null"}, 403),
             ({"pair": pair, "verdict": "right"}, {"sec-fetch-site": "cross-site"}, 403),
+            ({"pair": pair, "verdict": "right"}, {"content-type": "x; charset=undefined"}, 400),
             ({"pair": pair, "verdict": "maybe"}, {}, 422),
             ({"pair": "none", "verdict": "right"}, {}, 404),
             ({"pair": pair, "verdict": "right" * 9999}, {}, 413),

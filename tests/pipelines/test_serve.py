@@ -285,6 +285,13 @@ def test_a_form_that_says_nothing_of_its_origin_is_refused(service: Service) -> 
         assert client.post("/", data={"example": "0", "classes": "car"}).status_code == 403
 
 
+@pytest.mark.parametrize("origin", ["null", "http://", ""])
+def test_a_form_for_no_host_is_refused_too(service: Service, origin: str) -> None:
+    with TestClient(make_app(service, hosts=None)) as client:
+        given = {"host": "", "origin": origin}
+        assert client.post("/", data={"example": "0", "classes": "car"}, headers=given).status_code == 403
+
+
 def test_two_pictures_in_one_form_are_refused(client: TestClient) -> None:
     page = ask(client, png(4, 4), example="0")
     assert page.status == 422
