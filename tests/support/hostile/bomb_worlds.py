@@ -295,7 +295,7 @@ def leakage(world: World) -> Command:
 
 
 COMMANDS: dict[str, Callable[[World], Command]] = {
-    "mine": lambda world: mine(world, "coco", "img2dataset", "hf"),
+    "mine": lambda world: mine(world, "coco", "img2dataset", "hf", "folder", "jsonl", "run"),
     "segment": segment,
     "benchmark": benchmark,
     "benchmark --prepare-only": lambda world: Command(
@@ -320,4 +320,4 @@ COMMANDS: dict[str, Callable[[World], Command]] = {
     "export, openclip": lambda world: export(world, "openclip"),
     "export, coco": lambda world: export(world, "coco"),
 }
-"""`audit`, `diff` and `evaluate-pairs` read no picture; what is uploaded to `serve`: tests/pipelines/test_serve.py."""
+"""`audit`, `diff` and `evaluate-pairs` read no picture; what is uploaded to `serve`: tests/pipelines/test_serve_bombs.py."""
