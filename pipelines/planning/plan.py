@@ -57,7 +57,8 @@ class Plan:
 
     `source` holds the settings that decide which images there are, `inputs` what the source's files held. `given` are
     the sizes of the first parts, which the source cut or, of a sample, that hold images of such parts in their order;
-    the other images are ordered by hash and cut evenly. `urls`: some are fetched.
+    the other images are ordered by hash and cut evenly. `urls`: some are fetched; None
+    where there are some that the user did not allow.
     `roots` are the folders that the paths in the cells start from, of each source: where they lie now.
     """
 
@@ -69,7 +70,7 @@ class Plan:
     inputs: Any
     sources_sha256: str = ""
     given: tuple[int, ...] = ()
-    urls: bool = False
+    urls: bool | None = False
     version: int = 1
     roots: tuple[tuple[str, ...], ...] = ()
 
@@ -108,6 +109,11 @@ def make_plan(
     stored = check_folder(run, settings, limit=limit)
     if stored is None:
         before_first()
+    elif stored.urls is None and settings.regions.decoding.fetch.allow:
+        raise OtherPlanError(
+            f"{run.root}: belongs to a plan without its images at URLs, which is made without --fetch allow; choose "
+            "another `out`, or delete the folder"
+        )
     source = _source(settings, limit)
     inputs = caption_inputs(settings.sources)
     if settings.limits != USUAL:  # records beyond them are rejected
