@@ -261,6 +261,18 @@ def test_a_gated_repository_says_how_to_ask_for_access(hub: Hub, quick: None, st
         Clip(model=f"hf-hub:{CLIP}").fetch()
 
 
+def test_a_description_of_more_than_the_weights_fetched_with_it_is_refused_before_it_is_built(
+    hub: Hub, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: pytest.fail("built"))
+    files = hub.repositories[CLIP].files
+    described = json.loads(files["open_clip_config.json"])
+    described["model_cfg"]["text_cfg"]["vocab_size"] = 10**9
+    hub.publish("someone/large", {**files, "open_clip_config.json": json.dumps(described).encode()})
+    with pytest.raises(InputError, match=r"describes more than its [\d,]+ bytes of weights"):
+        Clip(model="hf-hub:someone/large").open_text(device="cpu")
+
+
 def test_a_hub_that_is_slow_is_waited_for_and_one_that_is_down_is_one_line(hub: Hub, quick: None) -> None:
     hub.repositories[MASKFORMER].wait_s = 0.1
     MaskFormer(kind="maskformer", checkpoint=MASKFORMER).fetch()
