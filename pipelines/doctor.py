@@ -26,7 +26,7 @@ from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.locations import file_name_of
 from maskmine.mining.storage.names import is_file
 from maskmine.pipelines.dataset.calibrations import check_calibration
-from maskmine.pipelines.planning.listing import has_url, refuse_urls
+from maskmine.pipelines.planning.listing import count_urls, means_urls, refuse_urls
 from maskmine.pipelines.planning.plan import check_folder
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.fingerprints import portable
@@ -302,7 +302,8 @@ def _source(source: AnySource, settings: Mining) -> Finding:
     try:
         source.check()
         table = next(iter(source.read(images_per_part=settings.shards.images_in_part(None))), None)
-        if table is not None and has_url(table["path"]):
+        paths = table["path"].drop_null() if table is not None else []
+        if (urls := count_urls(paths)) and (means_urls(source) or urls == len(paths)):
             refuse_urls(settings, source.location)
     except (InputError, IncompleteError) as error:
         return _fault("captions", error)

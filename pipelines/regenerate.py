@@ -48,7 +48,7 @@ def open_reused_run(root: str, identity: Identity, *, out: str) -> ReusedRun:
     finished = FinishedRun.open(run)
     manifest, plan = finished.manifest, finished.plan
     digest = hashlib.sha256(run.read_bytes("manifest.json")).hexdigest()
-    reused = _reused(run, plan, manifest.settings["regions"], identity, manifest_sha256=digest)
+    reused = _reused(run, plan, manifest.setting("regions"), identity, manifest_sha256=digest)
     if isinstance(reused, str):
         raise InputError(
             f"--regions {root}: its regions were made by other settings ({reused}); "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import NOTHING_FOUND
-from maskmine.schemas.sample import FORMAT_VERSION, READABLE_VERSIONS
+from maskmine.schemas.sample import FORMAT_VERSION, READABLE_VERSIONS, ImageFormat
 from maskmine.schemas.settings import Settings
 
 
@@ -123,6 +124,39 @@ class Totals(Settings):
         return {key: count for key, count in self.rejected.items() if _nothing_found(key)}
 
 
+@with_config(ConfigDict(extra="allow"))
+class _Pairs(TypedDict, total=False):
+    rule: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Regions(TypedDict, total=False):
+    clip: dict[str, Any] | None
+
+
+@with_config(ConfigDict(extra="allow", allow_inf_nan=False))
+class _Shards(TypedDict, total=False):
+    image_format: ImageFormat
+    expand_ratio: float
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Stored(TypedDict, total=False):
+    """Of the settings that a manifest records, those that readers of a run ask for."""
+
+    pairs: _Pairs
+    regions: _Regions
+    shards: _Shards
+
+
+def _as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    _STORED.validate_python(settings)
+    return settings
+
+
+_STORED = TypeAdapter(_Stored)
+
+
 class Manifest(Settings):
     """What a finished run is made of and contains."""
 
@@ -132,7 +166,7 @@ class Manifest(Settings):
     """Identity of the content: it covers all settings and inputs that decide the bytes of the shards."""
     plan_sha256: str
     """SHA-256 of plan.json."""
-    settings: dict[str, Any]
+    settings: Annotated[dict[str, Any], AfterValidator(_as_stored)]
     """The settings of the run without those that only say how it was done; files by name and SHA-256."""
     models: tuple[ModelRecord, ...]
     """Models that took part."""
@@ -148,6 +182,15 @@ class Manifest(Settings):
     """The run whose regions were reused."""
     calibration: CalibrationEntry | None = None
     """The calibration of the pairs' confidence; null without one."""
+
+    def setting(self, *names: str) -> Any:
+        """A setting that every run has, by its names from the outside in. Raises InputError where it is missing."""
+        value: Any = self.settings
+        for name in names:
+            if not isinstance(value, dict) or name not in value:
+                raise InputError(f"manifest.json: its settings have no `{'.'.join(names)}`; run `maskmine mine` again")
+            value = value[name]
+        return value
 
     @property
     def licences(self) -> list[str]:

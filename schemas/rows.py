@@ -25,7 +25,7 @@ Fault = Literal[
     "outside_folder",  # the source's record names a file that does not lie where the settings have the images
     "broken_record",  # the source's record of the image is cut off, contradicts itself or cannot be read
     "fetch_failed",  # the image's URL did not give it: no answer, a fault, too slow, too large
-    "fetch_refused",  # the image's URL is not to be read: a private address, forbidden by its owner, or not allowed
+    "fetch_refused",  # the image's URL is not to be read: not allowed, a private address, or its owner forbids it
 ]
 """Reasons why an image could not be used. `max_rejected` limits their share."""
 NothingFound = Literal[

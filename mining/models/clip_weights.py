@@ -93,18 +93,13 @@ def load_clip(model: str, pretrained: str | None, *, precision: str) -> LoadedCl
     import torch
     from safetensors import SafetensorError
 
-    source = find_weights(model, pretrained)
-    if source.tag and source.weights is None:
-        source = _fetched(model, pretrained, source)
+    source = _fetched(model, pretrained, find_weights(model, pretrained))
     unreadable = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, StopIteration)
     odd_sizes = (ArithmeticError, AssertionError)  # of 0, or such that do not divide each other
     with nothing_is_run(model, setting="clip.model"), _as_open_clip_names_it(_kept(source)) as (name, file):
         try:
             architecture = open_clip.get_model_config(name)
             refuse_foreign(architecture, model)
-            if source.name.startswith(_HUB) and source.weights is None:  # fetched before the model is built
-                open_clip.pretrained.download_pretrained_from_hf(source.name.removeprefix(_HUB))
-                source = find_weights(model, pretrained)
             if weights_bytes := _weights_bytes(source):
                 refuse_larger(architecture, model, weights_bytes=weights_bytes)
             dim = int(architecture["embed_dim"])
@@ -162,18 +157,11 @@ def portable_name(name: str) -> str:
 
 def fetch_clip(model: str, pretrained: str | None) -> None:
     """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
-    import open_clip
-
-    source = find_weights(model, pretrained)
-    if source.tag and source.weights is None:
-        source = _fetched(model, pretrained, source)
+    before = find_weights(model, pretrained)
+    source = _fetched(model, pretrained, before)
     try:
-        if source.name.startswith(_HUB) and source.weights is None:
-            repository = source.name.removeprefix(_HUB)
-            open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE)
-            open_clip.pretrained.download_pretrained_from_hf(repository)
-        config, _ = _architecture(find_weights(model, pretrained))
-        if _local(source) is None and config.get("text_cfg", {}).get("hf_tokenizer_name"):
+        config, _ = _architecture(source)
+        if _local(before) is None and config.get("text_cfg", {}).get("hf_tokenizer_name"):
             with nothing_is_run(model, setting="clip.model"):
                 refuse_foreign(config, model)
                 _open_tokenizer(source.name or model, config)
@@ -389,13 +377,20 @@ def _cached(repository: str, filename: str) -> Path | None:
 
 
 def _fetched(model: str, pretrained: str | None, source: ClipSource) -> ClipSource:
-    """The source with its tag's weights on this machine."""
+    """The source with its weights on this machine, those of a tag or a hub's name fetched where they are not."""
     import open_clip
 
+    if source.weights is not None or not (source.tag or source.name.startswith(_HUB)):
+        return source
+    of_hub = source.name.startswith(_HUB)
+    repository = source.name.removeprefix(_HUB) if of_hub else str(source.tag.get("hf_hub", "")).rpartition("/")[0]
     try:
-        weights = open_clip.download_pretrained(source.tag)
-    except (OSError, RuntimeError) as error:
-        repository = str(source.tag.get("hf_hub", "")).rpartition("/")[0]
+        if of_hub:
+            open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE)
+            weights = open_clip.pretrained.download_pretrained_from_hf(repository)
+        else:
+            weights = open_clip.download_pretrained(source.tag)
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(_unreachable(model, pretrained, error, repository)) from error
     return replace(source, weights=Path(weights))
 

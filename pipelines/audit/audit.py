@@ -204,7 +204,7 @@ class _Judged:
 
 def _why_none(finished: FinishedRun, judgements: Judgements) -> str | None:
     """Why a run's pairs cannot have a confidence at all."""
-    if finished.manifest.settings["regions"]["clip"] is None or finished.manifest.settings["pairs"]["rule"] == "labels":
+    if finished.manifest.setting("regions", "clip") is None or finished.manifest.setting("pairs", "rule") == "labels":
         return "the run was made without CLIP, so its pairs have no scores"
     if all(one.pair.evidence is None for one in judgements.found.values()):
         version = finished.manifest.format_version
@@ -242,7 +242,7 @@ def _calibrate(
         intercept=fit.intercept,
         run=manifest.fingerprint,
         folder=finished.name,
-        made_by=made_by(manifest.settings, manifest.models),
+        made_by=made_by({name: manifest.setting(name) for name in ("pairs", "regions", "vocabulary")}, manifest.models),
         measured_on=sources,
         judged_by=judgements.judged_by,
         reviewers=judgements.reviewers,

@@ -11,7 +11,8 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,11 +27,11 @@ from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
-from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest, ShardEntry
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import Rejection, SampleRow
-from maskmine.schemas.sample import IMAGE_FORMATS, ImageFormat, cell_name, member_names, record_keys
+from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
 
 # What .json and index both have, and only a mistake in writing can make differ.
 _SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
@@ -85,8 +86,14 @@ def verify_run(run: RunFolder) -> Iterator[Problem]:
         yield from _check_additions(run, {*of_set.sums, *of_rest.sums, *shards}, whole_folder=signed and not unsigned)
     yield from _check_counts(run, manifest)
     keys: set[str] = set()
+    try:
+        image_format: ImageFormat = manifest.setting("shards", "image_format")
+    except InputError as error:
+        place, _, what = str(error).partition(": ")
+        yield Problem(place, what)
+        return
     for shard in manifest.shards:
-        yield from _check_shard(run, shard, manifest, keys)
+        yield from _check_shard(run, shard, manifest.format_version, image_format, keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +106,22 @@ class _Sums:
 
 def _read_sums(run: RunFolder, name: str) -> _Sums:
     found = _Sums({}, [])
-    if not run.exists(name):
+    try:
+        content = run.read_bytes(name)
+    except (FileNotFoundError, NotADirectoryError, IncompleteError):  # found where it is named
         return found
-    for line in run.read_bytes(name).decode("utf-8", "replace").splitlines():
+    for line in content.decode("utf-8", "replace").splitlines():
         match = _SUM.fullmatch(line)
         if match is None or match[2] in found.sums or not _is_below(match[2]):
             found.broken.append(line)
         else:
             found.sums[match[2]] = match[1]
     return found
+
+
+def _reason(error: IncompleteError) -> str:
+    """Why a file cannot be opened, without its path."""
+    return getattr(error.__cause__, "strerror", None) or str(error)
 
 
 def _is_below(name: str) -> bool:
@@ -132,8 +146,8 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
         except (FileNotFoundError, NotADirectoryError):
             if file not in _SUMS_FILES:  # which say so themselves
                 yield Problem(file, f"missing, though {name} names it; {_AGAIN}")
-        except (IncompleteError, IsADirectoryError) as error:  # such as a folder in its place
-            yield Problem(file, f"cannot be read: {error}")
+        except IncompleteError as error:  # a folder, or what may not be read
+            yield Problem(file, f"cannot be read, though {name} names it ({_reason(error)}); {_REMEDY}")
 
 
 def _check_additions(run: RunFolder, known: set[str], *, whole_folder: bool) -> Iterator[Problem]:
@@ -163,11 +177,16 @@ def _check_counts(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
         yield Problem("manifest.json", "the shards' samples do not add up to the total")
     if [shard.name for shard in manifest.shards] != [cell_name(n, "tar") for n in range(len(manifest.shards))]:
         yield Problem("manifest.json", "the shards' numbers have a gap")
-    if run.read_json("shards", "sizes.json") != {shard.name: shard.samples for shard in manifest.shards}:
-        yield Problem("shards/sizes.json", f"not the samples of the manifest; {_REMEDY}")
+    samples = {shard.name: shard.samples for shard in manifest.shards}
+    with suppress(IncompleteError):  # a folder, found where it is named
+        if run.read_json("shards", "sizes.json") == samples:
+            return
+    yield Problem("shards/sizes.json", f"not the samples of the manifest; {_REMEDY}")
 
 
-def _check_shard(run: RunFolder, shard: ShardEntry, manifest: Manifest, keys: set[str]) -> Iterator[Problem]:
+def _check_shard(
+    run: RunFolder, shard: ShardEntry, version: int, image_format: ImageFormat, keys: set[str]
+) -> Iterator[Problem]:
     name = f"shards/{shard.name}"
     try:
         index = run.read_rows("shards", shard.name.replace(".tar", ".parquet"), row_type=SampleRow)
@@ -180,35 +199,17 @@ def _check_shard(run: RunFolder, shard: ShardEntry, manifest: Manifest, keys: se
     keys.update(row.key for row in index)
     if not run.exists("shards", shard.name):
         return  # reported with the checksums
-    image_format = _image_format(manifest)
-    if image_format is None:
-        yield Problem("manifest.json", f"its settings have no `shards.image_format`; {_REMEDY}")
-        return
     try:
         with run.open("shards", shard.name) as file:
-            yield from _check_tar(name, file, index, image_format, record_keys(manifest.format_version))
-    except (IncompleteError, IsADirectoryError):  # reported with the checksums, too
-        yield Problem(name, f"cannot be read; {_REMEDY}")
-
-
-def _check_tar(
-    name: str, file: Any, index: Sequence[SampleRow], image_format: ImageFormat, keys: frozenset[str]
-) -> Iterator[Problem]:
-    try:
-        members = _members(file)
-        for row in index:
-            yield from _check_sample(name, row, members, image_format, keys)
-        if extra := next(members, None):
-            yield Problem(name, f"member {extra.name} is in no sample of the index; {_REMEDY}")
+            members = _members(file)
+            for row in index:
+                yield from _check_sample(name, row, members, image_format, record_keys(version))
+            if extra := next(members, None):
+                yield Problem(name, f"member {extra.name} is in no sample of the index; {_REMEDY}")
     except tarfile.TarError as error:
         yield Problem(name, f"not a whole tar ({error}); {_REMEDY}")
-
-
-def _image_format(manifest: Manifest) -> ImageFormat | None:
-    """The format of the crops; None where the settings do not say it."""
-    of_shards = manifest.settings.get("shards")
-    stored = of_shards.get("image_format") if isinstance(of_shards, dict) else None
-    return next((known for known in IMAGE_FORMATS if known == stored), None)
+    except IncompleteError as error:
+        yield Problem(name, f"cannot be read ({_reason(error)}); {_REMEDY}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
     curves_of_all, curves, no_curves = find_curves(metrics)
     return Evaluation(
         run=finished.manifest.fingerprint,
-        rule=finished.manifest.settings["pairs"]["rule"],
+        rule=finished.manifest.setting("pairs", "rule"),
         annotations=annotations,
         synonyms=synonyms,
         images=images,

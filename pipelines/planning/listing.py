@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import ne
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maskmine.mining.captions import AnySource
 from maskmine.mining.sources.entries import ENTRIES
 from maskmine.mining.storage.locations import rejected_location
-from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES, require_aiohttp
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.errors import InputError
@@ -33,66 +32,47 @@ def refuse_urls(settings: Mining, where: str) -> None:
 
 @dataclass(slots=True)
 class Loaded:
-    """Known when all entries have been read: whether a source lists images, and whether some are at URLs."""
+    """Known when all entries have been read: whether a source lists images, and whether some are fetched from URLs;
+    None where there are URLs that the user did not allow, whose images are rejected."""
 
     listed: bool = False
-    urls: bool = False
+    urls: bool | None = False
 
 
-_MAX_URL_CHARS = 80
 _OUTSIDE = rejected_location(Rejection("outside_folder", ""))  # how such locations begin
+_NOT_ALLOWED = rejected_location(Rejection("fetch_refused", "a URL, and nothing is fetched without --fetch allow"))
 _LOADED = pa.schema([*ENTRIES, pa.field("source", pa.int64()), pa.field("shuffled", pa.uint64())])
 
 
 def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
-    """Read each source once, a table at a time; memory does not grow with the data set."""
+    """Read each source once, a table at a time; memory does not grow with the data set.
+
+    A path that is a URL costs its image alone; where all are, or `url_col` says so, it is the settings' to allow it.
+    """
+    allowed = settings.regions.decoding.fetch.allow
     for number, source in enumerate(settings.sources):
-        listed, elsewhere, refused, first_elsewhere = 0, 0, 0, ""
+        listed, outside, urls, first_outside = 0, 0, 0, ""
         for table in source.read(images_per_part=settings.shards.images_in_part(None), limits=settings.limits):
-            table, urls = _without_urls(table, source, settings)
-            refused += urls
             paths = table["path"].drop_null()
-            outside = paths.filter(pc.starts_with(paths, _OUTSIDE))
-            listed, elsewhere = listed + len(paths), elsewhere + len(outside)
-            first_elsewhere = first_elsewhere or (outside[0].as_py() if len(outside) else "")
+            elsewhere = paths.filter(pc.starts_with(paths, _OUTSIDE))
+            listed, outside, urls = listed + len(paths), outside + len(elsewhere), urls + count_urls(paths)
+            first_outside = first_outside or (elsewhere[0].as_py() if len(elsewhere) else "")
             loaded.listed = loaded.listed or len(paths) > 0
-            if not loaded.urls and not urls and has_url(table["path"]):
+            if urls and (allowed or means_urls(source)):
                 refuse_urls(settings, source.location)
-                loaded.urls = True
+            if urls:
+                loaded.urls = True if allowed else None
             columns = [pa.array(np.full(len(table), number)), _shuffled(table["image_id"])]
-            yield pa.table([*table.columns, *columns], schema=_LOADED)
-        if refused and listed == elsewhere + refused:
-            refuse_urls(settings, source.location)
-        if listed and listed == elsewhere:
-            _refuse_outside(settings, number, first_elsewhere.removeprefix(_OUTSIDE))
+            yield pa.table([*_without_urls(table, allowed=allowed).columns, *columns], schema=_LOADED)
+        if listed and listed == outside + urls and not (urls and allowed):
+            if urls:
+                refuse_urls(settings, source.location)
+            _refuse_outside(settings, number, first_outside.removeprefix(_OUTSIDE))
     if not loaded.listed:
         raise InputError(
             f"{settings.sources[0].location}: says nothing of where the pictures are; give `path_col`, or list the "
             "source of the images (such as `kind: run`) beside it"
         )
-
-
-def _without_urls(table: pa.Table, source: Any, settings: Mining) -> tuple[pa.Table, int]:
-    """The entries with a rejection in place of every URL that nobody allowed to be fetched, and how many these are.
-
-    A source of URLs, by its settings, keeps them: it is refused whole, without reading on.
-    """
-    if settings.regions.decoding.fetch.allow or getattr(source, "url_col", None) or not has_url(table["path"]):
-        return table, 0
-    stored = table["path"].to_pylist()
-    paths = [_unfetched(path) if path is not None and _is_url(path) else path for path in stored]
-    place = table.schema.get_field_index("path")
-    field = table.schema.field(place)
-    return table.set_column(place, field, pa.array(paths, field.type)), sum(map(ne, paths, stored))
-
-
-def _unfetched(url: str) -> str:
-    detail = f"{url[:_MAX_URL_CHARS]}: nothing is fetched from a URL unless the user allows it"
-    return rejected_location(Rejection("fetch_refused", detail))
-
-
-def _is_url(path: str) -> bool:
-    return path.startswith("http") and scheme_of(path) in URL_SCHEMES
 
 
 def _refuse_outside(settings: Mining, number: int, detail: str) -> NoReturn:
@@ -111,7 +91,23 @@ def _shuffled(image_ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(np.frombuffer(digests, ">u8").astype(np.uint64))
 
 
-def has_url(paths: pa.ChunkedArray) -> bool:
-    """Whether one of the paths of images is a URL."""
-    candidates = paths.filter(pc.starts_with(paths, "http")).to_pylist()
-    return any(scheme_of(path) in URL_SCHEMES for path in candidates)
+def means_urls(source: AnySource) -> bool:
+    """Whether the settings of a source say that its images are at URLs, so that one is no fault of its record."""
+    return getattr(source, "url_col", None) is not None
+
+
+def count_urls(paths: pa.ChunkedArray | Sequence[str]) -> int:
+    """How many of the paths of images are URLs."""
+    return pc.sum(_at_url(paths)).as_py() or 0 if len(paths) else 0
+
+
+def _at_url(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.match_substring_regex(paths, f"^({'|'.join(URL_SCHEMES)})://")
+
+
+def _without_urls(table: pa.Table, *, allowed: bool) -> pa.Table:
+    """Entries in which an image at a URL is rejected, unless such are allowed."""
+    if allowed:
+        return table
+    paths = pc.if_else(_at_url(table["path"]), _NOT_ALLOWED, table["path"])
+    return table.set_column(table.column_names.index("path"), "path", paths)

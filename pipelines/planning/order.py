@@ -33,7 +33,7 @@ class OrderedImages:
     images: int
     given: tuple[int, ...]
     images_sha256: str
-    urls: bool
+    urls: bool | None
 
 
 def order_images(settings: Mining, scratch: str, *, limit: int | None) -> OrderedImages:

@@ -12,13 +12,15 @@ Nothing here grows with the number of images but files in a temporary folder:
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.bounded.limits import USUAL
@@ -44,6 +46,7 @@ PLAN_VERSION = 2
 """Version 2 brought `sources` and `additional` to the captions; an older plan is cut again, to the same images."""
 
 _PLANNED = ("images", "captions")
+_MOST = 1 << 32  # images and parts of a plan
 _RUN_SUMS_FILE = "SHA256SUMS.run"  # vouches for the plan's cells, see `publish.py`
 _OF_A_RUN = frozenset({"identity.json", "manifest.json"})  # a folder with one of these is a run's without its plan
 _PER_PART = "shards.images_per_part"
@@ -57,21 +60,24 @@ class Plan:
 
     `source` holds the settings that decide which images there are, `inputs` what the source's files held. `given` are
     the sizes of the first parts, which the source cut or, of a sample, that hold images of such parts in their order;
-    the other images are ordered by hash and cut evenly. `urls`: some are fetched.
+    the other images are ordered by hash and cut evenly. `urls`: some are fetched; None
+    where there are some that the user did not allow.
     `roots` are the folders that the paths in the cells start from, of each source: where they lie now.
     """
 
-    images: int
-    parts: int
+    images: Annotated[int, Field(ge=0, lt=_MOST)]
+    parts: Annotated[int, Field(ge=1, lt=_MOST)]
     images_sha256: str
     captions_sha256: str
     source: dict[str, Any]
     inputs: Any
     sources_sha256: str = ""
-    given: tuple[int, ...] = ()
-    urls: bool = False
+    given: tuple[Annotated[int, Field(ge=0, lt=_MOST)], ...] = ()
+    urls: bool | None = False
     version: int = 1
     roots: tuple[tuple[str, ...], ...] = ()
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # where one is read
 
     def part_size(self, part: int) -> int:
         """The number of images of a part; those that the plan cut differ by one image at most."""
@@ -81,18 +87,23 @@ class Plan:
         return part_size(part - len(self.given), images=rest, parts=parts)
 
 
+_STORED = TypeAdapter(Plan)
+
+
 def part_size(part: int, *, images: int, parts: int) -> int:
     """The size of a part when `images` are cut evenly into `parts`."""
     return (part + 1) * images // parts - part * images // parts
 
 
 def read_plan(run: RunFolder) -> Plan | None:
-    """The plan of a run folder; None when it has none yet."""
+    """The plan of a run folder; None when it has none yet. Raises InputError for what is no plan."""
     stored = run.read_json(PLAN_FILE)
     if not stored:
         return None
-    roots = tuple(tuple(of_source) for of_source in stored.get("roots", ()))
-    return Plan(**{**stored, "given": tuple(stored.get("given", ())), "roots": roots})
+    try:
+        return _STORED.validate_json(json.dumps(stored))  # lists become tuples
+    except ValidationError as error:
+        raise InputError(f"{run.path(PLAN_FILE)}: not a plan; delete it and run `maskmine mine` again") from error
 
 
 def make_plan(
@@ -108,6 +119,11 @@ def make_plan(
     stored = check_folder(run, settings, limit=limit)
     if stored is None:
         before_first()
+    elif stored.urls is None and settings.regions.decoding.fetch.allow:
+        raise OtherPlanError(
+            f"{run.root}: belongs to a plan without its images at URLs, which is made without --fetch allow; choose "
+            "another `out`, or delete the folder"
+        )
     source = _source(settings, limit)
     inputs = caption_inputs(settings.sources)
     if settings.limits != USUAL:  # records beyond them are rejected

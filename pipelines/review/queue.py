@@ -173,7 +173,7 @@ def _most_uncertain(finished: FinishedRun, *, size: int, seed: int) -> list[_Pla
             raise InputError(f"{finished.folder.root}: nothing says how sure its pairs are; use --next random")
 
         # Where it says least.
-        middle = _SURE_MIDDLE if score == "confidence" else finished.manifest.settings["pairs"].get(f"min_{score}")
+        middle = _SURE_MIDDLE if score == "confidence" else finished.manifest.setting("pairs").get(f"min_{score}")
         if middle is None:
             middle = rows(f"SELECT median(pair.{score}) FROM numbered")[0][0]
         nearest = rows(

@@ -9,7 +9,7 @@ import pytest
 
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.steps.status import rejected_images
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import InputError, OtherPlanError
 from maskmine.schemas.mask import Mask
 from tests.support import toy
 from tests.support.hostile.corrupt_images import CAPTIONS, PICTURES
@@ -85,21 +85,28 @@ def test_of_several_sources_the_one_is_named_and_a_list_with_one_image_in_its_fo
     assert sum(image.reason == "outside_folder" for image in rejected_images(run)) > 1
 
 
-def test_a_url_in_a_list_of_paths_costs_itself_and_a_list_of_nothing_else_is_refused(tmp_path: Path) -> None:
+def test_a_url_among_paths_costs_its_record_and_only_a_list_of_urls_is_refused(tmp_path: Path) -> None:
     world = toy.write_toy_world(tmp_path)
-    rows = [{"path": f"{image.id}.png", "caption": "A square."} for image in toy.IMAGES]
-    rows[0]["path"] = "http://127.0.0.1:1/11.png"
-    source = {"kind": "jsonl", "files": str(world / "list.jsonl"), "path_col": "path", "images": str(world / "images")}
-    (world / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    rows = [{"id": image.id, "path": f"images/{image.id:012d}.png", "caption": "A square."} for image in toy.IMAGES]
+    rows[0]["path"] = "http://127.0.0.1:1/a.png"
+    write_jsonl(world, rows)
+    source = {"kind": "jsonl", "files": str(world / "list.jsonl"), "id_col": "id", "path_col": "path"}
     config = toy.write_config(world, captions=source)
     run, outcome, _ = run_toy(config)
     assert outcome.manifest is not None
-    assert outcome.manifest.totals.images == len(rows)
-    (refused,) = [image for image in rejected_images(run) if image.reason == "fetch_refused"]
-    assert "http://127.0.0.1:1/11.png: nothing is fetched from a URL unless" in (refused.detail or "")
-    (world / "list.jsonl").write_text(f"{json.dumps(rows[0])}\n")
-    with pytest.raises(InputError, match=r"list\.jsonl: has URLs, and nothing is fetched unless you say so"):
-        run_toy(config)
+    refused = [(image.image_id, image.reason) for image in rejected_images(run) if image.reason == "fetch_refused"]
+    assert refused == [(str(rows[0]["id"]), "fetch_refused")]
+    assert outcome.manifest.totals.with_pairs > 0
+    assert run_toy(config)[1].exceeded == ()  # the plan is taken up again
+    with pytest.raises(OtherPlanError, match="a plan without its images at URLs"):
+        run_toy(config, "regions.decoding.fetch.allow=true")
+    write_jsonl(world, [{**row, "path": f"https://127.0.0.1/{row['id']}.png"} for row in rows])
+    with pytest.raises(InputError, match=r"list.jsonl: has URLs, and nothing is fetched .* add --fetch allow"):
+        run_toy(config, f"out={world / 'other'}")
+
+
+def write_jsonl(world: Path, rows: list[dict[str, object]]) -> None:
+    (world / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def elsewhere(world: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,26 +181,55 @@ def test_json_that_cannot_be_parsed_is_named(root: Path, content: str) -> None:
 def test_a_pipe_in_place_of_a_cell_is_not_waited_for(root: Path) -> None:
     (root / "nouns" / "00001.parquet").unlink()
     os.mkfifo(root / "nouns" / "00001.parquet")
-    assert any("nouns/00001.parquet: is no plain file" in line for line in problems(root))
+    (line,) = problems(root)
+    assert line.startswith("nouns/00001.parquet: cannot be read, though SHA256SUMS.run names it (is no plain file)")
 
 
-def test_a_folder_in_place_of_a_file_is_named_and_so_is_what_else_is_wrong(root: Path) -> None:
-    for name in ("nouns/00000.parquet", "shards/00000.tar"):
+def test_a_folder_in_place_of_a_file_is_named_and_the_others_are_looked_at(root: Path) -> None:
+    folders = ("nouns/00001.parquet", "shards/sizes.json", "shards/00000.tar", "shards/00001.parquet", "SHA256SUMS")
+    for name in folders:
         (root / name).unlink()
         (root / name).mkdir()
-    (root / "shards" / "00001.tar").unlink()
+    flip(root / "pairs" / "00001.parquet", 0.3, 2)
     found = problems(root)
-    assert (
-        unnamed(found, ["nouns/00000.parquet: cannot be read", "shards/00000.tar: cannot be read", "00001.tar"]) == []
-    )
+    assert f"nouns/00001.parquet: cannot be read, though SHA256SUMS.run names it (Is a directory); {REMEDY}" in found
+    assert unnamed(found, ["pairs/00001.parquet", *folders]) == []
 
 
-@pytest.mark.parametrize("of_shards", [None, [], {}, {"image_format": 7}, {"image_format": ["jpg"]}])
-def test_settings_without_the_format_of_crops_are_named(root: Path, of_shards: object) -> None:
+def test_a_manifest_without_the_form_of_the_crops_is_named(root: Path) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
-    manifest["settings"]["shards"] = of_shards
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    assert unnamed(problems(root), ["manifest.json: its settings have no `shards.image_format`"]) == []
+    for settings in ({}, {"shards": {}}):
+        (root / "manifest.json").write_text(json.dumps(manifest | {"settings": settings}))
+        assert "manifest.json: its settings have no `shards.image_format`; run `maskmine mine` again" in problems(root)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+def test_any_value_of_another_kind_ends_in_lines_and_no_traceback(
+    root: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    stored = (root / name).read_text()
+    whole: list[Any] = []
+    places(json.loads(stored), whole)
+    values = [None, "x", [], {}, ["x"], {"a": 1}, -1, 10**400, True]
+    for number in [*range(len(values)), *rng.integers(len(whole) * len(values), size=10).tolist()]:
+        tree: list[Any] = []
+        places(json.loads(stored), tree)
+        change = values[number % len(values)]
+        root_of, key = tree[number // len(values)] if number >= len(values) else (None, None)
+        if root_of is not None:
+            root_of[key] = change
+        (root / name).write_text(json.dumps(tree[0][0] if root_of is not None else change))
+        for command in ("verify", "status"):
+            assert run_app([command, str(root)]) in (0, 2, 3, 4, 5), (number, command)
+            assert "Traceback" not in capsys.readouterr().err
+
+
+def places(tree: Any, found: list[tuple[Any, Any]]) -> None:
+    """Append each container below a tree with each of its keys, the tree's own first."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        found.append((tree, key))
+        places(tree[key], found)
 
 
 def test_the_sums_are_those_of_the_standard_tool(root: Path) -> None:
