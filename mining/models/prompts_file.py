@@ -51,7 +51,7 @@ def save_prompts(path: Path, prompts_PND: Tensor, *, record: PromptsRecord) -> N
 def read_prompts(path: str | Path) -> tuple[Tensor, PromptsRecord]:
     """Prompts [depth, patches, width] and their record. Raises InputError when the file is none of ours."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             record = PromptsRecord.model_validate_json((file.metadata() or {})[_METADATA])
             prompts_PND: Tensor = file.get_tensor(TENSOR)
         if prompts_PND.ndim != 3 or not prompts_PND.is_floating_point() or not bool(prompts_PND.isfinite().all()):

@@ -110,7 +110,7 @@ def read_head(folder: Path) -> dict[str, Tensor]:
 
     path = folder / HEAD_FILE
     try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
+        weights = {name: value.float() for name, value in load_file(regular(path)).items()}
     except (OSError, RuntimeError, SafetensorError) as error:  # of types of numbers that are only stored
         raise InputError(_damaged(path, error)) from error
     if lacking := {"classes_KD", "no_object_D"} - weights.keys():

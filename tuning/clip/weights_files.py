@@ -101,7 +101,7 @@ def save_clip(folder: Path, clip: WholeClip) -> None:
 def load_clip_weights(folder: Path, model: Any) -> None:
     """Put the weights that `save_clip` wrote into a model of the same architecture. Raises InputError without them."""
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        model.load_state_dict(load_file(regular(folder / WEIGHTS_FILE)))
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{folder}: the CLIP that this run tuned is gone ({type(error).__name__}); bring it back, or start again "
@@ -112,7 +112,7 @@ def load_clip_weights(folder: Path, model: Any) -> None:
 def _read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint with plain names: nested dictionaries opened, `module.` of parallel training gone."""
     try:
-        content = load_file(path) if str(path).endswith(".safetensors") else _unpickled(path)
+        content = load_file(regular(path)) if str(path).endswith(".safetensors") else _unpickled(regular(path))
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise InputError(
             f"{path}: cannot be read as weights ({type(error).__name__}); give a checkpoint that holds tensors only"

@@ -61,7 +61,7 @@ class Checkpoints:
         if not path.exists():
             return None
         try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            stored = torch.load(regular(path), map_location="cpu", weights_only=True)
             checkpoint = Checkpoint(stored["stage"], stored["step"], stored["values"])
             fingerprint = stored["fingerprint"]
         except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
