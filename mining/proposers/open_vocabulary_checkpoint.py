@@ -111,7 +111,7 @@ def read_head(folder: Path) -> dict[str, Tensor]:
     path = folder / HEAD_FILE
     try:
         weights = {name: value.float() for name, value in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # numbers of four bits become no others
         raise InputError(_damaged(path, error)) from error
     if lacking := {"classes_KD", "no_object_D"} - weights.keys():
         raise InputError(_damaged(path, ValueError(f"it lacks {min(lacking)}")))

@@ -13,7 +13,7 @@ import torch
 
 from maskmine.mining.models.pretrained import tried
 from maskmine.mining.proposers.eomt import Eomt
-from maskmine.mining.proposers.open_vocabulary_checkpoint import read_record
+from maskmine.mining.proposers.open_vocabulary_checkpoint import read_head, read_record
 from maskmine.mining.proposers.proposals import LoadedImage
 from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
@@ -82,6 +82,24 @@ def test_a_value_that_does_not_fit_is_one_line(
         use(kind, tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "index", [{"metadata": {}, "weight_map": {"a": name}} for name in ("/dev/zero", "../x", "gone", 1)] + [[], {}]
+)
+def test_an_index_of_weights_names_files_beside_it(folders: dict[str, Path], tmp_path: Path, index: Any) -> None:
+    for file in ("config.json", "preprocessor_config.json"):
+        (tmp_path / file).symlink_to(folders["sam"] / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"the index of weights in .* names no file there"):
+        use("sam", tmp_path)
+
+
+def test_a_head_of_numbers_that_become_no_others_is_one_line(tmp_path: Path) -> None:
+    header = b'{"classes_KD": {"dtype": "F4", "shape": [32], "data_offsets": [0, 16]}}'
+    (tmp_path / "head.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read_head(tmp_path)
 
 
 def test_a_model_that_has_answered_once_is_not_to_blame() -> None:
