@@ -20,6 +20,7 @@ from maskmine.mining.proposers.sam import Sam
 from maskmine.mining.verifiers.owlv2 import Owlv2
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
+from maskmine.tuning.clip.weights_files import load_ovseg_prompts
 from tests.support.tiny_proposers import save_eomt, save_rf_detr, save_sam
 from tests.support.tiny_verifiers import save_owlv2
 
@@ -100,6 +101,13 @@ def test_a_head_of_numbers_that_become_no_others_is_one_line(tmp_path: Path) -> 
     (tmp_path / "head.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(InputError, match="cannot be loaded"):
         read_head(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02]" + b"(" * 9 + b".", b"\x80\x02h\x05.", b"\x80\x02)}b."])
+def test_a_pickle_that_makes_no_value_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "prompts.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"prompts.pth: (cannot be read as weights|holds no weights)"):
+        load_ovseg_prompts(tmp_path / "prompts.pth", None)
 
 
 def test_a_model_that_has_answered_once_is_not_to_blame() -> None:
