@@ -98,6 +98,10 @@ def sample_key(image_id: str, number: int) -> str:
     return f"{safe_id(image_id)}-{number:03d}"
 
 
+KEY_PATTERN = rf"^{_SAFE_ID.pattern}-[0-9]{{3,}}$"
+"""What `sample_key` makes: the name of a file, and nothing that a path could take for more."""
+
+
 def record_keys(version: int) -> frozenset[str]:
     """The keys of a sample's .json in a format version."""
     later = [keys for added, keys in _ADDED.items() if added > version]

@@ -13,6 +13,9 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.manifest import ShardEntry
+from maskmine.schemas.sample import KEY_PATTERN
 from maskmine.schemas.seal import check_sealed, open_sealed, own_metadata, write_sealed
 
 Row = TypeVar("Row")
@@ -262,3 +265,22 @@ def _builder(hint: Any) -> Any:
         build_item = _builder(typing.get_args(inner)[0])
         return lambda value: tuple(build_item(item) for item in value)
     return lambda value: value
+
+
+def check_index(table: pa.Table, *, shard: ShardEntry, path: str) -> None:
+    """Whether an index names samples of its own shard alone, by keys of `sample_key`, within its bytes.
+
+    A key becomes the name of a file, so one that leads elsewhere is no key. Raises IncompleteError.
+    """
+    end = pc.subtract(shard.size_bytes, table["size_bytes"])
+    sound = (
+        pc.match_substring_regex(table["key"], KEY_PATTERN),
+        pc.equal(table["shard"], shard.name),
+        pc.and_(pc.greater_equal(table["offset"], 0), pc.less_equal(table["offset"], end)),
+        pc.and_(pc.greater(table["size_bytes"], 0), pc.less_equal(table["size_bytes"], shard.size_bytes)),
+    )
+    if not all(pc.all(each).as_py() for each in sound):
+        raise IncompleteError(
+            f"{path}: names samples that no run writes to {shard.name}; do not trust this folder, or delete the file "
+            "and run `maskmine mine` again, which writes it again"
+        )

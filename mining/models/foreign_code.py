@@ -57,6 +57,9 @@ def check_described(folder: Path, *, name: str, setting: str) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{setting}: `{name}` is an adapter of another model; merge it into that and save the whole")
+    for file in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / file).is_file():
+            _check_parts(folder, read_described(folder / file, name=name, setting=setting), setting=setting)
     for file in ("config.json", "preprocessor_config.json", "processor_config.json"):
         described: Any = None
         with suppress(InputError):  # the loader says so
@@ -92,6 +95,15 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
             waiting += inner.values()
         elif isinstance(inner, list):
             waiting += inner
+
+
+def _check_parts(folder: Path, index: Any, *, setting: str) -> None:
+    """Refuse an index of weights in several files that names any but files beside it."""
+    named = index.get("weight_map") if isinstance(index, Mapping) else None
+    files = named.values() if isinstance(named, Mapping) else [None]
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
+            raise InputError(f"{setting}: the index of weights in {folder} names no file there ({file}); save it again")
 
 
 def _sum(value: Any) -> int:

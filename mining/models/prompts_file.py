@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from maskmine.mining.models.mask_prompts import PromptedTower, image_tower, tower_sha256
-from maskmine.mining.storage.files import write_whole
+from maskmine.mining.storage.files import regular, write_whole
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import Settings, canonical_json
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from maskmine.mining.storage.content_hash import weights_sha256
-from maskmine.mining.storage.files import write_whole
+from maskmine.mining.storage.files import regular, write_whole
 from maskmine.schemas.errors import InputError
 
 if TYPE_CHECKING:

@@ -56,6 +56,15 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         raise IncompleteError(f"{path}: cannot be written, {cause}; {remedy} and run the same command again") from error
 
 
+def regular(path: str | Path) -> Path:
+    """The path, of a file of bytes or of nothing. Raises OSError for a pipe or a device, which a reader might wait for
+    or never come to the end of."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file")
+    return path
+
+
 @contextmanager
 def sole_writer(folder: str) -> Iterator[None]:
     """Keep other processes of this machine from writing to a folder on a disk while the block runs.

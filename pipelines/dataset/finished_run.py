@@ -35,7 +35,7 @@ from maskmine.schemas.rows import (
 )
 from maskmine.schemas.sample import StoredSample, cell_name, parse_sample, sample_key
 from maskmine.schemas.seal import open_sealed
-from maskmine.schemas.tables import from_table
+from maskmine.schemas.tables import check_index, from_table
 
 Row = TypeVar("Row")
 
@@ -136,7 +136,11 @@ class FinishedRun:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
         is not this manifest's."""
         fingerprint = self.manifest.fingerprint if row_type is SampleRow else None
-        return self.folder.read_table(self._step(row_type), cell_name(part), fingerprint=fingerprint)
+        path = (self._step(row_type), cell_name(part))
+        table = self.folder.read_table(*path, fingerprint=fingerprint)
+        if row_type is SampleRow:
+            check_index(table, shard=self.manifest.shards[part], path=self.folder.path(*path))
+        return table
 
     def columns(self, part: int, row_type: type, names: Sequence[str]) -> pa.Table:
         """Some columns of a cell, without reading the others. Raises IncompleteError when it is missing or broken."""

@@ -20,7 +20,7 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.rows import ImageRow, SampleRow
 from maskmine.schemas.sample import StoredSample, index_type, parse_sample
-from maskmine.schemas.tables import read_parquet, with_later_columns
+from maskmine.schemas.tables import check_index, read_parquet, with_later_columns
 
 _BLOCK_BYTES = 1 << 20  # of a copy from an object store
 
@@ -93,7 +93,9 @@ class RunReader:
             raise IncompleteError(f"{self._run.path('shards', name)}: missing; run `maskmine mine` again") from error
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
             raise self._broken(name)
-        return with_later_columns(read_parquet(io.BytesIO(content)), self._row_type).replace_schema_metadata(None)
+        table = with_later_columns(read_parquet(io.BytesIO(content)), self._row_type).replace_schema_metadata(None)
+        check_index(table, shard=shard, path=self._run.path("shards", name))
+        return table
 
     def _tar(self, name: str) -> IO[bytes]:
         if self._open is None or self._open[0] != name:

@@ -13,13 +13,14 @@ import torch
 
 from maskmine.mining.models.pretrained import tried
 from maskmine.mining.proposers.eomt import Eomt
-from maskmine.mining.proposers.open_vocabulary_checkpoint import read_record
+from maskmine.mining.proposers.open_vocabulary_checkpoint import read_head, read_record
 from maskmine.mining.proposers.proposals import LoadedImage
 from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
 from maskmine.mining.verifiers.owlv2 import Owlv2
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
+from maskmine.tuning.clip.weights_files import load_ovseg_prompts
 from tests.support.tiny_proposers import save_eomt, save_rf_detr, save_sam
 from tests.support.tiny_verifiers import save_owlv2
 
@@ -82,6 +83,31 @@ def test_a_value_that_does_not_fit_is_one_line(
         use(kind, tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "index", [{"metadata": {}, "weight_map": {"a": name}} for name in ("/dev/zero", "../x", "gone", 1)] + [[], {}]
+)
+def test_an_index_of_weights_names_files_beside_it(folders: dict[str, Path], tmp_path: Path, index: Any) -> None:
+    for file in ("config.json", "preprocessor_config.json"):
+        (tmp_path / file).symlink_to(folders["sam"] / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"the index of weights in .* names no file there"):
+        use("sam", tmp_path)
+
+
+def test_a_head_of_numbers_that_become_no_others_is_one_line(tmp_path: Path) -> None:
+    header = b'{"classes_KD": {"dtype": "F4", "shape": [32], "data_offsets": [0, 16]}}'
+    (tmp_path / "head.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read_head(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02]" + b"(" * 9 + b".", b"\x80\x02h\x05.", b"\x80\x02)}b."])
+def test_a_pickle_that_makes_no_value_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "prompts.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"prompts.pth: (cannot be read as weights|holds no weights)"):
+        load_ovseg_prompts(tmp_path / "prompts.pth", None)
 
 
 def test_a_model_that_has_answered_once_is_not_to_blame() -> None:

@@ -86,7 +86,9 @@ def test_prompts_of_another_clip_are_refused_and_it_is_said_whose_they_are(clip:
 
 def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no prompts")
-    for name, told in (("text", "holds no mask prompts of maskmine"), ("absent", "there is no such file")):
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to
+    nothing = "holds no mask prompts of maskmine"
+    for name, told in (("text", nothing), ("pipe", nothing), ("absent", "there is no such file")):
         with pytest.raises(InputError, match=told):
             read_prompts(tmp_path / name)
 
@@ -188,6 +190,7 @@ def test_clip_and_prompts_are_read_from_files_named_as_ovseg_names_them(tmp_path
         ("no clip", "holds no CLIP with a vision transformer"),
         ("no weights", "holds no weights"),
         ("a pickle", "cannot be read as weights"),
+        ("a pipe", "cannot be read as weights"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path, change: str, message: str) -> None:
@@ -204,9 +207,12 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path,
         tensors = {"weight": torch.zeros(3)}
     elif change == "no weights":
         tensors = {"epoch": 3}
-    else:
+    elif change == "a pickle":
         tensors = Path  # anything that only a program could unpickle
-    torch.save(tensors, path)
+    if change == "a pipe":
+        os.mkfifo(path)
+    else:
+        torch.save(tensors, path)
     with pytest.raises(InputError, match=message) as error:
         load_ovseg_clip(path, model)
     assert "\n" not in str(error.value)

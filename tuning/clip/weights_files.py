@@ -16,7 +16,7 @@ from torch import Tensor
 from maskmine.mining.models.clip import WholeClip
 from maskmine.mining.models.mask_prompts import PromptedTower, image_tower
 from maskmine.mining.models.prompts_file import TENSOR, around_tower
-from maskmine.mining.storage.files import write_whole
+from maskmine.mining.storage.files import regular, write_whole
 from maskmine.schemas.errors import InputError
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
@@ -98,6 +98,10 @@ def save_clip(folder: Path, clip: WholeClip) -> None:
     write_whole(folder / WEIGHTS_FILE, save(weights, {"format": "pt"}))  # last: what is loaded is whole
 
 
+# What torch raises of a pickle that takes from an empty stack, or makes values of other kinds than it needs.
+_UNREADABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+
+
 def load_clip_weights(folder: Path, model: Any) -> None:
     """Put the weights that `save_clip` wrote into a model of the same architecture. Raises InputError without them."""
     try:
@@ -113,7 +117,7 @@ def _read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint with plain names: nested dictionaries opened, `module.` of parallel training gone."""
     try:
         content = load_file(regular(path)) if str(path).endswith(".safetensors") else _unpickled(regular(path))
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (*_UNREADABLE, OSError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise InputError(
             f"{path}: cannot be read as weights ({type(error).__name__}); give a checkpoint that holds tensors only"
         ) from error

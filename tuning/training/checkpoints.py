@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from maskmine.mining.storage.files import write_whole
+from maskmine.mining.storage.files import regular, write_whole
 from maskmine.schemas.errors import InputError, OtherPlanError
 from maskmine.tuning.training.processes import Processes
 
