@@ -80,8 +80,8 @@ def write_world(folder: Path) -> Path:
         write(folder / name / WEIGHTS, name)
         write(folder / name / "merges.txt", "a b"), write(folder / name / "README.md", "read me")
     for name in ("open", "other_open"):
-        names = ("clip", "clip_sha256", "templates", "logit_scale", "hidden", "layers", "pixels")
-        record = {**dict.fromkeys(names, 1), "classes": [name], "format": 1}
+        texts = {"clip": "clip", "clip_sha256": None, "templates": "raw", "logit_scale": 1.0, "classes": [name]}
+        record = {**texts, "hidden": 1, "layers": 1, "pixels": True, "format": 1}
         (
             write(folder / name / "open_vocabulary.json", json.dumps(record)),
             write(folder / name / "head.safetensors", "h"),
