@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from maskmine.pipelines.mine import MineResult
     from maskmine.pipelines.settings.mining import Mining
     from maskmine.schemas.manifest import Totals
+    from maskmine.schemas.settings import Settings
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -223,9 +224,20 @@ def _print_outcome(outcome: MineResult, settings: Mining, *, as_json: bool) -> N
     out.print(_render_totals(totals))
     if not (totals.samples or outcome.exceeded):
         reason = max(totals.rejected, key=totals.rejected.__getitem__)
-        err.print(f"no image has a pair, most of them by `{reason}`; see `maskmine errors {settings.out}`")
+        filters = _filters(settings.pairs) if "filtered" in reason else ""
+        filters = _filters(settings.pairs) if "filtered" in reason else ""
+        look = f"see `maskmine errors {settings.out}`"
+        err.print(f"no image has a pair, most of them by `{reason}`{filters}; {look}")
     for exceeded in outcome.exceeded:
         err.print(f"finished, and not published: {exceeded.line(out=settings.out)}")
+
+
+def _filters(pairs: Settings) -> str:
+    """The thresholds that are set; other images may need others."""
+    fields = type(pairs).model_fields.items()
+    values = {name: getattr(pairs, name) for name, field in fields if getattr(pairs, name) != field.default}
+    thresholds = [f"pairs.{name}: {value:g}" for name, value in values.items() if name.startswith("min_")]
+    return f" (filters: {', '.join(thresholds)})" if thresholds else ""
 
 
 def _render_totals(totals: Totals) -> TextTable:

@@ -55,6 +55,7 @@ def init(
         str | None, typer.Option(metavar="DIR", help="Folder of the images, where it is not found.")
     ] = None,
     caption_col: Annotated[str | None, typer.Option(metavar="NAME", help="Column of captions.")] = None,
+    path_col: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the images' paths.")] = None,
     models: Annotated[
         Models, typer.Option(help="The paper's, which are downloaded; or the demo world's, included, to try it out.")
     ] = "paper",
@@ -64,9 +65,8 @@ def init(
     """Write a commented configuration for images and captions of your own, checked against the files."""
     from maskmine.pipelines.settings.starter import write_starter
 
-    starter = write_starter(
-        source, kind=kind, to=to, images=images, caption_col=caption_col, models=models, out=run, force=force
-    )
+    columns = {"caption_col": caption_col, "path_col": path_col}
+    starter = write_starter(source, kind=kind, to=to, images=images, **columns, models=models, out=run, force=force)
     for note in starter.notes:
         err.print(note)
     name = shlex.quote(str(to))

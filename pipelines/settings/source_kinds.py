@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,9 +38,15 @@ _MOST_FOLDERS = 50  # subfolders that are tried as that of the images
 
 
 def captions_section(
-    source: str, *, kind: SourceKind | None, images: str | None, caption_col: str | None
+    source: str,
+    *,
+    kind: SourceKind | None,
+    images: str | None,
+    caption_col: str | None = None,
+    path_col: str | None = None,
 ) -> dict[str, Any]:
     """The `captions` section for the files at a local path. Raises InputError when they are not of that kind."""
+    named = _Named(images, caption_col, path_col)
     if not source or scheme_of(source) != "file":
         raise InputError(
             f"--from: `{source}` is no path on a disk; write the configuration by hand for files on an object store "
@@ -48,21 +55,31 @@ def captions_section(
     source = plain_path(source)
     path = Path(source)
     if kind or not path.is_dir():
-        return _section_of(source, path, kind or _guess_kind(path), images, caption_col)
+        return _section_of(source, path, kind or _guess_kind(path), named)
     guess = _guess_kind(path)
     try:
-        return _section_of(source, path, guess, images, caption_col)
+        return _section_of(source, path, guess, named)
     except InputError as error:
         raise InputError(f"{error} (taken for `{guess}`; if it is another kind, give that)") from error
 
 
-def _section_of(
-    source: str, path: Path, kind: SourceKind, images: str | None, caption_col: str | None
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What the user says of the source: the folder of the images, and columns."""
+
+    images: str | None
+    caption_col: str | None
+    path_col: str | None
+
+
+def _section_of(source: str, path: Path, kind: SourceKind, named: _Named) -> dict[str, Any]:
+    images, caption_col = named.images, named.caption_col
     if images and kind in ("folder", "img2dataset", "hugging_face"):
         raise InputError(f"--images: a source of kind `{kind}` holds its images; leave the option out")
     if caption_col and kind in ("folder", "coco"):
         raise InputError(f"--caption-col: a source of kind `{kind}` has no columns; leave the option out")
+    if named.path_col and kind in ("folder", "coco", "img2dataset", "hugging_face"):
+        raise InputError(f"--path-col: a source of kind `{kind}` has no column of paths; leave the option out")
     if kind == "folder":
         return _of_folder(path)
     if kind == "coco":
@@ -72,7 +89,7 @@ def _section_of(
         return {"kind": kind, "files": source, **({"caption_col": caption_col} if caption_col else {})}
     if kind == "hugging_face":
         return _of_hugging_face(source, first, caption_col)
-    return _of_table(source, first, kind, images, caption_col)
+    return _of_table(source, first, kind, named)
 
 
 def _guess_kind(path: Path) -> SourceKind:
@@ -129,24 +146,33 @@ def _of_hugging_face(source: str, first: Path, caption_col: str | None) -> dict[
     return {"kind": "hf", "files": source, "image_col": image_col, "caption_col": caption}
 
 
-def _of_table(
-    source: str, first: Path, kind: SourceKind, images: str | None, caption_col: str | None
-) -> dict[str, Any]:
-    columns = _columns(first, kind)
+def _of_table(source: str, first: Path, kind: SourceKind, named: _Named) -> dict[str, Any]:
+    columns = _columns(first, kind, named)
     image_col = _image_column(first) if kind == "parquet" else None
-    path_col = _pick((column for column in columns if column != image_col), _PATHS)
-    url_col = _pick(columns, _URLS)
-    section = {"kind": kind, "files": source, "caption_col": _caption_column(first, columns, caption_col)}
-    if path_col:
-        return {**section, "path_col": path_col, **({"images": images} if images else {})}
-    if url_col:
-        return {**section, "url_col": url_col}
-    if image_col:
+    url_col = None if named.path_col else _pick(columns, _URLS)
+    if named.path_col:
+        path_col = named.path_col if named.path_col in columns else None
+    else:
+        path_col = _pick((column for column in columns if column != image_col), _PATHS)
+    if not (path_col or url_col) and image_col and not named.path_col:
         raise InputError(f"{first}: its column `{image_col}` holds the images; give the kind `hugging_face`")
-    raise InputError(
-        f"{first}: no column names the images among {', '.join(columns)}; call it `path` or `url`, "
-        "or write the configuration by hand (docs/sources.md)"
-    )
+
+    # Both columns in one answer, where neither is found.
+    faults = []
+    try:
+        caption_col = _caption_column(first, columns, named.caption_col)
+    except InputError as error:
+        caption_col = ""
+        faults.append(str(error))
+    if not (path_col or url_col):
+        what = f"no column `{named.path_col}`" if named.path_col else "no column names the images"
+        faults.append(f"{first}: {what} among {', '.join(columns)}; give --path-col NAME")
+    if faults:
+        raise InputError("; ".join([faults[0], *(fault.removeprefix(f"{first}: ") for fault in faults[1:])]))
+    section = {"kind": kind, "files": source, "caption_col": caption_col}
+    if path_col:
+        return {**section, "path_col": path_col, **({"images": named.images} if named.images else {})}
+    return {**section, "url_col": url_col}
 
 
 def _first_file(path: Path, kind: SourceKind) -> Path:
@@ -165,15 +191,16 @@ def _first_file(path: Path, kind: SourceKind) -> Path:
     return files[0]
 
 
-def _columns(file: Path, kind: SourceKind) -> list[str]:
+def _columns(file: Path, kind: SourceKind, named: _Named | None = None) -> list[str]:
     """The names of a table's columns. Raises InputError when it is not of that kind, or has none."""
-    columns = _read_columns(file, kind)
+    asked = {column for column in (named.caption_col, named.path_col) if column} if named else set[str]()
+    columns = _read_columns(file, kind, asked)
     if not columns:
         raise InputError(f"{file}: empty; give a file of kind `{kind}` with at least one record")
     return columns
 
 
-def _read_columns(file: Path, kind: SourceKind) -> list[str]:
+def _read_columns(file: Path, kind: SourceKind, asked_for: set[str]) -> list[str]:
     try:
         if kind == "parquet":
             import pyarrow.parquet as pq
@@ -183,7 +210,7 @@ def _read_columns(file: Path, kind: SourceKind) -> list[str]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{file}: cannot be read as {kind} ({reason}); give another file or another kind") from error
     if kind == "jsonl":
-        records = json_records(str(file), columns={*_CAPTIONS, *_PATHS, *_URLS})
+        records = json_records(str(file), columns={*_CAPTIONS, *_PATHS, *_URLS, *asked_for})
         columns = None
     else:
         asked = Asked(kind="csv" if kind == "csv" else "tsv", columns={})

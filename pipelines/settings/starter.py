@@ -61,6 +61,7 @@ def write_starter(
     to: Path,
     images: str | None,
     caption_col: str | None,
+    path_col: str | None = None,
     models: Models = "paper",
     out: str | None,
     force: bool,
@@ -69,7 +70,7 @@ def write_starter(
 
     The source is opened, and its first entries are read, so that what is written can be mined.
     """
-    captions = captions_section(source, kind=kind, images=images, caption_col=caption_col)
+    captions = captions_section(source, kind=kind, images=images, caption_col=caption_col, path_col=path_col)
     if to.exists() and not force:
         raise InputError(f"{to}: exists; give --force to write over it, or another --to")
     files = source_root(source) if "*" in source else source

@@ -108,7 +108,8 @@ def test_a_run_with_a_third_of_missing_files_ends_with_3_until_they_are_there(
 
 def test_a_run_without_any_pair_is_told(six_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["mine", six_images, "--set", "pairs.min_count=9"]) == 0
-    assert "no image has a pair, most of them by `shards: filtered`" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no image has a pair, most of them by `shards: filtered` (filters: pairs.min_count: 9); see " in said
 
 
 def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,6 +229,23 @@ def test_init_of_tars_finds_the_captions_beside_the_images(tmp_path: Path, monke
     assert (settings.sources[0].kind, settings.nouns.skip_words) == ("img2dataset", "not_visual")
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_columns_of_any_name_are_taken_by_their_options(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy.save_picture(tmp_path / "bild 1.png", ("square",))
+    lines = {
+        "csv": "Nr;Bild;Text?\n1;bild 1.png;A square.\n",
+        "jsonl": '{"Bild": "bild 1.png", "Text?": "A square."}\n',
+    }
+    (tmp_path / f"own.{kind}").write_text(lines[kind])
+    assert run_app(["init", "--from", f"own.{kind}", "--caption-col", "Text?", "--path-col", "Bild"]) == 0
+    (source,) = load_mining("mining.yaml").sources
+    stated = plain_values(source)
+    assert [stated[name] for name in ("kind", "path_col", "caption_col")] == [kind, "Bild", "Text?"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -240,7 +257,19 @@ def test_init_of_tars_finds_the_captions_beside_the_images(tmp_path: Path, monke
         (["coco", "--from", "world/captions.json", "--images", "empty"], "are not in empty; give --images DIR"),
         (["parquet", "--from", "world/captions.json"], "not of the kind `parquet`"),
         (["parquet", "--from", "broken.parquet"], "cannot be read as parquet"),
-        (["csv", "--from", "other.csv"], "no column looks like captions among a, b; give --caption-col NAME"),
+        (
+            ["csv", "--from", "other.csv"],
+            "no column looks like captions among a, b; give --caption-col NAME; "
+            "no column names the images among a, b; give --path-col NAME",
+        ),
+        (
+            ["csv", "--from", "other.csv", "--caption-col", "a", "--path-col", "c"],
+            "no column `c` among a, b; give --path-",
+        ),
+        (
+            ["folder", "--from", "world", "--path-col", "a"],
+            "--path-col: a source of kind `folder` has no column of paths",
+        ),
         (["csv", "--from", "lost.csv"], "none of its first images is there"),
         (["csv", "--from", "lost.csv", "--caption-col", "zzz"], "no column `zzz` among path, caption"),
         (["jsonl", "--from", "list.jsonl"], "list.jsonl: entry 0 is no JSON object"),
