@@ -70,13 +70,8 @@ def diagnose(settings: Mining | None) -> list[Finding]:
     Files are listed, the beginning of each source is read and weights are hashed; no model is loaded and nothing is
     fetched. Whatever a run refuses before it begins is found.
     """
-    findings = [
-        *_libraries(settings),
-        *_gpus(settings),
-        _cpus(),
-        _memory(),
-        _disk(settings.out if settings else os.getcwd()),
-    ]
+    disk = _disk(settings.out if settings else os.getcwd())
+    findings = [*_libraries(settings), *_gpus(settings), _cpus(), _memory(), disk]
     if settings is None:
         return [*findings, _nouns_model(Nouns(), absent="warning")]
     return [
