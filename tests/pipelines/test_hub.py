@@ -32,8 +32,7 @@ from maskmine.pipelines.cli.main import run_app
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from tests.support import toy
-from tests.support.hub import Hub, hub_on_loopback
-from tests.support.hub_repositories import (
+from tests.support.hub.repositories import (
     CLIP,
     CLIPS,
     MASKFORMER,
@@ -43,6 +42,7 @@ from tests.support.hub_repositories import (
     VERIFIERS,
     save_repositories,
 )
+from tests.support.hub.server import Hub, hub_on_loopback
 from tests.support.models import ARCHITECTURE
 from tests.support.paths import ROOT
 from tests.support.runs import hashes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskmine.scripts.checkpoint_page import COLUMNS, PAGE, page
-from tests.support.hub_repositories import CLIPS, PROPOSERS, VERIFIERS
+from tests.support.hub.repositories import CLIPS, PROPOSERS, VERIFIERS
 
 
 def test_the_page_is_what_its_script_writes() -> None:

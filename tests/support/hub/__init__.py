@@ -1,0 +1,1 @@
+"""A hub on loopback, and repositories laid out as the real ones are."""
