@@ -131,7 +131,7 @@ def tried(answer: Callable[Given, Answer], *, name: str, setting: str) -> Callab
     """The same function of a model; until it has answered once, what goes wrong in it is a fault of the model's files.
 
     No library checks all that such files say: a size that is a word shows when the first picture is prepared. Raises
-    InputError for that; a GPU without room for the model is no such fault.
+    InputError for that; a GPU that fails, or has no room for the model, is no such fault.
     """
     sound = False
 
@@ -140,7 +140,7 @@ def tried(answer: Callable[Given, Answer], *, name: str, setting: str) -> Callab
         try:
             answered = answer(*args, **kwargs)
         except Exception as error:
-            if sound or not (isinstance(error, _UNFIT) or type(error) is Exception) or _is_without_room(error):
+            if sound or not (isinstance(error, _UNFIT) or type(error) is Exception) or _is_of_the_machine(error):
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             raise InputError(
@@ -152,10 +152,12 @@ def tried(answer: Callable[Given, Answer], *, name: str, setting: str) -> Callab
     return try_
 
 
-def _is_without_room(error: Exception) -> bool:
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a GPU failed, or the machine has no room for the model."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError)
+    failed = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # since torch 2.8
+    return isinstance(error, torch.OutOfMemoryError | failed) or "can't allocate memory" in str(error)
 
 
 def load_pretrained(checkpoint: str, *, revision: str | None, family: Family) -> Pretrained:

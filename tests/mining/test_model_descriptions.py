@@ -119,11 +119,12 @@ def test_a_model_that_has_answered_once_is_not_to_blame() -> None:
         answer(0)
 
 
-def test_a_gpu_without_room_is_not_the_models_fault() -> None:
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)])
+def test_a_gpu_without_room_or_with_a_fault_is_not_the_models_fault(kind: type[Exception]) -> None:
     def full() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise kind("CUDA error")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(kind):
         tried(full, name="it", setting="clip.model")()
 
 
