@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskmine.schemas import rows
+from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.tables import arrow_schema, from_table, read_parquet, to_table, write_parquet
+from maskmine.schemas.tables import arrow_schema, check_index, from_table, read_parquet, to_table, write_parquet
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 INT = st.integers(-(2**63), 2**63 - 1)
@@ -81,3 +82,8 @@ def test_a_type_without_an_arrow_form_is_refused() -> None:
 
     with pytest.raises(TypeError, match="no Arrow type"):
         arrow_schema(Odd)
+
+
+def test_the_index_of_an_empty_shard_names_nothing_wrong() -> None:
+    shard = ShardEntry(name="00002.tar", images=3, samples=0, size_bytes=1024, sha256="", index_sha256="")
+    check_index(to_table([], rows.SampleRow), shard=shard, path="shards/00002.parquet")
