@@ -14,6 +14,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from torch.nn.functional import normalize
 
@@ -30,7 +31,7 @@ from maskmine.schemas.rows import Rejection
 from maskmine.scripts.demo_world.scene import Scene
 from maskmine.tuning.segmentation.confusion import IGNORE
 from maskmine.tuning.segmentation.segmenter import MAX_CLASSES, Segment, Segmentation, Segmenter, check_classes
-from maskmine.tuning.segmentation.work_size import reduced, work_size
+from maskmine.tuning.segmentation.work_size import enlarged, reduced, work_size
 from tests.support.models import CLIP, CONFIG, MASKFORMER, SCENES, SIZE, mean_iou, network
 from tests.support.paths import ROOT
 
@@ -348,6 +349,12 @@ def test_a_large_image_is_segmented_reduced_and_its_map_enlarged() -> None:
     for region, other in zip(of_large.regions, of_small.regions, strict=True):
         assert region.box_xyxy == tuple(3 * side for side in other.box_xyxy)
         assert region.area_px == 9 * other.area_px
+
+
+def test_a_map_is_enlarged_to_the_nearest_label_as_pillow_does() -> None:
+    labels_HW = np.arange(7 * 11, dtype=np.int32).reshape(7, 11)
+    found = enlarged(Segmentation(("goat",), labels_HW, (None,), (), 0), size_px=(17, 29))
+    assert (found.labels_HW == np.asarray(Image.fromarray(labels_HW).resize((29, 17), Image.Resampling.NEAREST))).all()
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 50_000))
