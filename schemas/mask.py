@@ -79,6 +79,10 @@ class Mask:
         """The dictionary that pycocotools takes; `counts` are bytes."""
         return {"size": [self.height_px, self.width_px], "counts": self.counts}
 
+    def as_json(self) -> dict[str, Any]:
+        """As `segmentation` of a JSON file of COCO has it, with counts as text."""
+        return {"size": [self.height_px, self.width_px], "counts": self.counts.decode("ascii")}
+
     def to_array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The mask as uint8 array of shape [H, W] with values 0 and 1."""
         array_HW: np.ndarray[Any, np.dtype[np.uint8]] = coco_mask.decode(self.to_coco())

@@ -18,7 +18,7 @@ import numpy as np
 
 from maskmine.mining.exports.export_shards import ExportShard, Folder
 from maskmine.mining.exports.images import decode_mask
-from maskmine.mining.exports.json_lists import json_lists
+from maskmine.mining.exports.json_lists import JsonLists, json_lists
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES
 from maskmine.schemas.mask import Mask
@@ -40,10 +40,7 @@ def write_coco(folder: Folder, shard: ExportShard) -> None:
         for photograph, samples in _photographs(shard):
             lists.add("images", json.dumps(photograph))
             for sample in samples:
-                number = {"id": lists.counts["annotations"] + 1, "image_id": photograph["id"]}
-                annotation = {"category_id": categories[sample.row.noun], **_instance(sample, shard)}
-                lists.add("annotations", canonical_json(number | annotation))
-                shard.tick(1)
+                _annotate(lists, sample, shard, image=photograph["id"], category=categories[sample.row.noun])
 
 
 def write_lvis(folder: Folder, shard: ExportShard) -> None:
@@ -68,11 +65,7 @@ def write_lvis(folder: Folder, shard: ExportShard) -> None:
             photograph |= {"neg_category_ids": [], "not_exhaustive_category_ids": there}
             lists.add("images", json.dumps({"coco_url": photograph["file_name"], **photograph}))
             for sample in samples:
-                number = {"id": lists.counts["annotations"] + 1, "image_id": photograph["id"]}
-                annotation = {"category_id": categories[sample.row.noun], **_instance(sample, shard)}
-                del annotation["iscrowd"]  # LVIS has none
-                lists.add("annotations", canonical_json(number | annotation))
-                shard.tick(1)
+                _annotate(lists, sample, shard, image=photograph["id"], category=categories[sample.row.noun])
         for noun, category_id in categories.items():
             images = images_of[noun]
             frequency = "r" if images <= _RARE else "c" if images <= _COMMON else "f"
@@ -103,10 +96,7 @@ def write_sa_co(folder: Folder, shard: ExportShard) -> None:
                 own = {"id": entry, "text_input": noun, "photograph_id": photograph["id"]}
                 lists.add("images", json.dumps({**photograph, **own}))
                 for sample in of_noun:
-                    number = {"id": lists.counts["annotations"] + 1, "image_id": entry, "category_id": 1}
-                    shares = _shares(_instance(sample, shard), photograph)
-                    lists.add("annotations", canonical_json(number | shares))
-                    shard.tick(1)
+                    _annotate(lists, sample, shard, image=entry, category=1, shares_of=photograph)
 
 
 def _info(shard: ExportShard) -> dict[str, Any]:
@@ -132,12 +122,28 @@ def _photographs(shard: ExportShard) -> Iterator[tuple[dict[str, Any], list[Stor
         )
 
 
+def _annotate(
+    lists: JsonLists,
+    sample: StoredSample,
+    shard: ExportShard,
+    *,
+    image: int,
+    category: int,
+    shares_of: dict[str, Any] | None = None,
+) -> None:
+    """Add a sample to the annotations; box and area as shares of a photograph where one is given."""
+    instance = _instance(sample, shard)
+    number = {"id": lists.counts["annotations"] + 1, "image_id": image, "category_id": category}
+    lists.add("annotations", canonical_json(number | (_shares(instance, shares_of) if shares_of else instance)))
+    shard.tick(1)
+
+
 def _instance(sample: StoredSample, shard: ExportShard) -> dict[str, Any]:
     """An annotation without its ids, in pixels of the photograph."""
     row, mask = sample.row, whole_mask(sample)
     x0, y0, x1, y1 = row.box_xyxy
     return {
-        "segmentation": {"size": [mask.height_px, mask.width_px], "counts": mask.counts.decode("ascii")},
+        "segmentation": mask.as_json(),
         "area": mask.area_px,
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "iscrowd": 0,

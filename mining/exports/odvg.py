@@ -43,7 +43,7 @@ def _region(sample: StoredSample) -> dict[str, Any]:
         "bbox": list(row.box_xyxy),
         "phrase": row.caption[row.start : row.end],
         "tokens_positive": [[row.start - before, row.end - before]],
-        "segmentation": {"size": [mask.height_px, mask.width_px], "counts": mask.counts.decode("ascii")},
+        "segmentation": mask.as_json(),
         "noun": row.noun,
         "similarity": row.similarity,
         "key": row.key,

@@ -94,7 +94,7 @@ def write_alpha_clip(folder: Folder, shard: ExportShard) -> None:
             "caption": row.caption,
             "noun": row.noun,
             "ref_exps": [[row.start, row.end, row.similarity]],
-            "seudo_masks": [{"size": [mask.height_px, mask.width_px], "counts": mask.counts.decode("ascii")}],
+            "seudo_masks": [mask.as_json()],
         }
         return _masked_members(row, image, image_format, record)
 

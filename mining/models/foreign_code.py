@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from maskmine.mining.storage.bounded.json_limits import keys_in
 from maskmine.schemas.errors import InputError
 
 _REMEDY = "nothing that a model brings is run; give one that the installed libraries know by themselves"
@@ -64,7 +65,7 @@ def check_described(folder: Path, *, name: str, setting: str) -> None:
         described: Any = None
         with suppress(InputError):  # the loader says so
             described = read_described(folder / file, name=name, setting=setting)
-        for key, value in _pairs(described):
+        for key, value in keys_in(described):
             if _COUNTS.search(key) and _sum(value) > _MOST_PARTS:
                 raise InputError(f"{setting}: `{name}` asks for more than {_MOST_PARTS:,} layers (`{key}` in {file})")
             if key == "quantization_config" and value:
@@ -83,18 +84,6 @@ def read_described(path: Path, *, name: str, setting: str) -> Any:
         return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{setting}: {path.name} of `{name}` is not JSON; save the model again") from error
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """The keys of all mappings in a JSON value, with their values."""
-    waiting = [value]
-    while waiting:
-        inner = waiting.pop()
-        if isinstance(inner, Mapping):
-            yield from ((str(key), each) for key, each in inner.items())
-            waiting += inner.values()
-        elif isinstance(inner, list):
-            waiting += inner
 
 
 def _check_parts(folder: Path, index: Any, *, setting: str) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import configparser
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskmine.mining.storage.bounded.json_limits import keys_in
 from maskmine.schemas.errors import InputError
 
 _CONFIG = "config.cfg"
@@ -59,7 +60,7 @@ def check_pipeline(folder: Path, *, name: str) -> None:
 def check_loaded(config: Mapping[str, Any], *, name: str) -> None:
     """Raises InputError for a configuration, with its references replaced, whose pipeline calls what reads other files
     while it is loaded, or has a number that is none of a pipeline. What belongs to training may."""
-    for key, value in _pairs([config.get("nlp"), config.get("components")]):
+    for key, value in keys_in([config.get("nlp"), config.get("components")]):
         if key in _BEYOND:
             raise InputError(
                 f"nouns.model: `{name}` asks for what lies outside of its folder (`{key} = {str(value)[:60]}` in "
@@ -85,15 +86,3 @@ def _written_out_chars(parser: configparser.ConfigParser) -> int:
         return sum(map(chars_in, values.values()))
     except RecursionError:  # one that holds itself
         return _MAX_BYTES + 1
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """The keys of all mappings in a value, with their values."""
-    waiting = [value]
-    while waiting:
-        inner = waiting.pop()
-        if isinstance(inner, Mapping):
-            yield from ((str(key), each) for key, each in inner.items())
-            waiting += inner.values()
-        elif isinstance(inner, list | tuple):
-            waiting += inner

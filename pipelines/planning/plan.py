@@ -60,9 +60,9 @@ class Plan:
 
     `source` holds the settings that decide which images there are, `inputs` what the source's files held. `given` are
     the sizes of the first parts, which the source cut or, of a sample, that hold images of such parts in their order;
-    the other images are ordered by hash and cut evenly. `urls`: some are fetched; None
-    where there are some that the user did not allow.
-    `roots` are the folders that the paths in the cells start from, of each source: where they lie now.
+    the other images are ordered by hash and cut evenly. `urls`: some are fetched; None where there are some that the
+    user did not allow. `roots` are the folders that the paths in the cells start from, of each source: where they lie
+    now.
     """
 
     images: Annotated[int, Field(ge=0, lt=_MOST)]

@@ -25,9 +25,7 @@ BACKGROUND = "others"
 
 _ROUNDING = 1e-5  # relative error of sums that are equal in exact arithmetic
 _BITS = 36  # masks that are packed beside the number of a set in 63 bits; there are no more sets than pixels
-_BAND_PX = (
-    1 << 20
-)  # of a picture that is painted at once: the sets of masks over a million pixels are sorted in a cache
+_BAND_PX = 1 << 20  # of a picture that is painted at once; what is sorted for it fits a cache
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, which stays in the cache of a CPU
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,3 +159,15 @@ class _State:
 
 def _marker(said: str) -> bytes:
     return json.dumps({TOO_MUCH: said}).encode()
+
+
+def keys_in(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys of all mappings in a value, however deep, with their values."""
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, Mapping):
+            yield from ((str(key), each) for key, each in inner.items())
+            waiting += inner.values()
+        elif isinstance(inner, list | tuple):
+            waiting += inner
