@@ -30,7 +30,17 @@ from maskmine.schemas.rows import (
     Rejection,
     SampleRow,
 )
-from maskmine.schemas.sample import ImageFormat, Sample, Writer, sample_key, write_end_of_tar, write_sample
+from maskmine.schemas.sample import (
+    CHECKED_VERSION,
+    FORMAT_VERSION,
+    WHOLE_VERSION,
+    ImageFormat,
+    Sample,
+    Writer,
+    sample_key,
+    write_end_of_tar,
+    write_sample,
+)
 from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
 
 Tick = Callable[[int], None]
@@ -124,6 +134,7 @@ def write_shard(
     keep: KeepPair,
     shard: str,
     read: ReadImage,
+    version: int = FORMAT_VERSION,
     wrong: Collection[PairId] = (),
     tick: Tick = lambda _: None,
 ) -> tuple[list[SampleRow], ShardAccount]:
@@ -140,7 +151,9 @@ def write_shard(
     image_count = with_pairs = pairs = 0
 
     def cut(item: ImageToWrite) -> tuple[ImageToWrite, Cut | tuple[str, Rejection]]:
-        return item, item.rejected or cut_samples(item, shards=shards, keep=keep, read=read, wrong=wrong)
+        return item, item.rejected or cut_samples(
+            item, shards=shards, keep=keep, read=read, version=version, wrong=wrong
+        )
 
     for item, result in map_in_order(cut, images, threads=shards.threads):
         image_count += 1
@@ -173,7 +186,13 @@ def first_rejection(**steps: Rejection | None) -> tuple[str, Rejection] | None:
 
 
 def cut_samples(
-    item: ImageToWrite, *, shards: Shards, keep: KeepPair, read: ReadImage, wrong: Collection[PairId] = ()
+    item: ImageToWrite,
+    *,
+    shards: Shards,
+    keep: KeepPair,
+    read: ReadImage,
+    version: int = FORMAT_VERSION,
+    wrong: Collection[PairId] = (),
 ) -> Cut | tuple[str, Rejection]:
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
     image_id, pairs, regions = item.image.image_id, item.pairs.pairs, item.regions.regions
@@ -195,7 +214,8 @@ def cut_samples(
     samples: Cut = []
     for number, pair in kept_pairs:
         region = regions[pair.region]
-        samples.append((_sample(number, pair, item, image.size, *encode(region)), region))
+        sample = _sample(number, pair, item, image.size, *encode(region), version=version)
+        samples.append((sample, region))
     return samples
 
 
@@ -208,13 +228,24 @@ def _encode_region(image: Image.Image, region: Proposal, *, shards: Shards) -> t
 
 
 def _sample(
-    number: int, pair: Pair, item: ImageToWrite, size: tuple[int, int], crop: Box, image: bytes, mask_png: bytes
+    number: int,
+    pair: Pair,
+    item: ImageToWrite,
+    size: tuple[int, int],
+    crop: Box,
+    image: bytes,
+    mask_png: bytes,
+    *,
+    version: int,
 ) -> Sample:
     width_px, height_px = size
     region = item.regions.regions[pair.region]
     record = _record(item, pair, region, crop, height_px, width_px)
-    if (check := item.check_of(number)) is not None:
-        record |= {"presence": check.presence, "agreement": check.agreement}
+    if version >= CHECKED_VERSION:
+        check = item.check_of(number)
+        record |= {name: getattr(check, name, None) for name in ("presence", "agreement")}
+    if version >= WHOLE_VERSION:
+        record |= {"negatives": [], "corrected": []}
     return Sample(sample_key(item.image.image_id, number), image, mask_png, pair.noun, record)
 
 
@@ -269,4 +300,6 @@ def _sample_row(sample: Sample, region: Proposal, *, shard: str, span: tuple[int
         **{name: record[name] for name in copied},
         presence=record.get("presence"),
         agreement=record.get("agreement"),
+        negatives=tuple(record.get("negatives", ())),
+        corrected=tuple(record.get("corrected", ())),
     )

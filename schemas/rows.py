@@ -364,8 +364,20 @@ class UncheckedSampleRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRow(UncheckedSampleRow):
-    """The index of a shard; `presence` and `agreement` are those of the pair's check, None in runs without checks."""
+class CheckedSampleRow(UncheckedSampleRow):
+    """The index of a shard whose pairs a verifier checked; `presence` and `agreement` are those of the pair's check."""
 
     presence: float | None = None
     agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow(CheckedSampleRow):
+    """The index of a shard of a set that has negatives or corrections.
+
+    `negatives` are nouns that the image does not show, `corrected` what of the pair a reviewer replaced, `mask` or
+    `noun`; both are empty in other sets, where presence and agreement may be None.
+    """
+
+    negatives: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, get_args
 
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
+from maskmine.schemas.rows import CheckedSampleRow, SampleRow, UncheckedSampleRow
 from maskmine.schemas.settings import canonical_json
 
 FORMAT_VERSION = 3
@@ -25,19 +25,22 @@ FORMAT_VERSION = 3
 CHECKED_VERSION = 4
 """That of sets whose pairs a verifier checked; all others are of `FORMAT_VERSION`, which more readers know."""
 
-READABLE_VERSIONS = (1, 2, FORMAT_VERSION, CHECKED_VERSION)
+WHOLE_VERSION = 5
+"""That of sets with negatives or corrections, whose samples have every key and whose index has every column."""
+
+READABLE_VERSIONS = (1, 2, FORMAT_VERSION, CHECKED_VERSION, WHOLE_VERSION)
 """Version 2 added `source` and `additional` to every .json, and `source` to the index; version 3 added `lift`,
-`evidence` and `confidence` to both, version 4 `presence` and `agreement`."""
+`evidence` and `confidence` to both, version 4 `presence` and `agreement`, version 5 `negatives` and `corrected`."""
 
 ImageFormat = Literal["jpg", "png", "webp"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
-# Every sample's .json has exactly these keys; those of the checks where there are any.
+# Every sample's .json has exactly these keys, less those that later versions than its set's added.
 RECORD_KEYS = frozenset(
     {
         *("image_id", "height_px", "width_px", "caption", "source", "additional", "noun", "lemma", "start", "end"),
         *("box_xyxy", "crop_xyxy", "box_crop_xyxy", "area_px", "similarity", "margin", "rank", "score", "label"),
-        *("lift", "evidence", "confidence", "presence", "agreement"),
+        *("lift", "evidence", "confidence", "presence", "agreement", "negatives", "corrected"),
     }
 )
 # The keys that a format version added, for reading older ones.
@@ -45,6 +48,7 @@ _ADDED = {
     2: frozenset({"source", "additional"}),
     3: frozenset({"lift", "evidence", "confidence"}),
     4: frozenset({"presence", "agreement"}),
+    5: frozenset({"negatives", "corrected"}),
 }
 # Anything else in an id could end a key early, leave the folder, or be unreadable to a WebDataset loader.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -110,7 +114,9 @@ def record_keys(version: int) -> frozenset[str]:
 
 def index_type(version: int) -> Any:
     """The type of the rows of an index of a format version; those before 3 have fewer columns still."""
-    return SampleRow if version >= CHECKED_VERSION else UncheckedSampleRow
+    if version >= WHOLE_VERSION:
+        return SampleRow
+    return CheckedSampleRow if version >= CHECKED_VERSION else UncheckedSampleRow
 
 
 def why_no_score(score: str, version: int) -> str:

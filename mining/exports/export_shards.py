@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from maskmine.mining.exports.images import Pictures
 from maskmine.schemas.rows import SampleRow
-from maskmine.schemas.sample import ImageFormat, StoredSample
+from maskmine.schemas.sample import CHECKED_VERSION, ImageFormat, StoredSample
 from maskmine.schemas.tables import from_table
 
 Tick = Callable[[int], None]
@@ -56,7 +56,7 @@ class Totals:
 class ExportShard:
     """Shard `number` of the `of` shards of a split: `tables` of the index with a column `split`, read once, in order.
 
-    `tick` is called with the number of samples that were written; `checked` says whether a verifier checked the pairs.
+    `tick` is called with the number of samples that were written; `version` is the run's format version.
     """
 
     split: str
@@ -67,7 +67,12 @@ class ExportShard:
     pictures: Pictures
     totals: Totals
     tick: Tick
-    checked: bool
+    version: int
+
+    @property
+    def checked(self) -> bool:
+        """Whether the pairs have `presence` and `agreement`."""
+        return self.version >= CHECKED_VERSION
 
     def rows(self) -> Iterator[SampleRow]:
         """The samples' rows of the index."""

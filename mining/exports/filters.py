@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
+from maskmine.schemas.sample import index_type
 from maskmine.schemas.settings import AddedLater, Settings
 from maskmine.schemas.tables import arrow_schema
 
@@ -81,9 +81,9 @@ class Selection(Settings):
         return self
 
 
-def index_schema(*, checked: bool) -> pa.Schema:
-    """The columns of a shard's index, and `split`; those of checks where a verifier `checked` the pairs."""
-    return arrow_schema(SampleRow if checked else UncheckedSampleRow).append(_SPLIT)
+def index_schema(version: int) -> pa.Schema:
+    """The columns of the index of a set of a format version, and `split`."""
+    return arrow_schema(index_type(version)).append(_SPLIT)
 
 
 def select_rows(index: pa.Table, selection: Selection) -> pa.Table:

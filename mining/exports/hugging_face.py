@@ -73,7 +73,7 @@ def write_table(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT/00000.parquet`: the index without images, a row a pair, as in the run."""
     with (
         folder.write(shard.split, f"{shard.name}.parquet") as file,
-        pq.ParquetWriter(file, index_schema(checked=shard.checked), compression="zstd") as writer,
+        pq.ParquetWriter(file, index_schema(shard.version), compression="zstd") as writer,
     ):
         for table in shard.tables:
             writer.write_table(table)

@@ -26,11 +26,11 @@ from maskmine.pipelines.planning.plan import PLAN_FILE, Plan
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, IDENTITY_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.identity import Identity
+from maskmine.pipelines.steps.identity import Identity, format_version
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import DerivedFrom, Manifest, ShardEntry, SourceEntry, Totals
 from maskmine.schemas.rows import RejectedImage
-from maskmine.schemas.sample import CHECKED_VERSION, FORMAT_VERSION, cell_name
+from maskmine.schemas.sample import cell_name
 from maskmine.schemas.settings import fingerprint
 from maskmine.schemas.tables import write_parquet_rows
 
@@ -84,7 +84,7 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
     checks = settings.checks
     models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
     manifest = Manifest(
-        format_version=FORMAT_VERSION if checks is None else CHECKED_VERSION,
+        format_version=format_version(settings),
         fingerprint=steps[-1].fingerprint,
         plan_sha256=fingerprint([plan.images_sha256, plan.parts]),
         settings=dict(identity.settings),

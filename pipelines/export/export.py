@@ -229,8 +229,7 @@ def _shards(
         tables = reader.tables(selection, split)
         for number, samples in enumerate(sizes):
             rows = _take(tables, remaining, samples)
-            checked = reader.checked
-            yield ExportShard(split, number, len(sizes), rows, reader, export.pictures, totals, tick, checked)
+            yield ExportShard(split, number, len(sizes), rows, reader, export.pictures, totals, tick, reader.version)
 
 
 def _take(tables: Iterator[pa.Table], remaining: deque[pa.Table], rows: int) -> Iterator[pa.Table]:

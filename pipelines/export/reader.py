@@ -31,7 +31,8 @@ class RunReader:
     def __init__(self, finished: FinishedRun) -> None:
         self._run = finished.folder
         self._shards = {shard.name: shard for shard in finished.manifest.shards}
-        self._row_type = index_type(finished.manifest.format_version)
+        self.version = finished.manifest.format_version
+        self._row_type = index_type(self.version)
         self._checked: set[str] = set()
         self._open: tuple[str, IO[bytes]] | None = None
         self._closing = ExitStack()
@@ -57,11 +58,6 @@ class RunReader:
         """Whether any pair of the run has a score."""
         tables = map(self._index, self._shards.values())
         return any(score in table.column_names and table[score].null_count < len(table) for table in tables)
-
-    @property
-    def checked(self) -> bool:
-        """Whether a verifier checked the pairs of the run, so that its index has columns of checks."""
-        return self._row_type is SampleRow
 
     def read(self, row: SampleRow) -> StoredSample:
         """See `maskmine.mining.exports.export_shards.Run`."""

@@ -31,9 +31,9 @@ from maskmine.schemas.rows import (
     RegionsRow,
     SampleRow,
     SelectionRow,
-    UncheckedSampleRow,
     VocabularyRow,
 )
+from maskmine.schemas.sample import READABLE_VERSIONS, index_type
 
 SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the account, which is written last
 
@@ -79,8 +79,13 @@ def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
     raise IncompleteError(f"{odd}: has other images than part {part}; delete it and run the same command again")
 
 
-def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> RunCells:
-    """Handles of all cells of a run, with the fingerprint of each step; without them they read whatever is there."""
+def run_cells(
+    run: RunFolder, fingerprints: Mapping[str, str] | None = None, *, version: int = max(READABLE_VERSIONS)
+) -> RunCells:
+    """Handles of all cells of a run, with the fingerprint of each step; without them they read whatever is there.
+
+    The index of a shard is written with the columns of that format version.
+    """
     of, prints = partial(Cells, run), fingerprints or {}
     if fingerprints is None:
         proposals, embeddings = stored_cells(run)
@@ -89,8 +94,6 @@ def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> 
         proposals = proposals_cells(run, prints["proposals"])
         embeddings = embeddings_cells(run, prints["embeddings"]) if "embeddings" in prints else None
         checks = checks_cells(run, prints["checks"]) if "checks" in prints else None
-    unchecked = fingerprints is not None and checks is None  # their index has the columns that it always had
-    index: Any = UncheckedSampleRow if unchecked else SampleRow
     return RunCells(
         images=of("images", ImageRow, PLANNED),
         captions=of("captions", CaptionsRow, PLANNED),
@@ -102,5 +105,5 @@ def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> 
         pairs=of("pairs", PairsRow, prints.get("pairs", "")),
         checks=checks,
         selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),
-        shards=of("shards", index, prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
+        shards=of("shards", index_type(version), prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
     )

@@ -16,7 +16,7 @@ from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.pipelines.steps.checks_job import ChecksJob
-from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
+from maskmine.pipelines.steps.identity import READS, Identity, format_version, step_fingerprints
 from maskmine.pipelines.steps.jobs import (
     Job,
     LevelsJob,
@@ -88,7 +88,8 @@ def plan_steps(
     regions, pairs, parts = settings.regions, settings.pairs, plan.parts
     levels = isinstance(pairs, ClipPairs)
     first_parts = min(parts, settings.levels.first_parts(plan.images / parts)) if levels else 0
-    cells = run_cells(run, step_fingerprints(plan, identity))
+    version = format_version(settings)
+    cells = run_cells(run, step_fingerprints(plan, identity), version=version)
     text_clip = regions.clip if isinstance(pairs, ClipPairs) else None
     vocabulary = VocabularyJob(cells, settings.vocabulary, regions, text_clip, parts, identity.text, reused)
     steps = [
@@ -107,7 +108,7 @@ def plan_steps(
     if settings.checks is not None and cells.checks is not None:
         check = ChecksJob(cells, cells.checks, settings.checks, regions, reused)
         steps.append(Step(cells.checks, check, parts, "checks", (*READS["checks"], "pairs")))
-    write = ShardsJob(cells, settings.shards, pairs, regions, identity.wrong)
+    write = ShardsJob(cells, settings.shards, pairs, regions, version, identity.wrong)
     last = tuple(name for name in READS["shards"] if name in {step.name for step in steps})
     shards = Step(cells.shards, write, parts, "samples", last)
     if pairs.max_per_noun is None:

@@ -23,7 +23,7 @@ from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.region_cells import OLDER
 from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
 from maskmine.pipelines.settings.mining import Mining
-from maskmine.schemas.sample import FORMAT_VERSION
+from maskmine.schemas.sample import CHECKED_VERSION, FORMAT_VERSION
 from maskmine.schemas.settings import fingerprint
 
 # The steps whose fingerprints enter a step's own, in this order; those that they read in turn follow through them. Each
@@ -157,6 +157,11 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
         read = [prints[name] for name in READS[step] if name in prints]
         prints[step] = fingerprint([step, STEP_VERSIONS[step], *of_plan.get(step, ()), *read, *identity.by_step[step]])
     return prints
+
+
+def format_version(settings: Mining) -> int:
+    """The format version of the set that these settings make: the least one that has all of its columns."""
+    return FORMAT_VERSION if settings.checks is None else CHECKED_VERSION
 
 
 def checks_fingerprint(proposals: str, checks: Mapping[str, Any]) -> str:

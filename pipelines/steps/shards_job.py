@@ -69,6 +69,7 @@ class ShardsJob:
     settings: Shards
     pairs: ClipPairs | LabelPairs
     regions: Regions
+    version: int
     wrong: frozenset[PairId] = frozenset()
 
     @property
@@ -100,6 +101,7 @@ class ShardsJob:
                     keep=keep,
                     shard=name,
                     read=read,
+                    version=self.version,
                     wrong=self.wrong,
                     tick=tick,
                 )

@@ -95,6 +95,15 @@ def test_crop_mask_noun_and_record_are_those_of_the_pair(tmp_path: Path) -> None
     assert (account.images, account.with_pairs, account.samples, account.size_bytes) == (1, 1, 1, len(content))
 
 
+@pytest.mark.parametrize("version", [3, 4, 5])
+def test_a_record_has_the_keys_of_its_sets_version(tmp_path: Path, version: int) -> None:
+    file = io.BytesIO()
+    one = item(tmp_path, "7", ("square",), [("box", 0)])
+    settings = Shards(image_format="png")
+    write_shard(file, [one], shards=settings, keep=keep_all, shard="00000.tar", read=READ, version=version)
+    assert json.loads(members(file.getvalue())["7-000.json"]).keys() == record_keys(version)
+
+
 def test_the_index_says_where_each_sample_lies(tmp_path: Path) -> None:
     content, index, _ = write([item(tmp_path, "7", ("square", "disc"), [("box", 0), ("ball", 1), ("thing", 1)])])
     for row in index:

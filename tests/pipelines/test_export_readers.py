@@ -32,6 +32,7 @@ from maskmine.pipelines.export.folder import ExportFolder
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
+from maskmine.schemas.sample import FORMAT_VERSION
 from tests.support import toy
 from tests.support.tiny_proposers import DETECTRON2, WITHOUT_DETECTRON2
 from tests.support.toy_shards import export, halves, mask_of, members, samples, stored_picture
@@ -250,7 +251,7 @@ def test_coco_numbers_the_images_where_an_id_is_no_number(mined: Path, tmp_path:
     totals = Totals({"train": 7}, {"train": 4}, tuple(sorted({noun for _, noun, _ in toy.PAIRS})), numbered=False)
     with RunReader(FinishedRun.open_published(folder)) as reader:
         tables = reader.tables(Selection())
-        piece = ExportShard("train", 0, 1, tables, reader, Pictures(), totals, lambda _: None, False)
+        piece = ExportShard("train", 0, 1, tables, reader, Pictures(), totals, lambda _: None, FORMAT_VERSION)
         write_coco(ExportFolder(RunFolder(str(tmp_path))), piece)
     images = json.loads((tmp_path / "train.json").read_text())["images"]
     assert [image["id"] for image in images] == [1, 2, 3, 4]
