@@ -26,6 +26,7 @@ from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.locations import file_name_of
 from maskmine.mining.storage.names import is_file
 from maskmine.pipelines.dataset.calibrations import check_calibration
+from maskmine.pipelines.engines.memory import free_memory_bytes
 from maskmine.pipelines.planning.listing import count_urls, means_urls, refuse_urls
 from maskmine.pipelines.planning.plan import check_folder
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -192,7 +193,7 @@ def _cpus() -> Finding:
 
 
 def _memory() -> Finding:
-    free_bytes = _free_memory_bytes()
+    free_bytes = free_memory_bytes()
     if free_bytes is None:
         return Finding("memory", "warning", "unknown on this system")
     return _free_space("memory", free_bytes, "free", remedy="end other programs, or take a larger machine")
@@ -201,20 +202,6 @@ def _memory() -> Finding:
 def _free_space(name: str, free_bytes: int, free: str, *, remedy: str) -> Finding:
     detail = f"{decimal(free_bytes)} {free}"
     return Finding(name, "ok", detail) if free_bytes >= _FEW_FREE_BYTES else Finding(name, "warning", detail, remedy)
-
-
-def _free_memory_bytes() -> int | None:
-    """What the kernel calls available, and not more than the limit of the container."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free_bytes = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        limit = "max"
-    return min(free_bytes, int(limit)) if free_bytes is not None and limit.isdecimal() else free_bytes
 
 
 def _disk(out: str) -> Finding:

@@ -16,6 +16,7 @@ from pydantic import Field
 from maskmine.mining.models.clip_weights import (
     LoadedClip,
     clip_contents,
+    clip_weights_bytes,
     companion_files,
     fetch_clip,
     find_weights,
@@ -130,6 +131,10 @@ class Clip(Settings):
     def fetch(self) -> None:
         """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
         fetch_clip(self.model, self.pretrained)
+
+    def weights_bytes(self) -> int:
+        """The size of the weights; 0 where they are not on this machine."""
+        return clip_weights_bytes(self.model, self.pretrained)
 
     def open_image(self, *, device: str) -> ImageTower:
         """Load the image side. Raises InputError when settings, weights or network do not allow it."""

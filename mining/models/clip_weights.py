@@ -219,6 +219,11 @@ def _local(source: ClipSource) -> Path | None:
     return source.weights.parent if source.name.startswith(_HUB) and source.weights else None
 
 
+def clip_weights_bytes(model: str, pretrained: str | None) -> int:
+    """The size of the weights of a CLIP; 0 where they are not on this machine."""
+    return _weights_bytes(find_weights(model, pretrained))
+
+
 def _weights_bytes(source: ClipSource) -> int:
     """The size of the weights; 0 where they are not on this machine."""
     folder = _local(source)

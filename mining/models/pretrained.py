@@ -114,6 +114,14 @@ class FromTransformers(Settings):
         """Fetch from the hub what is not on this machine. Raises InputError when that cannot be had."""
         fetch_pretrained(self.checkpoint, revision=self.revision, family=self.family)
 
+    def weights_bytes(self) -> int:
+        """The size of its weights; 0 where they are not on this machine."""
+        folder = _local_folder(self.checkpoint, self.family) or _cached(
+            self.checkpoint, self.revision, family=self.family
+        )
+        files = _loaded_files(folder, self.family) if folder is not None else []
+        return sum(file.stat().st_size for file in files if file.suffix in WEIGHT_SUFFIXES)
+
     def load(self) -> Pretrained:
         """The checkpoint, as `load_pretrained`."""
         return load_pretrained(self.checkpoint, revision=self.revision, family=self.family)

@@ -35,8 +35,6 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
         raise InputError(f"unexpected `{pipeline_options[0]}`; only --engine beam takes options of its own, after `--`")
     module, attribute = _ENGINES[name]
     engine_type: type[Settings] = getattr(importlib.import_module(module), attribute)
-    if options and not engine_type.model_fields:
-        raise InputError(f"--engine {name}: takes no options; remove --engine-opt, or choose --engine ray or beam")
     values = dict(_option(option) for option in options)
     if pipeline_options:
         values["pipeline_options"] = tuple(pipeline_options)

@@ -22,11 +22,12 @@ import maskmine
 from maskmine.pipelines.engines.cell_queue import CellQueue
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.ray_sizes import pool_sizes
-from maskmine.pipelines.engines.ray_workers import Scheduler, WorkerPool, alive_nodes, seen_file
+from maskmine.pipelines.engines.ray_workers import RayWorkers, alive_nodes, seen_file
+from maskmine.pipelines.engines.scheduler import Scheduler, WorkerPool
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
+from maskmine.pipelines.steps.job_models import runs_models
 from maskmine.pipelines.steps.jobs import Job
-from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import InputError, how_to_install
 from maskmine.schemas.settings import Settings
 from maskmine.tuning.ray_start import last_line, starting_ray
@@ -98,9 +99,9 @@ class RayEngine(Settings):
             scheduler = Scheduler(
                 queue=CellQueue(steps, todo),
                 observer=observer,
+                workers=RayWorkers(jobs, seen_path, token),
                 pools=[gpu_pool, cpu_pool],
                 pool_of=[gpu_pool if step.name in on_gpu else cpu_pool for step in steps],
-                env={"jobs": jobs, "seen_path": seen_path, "token": token},
                 max_attempts=self.max_attempts,
                 no_progress_timeout_s=self.no_progress_timeout_s,
             )
@@ -111,7 +112,7 @@ class RayEngine(Settings):
 
     def _refuse_idle_gpu_workers(self, jobs: Mapping[str, Job], *, gpus: float) -> None:
         """Raises InputError where a step runs a model and would do so on the CPU, though GPU workers were asked for."""
-        models = [name for name, job in jobs.items() if _runs_models(job)]
+        models = [name for name, job in jobs.items() if runs_models(job)]
         if models:
             where = f"Ray has {gpus:g} GPUs" if not gpus else f"`regions.device` is {jobs[models[0]].device}"
             raise InputError(
@@ -166,10 +167,6 @@ def _check_answers(address: str, *, timeout_s: float) -> None:
             f"address: no connection to Ray at `{address}` ({last_line(tried.stderr)}); give host:port of a running "
             f"cluster {_WITH_TOKEN}, or leave it out to start Ray on this machine"
         )
-
-
-def _runs_models(job: Job) -> bool:
-    return job.device is not None and not (isinstance(job, ProposalsJob) and not job.settings.runs_models)
 
 
 def _wants_gpu(job: Job, *, gpus: float) -> bool:

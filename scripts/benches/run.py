@@ -24,6 +24,7 @@ from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmente
 from maskmine.scripts.benches.shards import bench_shards
 from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
 from maskmine.scripts.benches.tuning import bench_tuning
+from maskmine.scripts.benches.workers.local_workers import bench_local_workers, bench_side_by_side
 from maskmine.scripts.measures import Measure
 from maskmine.scripts.review_rate import bench_review
 from maskmine.tuning.console import TextTable, plain_console
@@ -37,7 +38,7 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
-            "proposers, checked-run, engines (or a part of it: engines-start-up, engines-time, engines-memory), "
+            "proposers, checked-run, side-by-side, local-workers, engines (or a part of it: engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment."
         ),
     ] = None,
@@ -66,6 +67,8 @@ def main(
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
+        "side-by-side": bench_side_by_side,
+        "local-workers": bench_local_workers,
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
         "sources": bench_sources,

@@ -131,7 +131,7 @@ def test_another_plan_ends_with_5_and_what_differs(root: Path, world: Path, caps
         (["mine", "CONFIG", "--limit", "0"], "--limit"),
         (["mine", "none.yaml"], "none.yaml: no such file"),
         (["mine", "CONFIG", "--engine", "spark"], "--engine spark: unknown; choose one of local, ray, beam"),
-        (["mine", "CONFIG", "--engine-opt", "workers=2"], "--engine local: takes no options"),
+        (["mine", "CONFIG", "--engine-opt", "workers=0"], "--engine-opt workers: "),
         (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "wrokers=2"], "--engine-opt wrokers: "),
         (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "workers"], "expected key=value"),
         (["mine", "CONFIG", "--engine", "beam", "--engine-opt", "workers=many"], "--engine-opt workers: "),

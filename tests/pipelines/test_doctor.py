@@ -219,7 +219,7 @@ def test_a_gpu_is_told_with_memory_and_bf16_and_one_that_is_asked_for_in_vain_is
 
 
 def test_little_memory_and_little_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_free_memory_bytes", lambda: 1_000_000_000)
+    monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 1_000_000_000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
     found = by_name(None)
     assert (found["memory"].state, found["memory"].detail) == ("warning", "1.0 GB free")

@@ -8,10 +8,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,6 +34,17 @@ from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import conformance
 from tests.support.paths import ROOT
 from tests.support.runs import Recorder, fake_step
+from tests.support.toy_jobs import (
+    Events,
+    Interrupted,
+    ToyJob,
+    dies,
+    dies_once,
+    hangs,
+    toy_step,
+    waits_for_pairs_of_part_0,
+    wants_something,
+)
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
 
@@ -54,65 +64,6 @@ CHECKS = [
 
 # Ray leaves the handles of the processes that it starts to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
-
-Act = Callable[[RunFolder, int], None]
-
-
-def nothing(run: RunFolder, part: int) -> None:
-    pass
-
-
-def dies(run: RunFolder, part: int) -> None:
-    if part == 1:
-        os._exit(1)
-
-
-def dies_once(run: RunFolder, part: int) -> None:
-    with open(run.path("attempts"), "a+") as file:
-        file.write(f"{part}\n")
-        file.seek(0)
-        if file.read().split() == ["0"]:
-            os._exit(1)
-
-
-def wants_something(run: RunFolder, part: int) -> None:
-    with open(run.path("attempts"), "a") as file:
-        file.write("once\n")
-    raise InputError("images: no such folder; give another one")
-
-
-def hangs(run: RunFolder, part: int) -> None:
-    time.sleep(600)
-
-
-def waits_for_pairs_of_part_0(run: RunFolder, part: int) -> None:
-    until = time.monotonic() + 20
-    while part == 1 and not run.exists("pairs", "00000.parquet"):
-        assert time.monotonic() < until, "part 0 waits for part 1"
-        time.sleep(0.05)
-
-
-@dataclass(frozen=True)
-class ToyJob:
-    """Writes an empty cell after it did something."""
-
-    device = None
-    run: RunFolder
-    step: str
-    act: Act = nothing
-
-    def open(self) -> Callable[[int, Tick], PartReport]:
-        def make(part: int, tick: Tick) -> PartReport:
-            self.act(self.run, part)
-            with self.run.write(self.step, f"{part:05d}.parquet"):
-                pass
-            return PartReport(step=self.step, part=part, images=10, rejected=0, made=0, seconds=0.0)
-
-        return make
-
-
-def toy_step(run: RunFolder, name: str, act: Act = nothing, **changes: Any) -> Step:
-    return fake_step(run, name, ToyJob(run, name, act), **{"parts": 2, **changes})
 
 
 @pytest.fixture
@@ -263,23 +214,6 @@ def test_the_ray_engine_conforms(check: conformance.Check, workers: int, tmp_pat
     check(RayEngine(cpu_workers=workers), tmp_path)
 
 
-class Events(Recorder):
-    """Writes down all events."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Any, ...]] = []
-
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
-        self.seen.append(("begins", step.name, list(todo)))
-
-    def on_part_done(self, report: PartReport) -> None:
-        self.seen.append((report.step, report.part))
-
-    def on_step_done(self, step: Step) -> None:
-        self.seen.append(("ends", step.name))
-
-
 @pytest.mark.usefixtures("here")
 def test_a_part_is_paired_while_another_one_still_waits_for_its_regions(run: RunFolder) -> None:
     steps = [
@@ -402,13 +336,6 @@ def test_a_folder_that_the_workers_do_not_see_is_refused(run: RunFolder) -> None
     finally:
         os.close(folder)
     assert run.names() == []
-
-
-class Interrupted(Recorder):
-    """A watch with a person who presses Ctrl-C."""
-
-    def on_part_done(self, report: PartReport) -> None:
-        raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("here")

@@ -1,0 +1,19 @@
+"""What models a job runs, as far as an engine has to know before it starts workers."""
+
+from __future__ import annotations
+
+from maskmine.mining.checks import Checks
+from maskmine.mining.regions import Regions
+from maskmine.pipelines.steps.jobs import Job
+from maskmine.pipelines.steps.regions_jobs import ProposalsJob
+
+
+def runs_models(job: Job) -> bool:
+    """Whether a job runs models: annotated masks are proposed by none."""
+    return job.device is not None and not (isinstance(job, ProposalsJob) and not job.settings.runs_models)
+
+
+def weights_bytes(job: Job) -> int:
+    """The size of the weights that a worker loads for a job; 0 where it is not known."""
+    settings = getattr(job, "settings", None)
+    return settings.weights_bytes() if isinstance(settings, Regions | Checks) else 0
