@@ -38,7 +38,8 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
-            "proposers, checked-run, side-by-side, local-workers, engines (or a part of it: engines-start-up, engines-time, engines-memory), "
+            "proposers, checked-run, side-by-side, local-workers, engines (or a part of it: engines-start-up, "
+            "engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment."
         ),
     ] = None,
