@@ -10,10 +10,7 @@ Another CLIP looks at the same regions (`open_embedding`): the same batches, and
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
@@ -25,20 +22,19 @@ from maskmine.mining.images.crops import Crop, PictureCrop
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.clip import ImageTower, RegionClip
 from maskmine.mining.models.devices import DeviceKind, fix_threads, kind_of, open_device
-from maskmine.mining.models.embeddings import embed_regions, pack
 from maskmine.mining.models.pretrained import FromTransformers
 from maskmine.mining.proposers.detectron2 import Detectron2
 from maskmine.mining.proposers.eomt import Eomt
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
-from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, keep_proposals, run_lengths
+from maskmine.mining.proposers.proposals import Keep, Proposer
 from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
-from maskmine.mining.storage.locations import file_name_of
+from maskmine.mining.region_stages import embed_images, load, of_one_size, open_stages
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
-from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, Region, RegionsRow, Rejection
+from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, RegionsRow, Rejection
 from maskmine.schemas.settings import ExecutionOnly, LastBits, Settings
 
 if TYPE_CHECKING:
@@ -108,22 +104,28 @@ class Regions(Settings):
         device = open_device(self.device)
         fix_threads(self.device, cpu_threads=self.cpu_threads)
         tower = self.clip.open_image(device=self.device) if self.clip and embed else None
-        find_batch = partial(
-            _find_batch,
-            propose=self.proposals.open(device=self.device),
-            keep=self.keep,
-            tower=tower,
-            crop=self.crop,
-            device=device,
-            embedded=embedded,
+        propose = self.proposals.open(device=self.device)
+        return self.open_with(propose, tower, device=device, overlap=device.type == "cuda", embedded=embedded)
+
+    def open_with(
+        self,
+        propose: Proposer,
+        tower: ImageTower | None,
+        *,
+        device: torch.device,
+        overlap: bool,
+        embedded: Callable[[float], None] = lambda seconds: None,
+    ) -> FindRegions:
+        """As `open`, with models that are loaded, and images and masks on `device`; `overlap` as in `open_stages`."""
+        find_batches = open_stages(
+            propose, tower, keep=self.keep, crop=self.crop, device=device, overlap=overlap, embedded=embedded
         )
 
         def find(images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionsRow]:
             rows: dict[int, RegionsRow] = {}
-            for batch, pictures in self._batches(images):
-                rows.update(zip(batch, find_batch([images[i] for i in batch], pictures), strict=True))
-                del pictures  # or they would stay while the batch after the next is decoded
-                tick(len(batch))
+            for numbers, found in find_batches(images, self._batches(images)):
+                rows.update(zip(numbers, found, strict=True))
+                tick(len(numbers))
             return [rows[i] for i in range(len(images))]
 
         return find
@@ -213,68 +215,6 @@ class Regions(Settings):
         return [self.proposals.record(), *([self.clip.record()] if self.clip else [])]
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The proposals of an image that were kept, and how many were proposed."""
-
-    image: LoadedImage
-    proposals: Proposals
-    proposed: int
-
-
-def _find_batch(
-    images: Sequence[ImageRow],
-    pictures: Sequence[DecodedImage | Rejection],
-    *,
-    propose: Proposer,
-    keep: Keep,
-    tower: ImageTower | None,
-    crop: Crop,
-    device: torch.device,
-    embedded: Callable[[float], None],
-) -> list[RegionsRow]:
-    """The rows of a batch, in order."""
-    results: dict[int, _Kept | Rejection] = {}
-    # A header may promise another size than the pixels have, so the sizes are sorted out once more.
-    for members in _of_one_size(pictures):
-        loaded = [_load(images[i], picture, device=device) for i, picture in members]
-        for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=keep.min_score), strict=True):
-            if isinstance(answer, Rejection):
-                results[i] = answer
-            else:
-                results[i] = _Kept(image, keep_proposals(answer, keep=keep), proposed=len(answer))
-    embeddings: dict[int, list[bytes]] = {}
-    if tower is not None:
-        start_s = time.monotonic()
-        kept = {i: result for i, result in results.items() if isinstance(result, _Kept)}
-        regions = {i: (one.image, one.proposals.masks_NHW) for i, one in kept.items()}
-        embeddings = _embed(regions, tower=tower, crop=crop)
-        embedded(time.monotonic() - start_s)
-    return [
-        RegionsRow.rejected(image.image_id, picture)
-        if isinstance(picture, Rejection)
-        else _as_row(image.image_id, picture, results[i], embeddings.get(i))
-        for i, (image, picture) in enumerate(zip(images, pictures, strict=True))
-    ]
-
-
-def _of_one_size(pictures: Sequence[DecodedImage | Rejection]) -> list[list[tuple[int, DecodedImage]]]:
-    """The images with their numbers, those of one size together."""
-    groups: dict[tuple[int, ...], list[tuple[int, DecodedImage]]] = {}
-    for i, picture in enumerate(pictures):
-        if not isinstance(picture, Rejection):
-            groups.setdefault(picture.rgb_HW3.shape, []).append((i, picture))
-    return list(groups.values())
-
-
-def _load(image: ImageRow, picture: DecodedImage, *, device: torch.device) -> LoadedImage:
-    import torch
-
-    rgb_3HW = torch.from_numpy(picture.rgb_HW3).to(device).permute(2, 0, 1).contiguous()
-    file = file_name_of(image.path)
-    return LoadedImage(image.image_id, rgb_3HW, picture.orientation, picture.turned_by, file)
-
-
 def _embed_batch(
     images: Sequence[ImageRow],
     proposals: Sequence[ProposalsRow],
@@ -292,50 +232,13 @@ def _embed_batch(
         for picture, row in zip(pictures, proposals, strict=True)
     ]
     regions = {}
-    for i, picture in (one for members in _of_one_size(checked) for one in members):
+    for i, picture in (one for members in of_one_size(checked) for one in members):
         masks_NHW = torch.from_numpy(np.stack([region.mask.to_array() for region in proposals[i].regions]))
-        regions[i] = (_load(images[i], picture, device=device), masks_NHW.bool().to(device))
-    embeddings = _embed(regions, tower=tower, crop=crop)
+        regions[i] = (load(images[i], picture, device=device), masks_NHW.bool().to(device))
+    embeddings = embed_images(regions, tower=tower, crop=crop)
     return [
         EmbeddingsRow(row.image_id, (), picture)
         if isinstance(picture, Rejection) and row.regions
         else EmbeddingsRow(row.image_id, tuple(embeddings.get(i, ())))
         for i, (row, picture) in enumerate(zip(proposals, checked, strict=True))
     ]
-
-
-def _embed(
-    regions: dict[int, tuple[LoadedImage, torch.Tensor]], *, tower: ImageTower, crop: Crop
-) -> dict[int, list[bytes]]:
-    """The embeddings of every image's regions, by its number; regions of all images share CLIP's batches."""
-    images, masks = [image.rgb_3HW for image, _ in regions.values()], [masks_NHW for _, masks_NHW in regions.values()]
-    arrays = embed_regions(images, masks, tower=tower, crop=crop)
-    return {i: [pack(vector_D) for vector_D in array_ND] for i, array_ND in zip(regions, arrays, strict=True)}
-
-
-def _as_row(
-    image_id: str, picture: DecodedImage, result: _Kept | Rejection, embeddings: Sequence[bytes] | None
-) -> RegionsRow:
-    height_px, width_px = picture.rgb_HW3.shape[:2]
-    if isinstance(result, _Kept) and not len(result.proposals):
-        result = Rejection("no_masks", f"0 of {result.proposed} proposals kept")
-    if isinstance(result, Rejection):
-        return RegionsRow.rejected(image_id, result, sha256=picture.sha256, height_px=height_px, width_px=width_px)
-    kept = result.proposals
-    packed: Sequence[bytes | None] = embeddings or [None] * len(kept)
-    columns = zip(
-        run_lengths(kept.masks_NHW, range(len(kept))), kept.scores_N.tolist(), kept.labels, packed, strict=True
-    )
-    regions = tuple(
-        Region(mask=mask, box_xyxy=mask.box_xyxy, area_px=mask.area_px, score=score, label=label, embedding=embedding)
-        for mask, score, label, embedding in columns
-    )
-    return RegionsRow(
-        image_id=image_id,
-        sha256=picture.sha256,
-        height_px=height_px,
-        width_px=width_px,
-        regions=regions,
-        rejection=None,
-        left_out=kept.left_out,
-    )

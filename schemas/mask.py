@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 Box = tuple[int, int, int, int]
 
+_MOST_CHARACTERS = 7  # of a run length, which has 32 bits and a sign
 _NO_FORM = "neither polygons of three or more points nor run lengths"
 
 
@@ -48,6 +50,35 @@ class Mask:
             return []
         columns_HWN = np.asfortranarray(arrays_NHW.astype(np.uint8, copy=False).transpose(1, 2, 0))
         return [Mask(int(m["size"][0]), int(m["size"][1]), m["counts"]) for m in coco_mask.encode(columns_HWN)]
+
+    @staticmethod
+    def from_changes(
+        changes: np.ndarray[Any, np.dtype[np.int64]],
+        begins_N: np.ndarray[Any, np.dtype[np.bool_]],
+        *,
+        height_px: int,
+        width_px: int,
+    ) -> list[Mask]:
+        """N masks from the places where their pixels change; equal to `from_arrays` of the pixels, of which each has
+        one at least.
+
+        The pixels of all masks are numbered on, down the columns and mask after mask: `changes` has, ascending, the
+        numbers of those that differ from the one before in their mask. `begins_N` says whether a mask's first pixel is
+        foreground. A few operations on arrays write all masks down at once.
+        """
+        pixels, masks = height_px * width_px, len(begins_N)
+        starts_N = pixels * np.arange(masks)
+        # The ends of all runs, mask by mask: of no background before a first pixel that is foreground, each change, and
+        # the mask's own.
+        runs_N = np.bincount(changes // pixels, minlength=masks) + 1 + begins_N
+        first_N = np.cumsum(runs_N) - runs_N
+        ends = np.zeros(int(runs_N.sum()), np.int64)
+        is_change = np.ones(len(ends), bool)
+        for places, values in ((first_N[begins_N], starts_N[begins_N]), (first_N + runs_N - 1, starts_N + pixels)):
+            ends[places], is_change[places] = values, False
+        ends[is_change] = changes
+        runs = np.diff(ends, prepend=0)
+        return [Mask(height_px, width_px, counts) for counts in _compressed(runs, first_N)]
 
     @staticmethod
     def from_coco(segmentation: Any, *, height_px: int, width_px: int) -> Mask:
@@ -168,6 +199,24 @@ def _read_compressed(counts: str) -> list[int]:
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     return [-1] if shift else runs
+
+
+def _compressed(runs: np.ndarray[Any, np.dtype[np.int64]], first_N: np.ndarray[Any, np.dtype[np.int64]]) -> list[bytes]:
+    """The compressed form of the runs of N masks, those of each from its first one on; see `_read_compressed`."""
+    rest = runs.copy()
+    within = np.arange(len(runs)) - np.repeat(first_N, np.diff(first_N, append=len(runs)))
+    rest[within > 2] -= runs[np.flatnonzero(within > 2) - 2]
+    characters = np.zeros((len(runs), _MOST_CHARACTERS), np.uint8)
+    left = np.arange(len(runs))  # the runs of which something is left to write
+    for column in characters.T:
+        low = rest[left] & 31
+        rest[left] >>= 5
+        follows = rest[left] != np.where(low & 16, -1, 0)
+        column[left] = 48 + low + 32 * follows
+        left = left[follows]
+    ends = np.append(0, np.cumsum((characters != 0).sum(axis=1)))[np.append(first_N, len(runs))]
+    text = characters[characters != 0].tobytes()
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 def _number(value: Any) -> float:

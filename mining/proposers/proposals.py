@@ -7,9 +7,9 @@ of the proposer's own grid; K the proposer's own classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -180,19 +180,75 @@ def _keep_distinct_runs(masks_NHW: torch.Tensor, numbers: Sequence[int], *, max_
 
 
 def run_lengths(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> list[Mask]:
-    """The masks of these numbers as run lengths; as many are copied at a time as have 32 million pixels, or one.
+    """The masks of these numbers as run lengths; as many are in work at a time as have 32 million pixels, or one.
 
-    Run lengths go down the columns, an order that torch makes some times faster than NumPy, and a GPU for nothing.
+    Run lengths go down the columns, an order that torch makes some times faster than NumPy.
     """
     import torch
 
-    step = max(1, _MAX_ENCODED_PX // max(1, masks_NHW.shape[1] * masks_NHW.shape[2]))
+    if masks_NHW.device.type != "cpu":
+        return find_changes(masks_NHW, numbers)()
+    step = _masks_at_once(masks_NHW)
     masks = list[Mask]()
     for start in range(0, len(numbers), step):
         some_nHW = masks_NHW[list(numbers[start : start + step])]
         columns_nWH = some_nHW.view(torch.uint8).transpose(1, 2).contiguous()
-        masks += Mask.from_arrays(columns_nWH.cpu().numpy().transpose(0, 2, 1))
+        masks += Mask.from_arrays(columns_nWH.numpy().transpose(0, 2, 1))
     return masks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Changes:
+    """Where the pixels of n masks of one size change, in host memory; see `Mask.from_changes`."""
+
+    changes: np.ndarray[Any, np.dtype[np.int64]]
+    begins_n: np.ndarray[Any, np.dtype[np.bool_]]
+    height_px: int
+    width_px: int
+
+    def masks(self) -> list[Mask]:
+        """The masks as run lengths."""
+        return Mask.from_changes(self.changes, self.begins_n, height_px=self.height_px, width_px=self.width_px)
+
+
+def find_changes(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> Callable[[], list[Mask]]:
+    """A function that makes the run lengths of the masks of these numbers out of where they change.
+
+    They are found where the masks are, so that a GPU's come to the host as places, which are few, and not as pixels.
+    Run lengths go down the columns: a pixel is held against the one above it, and the first of a column against the
+    last of the column before.
+    """
+    import torch
+
+    height_px, width_px = masks_NHW.shape[1:]
+    step = _masks_at_once(masks_NHW)
+    found = []
+    for start in range(0, len(numbers), step):
+        some_nHW = masks_NHW[list(numbers[start : start + step])]
+        changed_nHW = torch.zeros_like(some_nHW)
+        torch.ne(some_nHW[:, 1:], some_nHW[:, :-1], out=changed_nHW[:, 1:])
+        torch.ne(some_nHW[:, 0, 1:], some_nHW[:, -1, :-1], out=changed_nHW[:, 0, 1:])
+        begins_n = some_nHW[:, 0, 0].cpu().numpy()
+        found.append(_Changes(_down_the_columns(changed_nHW), begins_n, height_px, width_px))
+    return lambda: [mask for changes in found for mask in changes.masks()]
+
+
+def _masks_at_once(masks_NHW: torch.Tensor) -> int:
+    return max(1, _MAX_ENCODED_PX // max(1, masks_NHW.shape[1] * masks_NHW.shape[2]))
+
+
+def _down_the_columns(changed_nHW: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The places of the true values in host memory, numbered down the columns, in order."""
+    height_px, width_px = changed_nHW.shape[1:]
+    if changed_nHW.device.type == "cpu":  # NumPy passes over what is false many times as fast
+        places = np.flatnonzero(changed_nHW.numpy())
+    else:
+        places = changed_nHW.flatten().nonzero()[:, 0].cpu().numpy()
+    of_mask, in_mask = np.divmod(places, height_px * width_px)
+    row, column = np.divmod(in_mask, width_px)
+    places = (of_mask * width_px + column) * height_px + row
+    places.sort()
+    return places
 
 
 def take(proposals: Proposals, numbers: list[int]) -> Proposals:

@@ -24,6 +24,7 @@ from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmente
 from maskmine.scripts.benches.shards import bench_shards
 from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
 from maskmine.scripts.benches.tuning import bench_tuning
+from maskmine.scripts.benches.workers.device_busy import bench_device_busy
 from maskmine.scripts.benches.workers.local_workers import bench_local_workers, bench_side_by_side
 from maskmine.scripts.measures import Measure
 from maskmine.scripts.review_rate import bench_review
@@ -38,8 +39,8 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
-            "proposers, checked-run, side-by-side, local-workers, engines (or a part of it: engines-start-up, "
-            "engines-time, engines-memory), "
+            "proposers, checked-run, device-busy, side-by-side, local-workers, engines (or a part of it: "
+            "engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment."
         ),
     ] = None,
@@ -68,6 +69,7 @@ def main(
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
+        "device-busy": lambda: bench_device_busy(images),
         "side-by-side": bench_side_by_side,
         "local-workers": bench_local_workers,
         "engines": lambda: bench_engines(minutes=engine_minutes),

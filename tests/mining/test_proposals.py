@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
 from maskmine.mining.proposers import proposals as module
 from maskmine.mining.proposers.proposals import (
     Keep,
     Proposals,
+    find_changes,
     keep_by_area,
     keep_by_score,
     keep_distinct,
@@ -141,6 +143,21 @@ def test_run_lengths_and_pixels_keep_the_same(given_: Proposals, max_iou: float,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_COMPARED_AT_ONCE", at_once)
         assert keep_distinct(given_, everyone(given_), max_iou=max_iou) == kept
+
+
+@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=12)), st.data())
+def test_where_masks_change_says_all_of_their_run_lengths(arrays_NHW: np.ndarray, data: st.DataObject) -> None:
+    numbers = data.draw(st.permutations(range(len(arrays_NHW))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MAX_ENCODED_PX", data.draw(st.integers(1, arrays_NHW.size)))
+        masks = find_changes(torch.from_numpy(arrays_NHW), numbers)()
+    assert masks == Mask.from_arrays(arrays_NHW[numbers])
+
+
+def test_long_runs_are_written_as_coco_writes_them() -> None:
+    masks_NHW = torch.zeros(4, 3000, 2999, dtype=torch.bool)  # none, all, one pixel far down, halves of two columns
+    masks_NHW[1] = masks_NHW[2, 2990, 2990] = masks_NHW[3, 1500:, 7:9] = True
+    assert find_changes(masks_NHW, range(4))() == Mask.from_arrays(masks_NHW.numpy())
 
 
 def test_many_proposals_are_compared_by_their_outlines_not_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

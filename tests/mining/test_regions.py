@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from maskmine.mining import regions as module
+from maskmine.mining import region_stages
 from maskmine.mining.images import batches as batches_module
 from maskmine.mining.images.batches import plan_batches
 from maskmine.mining.images.child_decoder import Decoding
@@ -326,13 +326,13 @@ def test_the_pixels_of_two_batches_are_in_memory_at_most(
             alive.append(len(arrays))
         return picture
 
-    load = module._load
+    load = region_stages.load
 
     def load_slowly(*values: Any, **options: Any) -> LoadedImage:
         time.sleep(0.02)  # a model takes longer than decoding, so that the next batch is there
         return load(*values, **options)
 
-    monkeypatch.setattr(module, "_load", load_slowly)
+    monkeypatch.setattr(region_stages, "load", load_slowly)
     monkeypatch.setattr(Decoding, "read", counted)
     found(world.regions(batch_size=3), world.rows)
     assert 3 < max(alive) <= 6
@@ -421,13 +421,13 @@ def test_embedding_alone_shows_clip_the_batches_of_one_pass(
 ) -> None:
     world, _ = eight
     seen: list[bytes] = []
-    embed = module.embed_regions
+    embed = region_stages.embed_regions
 
     def spy(images: Any, masks: Any, **options: Any) -> Any:
         seen.append(b"".join(one.numpy().tobytes() for one in (*images, *masks)))
         return embed(images, masks, **options)
 
-    monkeypatch.setattr(module, "embed_regions", spy)
+    monkeypatch.setattr(region_stages, "embed_regions", spy)
     regions = world.regions(clip=clip, batch_size=3)
     rows = found(regions, world.rows)
     together, seen[:] = list(seen), []

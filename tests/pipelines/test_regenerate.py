@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from maskmine.mining import regions as regions_step
+from maskmine.mining import region_stages
 from maskmine.mining import vocabulary as vocabulary_step
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.cli.main import run_app
@@ -121,13 +121,13 @@ def test_only_new_images_are_looked_at_whatever_the_cut(
     full, _, _ = run_toy(config, *changes, f"out={tmp_path / 'full'}")
 
     seen: list[str] = []
-    find_batch = regions_step._find_batch
+    propose_batch = region_stages._propose_batch
 
-    def finds(images: Sequence[ImageRow], *args: Any, **options: Any) -> list[RegionsRow]:
-        seen.extend(image.image_id for image in images)
-        return find_batch(images, *args, **options)
+    def proposes(batch: Any, **options: Any) -> Any:
+        seen.extend(image.image_id for image in batch.images)
+        return propose_batch(batch, **options)
 
-    monkeypatch.setattr(regions_step, "_find_batch", finds)
+    monkeypatch.setattr(region_stages, "_propose_batch", proposes)
     new = regenerate(config, old, *changes)
     assert seen == ["99"]
     assert hashes_of_data(new) == hashes_of_data(full)

@@ -1,0 +1,95 @@
+"""Stages that overlap give the rows of stages that do not, hold few batches, and end with the first fault."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from maskmine.mining.images.crops import Crop
+from maskmine.mining.images.decode import DecodedImage
+from maskmine.mining.models.clip import ImageTower
+from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
+from maskmine.mining.region_stages import FindBatches, open_stages
+from maskmine.schemas.errors import InputError
+from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+
+HEIGHT_PX, WIDTH_PX, DIM = 6, 9, 4
+
+
+def decoded(number: int) -> DecodedImage | Rejection:
+    """Each fifth image cannot be read."""
+    if number % 5 == 4:
+        return Rejection("decode_error", str(number))
+    pixels_HW3 = np.random.default_rng(number).integers(0, 256, (HEIGHT_PX, WIDTH_PX, 3), dtype=np.uint8)
+    return DecodedImage(pixels_HW3, sha256=f"{number:064x}", orientation=1, turned_by="EXIF")
+
+
+def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+    """As many masks as the id says; none for the third of each five."""
+    for image in images:
+        number = int(image.image_id)
+        masks_NHW = torch.rand(number % 5, HEIGHT_PX, WIDTH_PX, generator=torch.Generator().manual_seed(number)) > 0.5
+        yield (
+            Rejection("no_masks", "none")
+            if number % 5 == 3
+            else Proposals(masks_NHW, torch.linspace(1, 0.5, len(masks_NHW)), ("a",) * len(masks_NHW))
+        )
+
+
+def stages(*, overlap: bool, propose: Callable[..., Iterator[Proposals | Rejection]] = propose) -> FindBatches:
+    tower = ImageTower(8, (0.5,) * 3, (0.5,) * 3, DIM, 5, torch.device("cpu"), lambda x: x.flatten(1)[:, :DIM])
+    keep = Keep(min_score=0.0, min_area_px=1, max_area_ratio=1.0, max_iou=1.0)
+    return open_stages(propose, tower, keep=keep, crop=Crop(), device=torch.device("cpu"), overlap=overlap)
+
+
+def rows_of(find: FindBatches, *, images: int = 23) -> list[tuple[list[int], list[RegionsRow]]]:
+    batches = [list(range(start, min(images, start + 4))) for start in range(0, images, 4)]
+    decoded_batches = ((batch, [decoded(number) for number in batch]) for batch in batches)
+    return list(find([ImageRow(str(number), f"{number}.png") for number in range(images)], decoded_batches))
+
+
+def test_stages_that_overlap_give_the_same_rows_in_the_same_order() -> None:
+    found = rows_of(stages(overlap=True))
+    assert found == rows_of(stages(overlap=False))
+    rows = [row for _, batch in found for row in batch]
+    assert [row.image_id for row in rows] == [str(number) for number in range(23)]
+    assert {row.rejection.reason for row in rows if row.rejection} == {"decode_error", "no_masks"}
+    assert [len(row.regions) for row in rows[:5]] == [0, 1, 2, 0, 0]
+
+
+def test_masks_of_three_batches_are_in_memory_at_most() -> None:
+    alive: list[int] = []
+    masks: set[int] = set()
+    lock = threading.Lock()
+
+    def counted(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+        masks_NHW = torch.ones(1, HEIGHT_PX, WIDTH_PX, dtype=torch.bool)
+        with lock:
+            masks.add(id(masks_NHW))
+            weakref.finalize(masks_NHW, masks.discard, id(masks_NHW))
+            alive.append(len(masks))
+        return (Proposals(masks_NHW, torch.ones(1), (None,)) for _ in images)
+
+    find = stages(overlap=True, propose=counted)
+    for _ in find([ImageRow(str(n), "x") for n in range(40)], (([n], [decoded(0)]) for n in range(40))):
+        time.sleep(0.005)  # the rows are used more slowly than models find them
+    assert 1 < max(alive) <= 4, alive  # one of them is being proposed
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_fault_of_a_stage_ends_the_part_and_no_thread_is_left(overlap: bool) -> None:
+    def fails(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+        if images[0].image_id == "8":
+            raise InputError("proposals.precision: not finite")
+        return propose(images, min_score=min_score)
+
+    threads = threading.active_count()
+    with pytest.raises(InputError, match="not finite"):
+        rows_of(stages(overlap=overlap, propose=fails))
+    assert threading.active_count() == threads
