@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -21,7 +21,7 @@ from pydantic import Field
 import maskmine
 from maskmine.pipelines.engines.cell_queue import CellQueue
 from maskmine.pipelines.engines.engine import RunObserver
-from maskmine.pipelines.engines.ray_sizes import pool_sizes
+from maskmine.pipelines.engines.ray_sizes import Node, Sizes, pool_sizes
 from maskmine.pipelines.engines.ray_workers import RayWorkers, alive_nodes, seen_file
 from maskmine.pipelines.engines.scheduler import Scheduler, WorkerPool
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -87,11 +87,7 @@ class RayEngine(Settings):
             on_gpu = {name for name, job in jobs.items() if _wants_gpu(job, gpus=gpus)}
             if self.gpu_workers is not None and not on_gpu:
                 self._refuse_idle_gpu_workers(jobs, gpus=gpus)
-            sizes = pool_sizes(
-                nodes,
-                gpu_steps=bool(on_gpu),
-                **self.model_dump(include={"cpu_workers", "gpu_workers", "cpus_per_worker", "gpus_per_worker"}),
-            )
+            sizes = self._sizes(nodes, gpu_steps=bool(on_gpu))
 
             # GPU workers are placed first, before their nodes' CPUs are taken.
             gpu_pool = WorkerPool(sizes.gpu, {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker})
@@ -105,10 +101,22 @@ class RayEngine(Settings):
                 max_attempts=self.max_attempts,
                 no_progress_timeout_s=self.no_progress_timeout_s,
             )
+
+            def resize() -> None:
+                """With the cluster, where it is left to this engine how many workers there are."""
+                with suppress(InputError):  # no machine of a kind is left; another one may come
+                    sizes = self._sizes(alive_nodes(), gpu_steps=bool(on_gpu))
+                    cpu_pool.size, gpu_pool.size = sizes.cpu, sizes.gpu
+
+            scheduler.resize = resize
             try:
                 scheduler.run()
             finally:
                 scheduler.kill_workers()
+
+    def _sizes(self, nodes: Sequence[Node], *, gpu_steps: bool) -> Sizes:
+        fields = {"cpu_workers", "gpu_workers", "cpus_per_worker", "gpus_per_worker"}
+        return pool_sizes(nodes, gpu_steps=gpu_steps, **self.model_dump(include=fields))
 
     def _refuse_idle_gpu_workers(self, jobs: Mapping[str, Job], *, gpus: float) -> None:
         """Raises InputError where a step runs a model and would do so on the CPU, though GPU workers were asked for."""

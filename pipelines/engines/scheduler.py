@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +18,7 @@ from maskmine.pipelines.steps.jobs import Job, MakeCell, PartReport, each_report
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import part_name
 
+RESIZE_EVERY_S = 10.0  # machines join a cluster within minutes
 OPEN_JOBS = 2  # a worker that takes pairs and shards in turn keeps both open; three models would fill a GPU
 
 
@@ -96,7 +97,8 @@ class _Call(NamedTuple):
 class Scheduler:
     """Submits cells to workers and collects their reports until no cell is left.
 
-    `pool_of` has the pool of each step.
+    `pool_of` has the pool of each step. `resize` is called now and then, and may give pools another size: new workers
+    are started for the cells that are left, and those that are there go on.
     """
 
     queue: CellQueue
@@ -106,6 +108,7 @@ class Scheduler:
     pool_of: list[WorkerPool]
     max_attempts: int
     no_progress_timeout_s: float
+    resize: Callable[[], None] = lambda: None
     _calls: dict[Any, _Call] = field(default_factory=dict)
     _started: set[int] = field(default_factory=set)
     _deaths: Counter[Cell] = field(default_factory=Counter)
@@ -117,12 +120,22 @@ class Scheduler:
         Raises IncompleteError for cells whose workers die, or when nothing is finished.
         """
         self._enqueue(self.queue.ready())
+        until = time.monotonic() + self.no_progress_timeout_s
+        resize_at = time.monotonic() + RESIZE_EVERY_S
         while True:
+            if time.monotonic() >= resize_at:
+                self.resize()
+                resize_at = time.monotonic() + RESIZE_EVERY_S
             for pool in self.pools:
                 self._submit(pool)
             if not any(pool.ready for pool in self.pools) and all(call.cell is None for call in self._calls.values()):
                 break
-            self._collect(self._next_call())
+            if (left_s := until - time.monotonic()) <= 0:
+                raise IncompleteError(self._no_progress())
+            wait_s = min(left_s, max(0.0, resize_at - time.monotonic()))
+            if (call := self.workers.wait(list(self._calls), timeout_s=wait_s)) is not None:
+                self._collect(call)
+                until = time.monotonic() + self.no_progress_timeout_s
         if self._given_up:
             cell, reason = min(self._given_up.items())
             others = f" (and {len(self._given_up) - 1} other parts)" if len(self._given_up) > 1 else ""
@@ -136,14 +149,6 @@ class Scheduler:
         for pool in self.pools:
             for worker in pool.workers:
                 self.workers.kill(worker)
-
-    def _next_call(self) -> Any:
-        """Wait for a worker. Raises IncompleteError when nothing comes."""
-        until = time.monotonic() + self.no_progress_timeout_s
-        while (left_s := until - time.monotonic()) > 0:
-            if (call := self.workers.wait(list(self._calls), timeout_s=left_s)) is not None:
-                return call
-        raise IncompleteError(self._no_progress())
 
     def _enqueue(self, cells: Sequence[Cell]) -> None:
         for cell in cells:

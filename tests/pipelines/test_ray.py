@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.engines import ray as on_ray
-from maskmine.pipelines.engines import ray_workers
+from maskmine.pipelines.engines import ray_workers, scheduler
 from maskmine.pipelines.engines.cell_queue import Cell, CellQueue
 from maskmine.pipelines.engines.ray import OBJECT_STORE_BYTES as STORE_BYTES
 from maskmine.pipelines.engines.ray import RayEngine
@@ -371,3 +371,39 @@ def cluster(no_ray: None) -> Iterator[str]:
 def test_two_nodes_write_the_same_bytes_as_this_process(cluster: str, tmp_path: Path) -> None:
     conformance.same_bytes_as_local(RayEngine(address=cluster, cpu_workers=2), tmp_path)
     assert not ray.is_initialized()
+
+
+def takes_a_while(run: RunFolder, part: int) -> None:
+    time.sleep(1.0)
+    with open(run.path("hosts"), "a") as file:
+        file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+
+
+class Grows(Recorder):
+    """A machine joins when the first part is made."""
+
+    def __init__(self, join: Callable[[], object]) -> None:
+        super().__init__()
+        self._join: Callable[[], object] | None = join
+
+    def on_part_done(self, report: PartReport) -> None:
+        super().on_part_done(report)
+        if self._join is not None:
+            self._join()
+            self._join = None
+
+
+def test_a_machine_that_joins_later_takes_parts(no_ray: None, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(scheduler, "RESIZE_EVERY_S", 1.0)
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        recorder = Grows(lambda: cluster.add_node(**{**node, "num_cpus": 2}))
+        engine = RayEngine(address=cluster.address)
+        engine.run(run, [toy_step(run, "nouns", takes_a_while, parts=20)], recorder)
+    finally:
+        cluster.shutdown()
+    assert sorted(part for _, part in recorder.made) == list(range(20))
+    assert len(set(Path(run.path("hosts")).read_text().split())) == 2
