@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
+from maskmine.scripts.benches.gates.gates import check_gates, read_gates
 from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
 from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, bench_nouns
@@ -41,7 +42,7 @@ def main(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
             "proposers, checked-run, device-busy, side-by-side, local-workers, engines (or a part of it: "
             "engines-start-up, engines-time, engines-memory), "
-            "sources, review, planning, gpu, gpu-tuning, gpu-segment."
+            "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to them."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
@@ -81,6 +82,9 @@ def main(
         "gpu-tuning": bench_gpu_tuning,
         "gpu-segment": lambda: bench_gpu_segment(images),
     }
+    if only == ["gates"]:
+        _print_gates(benches)
+        return
     unknown = set(only or ()) - benches.keys()
     if unknown:
         raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
@@ -89,10 +93,29 @@ def main(
         for name in only or [name for name in benches if _is_default(name)]:
             CONSOLE.print(f"{name} …", style="dim")
             for measure in benches[name]():
-                reached = "" if measure.reached is None else "yes" if measure.reached else "NO"
+                reached = "" if measure.reached is None else _yes(measure.reached)
                 table.add_row(name, measure.name, f"{measure.value:,.4g}", measure.unit, measure.goal, reached)
     finally:  # results so far are printed even if a later bench fails
         CONSOLE.print(table)
+
+
+def _print_gates(benches: Mapping[str, Callable[[], Iterable[Measure]]]) -> None:
+    """Hold the benches to their floors; exit code 1 where one is missed."""
+    table = TextTable("bench", "measure", "value", "limit", "passes", box=None, pad_edge=False)
+    failed = 0
+    try:
+        for checked in check_gates(benches, read_gates()):
+            failed += not checked.passes
+            value = "missing" if checked.value is None else f"{checked.value:,.4g}"
+            table.add_row(checked.bench, checked.gate.measure, value, checked.gate.limit, _yes(checked.passes))
+    finally:
+        CONSOLE.print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _yes(reached: bool) -> str:
+    return "yes" if reached else "NO"
 
 
 def _is_default(name: str) -> bool:
