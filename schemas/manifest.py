@@ -97,9 +97,11 @@ class MixedSource(Settings):
     """A set that a mix was made from, and what of it is in the mix."""
 
     folder: str
-    """Name of its folder, with the start of its fingerprint where two have one name."""
+    """Name of its folder, with the start of `content` where two have one name."""
     fingerprint: str
     """Its fingerprint."""
+    content: str
+    """SHA-256 of its fingerprint and its shards' checksums, for image files may change and the fingerprint does not."""
     format_version: int
     """Version of its sample format."""
     share: float

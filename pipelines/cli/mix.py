@@ -36,7 +36,7 @@ def mix(
     threads: Annotated[int, typer.Option(min=1, max=64, help="Images and pairs read at the same time.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Mix finished sets by weights into one, or continue after any interruption; images that several have stay in one."""
+    """Mix finished sets by weights into one, or continue after any interruption; copies of images are left out."""
     from maskmine.pipelines.mix.choice import parse_mixing
     from maskmine.pipelines.mix.mix import mix_sets
     from maskmine.pipelines.mix.sources import parse_weights

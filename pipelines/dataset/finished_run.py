@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -241,6 +242,15 @@ def _again(folder: RunFolder) -> str:
 
 
 def read_noun_counts(folder: RunFolder) -> dict[str, int]:
-    """In how many images of a run the captions say each noun. Raises IncompleteError before there is a vocabulary."""
+    """In how many images of a run the captions say each noun; of a mix, which knows its pairs alone, in how many a pair
+    names it. Raises IncompleteError before there is a vocabulary."""
+    if folder.exists(MIX_FILE):
+        mixed, images = FinishedRun.open(folder), Counter[str]()
+        for part in mixed.parts:  # an image lies in one shard
+            pairs = (
+                mixed.table(part, SampleRow).select(["noun", "image_id"]).group_by(["noun", "image_id"]).aggregate([])
+            )
+            images.update(pairs["noun"].to_pylist())
+        return dict(images)
     vocabulary = folder.read_table("vocabulary.parquet")
     return dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True))

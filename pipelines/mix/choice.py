@@ -27,7 +27,7 @@ from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import SAFE_ID_PATTERN
 from maskmine.schemas.settings import Settings
 
-_SUFFIXES = (8, 16, 32, 64)  # digits of a fingerprint that tell images of one id apart, as many as are needed
+_SUFFIXES = (8, 16, 32, 64)  # digits of a set's SHA-256 that tell images of one id apart, as many as are needed
 _ROWS_AT_ONCE = 1000
 _NO_LIMIT = 1 << 62
 _STEM = f"CASE WHEN regexp_full_match(new_id, '{SAFE_ID_PATTERN}') THEN new_id ELSE substr(sha256(new_id), 1, 16) END"
@@ -148,11 +148,11 @@ def _open_views(db: Any, indexes: Sequence[Sequence[str]], cells: Sequence[str])
 
 def _hash_images(db: Any, sources: Sequence[MixSource], *, seed: int) -> None:
     """A table `image` with a row for each image that has pairs, and the hash that decides whether it is taken."""
-    db.execute("CREATE TEMP TABLE named_set (of_set BIGINT, fingerprint VARCHAR)")
-    db.executemany("INSERT INTO named_set VALUES (?, ?)", [[n, s.fingerprint] for n, s in enumerate(sources)])
+    db.execute("CREATE TEMP TABLE named_set (of_set BIGINT, content VARCHAR)")
+    db.executemany("INSERT INTO named_set VALUES (?, ?)", [[n, s.content] for n, s in enumerate(sources)])
     db.execute(
         "CREATE TEMP TABLE image AS SELECT of_set, image_id, pairs, f.sha256, f.look,"
-        " sha256($seed || ' ' || fingerprint || ' ' || image_id) AS hash, FALSE AS copied, row_number() OVER () AS id"
+        " sha256($seed || ' ' || content || ' ' || image_id) AS hash, FALSE AS copied, row_number() OVER () AS id"
         " FROM (SELECT of_set, image_id, count(*) AS pairs FROM pair GROUP BY ALL)"
         " JOIN named_set USING (of_set) LEFT JOIN fact f USING (of_set, image_id)",
         {"seed": str(seed)},
@@ -180,9 +180,7 @@ def _leave_out_copies(db: Any, sources: int, *, most_bits: int) -> None:
         db.unregister("near")
 
 
-def _looks(
-    db: Any, where: str
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.uint64]]]:
+def _looks(db: Any, where: str) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.uint64]]]:
     """Ids and hashes of the images that are left and have one."""
     result = db.execute(f"SELECT id, look FROM image WHERE {where} AND NOT copied AND look IS NOT NULL ORDER BY id")
     found = np.fromiter(((id, int(look, 16)) for id, look in _rows(result)), np.dtype("i8,u8"))
@@ -246,7 +244,7 @@ def _take_images(db: Any, wanted: Sequence[int]) -> None:
 
 
 def _name_images(db: Any, sources: Sequence[MixSource]) -> None:
-    """Give images that would have the keys of an image before them an id with the start of their set's fingerprint."""
+    """Give images that would have the keys of an image before them an id with the start of their set's SHA-256."""
     for digits in _SUFFIXES:
         (same,) = db.execute(f"SELECT count(*) - count(DISTINCT {_STEM}) FROM chosen").fetchone()
         if not same:
@@ -256,8 +254,8 @@ def _name_images(db: Any, sources: Sequence[MixSource]) -> None:
             f" row_number() OVER (PARTITION BY {_STEM} ORDER BY new_id <> image_id, of_set, image_id) > 1"
         )
         db.execute(
-            f"UPDATE chosen SET new_id = chosen.image_id || '-' || substr(fingerprint, 1, {digits}) FROM again, named_set"
-            " WHERE chosen.of_set = again.of_set AND chosen.image_id = again.image_id"
+            f"UPDATE chosen SET new_id = chosen.image_id || '-' || substr(content, 1, {digits})"
+            " FROM again, named_set WHERE chosen.of_set = again.of_set AND chosen.image_id = again.image_id"
             " AND named_set.of_set = chosen.of_set"
         )
     raise InputError(f"images of {' and '.join(s.name for s in sources)} have ids that cannot be told apart")

@@ -95,9 +95,7 @@ def _settings(sources: Sequence[MixSource], mixing: Mixing) -> dict[str, Any]:
     """What decides the mix, as mix.json and the manifest have it."""
     return {
         "version": MIX_VERSION,
-        "sets": [
-            {"folder": source.name, "fingerprint": source.fingerprint, "share": str(source.share)} for source in sources
-        ],
+        "sets": [{"folder": source.name, "content": source.content, "share": str(source.share)} for source in sources],
         "samples": mixing.samples,
         "seed": mixing.seed,
         "copy_bits": mixing.copy_bits,

@@ -70,6 +70,7 @@ def _entry(source: MixSource, counts: SourceCounts) -> MixedSource:
     return MixedSource(
         folder=source.name,
         fingerprint=manifest.fingerprint,
+        content=source.content,
         format_version=manifest.format_version,
         share=round(float(source.share), 9),
         samples=counts.samples,
@@ -112,12 +113,12 @@ def _all_models(sources: Sequence[MixSource]) -> tuple[ModelRecord, ...]:
 
 
 def _all_sources(sources: Sequence[MixSource]) -> tuple[SourceEntry, ...]:
-    """The captions and images of all sets; entries called `all` are called as their sets where licences differ."""
+    """The captions and images of all sets; images called `all` are called as their set where there are others."""
     entries = [(source.name, entry) for source in sources for entry in source.licensed]
-    licences = {entry.licence for _, entry in entries if entry.name == "all" and entry.role == "images"}
+    of_images = {(entry.name, entry.licence) for _, entry in entries if entry.role == "images"}
     apart = [
         entry.model_copy(update={"name": name})
-        if entry.name == "all" and entry.role == "images" and len(licences) > 1
+        if entry.name == "all" and entry.role == "images" and len(of_images) > 1
         else entry
         for name, entry in entries
     ]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
-from maskmine.mining.storage.stores import describe
+from maskmine.mining.storage.stores import describe, scheme_of
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import MixedSource, ModelRecord, SourceEntry
+from maskmine.schemas.settings import fingerprint
 
-_DIGITS = 8  # of a fingerprint, which tell sets of one name apart
+_DIGITS = 8  # of a SHA-256, which tell sets of one name apart
 _UNKNOWN = "unknown"
 
 
@@ -26,10 +29,10 @@ class MixSource:
     share: Fraction
     run: FinishedRun
 
-    @property
-    def fingerprint(self) -> str:
-        """That of its content."""
-        return self.run.manifest.fingerprint
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of what it holds."""
+        return content_of(self.run)
 
     @property
     def mixed_from(self) -> tuple[MixedSource, ...]:
@@ -45,6 +48,15 @@ class MixSource:
             SourceEntry(role="captions", name=self.name, licence=_UNKNOWN),
             SourceEntry(role="images", name=self.name, licence=_UNKNOWN),
         )
+
+
+def content_of(run: FinishedRun) -> str:
+    """SHA-256 of a set's fingerprint and its shards' checksums.
+
+    A fingerprint does not cover the bytes of image files, so sets of one fingerprint may have other crops.
+    """
+    manifest = run.manifest
+    return fingerprint([manifest.fingerprint, [shard.sha256 for shard in manifest.shards]])
 
 
 def parse_weights(given: Sequence[str]) -> list[tuple[str, Fraction]]:
@@ -82,7 +94,7 @@ def open_sources(given: Sequence[tuple[str, Fraction]]) -> list[MixSource]:
     _refuse_twice([(folder, run) for folder, _, run in opened])
     _refuse_formats([run for _, _, run in opened])
     total = sum(weight for _, weight, _ in opened)
-    ordered = sorted(opened, key=lambda one: (-one[1], one[2].manifest.fingerprint))
+    ordered = sorted(opened, key=lambda one: (-one[1], content_of(one[2])))
     names = Counter(run.name for _, _, run in ordered)
     return [MixSource(_own_name(run, names), weight / total, run) for _, weight, run in ordered]
 
@@ -117,8 +129,9 @@ def common_format(sources: Sequence[MixSource]) -> tuple[str, float | None]:
 
 def lies_within(path: str, sources: Sequence[MixSource]) -> str | None:
     """The folder of a source that a path is or lies in; None where there is none."""
-    roots = (source.run.folder.root.rstrip("/") for source in sources)
-    return next((root for root in roots if path.rstrip("/") == root or path.startswith(f"{root}/")), None)
+    place = _resolved(path)
+    roots = (source.run.folder.root for source in sources)
+    return next((root for root in roots if f"{place}/".startswith(f"{_resolved(root)}/")), None)
 
 
 def is_folder(root: str) -> bool:
@@ -130,13 +143,13 @@ def is_folder(root: str) -> bool:
 def _refuse_twice(runs: Sequence[tuple[str, FinishedRun]]) -> None:
     first: dict[str, str] = {}
     for folder, run in runs:
-        fingerprint = run.manifest.fingerprint
-        if fingerprint in first:
+        content = content_of(run)
+        if content in first:
             raise InputError(
-                f"{first[fingerprint]} and {folder}: the same set (fingerprint {fingerprint[:_DIGITS]}); give it once, "
-                "with the weights added"
+                f"{first[content]} and {folder}: the same set (fingerprint {run.manifest.fingerprint[:_DIGITS]}); give "
+                "it once, with the weights added"
             )
-        first[fingerprint] = folder
+        first[content] = folder
 
 
 def _refuse_formats(runs: Sequence[FinishedRun]) -> None:
@@ -155,8 +168,12 @@ def _crop(run: FinishedRun) -> tuple[str, float | None]:
     return str(shards.get("image_format", "jpg")), ratio if isinstance(ratio, float) else None
 
 
+def _resolved(path: str) -> str:
+    return (os.path.realpath(path) if scheme_of(path) == "file" else path).rstrip("/")
+
+
 def _own_name(run: FinishedRun, names: Mapping[str, int]) -> str:
-    return run.name if names[run.name] == 1 else f"{run.name}-{run.manifest.fingerprint[:_DIGITS]}"
+    return run.name if names[run.name] == 1 else f"{run.name}-{content_of(run)[:_DIGITS]}"
 
 
 def _is_clip(model: ModelRecord) -> bool:
