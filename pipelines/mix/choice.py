@@ -108,7 +108,7 @@ class Choice:
 
 @contextmanager
 def choose(
-    sources: Sequence[MixSource], fact_cells: Sequence[str], mixing: Mixing, *, memory_limit: str = "1GB"
+    sources: Sequence[MixSource], fact_cells: Sequence[Sequence[str]], mixing: Mixing, *, memory_limit: str = "1GB"
 ) -> Iterator[Choice]:
     """Choose the pairs, from the indexes of the sets and what is known of their images.
 
@@ -121,9 +121,12 @@ def choose(
         ]
         for source in sources
     ]
-    paths = [path for of_source in indexes for path in of_source]
-    with query_cells([*paths, *fact_cells], memory_limit=memory_limit) as (db, cells):
-        _open_views(db, indexes, cells)
+    listed = [*indexes, *fact_cells]
+    with query_cells([path for of_set in listed for path in of_set], memory_limit=memory_limit) as (db, cells):
+        remaining = iter(cells)
+        local = [[next(remaining) for _ in of_set] for of_set in listed]
+        _open_view(db, "pair", local[: len(sources)])
+        _open_view(db, "fact", local[len(sources) :])
         _hash_images(db, sources, seed=mixing.seed)
         if mixing.copy_bits is not None:
             _leave_out_copies(db, len(sources), most_bits=mixing.copy_bits)
@@ -135,15 +138,11 @@ def choose(
         yield Choice(db, tuple(_counts(db, there, compared=mixing.copy_bits is not None)), *_digest(db))
 
 
-def _open_views(db: Any, indexes: Sequence[Sequence[str]], cells: Sequence[str]) -> None:
-    """Views `pair`, the indexes of all sets, and `fact`, what is known of their images."""
-    start, selects = 0, []
-    for number, of_source in enumerate(indexes):
-        listed = _quoted(cells[start : start + len(of_source)])
-        selects.append(f"SELECT {number} AS of_set, * FROM read_parquet([{listed}])")
-        start += len(of_source)
-    db.execute(f"CREATE TEMP VIEW pair AS {' UNION ALL BY NAME '.join(selects)}")
-    db.execute(f"CREATE TEMP VIEW fact AS SELECT * FROM read_parquet([{_quoted(cells[start:])}])")
+def _open_view(db: Any, name: str, cells: Sequence[Sequence[str]]) -> None:
+    """A view of the cells of all sets, with the number of the set in `of_set`."""
+    quoted = [", ".join("'" + cell.replace("'", "''") + "'" for cell in of_set) for of_set in cells]
+    selects = (f"SELECT {number} AS of_set, * FROM read_parquet([{listed}])" for number, listed in enumerate(quoted))
+    db.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL BY NAME '.join(selects)}")
 
 
 def _hash_images(db: Any, sources: Sequence[MixSource], *, seed: int) -> None:
@@ -303,7 +302,3 @@ def _as_taken(values: dict[str, Any]) -> Taken:
     about = {name: values.pop(name) for name in ("of_set", "part", "new_id", "file", "sha256", "look")}
     boxes = {name: tuple(values[name]) for name in ("box_xyxy", "crop_xyxy")}
     return Taken(row=SampleRow(**values | boxes), **about)
-
-
-def _quoted(cells: Sequence[str]) -> str:
-    return ", ".join("'" + cell.replace("'", "''") + "'" for cell in cells)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import pyarrow as pa
 
@@ -18,6 +17,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import ImageRow, OriginRow, RegionsRow
 from maskmine.schemas.sample import cell_name
+from maskmine.schemas.settings import fingerprint
 from maskmine.schemas.tables import check_index, read_parquet
 
 WORK_FOLDER = ".work"  # of a mix that is not complete
@@ -26,9 +26,8 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """An image with pairs of set number `of_set`; None for what is not known, as in `OriginRow`."""
+    """An image with pairs; None for what is not known, as in `OriginRow`."""
 
-    of_set: int
     image_id: str
     file: str | None
     sha256: str | None
@@ -47,44 +46,41 @@ def check_indexes(run: FinishedRun) -> None:
 
 
 def read_facts(
-    folder: RunFolder, sources: list[MixSource], *, looks: bool, threads: int, fingerprint: str, tick: Tick
-) -> list[str]:
-    """Write what is known of the images to cells of the work folder, but for those that are there; returns their paths.
+    folder: RunFolder, sources: Sequence[MixSource], *, looks: bool, threads: int, tick: Tick
+) -> list[list[str]]:
+    """Write what is known of the images to cells of the work folder, but for those that are there; returns their paths
+    for each set.
 
     `tick` counts images. With `looks` the images are read, and hashed, where no set did it before.
     """
-    paths = []
     with ThreadPoolExecutor(threads) as pool:
-        for number, source in enumerate(sources):
-            names = None if source.run.is_mix else FileNames(source.run)
-            for part in parts_of(source.run):
-                cell = (WORK_FOLDER, f"{number:03d}-{cell_name(part)}")
-                paths.append(folder.path(*cell))
-                if folder.read_fingerprint(*cell) == fingerprint:
-                    continue
-                wanted = set(_read_index(source.run, part)["image_id"].to_pylist())
-                read = _of_mix if names is None else partial(_of_run, names=names, pool=pool, looks=looks)
-                rows = [facts for facts in read(number, source, part, wanted) if facts.image_id in wanted]
-                folder.write_rows(*cell, rows=rows, row_type=ImageFacts, fingerprint=fingerprint)
-                tick(len(rows))
-    return paths
+        return [list(_cells_of(folder, source, pool, looks=looks, tick=tick)) for source in sources]
 
 
-def _of_mix(number: int, source: MixSource, part: int, wanted: set[str]) -> Iterator[ImageFacts]:
+def _cells_of(
+    folder: RunFolder, source: MixSource, pool: ThreadPoolExecutor, *, looks: bool, tick: Tick
+) -> Iterator[str]:
+    made_from = fingerprint([source.content, source.name, looks])
+    names = None if source.run.is_mix else FileNames(source.run)
+    for part in parts_of(source.run):
+        cell = (WORK_FOLDER, f"{made_from[:16]}-{cell_name(part)}")
+        if folder.read_fingerprint(*cell) != made_from:
+            wanted = set(_read_index(source.run, part)["image_id"].to_pylist())
+            known = _of_mix(source, part) if names is None else _of_run(source, part, wanted, names, pool, looks=looks)
+            rows = [facts for facts in known if facts.image_id in wanted]
+            folder.write_rows(*cell, rows=rows, row_type=ImageFacts, fingerprint=made_from)
+            tick(len(rows))
+        yield folder.path(*cell)
+
+
+def _of_mix(source: MixSource, part: int) -> Iterator[ImageFacts]:
     for row in source.run.rows(part, OriginRow):
         file = None if row.file is None else f"{source.name}/{row.file}"
-        yield ImageFacts(number, row.image_id, file, row.sha256, row.look)
+        yield ImageFacts(row.image_id, file, row.sha256, row.look)
 
 
 def _of_run(
-    number: int,
-    source: MixSource,
-    part: int,
-    wanted: set[str],
-    *,
-    names: FileNames,
-    pool: ThreadPoolExecutor,
-    looks: bool,
+    source: MixSource, part: int, wanted: set[str], names: FileNames, pool: ThreadPoolExecutor, *, looks: bool
 ) -> Iterator[ImageFacts]:
     """Of a run of which the cells are gone only the ids are known."""
     try:
@@ -93,13 +89,13 @@ def _of_run(
         known = [(image, digest) for image, digest in zip(images, digests, strict=True) if image.image_id in wanted]
         files = [names.name(image.image_id, image.path) for image, _ in known]
     except (IncompleteError, InputError, ValueError):
-        yield from (ImageFacts(number, image_id, None, None, None) for image_id in sorted(wanted))
+        yield from (ImageFacts(image_id, None, None, None) for image_id in sorted(wanted))
         return
     hashes = pool.map(look_of, [image.path for image, _ in known], [digest for _, digest in known]) if looks else None
     for (image, digest), file in zip(known, files, strict=True):
         look = next(hashes) if hashes is not None else None
         where = file if "://" in file else f"{source.name}/{file}"
-        yield ImageFacts(number, image.image_id, where, digest, None if look is None else f"{look:016x}")
+        yield ImageFacts(image.image_id, where, digest, None if look is None else f"{look:016x}")
 
 
 def _read_index(run: FinishedRun, part: int) -> pa.Table:

@@ -67,7 +67,6 @@ def mix_sets(
     _check_licences(sources, policy)
     notes = list(notes_on(given, sources))
     settings = _settings(sources, mixing)
-    claim = fingerprint([MIX_VERSION, settings])
     folder = _claim(out, sources, settings)
     if (there := _complete(folder)) is not None:
         _clean(folder, there)
@@ -77,9 +76,9 @@ def mix_sets(
         check_indexes(source.run)
     tick = begin("images", sum(source.run.manifest.totals.with_pairs for source in sources))
     looks = mixing.copy_bits is not None
-    cells = read_facts(folder, sources, looks=looks, threads=threads, fingerprint=claim, tick=tick)
+    cells = read_facts(folder, sources, looks=looks, threads=threads, tick=tick)
     with choose(sources, cells, mixing) as choice:
-        identity = fingerprint([claim, choice.digest])
+        identity = fingerprint([settings, choice.digest])
         version = max(source.run.manifest.format_version for source in sources)
         writer = ShardWriter(folder, sources, identity, version, common_format(sources)[0], threads)
         accounts = _write_shards(writer, choice, begin)
@@ -120,11 +119,11 @@ def _claim(out: str, sources: Sequence[MixSource], settings: dict[str, Any]) -> 
     stored = folder.read_json(MIX_FILE)
     if stored is None and (names := [name for name in folder.names() if name != MIX_FILE]):
         raise InputError(f"--out {out}: not empty ({names[0]} lies there), and no mix; give another one")
-    if stored is not None and stored != settings:
+    if stored not in (None, settings) and folder.names(SHARDS):  # before, nothing was made of it
         raise OtherPlanError(f"{out}: belongs to another mix ({_differences(stored, settings)}); give another --out")
     if scheme_of(folder.root) == "file":
         sweep(folder)  # unfinished files of killed processes
-    if stored is None:
+    if stored != settings:
         folder.write_json(MIX_FILE, value=settings)
     return folder
 

@@ -27,7 +27,7 @@ def mine_sets(folder: Path) -> dict[str, Path]:
         draw_world(folder / "worlds" / name, scenes=SCENES, seed=seed)
     copied = shutil.copytree(folder / "worlds/red", folder / "worlds/copies")
     for path in (copied / "images").iterdir():
-        Image.open(path).save(path, quality=60)
+        Image.open(path).save(path, quality=5)
     by = {"captions": "CC-BY-4.0", "pictures": "CC-BY-NC-4.0"}
     return {
         "red": mine(folder / "worlds/red", folder / "red"),
