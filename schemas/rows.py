@@ -325,8 +325,8 @@ class RejectedImage:
 class OriginRow:
     """Where an image of a mix is from: image `image_there` of the set that the manifest calls `run`.
 
-    `file` is the name of its file below a folder that is called as that set. `sha256` is that of the file's bytes and
-    `look` the perceptual hash in 16 hex digits; None where they are not known.
+    `file` is the name of its file below a folder that is called as that set. `sha256` is that of the file's bytes,
+    `look` the perceptual hash in 16 hex digits, and the size that of the upright image; None where they are not known.
     """
 
     image_id: str
@@ -335,6 +335,8 @@ class OriginRow:
     file: str | None
     sha256: str | None
     look: str | None
+    height_px: int | None
+    width_px: int | None
 
     @property
     def look_bits(self) -> int | None:

@@ -14,7 +14,8 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.file_names import FileNames
 from maskmine.pipelines.mix.sources import MixSource
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.pipelines.run_folder.region_cells import stored_cells
+from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import ImageRow, OriginRow, RegionsRow
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.settings import fingerprint
@@ -83,14 +84,14 @@ def _of_run(
     source: MixSource, part: int, wanted: set[str], names: FileNames, pool: ThreadPoolExecutor, *, looks: bool
 ) -> Iterator[ImageFacts]:
     """Of a run of which the cells are gone only the ids are known."""
-    try:
-        images = source.run.rows(part, ImageRow)
-        digests = source.run.columns(part, RegionsRow, ["sha256"])["sha256"].to_pylist()
-        known = [(image, digest) for image, digest in zip(images, digests, strict=True) if image.image_id in wanted]
-        files = [names.name(image.image_id, image.path) for image, _ in known]
-    except (IncompleteError, InputError, ValueError):
+    folder = source.run.folder
+    if not all(folder.exists(step, cell_name(part)) for step in ("images", stored_cells(folder)[0].folder)):
         yield from (ImageFacts(image_id, None, None, None) for image_id in sorted(wanted))
         return
+    images = source.run.rows(part, ImageRow)
+    digests = source.run.columns(part, RegionsRow, ["sha256"])["sha256"].to_pylist()
+    known = [(image, digest) for image, digest in zip(images, digests, strict=True) if image.image_id in wanted]
+    files = [names.name(image.image_id, image.path) for image, _ in known]
     hashes = pool.map(look_of, [image.path for image, _ in known], [digest for _, digest in known]) if looks else None
     for (image, digest), file in zip(known, files, strict=True):
         look = next(hashes) if hashes is not None else None

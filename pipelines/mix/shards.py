@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.mining.sources.entries import NOTHING_MORE
 from maskmine.mining.storage.files import HashingFile
 from maskmine.mining.storage.prefetch import map_in_order
@@ -77,9 +78,10 @@ class ShardWriter:
             for copy in copies:
                 offset, out.crc32 = out.size_bytes, 0
                 size_bytes = copy.write(out)
-                span = {"shard": names["tar"], "offset": offset, "size_bytes": size_bytes, "crc32": out.crc32}
+                span: dict[str, Any] = {"shard": names["tar"], "offset": offset, "size_bytes": size_bytes, "crc32": out.crc32}
                 index.append(replace(copy.taken.row, key=copy.key, image_id=copy.taken.new_id, **span))
-                origins.setdefault(copy.taken.new_id, self._origin(copy.taken))
+                if copy.taken.new_id not in origins:
+                    origins[copy.taken.new_id] = self._origin(copy)
                 tick(1)
             write_end_of_tar(out, size_bytes=out.size_bytes)
         row_type = index_type(self.version)
@@ -99,7 +101,8 @@ class ShardWriter:
         }
         self.folder.write_json(SHARDS, names["json"], value=account)
 
-    def _origin(self, taken: Taken) -> OriginRow:
+    def _origin(self, copy: _Copy) -> OriginRow:
+        taken, (height_px, width_px) = copy.taken, copy.image_px
         return OriginRow(
             image_id=taken.new_id,
             run=self.sources[taken.of_set].name,
@@ -107,6 +110,8 @@ class ShardWriter:
             file=taken.file,
             sha256=taken.sha256,
             look=taken.look,
+            height_px=height_px,
+            width_px=width_px,
         )
 
     def _sha256(self, *names: str) -> str:
@@ -127,10 +132,14 @@ def entry_of(account: dict[str, Any]) -> ShardEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A sample as it is written: all of its bytes as they were, or members of which name or record are new."""
+    """A sample as it is written: all of its bytes as they were, or members of which name or record are new.
+
+    `image_px` are height and width of its image, as its record has them.
+    """
 
     taken: Taken
     key: str
+    image_px: tuple[int | None, int | None]
     content: bytes | list[tuple[str, bytes]]
 
     def write(self, file: HashingFile) -> int:
@@ -157,25 +166,27 @@ class _Copier:
             image_format, image, mask_png, noun, record = sample_members(span, row.key)
             if image_format != self._format:
                 raise ValueError(f"its crop is {image_format}, and not {self._format}")
-            renewed = self._renewed(record, taken)
+            renewed, image_px = self._renewed(record, taken)
         except (ValueError, RecursionError) as error:
             raise IncompleteError(
                 f"{path}: sample {row.key}: {error}; delete the tar and {run.again}, which writes it again"
             ) from error
         key = sample_key(taken.new_id, int(row.key.rpartition("-")[2]))
         if key == row.key and renewed == record:
-            return _Copy(taken, key, span)
+            return _Copy(taken, key, image_px, span)
         contents = (image, mask_png, noun, renewed)
-        return _Copy(taken, key, list(zip(member_names(key, image_format), contents, strict=True)))
+        return _Copy(taken, key, image_px, list(zip(member_names(key, image_format), contents, strict=True)))
 
-    def _renewed(self, record_json: bytes, taken: Taken) -> bytes:
-        """The record with the id of its image in the mix, and null for what its format version did not have."""
+    def _renewed(self, record_json: bytes, taken: Taken) -> tuple[bytes, tuple[int | None, int | None]]:
+        """The record with the id of its image in the mix, and null for what its format version did not have; and the
+        size of the image."""
         record = json.loads(record_json)
         if not isinstance(record, dict):
             raise ValueError("its .json is no object")
         later = {name: NOTHING_MORE if name == "additional" else None for name in self._keys - record.keys()}
         renamed = {"image_id": taken.new_id} if taken.new_id != taken.row.image_id else {}
-        return canonical_json(record | later | renamed).encode() if later or renamed else record_json
+        renewed = canonical_json(record | later | renamed).encode() if later or renamed else record_json
+        return renewed, (_whole(record.get("height_px")), _whole(record.get("width_px")))
 
     def _check_tar(self, taken: Taken) -> None:
         """Hash a tar whose samples have no checksums of their own, once. Raises IncompleteError when it is damaged."""
@@ -196,3 +207,7 @@ class _Copier:
                     "again"
                 )
             self._checked.add((taken.of_set, name))
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 < value <= MAX_SIDE_PX else None

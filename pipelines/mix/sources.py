@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from maskmine.schemas.settings import fingerprint
 
 _DIGITS = 8  # of a SHA-256, which tell sets of one name apart
 _UNKNOWN = "unknown"
+_RATIO = re.compile(r"[1-9]\d{0,17}/[1-9]\d{0,17}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def parse_weights(given: Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def parse_weight(weight: str | float, *, of: str) -> Fraction:
-    """A weight as the number that its digits say. Raises InputError when it is not a number above 0."""
+    """A weight as the number that its digits say, such as `0.7`, or `2/3`. Raises InputError when it is none above 0."""
+    if _RATIO.fullmatch(str(weight)):
+        return Fraction(str(weight))
     try:
         value = float(weight)
     except ValueError as error:

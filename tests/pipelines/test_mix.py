@@ -221,6 +221,17 @@ def test_sets_of_older_format_versions_get_null_for_what_they_do_not_have(
     assert set(added) == {(None, "{}", None)}
 
 
+def test_unchecked_pairs_beside_checked_ones_have_null_checks(sets: dict[str, Path], tmp_path: Path) -> None:
+    checked = mixes.as_checked(sets["blue"], tmp_path / "checked")
+    mixed = mixes.mix(tmp_path / "mix", f"{sets['red']}:1", f"{checked}:1")
+    assert mixed.manifest.format_version == 4
+    assert list(verify_run(RunFolder(str(tmp_path / "mix")))) == []
+    of = {row["image_id"]: row["run"] for row in mixes.origins(tmp_path / "mix")}
+    found = {(of[row["image_id"]], row["presence"], row["agreement"]) for row in mixes.index(tmp_path / "mix").to_pylist()}
+    assert found == {("red", None, None), ("checked", 0.75, 0.5)}
+    assert "| `presence` |" in (tmp_path / "mix/README.md").read_text()
+
+
 def test_readers_may_count_on_the_least_expansion_of_the_crops(sets: dict[str, Path], tmp_path: Path) -> None:
     mixed = mixes.mix(tmp_path / "mix", f"{sets['again']}:1", f"{sets['blue']}:1")
     assert mixed.manifest.setting("shards", "expand_ratio") == 1.2

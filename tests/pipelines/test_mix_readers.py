@@ -26,7 +26,7 @@ from maskmine.tuning.clip.settings import Data, Source
 from maskmine.tuning.clip.transforms import View
 from tests.support import mixes
 from tests.support.benchmark_layouts import write_miniature
-from tests.support.toy_shards import export
+from tests.support.toy_shards import contents, export
 
 READERS_WARN = pytest.mark.filterwarnings("ignore")  # of much that is not ours
 
@@ -148,6 +148,25 @@ def test_show_draws_the_crops_of_a_mix_with_their_masks(mixed: Path, tmp_path: P
             assert image.captions.captions[pair.caption][pair.start : pair.end].lower() == row.noun.lower()
 
 
+def test_a_report_of_a_mix_has_its_sets_and_the_command_that_makes_it_again(
+    mixed: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["report", str(mixed), "--to", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    count = Counter(row["run"] for row in mixes.origins(mixed))
+    words = re.sub(r"<[^>]+>", " ", page).split()
+    row = words[words.index("red", words.index("asked")) :][:7]
+    assert row[:2] == ["red", "66.7%"]
+    assert row[4] == str(count["red"])
+    assert f"{len(mixes.index(mixed))} pairs of a mask and the noun that names it, mixed from" in " ".join(page.split())
+    (command,) = re.findall(r"<code>(maskmine mix [^<]+)</code>", page)
+    assert command == "maskmine mix red:2/3 blue:1/3 --out mix --shard-size 10 --bits 6"
+    command = command.replace("red:", f"{sets['red']}:").replace("blue:", f"{sets['blue']}:")
+    again = [*command.replace("--out mix", f"--out {tmp_path}/again").split()[1:]]
+    assert run_app(again) == 0
+    assert contents(tmp_path / "again") == contents(mixed)
+
+
 def test_diff_compares_a_mix_with_a_set_of_it(mixed: Path, sets: dict[str, Path]) -> None:
     difference = compare_runs(read_folder(str(sets["red"])), read_folder(str(mixed)))
     red = sum(row["run"] == "red" for row in mixes.origins(mixed))
@@ -199,7 +218,7 @@ def test_status_and_verify_know_a_mix(mixed: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("command", "lacks"),
     [
-        ("report {mix} --to {out}/report.html", "no nouns"),
+        ("report {mix} --to {out}/report.html --truth {truth}", "no pairs"),
         ("evaluate-pairs {mix} --truth {truth} --to {out}/evaluation", "no pairs"),
         ("audit {mix}", "no pairs"),
         ("review {mix} --port 0", "no pairs"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,10 @@ from PIL import Image
 from maskmine.pipelines.mix.choice import parse_mixing
 from maskmine.pipelines.mix.mix import Mixed, mix_sets
 from maskmine.pipelines.mix.sources import parse_weights
+from maskmine.schemas.rows import SampleRow
+from maskmine.schemas.sample import CHECKED_VERSION, member_names, sample_members, write_end_of_tar, write_members
+from maskmine.schemas.settings import canonical_json
+from maskmine.schemas.tables import from_table, read_parquet, write_parquet_rows
 from maskmine.scripts.demo_world.draw import draw_world
 from tests.support.runs import run_toy
 
@@ -76,3 +84,31 @@ def spans(folder: Path) -> dict[str, bytes]:
     """The bytes of every sample in its tar, by key."""
     rows, tars = index(folder).to_pylist(), {path.name: path.read_bytes() for path in folder.glob("shards/*.tar")}
     return {row["key"]: tars[row["shard"]][row["offset"] : row["offset"] + row["size_bytes"]] for row in rows}
+
+
+def as_checked(run: Path, to: Path) -> Path:
+    """A copy of a finished run as if a verifier had checked its pairs: of format version 4, every presence 0.75."""
+    shutil.copytree(run, to)
+    checks = {"presence": 0.75, "agreement": 0.5}
+    manifest = json.loads((to / "manifest.json").read_text())
+    manifest |= {"format_version": CHECKED_VERSION, "fingerprint": "c" * 64}
+    for entry in manifest["shards"]:
+        tar, rows = io.BytesIO(), []
+        path = to / "shards" / entry["name"]
+        stored = path.read_bytes()
+        for row in from_table(read_parquet(pa.OSFile(str(path.with_suffix(".parquet")))), SampleRow):
+            image_format, *contents, record = sample_members(stored[row.offset : row.offset + row.size_bytes], row.key)
+            checked = canonical_json(json.loads(record) | checks).encode()
+            offset, names = tar.tell(), member_names(row.key, image_format)
+            size_bytes = write_members(tar, zip(names, [*contents, checked], strict=True))
+            crc32 = zlib.crc32(tar.getvalue()[offset:])
+            rows.append(replace(row, offset=offset, size_bytes=size_bytes, crc32=crc32, **checks))
+        write_end_of_tar(tar, size_bytes=tar.tell())
+        path.write_bytes(tar.getvalue())
+        with path.with_suffix(".parquet").open("wb") as file:
+            write_parquet_rows(rows, file, SampleRow)
+        entry["size_bytes"] = len(tar.getvalue())
+        entry["sha256"] = hashlib.sha256(tar.getvalue()).hexdigest()
+        entry["index_sha256"] = hashlib.sha256(path.with_suffix(".parquet").read_bytes()).hexdigest()
+    (to / "manifest.json").write_text(json.dumps(manifest))
+    return to
