@@ -78,7 +78,12 @@ class ShardWriter:
             for copy in copies:
                 offset, out.crc32 = out.size_bytes, 0
                 size_bytes = copy.write(out)
-                span: dict[str, Any] = {"shard": names["tar"], "offset": offset, "size_bytes": size_bytes, "crc32": out.crc32}
+                span: dict[str, Any] = {
+                    "shard": names["tar"],
+                    "offset": offset,
+                    "size_bytes": size_bytes,
+                    "crc32": out.crc32,
+                }
                 index.append(replace(copy.taken.row, key=copy.key, image_id=copy.taken.new_id, **span))
                 if copy.taken.new_id not in origins:
                     origins[copy.taken.new_id] = self._origin(copy)

@@ -73,7 +73,7 @@ def parse_weights(given: Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def parse_weight(weight: str | float, *, of: str) -> Fraction:
-    """A weight as the number that its digits say, such as `0.7`, or `2/3`. Raises InputError when it is none above 0."""
+    """A weight as the number that its digits say, such as `0.7` or `2/3`. Raises InputError where it is not above 0."""
     if _RATIO.fullmatch(str(weight)):
         return Fraction(str(weight))
     try:

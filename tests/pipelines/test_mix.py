@@ -227,7 +227,9 @@ def test_unchecked_pairs_beside_checked_ones_have_null_checks(sets: dict[str, Pa
     assert mixed.manifest.format_version == 4
     assert list(verify_run(RunFolder(str(tmp_path / "mix")))) == []
     of = {row["image_id"]: row["run"] for row in mixes.origins(tmp_path / "mix")}
-    found = {(of[row["image_id"]], row["presence"], row["agreement"]) for row in mixes.index(tmp_path / "mix").to_pylist()}
+    found = {
+        (of[row["image_id"]], row["presence"], row["agreement"]) for row in mixes.index(tmp_path / "mix").to_pylist()
+    }
     assert found == {("red", None, None), ("checked", 0.75, 0.5)}
     assert "| `presence` |" in (tmp_path / "mix/README.md").read_text()
 
