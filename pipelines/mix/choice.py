@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,10 +19,10 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from maskmine.mining.images.perceptual_hash import COPY_BITS, near_pairs
-from maskmine.mining.storage.query import query_cells
+from maskmine.mining.storage.query import QueryError, query_cells
 from maskmine.pipelines.mix.shares import most_samples, split_samples
 from maskmine.pipelines.mix.sources import MixSource
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import SAFE_ID_PATTERN
 from maskmine.schemas.settings import Settings
@@ -32,6 +32,9 @@ _ROWS_AT_ONCE = 1000
 _NO_LIMIT = 1 << 62
 _STEM = f"CASE WHEN regexp_full_match(new_id, '{SAFE_ID_PATTERN}') THEN new_id ELSE substr(sha256(new_id), 1, 16) END"
 _NUMBER = "regexp_extract(key, '-([0-9]+)$', 1)::BIGINT"
+
+# Columns of the index that sets of older format versions do not have.
+_WITH_DEFAULT = {field.name for field in fields(SampleRow) if field.default is not MISSING}
 
 
 class Mixing(Settings):
@@ -112,7 +115,8 @@ def choose(
 ) -> Iterator[Choice]:
     """Choose the pairs, from the indexes of the sets and what is known of their images.
 
-    Raises InputError where a set has no pair left, or fewer than `mixing.samples` asks of it.
+    Raises InputError where a set has no pair left, or fewer than `mixing.samples` asks of it, IncompleteError for
+    indexes that have other columns or values than runs write.
     """
     indexes = [
         [
@@ -125,17 +129,23 @@ def choose(
     with query_cells([path for of_set in listed for path in of_set], memory_limit=memory_limit) as (db, cells):
         remaining = iter(cells)
         local = [[next(remaining) for _ in of_set] for of_set in listed]
-        _open_view(db, "pair", local[: len(sources)])
-        _open_view(db, "fact", local[len(sources) :])
-        _hash_images(db, sources, seed=mixing.seed)
-        if mixing.copy_bits is not None:
-            _leave_out_copies(db, len(sources), most_bits=mixing.copy_bits)
-        there = _available(db, len(sources))
-        wanted = _wanted(sources, [left for _, left, _ in there], mixing)
-        _take_images(db, wanted)
-        _name_images(db, sources)
-        _order_images(db, per_shard=mixing.samples_per_shard)
-        yield Choice(db, tuple(_counts(db, there, compared=mixing.copy_bits is not None)), *_digest(db))
+        try:
+            _open_view(db, "pair", local[: len(sources)])
+            _open_view(db, "fact", local[len(sources) :])
+            _hash_images(db, sources, seed=mixing.seed)
+            if mixing.copy_bits is not None:
+                _leave_out_copies(db, len(sources), most_bits=mixing.copy_bits)
+            there = _available(db, len(sources))
+            _take_images(db, _wanted(sources, [left for _, left, _ in there], mixing))
+            _name_images(db, sources)
+            _order_images(db, per_shard=mixing.samples_per_shard)
+            choice = Choice(db, tuple(_counts(db, there, compared=mixing.copy_bits is not None)), *_digest(db))
+        except QueryError as error:
+            named = " and ".join(source.run.folder.root for source in sources)
+            raise IncompleteError(
+                f"{named}: their indexes cannot be put together ({str(error).splitlines()[0]}); see `maskmine verify`"
+            ) from error
+        yield choice
 
 
 def _open_view(db: Any, name: str, cells: Sequence[Sequence[str]]) -> None:
@@ -161,7 +171,7 @@ def _hash_images(db: Any, sources: Sequence[MixSource], *, seed: int) -> None:
 def _leave_out_copies(db: Any, sources: int, *, most_bits: int) -> None:
     """Mark every image that a set before its own has too: as a file of the same bytes, or one that looks the same.
 
-    Only images that stay count, so that each one left out has a copy in the mix's choice.
+    Only images that stay count, so that each one left out has a copy among those that can be taken.
     """
     for number in range(1, sources):
         db.execute(
@@ -300,5 +310,6 @@ def _rows(result: Any) -> Iterator[tuple[Any, ...]]:
 
 def _as_taken(values: dict[str, Any]) -> Taken:
     about = {name: values.pop(name) for name in ("of_set", "part", "new_id", "file", "sha256", "look")}
-    boxes = {name: tuple(values[name]) for name in ("box_xyxy", "crop_xyxy")}
-    return Taken(row=SampleRow(**values | boxes), **about)
+    known = {name: value for name, value in values.items() if value is not None or name not in _WITH_DEFAULT}
+    lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list | tuple)}
+    return Taken(row=SampleRow(**known | lists), **about)

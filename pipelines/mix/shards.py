@@ -188,7 +188,7 @@ class _Copier:
         record = json.loads(record_json)
         if not isinstance(record, dict):
             raise ValueError("its .json is no object")
-        later = {name: NOTHING_MORE if name == "additional" else None for name in self._keys - record.keys()}
+        later = {name: _unknown(name, taken.row) for name in self._keys - record.keys()}
         renamed = {"image_id": taken.new_id} if taken.new_id != taken.row.image_id else {}
         renewed = canonical_json(record | later | renamed).encode() if later or renamed else record_json
         return renewed, (_whole(record.get("height_px")), _whole(record.get("width_px")))
@@ -212,6 +212,12 @@ class _Copier:
                     "again"
                 )
             self._checked.add((taken.of_set, name))
+
+
+def _unknown(name: str, row: SampleRow) -> object:
+    """What a sample has under a key that its format version did not have: what the index has by default."""
+    value = NOTHING_MORE if name == "additional" else getattr(row, name)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _whole(value: object) -> int | None:
