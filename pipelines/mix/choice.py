@@ -97,14 +97,18 @@ class Choice:
     digest: str
 
     def taken(self, parts: Sequence[int]) -> Iterator[Taken]:
-        """The pairs of some shards, shard after shard, in their order; a few thousand are in memory at a time."""
-        result = self.db.execute(
-            f"SELECT p.*, c.part, c.new_id, f.file, f.sha256, f.look FROM pair p JOIN chosen c USING (of_set, image_id)"
+        """The pairs of some shards, shard after shard, in their order; a few thousand are in memory at a time.
+
+        Raises IncompleteError as `choose`.
+        """
+        query = (
+            "SELECT p.*, c.part, c.new_id, f.file, f.sha256, f.look FROM pair p JOIN chosen c USING (of_set, image_id)"
             f" LEFT JOIN fact f USING (of_set, image_id) WHERE list_contains($parts, c.part) AND {_NUMBER} <= c.last"
-            f" ORDER BY c.part, c.place, {_NUMBER}",
-            {"parts": list(parts)},
+            f" ORDER BY c.part, c.place, {_NUMBER}"
         )
-        names = [column[0] for column in result.description]
+        with _one_line_faults():
+            result = self.db.execute(query, {"parts": list(parts)})
+            names = [column[0] for column in result.description]
         for values in _rows(result):
             yield _as_taken(dict(zip(names, values, strict=True)))
 
@@ -129,7 +133,7 @@ def choose(
     with query_cells([path for of_set in listed for path in of_set], memory_limit=memory_limit) as (db, cells):
         remaining = iter(cells)
         local = [[next(remaining) for _ in of_set] for of_set in listed]
-        try:
+        with _one_line_faults():
             _open_view(db, "pair", local[: len(sources)])
             _open_view(db, "fact", local[len(sources) :])
             _hash_images(db, sources, seed=mixing.seed)
@@ -140,12 +144,19 @@ def choose(
             _name_images(db, sources)
             _order_images(db, per_shard=mixing.samples_per_shard)
             choice = Choice(db, tuple(_counts(db, there, compared=mixing.copy_bits is not None)), *_digest(db))
-        except QueryError as error:
-            named = " and ".join(source.run.folder.root for source in sources)
-            raise IncompleteError(
-                f"{named}: their indexes cannot be put together ({str(error).splitlines()[0]}); see `maskmine verify`"
-            ) from error
         yield choice
+
+
+@contextmanager
+def _one_line_faults() -> Iterator[None]:
+    """An index that is none, or too little memory or room for temporary files, is an IncompleteError."""
+    try:
+        yield
+    except QueryError as error:
+        raise IncompleteError(
+            f"the indexes of the sets cannot be put together ({str(error).splitlines()[0]}); mend the cause, or run "
+            "`maskmine verify` on each of them, and run the same command again"
+        ) from error
 
 
 def _open_view(db: Any, name: str, cells: Sequence[Sequence[str]]) -> None:
@@ -304,7 +315,11 @@ def _digest(db: Any) -> tuple[int, str]:
 
 def _rows(result: Any) -> Iterator[tuple[Any, ...]]:
     """The rows of a result, some in memory at a time."""
-    while rows := result.fetchmany(_ROWS_AT_ONCE):
+    while True:
+        with _one_line_faults():
+            rows = result.fetchmany(_ROWS_AT_ONCE)
+        if not rows:
+            return
         yield from rows
 
 
