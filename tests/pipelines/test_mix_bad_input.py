@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from maskmine.pipelines.cli.main import run_app
+from maskmine.schemas.seal import own_metadata
 from tests.support import mixes, toy_shards
 
 
@@ -181,3 +184,22 @@ def test_a_policy_names_every_part_that_it_refuses(
     assert "images all of blue: CC-BY-NC-4.0 is not for commercial use" in said
     assert "captions coco of red: licence unknown" in said
     assert not (tmp_path / "mix").exists()
+
+
+def test_an_index_with_a_number_that_no_run_writes_is_one_line(
+    sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a set from elsewhere, whose checksums are right."""
+    red = Path(shutil.copytree(sets["red"], tmp_path / "red"))
+    path = red / "shards/00000.parquet"
+    table = pq.read_table(path)
+    keys = [f"{key}{'9' * 30}" for key in table["key"].to_pylist()]
+    place = table.column_names.index("key")
+    unsealed = table.replace_schema_metadata(own_metadata(table.schema.metadata))
+    pq.write_table(unsealed.set_column(place, table.schema.field("key"), [keys]), path)
+    manifest = json.loads((red / "manifest.json").read_text())
+    manifest["shards"][0]["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (red / "manifest.json").write_text(json.dumps(manifest))
+    said = refused(capsys, f"{red}:1", f"{sets['blue']}:1", "--out", str(tmp_path / "mix"), code=4)
+    assert said.startswith("the indexes of the sets cannot be put together (")
+    assert said.endswith("run `maskmine verify` on each of them, and run the same command again")
