@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import maskmine
 from maskmine.pipelines.dataset.verify import verify_run
-from maskmine.pipelines.mix import choice, mix
+from maskmine.pipelines.mix import choice, images, mix
 from maskmine.pipelines.mix.shares import most_samples, split_samples
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError, InputError
@@ -161,6 +161,17 @@ def test_of_copies_the_set_with_the_larger_share_keeps_its_pairs(
     assert (len(set(digests)) < len(digests)) == (other == "again")
 
 
+def test_files_of_the_same_bytes_are_copies_also_where_they_cannot_be_read_any_more(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "look_of", lambda path, sha256: None)
+    with pytest.raises(InputError, match="again: every image of it is in red as well"):
+        mixes.mix(tmp_path / "none", f"{sets['red']}:2", f"{sets['again']}:1")
+    mixed = mixes.mix(tmp_path / "mix", f"{sets['red']}:2", f"{sets['copies']}:1")  # the same images in other bytes
+    assert {one.folder: one.images_copied for one in mixed.manifest.mixed_from} == {"red": 0, "copies": 0}
+    assert all(one.not_compared for one in mixed.manifest.mixed_from)
+
+
 def test_copies_are_counted_and_each_has_one_that_stays(sets: dict[str, Path], tmp_path: Path) -> None:
     """A mix of red and blue, in which a tenth are red scenes, has those of the other red run but for that tenth."""
     few = tmp_path / "few"
@@ -272,8 +283,8 @@ def test_a_mix_of_mixes_names_all_ancestors(mixed: Path, sets: dict[str, Path], 
     files = {row["file"] for row in mixes.origins(tmp_path / "outer")}
     assert {file.split("/")[0] for file in files} == {"mix", "again"}
     assert any(file.startswith("mix/blue/") for file in files)
-    images = {source.name for source in outer.manifest.sources if source.role == "images"}
-    assert images == {"red", "blue", "again"}
+    licensed = {source.name for source in outer.manifest.sources if source.role == "images"}
+    assert licensed == {"red", "blue", "again"}
 
 
 # The same bytes again.
