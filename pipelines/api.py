@@ -18,12 +18,18 @@ import pyarrow as pa
 from PIL import Image
 
 from maskmine.mining.images.child_decoder import Decoding
+from maskmine.mining.images.perceptual_hash import COPY_BITS
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import Exceeded
 from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.mine import mine as run_mining
+from maskmine.pipelines.mix.choice import parse_mixing
+from maskmine.pipelines.mix.mix import mix_sets
+from maskmine.pipelines.mix.sources import parse_weight
+from maskmine.pipelines.run_folder.claim import writing_alone
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, read_folder
+from maskmine.pipelines.settings.licences import LicencePolicy
 from maskmine.pipelines.settings.mining import load_mining, load_settings
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
@@ -159,6 +165,31 @@ def mine(
 def open_run(folder: str | Path) -> Run:
     """A finished run. Raises InputError when there is none, IncompleteError when it is not finished."""
     return Run(FinishedRun.open(read_folder(str(folder))))
+
+
+def mix(
+    sets: Mapping[str | Path, float],
+    *,
+    out: str | Path,
+    samples: int | None = None,
+    seed: int = 0,
+    keep_duplicates: bool = False,
+    bits: int = COPY_BITS,
+    shard_size: int = 10_000,
+    licence_policy: LicencePolicy = "any",
+    threads: int = 2,
+) -> Run:
+    """Mix finished sets by weights into one, or go on with that, as `maskmine mix`: `{"runs/a": 0.7, "runs/b": 0.3}`.
+
+    The mix is opened as a run; `manifest.mixed_from` says what is in it.
+    """
+    mixing = parse_mixing(
+        samples=samples, seed=seed, copy_bits=None if keep_duplicates else bits, samples_per_shard=shard_size
+    )
+    given = [(str(folder), parse_weight(weight, of=str(folder))) for folder, weight in sets.items()]
+    with writing_alone(str(out)):
+        mix_sets(given, mixing, out=str(out), policy=licence_policy, threads=threads)
+    return open_run(out)
 
 
 def tune(config: Configuration, *, settings: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Tuned:

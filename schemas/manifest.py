@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from maskmine.schemas.errors import InputError
@@ -91,6 +91,41 @@ class CalibrationEntry(Settings):
     """Expected calibration error there."""
     foreign: str | None
     """What that run has different that its scores depend on, such as `another CLIP`; null where nothing is."""
+
+
+class MixedSource(Settings):
+    """A set that a mix was made from, and what of it is in the mix."""
+
+    folder: str
+    """Name of its folder, with the start of `content` where two have one name."""
+    fingerprint: str
+    """Its fingerprint."""
+    content: str
+    """SHA-256 of its fingerprint and its shards' checksums, for image files may change and the fingerprint does not."""
+    format_version: int
+    """Version of its sample format."""
+    share: float
+    """Its weight, as a share of all."""
+    samples: int
+    """Its pairs in the mix."""
+    images: int
+    """Images that these are of."""
+    samples_there: int
+    """All of its pairs."""
+    samples_copied: int
+    """Pairs of images that were left out, as a source before has them too."""
+    images_copied: int
+    """These images."""
+    not_compared: int
+    """Images with pairs that were not compared by how they look: that cannot be read, have changed or no contrast."""
+    models: tuple[ModelRecord, ...]
+    """The models that made it."""
+    sources: tuple[SourceEntry, ...]
+    """Its captions and images, with their licences."""
+    calibration: CalibrationEntry | None
+    """The calibration of its confidence."""
+    mixed_from: tuple[MixedSource, ...] = Field(default=(), exclude_if=lambda sources: not sources)
+    """What it was mixed from itself."""
 
 
 class Totals(Settings):
@@ -182,6 +217,8 @@ class Manifest(Settings):
     """The run whose regions were reused."""
     calibration: CalibrationEntry | None = None
     """The calibration of the pairs' confidence; null without one."""
+    mixed_from: tuple[MixedSource, ...] = Field(default=(), exclude_if=lambda sources: not sources)
+    """The sets that a mix was made from, those with the largest shares first; only a mix has them."""
 
     def setting(self, *names: str) -> Any:
         """A setting that every run has, by its names from the outside in. Raises InputError where it is missing."""

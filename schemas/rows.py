@@ -321,6 +321,29 @@ class RejectedImage:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginRow:
+    """Where an image of a mix is from: image `image_there` of the set that the manifest calls `run`.
+
+    `file` is the name of its file below a folder that is called as that set. `sha256` is that of the file's bytes,
+    `look` the perceptual hash in 16 hex digits, and the size that of the upright image; None where they are not known.
+    """
+
+    image_id: str
+    run: str
+    image_there: str
+    file: str | None
+    sha256: str | None
+    look: str | None
+    height_px: int | None
+    width_px: int | None
+
+    @property
+    def look_bits(self) -> int | None:
+        """The perceptual hash as a number."""
+        return None if self.look is None else int(self.look, 16)
+
+
 @dataclass(frozen=True, slots=True)
 class SelectionRow:
     """The cut for a noun with more than `max_per_noun` pairs: of its pairs' hashes, `last` is the greatest kept."""

@@ -51,7 +51,9 @@ _ADDED = {
     5: frozenset({"negatives", "corrected"}),
 }
 # Anything else in an id could end a key early, leave the folder, or be unreadable to a WebDataset loader.
-_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SAFE_ID_PATTERN = "[A-Za-z0-9_-]{1,64}"
+"""The ids that `safe_id` leaves as they are."""
+_SAFE_ID = re.compile(SAFE_ID_PATTERN)
 _BLOCK_BYTES = 512  # a tar is made of blocks of this size
 
 

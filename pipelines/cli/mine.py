@@ -31,7 +31,7 @@ from maskmine.pipelines.cli.app import (
     print_line,
 )
 from maskmine.pipelines.cli.configurations import Configuration, guess_configuration, settings_of
-from maskmine.pipelines.run_folder.folder import read_folder
+from maskmine.pipelines.run_folder.folder import MIX_FILE, read_folder
 from maskmine.schemas.errors import Exit, InputError
 from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
@@ -123,13 +123,15 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
     run = read_folder(folder)
     state = run_status(run)
-    why = why_not_published(run)
+    is_mix = run.exists(MIX_FILE)
+    command = "maskmine mix" if is_mix else "maskmine mine"
+    why = None if is_mix else why_not_published(run)
     if as_json:
         print_json({**state.as_json(), "not_published": why})
         return
     print_line(
         f"{counted(state.images, 'image')} in {counted(state.parts, 'part')}: "
-        f"{why or ('complete' if state.complete else 'not complete, run `maskmine mine` again')}"
+        f"{why or ('complete' if state.complete else f'not complete, run `{command}` again')}"
     )
     out.print(render_status(state))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from maskmine.pipelines.dataset.render import render
 from maskmine.pipelines.settings.licences import strictest, terms_of
-from maskmine.schemas.manifest import Manifest
+from maskmine.schemas.manifest import Manifest, MixedSource
 
 # Hugging Face's `size_categories`, each with its upper limit.
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -19,8 +19,15 @@ def render_card(template: str, *, manifest: Manifest, **values: Any) -> str:
     """A card as Markdown. Raises jinja2's UndefinedError for a value that a template needs and does not get."""
     licence, size = hub_licence(manifest.licences), size_category(manifest.totals.samples)
     terms = {name: known.asks for name in sorted(set(manifest.licences)) if (known := terms_of(name))}
-    given = {"manifest": manifest, "licence": licence, "size": size, "terms": terms, **values}
+    given = {"manifest": manifest, "licence": licence, "size": size, "terms": terms, "ancestors": _ancestors, **values}
     return render("maskmine.pipelines.dataset", template, **given)
+
+
+def _ancestors(sets: Sequence[MixedSource], depth: int = 0) -> Iterator[tuple[int, MixedSource]]:
+    """The sets of a mix, each followed by those that it was mixed from itself, with how deep these lie."""
+    for one in sets:
+        yield depth, one
+        yield from _ancestors(one.mixed_from, depth + 1)
 
 
 def filters_of(manifest: Manifest) -> dict[str, Any]:

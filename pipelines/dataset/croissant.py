@@ -78,8 +78,12 @@ def describe_run(manifest: Manifest) -> dict[str, Any]:
 
 
 def _selection(manifest: Manifest) -> list[str]:
-    """How the pairs of the set were chosen: the rule, and the filters that were set."""
+    """How the pairs of the set were chosen: the rule, and the filters that were set; of a mix from which sets."""
     totals = manifest.totals
+    if manifest.mixed_from:
+        return [
+            f"mixed: {source.samples} pairs of {source.folder} ({source.fingerprint})" for source in manifest.mixed_from
+        ]
     made = "" if totals.pairs is None else f"; {totals.samples} of its {totals.pairs} pairs are in the set"
     settings = [f"{name}: {value}" for name, value in filters_of(manifest).items()]
     return [f"rule: {manifest.settings['pairs']['rule']}{made}", *settings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,13 @@ import pyarrow as pa
 from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
+from maskmine.pipelines.dataset.mined_images import MinedImage, images_of_samples
 from maskmine.pipelines.planning.plan import Plan, require_plan
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
 from maskmine.pipelines.settings.mining import Mining, parse_mining
-from maskmine.schemas.errors import IncompleteError, NotPublishedError
+from maskmine.schemas.errors import IncompleteError, InputError, NotPublishedError
 from maskmine.schemas.manifest import Manifest, parse_manifest
 from maskmine.schemas.rows import (
     CaptionsRow,
@@ -27,7 +29,7 @@ from maskmine.schemas.rows import (
     ImageRow,
     LevelRow,
     NounsRow,
-    Pair,
+    OriginRow,
     PairsRow,
     ProposalsRow,
     RegionsRow,
@@ -48,22 +50,12 @@ _STEPS: Mapping[type, str] = {
     SampleRow: "shards",
 }
 _LEVELS = "levels.parquet"
-
-
-@dataclass(frozen=True, slots=True)
-class MinedImage:
-    """An image of a run with its row of every step; `pairs` are those of its pairs that are in the shards, or all."""
-
-    image: ImageRow
-    captions: CaptionsRow
-    nouns: NounsRow
-    regions: RegionsRow
-    pairs: tuple[Pair, ...]
+_OF_A_MIX: Mapping[type, str] = {SampleRow: "shards", OriginRow: "origins"}
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run with a manifest. The cells of one part are in memory at a time.
+    """A run with a manifest, or a mix, which has shards alone. The cells of one part are in memory at a time.
 
     A manifest can be that of an earlier run which one of other settings is replacing. Reading the index of a shard
     that was replaced raises IncompleteError; `open_complete` asks before anything is read.
@@ -77,7 +69,7 @@ class FinishedRun:
         """Raises IncompleteError when there is no manifest yet, InputError when this maskmine cannot read it."""
         stored = folder.read_json("manifest.json")
         if stored is None:
-            raise IncompleteError(f"{folder.root}: not finished (no manifest.json); run `maskmine mine` again")
+            raise IncompleteError(f"{folder.root}: not finished (no manifest.json); {_again(folder)}")
         return cls(folder, parse_manifest(stored, path=folder.path("manifest.json")))
 
     @classmethod
@@ -88,15 +80,17 @@ class FinishedRun:
         """
         finished = cls.open(folder)
         if not folder.exists(SUCCESS_FILE):
-            if (why := why_not_published(folder)) is not None:
+            if not finished.is_mix and (why := why_not_published(folder)) is not None:
                 raise NotPublishedError(f"{folder.root}: {why}")
-            raise IncompleteError(f"{folder.root}: not finished (no {SUCCESS_FILE}); run `maskmine mine` again")
+            raise IncompleteError(f"{folder.root}: not finished (no {SUCCESS_FILE}); {_again(folder)}")
         return finished
 
     @classmethod
     def open_complete(cls, folder: RunFolder) -> FinishedRun:
-        """A run of which every cell is there and none is being replaced. Raises as `open`."""
+        """A run of which every cell is there and none is being replaced, or a published mix. Raises as `open`."""
         finished = cls.open(folder)
+        if finished.is_mix:
+            return cls.open_published(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
         missing = [step for step in (*_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
         current = {"fingerprint": finished.manifest.fingerprint}
@@ -110,19 +104,31 @@ class FinishedRun:
         """The name of its folder."""
         return posixpath.basename(self.folder.root.rstrip("/"))
 
+    @property
+    def is_mix(self) -> bool:
+        """Whether it was put together from other sets, and has no cells."""
+        return bool(self.manifest.mixed_from)
+
+    @property
+    def again(self) -> str:
+        """What to do where something of it is missing or broken, as the end of a message."""
+        return _again(self.folder)
+
     @cached_property
     def plan(self) -> Plan:
         """Raises InputError when there is none."""
+        self._refuse_mix("plan")
         return require_plan(self.folder)
 
     @property
     def parts(self) -> range:
-        """The numbers of its parts."""
-        return range(self.plan.parts)
+        """The numbers of its parts, of a mix those of its shards."""
+        return range(len(self.manifest.shards) if self.is_mix else self.plan.parts)
 
     @cached_property
     def settings(self) -> Mining:
         """The settings that it was mined with, paths included. Raises InputError when they do not hold here."""
+        self._refuse_mix("settings of its own")
         place = self.folder.path("mining.yaml")
         with self.folder.open("mining.yaml") as file:
             _, tree = parse_yaml(file.read(MAX_YAML_BYTES + 1), place=place)
@@ -164,7 +170,17 @@ class FinishedRun:
         return stored_cells(self.folder)
 
     def _step(self, row_type: type) -> str:
+        if self.is_mix and row_type not in _OF_A_MIX:
+            self._refuse_mix(_STEPS.get(row_type, "regions"))
+        if row_type in _OF_A_MIX:
+            return _OF_A_MIX[row_type]
         return self._regions[0].folder if issubclass(row_type, ProposalsRow) else _STEPS[row_type]
+
+    def _refuse_mix(self, what: str) -> None:
+        """Raises InputError where a mix is asked for what only a run has."""
+        if self.is_mix:
+            runs = ", ".join(source.folder for source in self.manifest.mixed_from)
+            raise InputError(f"{self.folder.root}: a mix, which has no {what}; give a run that it is made of ({runs})")
 
     def all_rows(self, row_type: type[Row]) -> Iterator[Row]:
         """The rows of all parts; raises as `table`."""
@@ -178,8 +194,13 @@ class FinishedRun:
     def images(self, part: int, *, every_pair: bool = False) -> Iterator[MinedImage]:
         """The images of a part in the plan's order, with the pairs that are in the shards, or `every_pair` of the rule.
 
-        Raises as `table`.
+        Raises as `table`. Those of a mix are put together from its samples, and have their written pairs alone.
         """
+        if self.is_mix:
+            if every_pair:
+                self._refuse_mix(_STEPS[PairsRow])
+            yield from images_of_samples(map(self.sample, self.rows(part, SampleRow)))
+            return
         keys = None if every_pair else self.written_keys(part)
         steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
         for image, captions, nouns, regions, matched in zip(
@@ -203,17 +224,33 @@ class FinishedRun:
 
     def sample(self, row: SampleRow) -> StoredSample:
         """A sample out of its shard. Raises IncompleteError when it is not where the index has it, or unreadable."""
+        return parse_sample(self.span(row), row, path=self.folder.path("shards", row.shard))
+
+    def span(self, row: SampleRow) -> bytes:
+        """The bytes of a sample in its tar, as they are. Raises IncompleteError when they cannot be read."""
         path = self.folder.path("shards", row.shard)
         try:
-            span = fetch(path, start=row.offset, max_bytes=row.size_bytes)
+            return fetch(path, start=row.offset, max_bytes=row.size_bytes)
         except FileNotFoundError as error:
-            raise IncompleteError(f"{path}: missing; run `maskmine mine` again") from error
+            raise IncompleteError(f"{path}: missing; {_again(self.folder)}") from error
         except OSError as error:
             raise IncompleteError(fault_line(error, path)) from error
-        return parse_sample(span, row, path=path)
+
+
+def _again(folder: RunFolder) -> str:
+    return f"run {'the same `maskmine mix`' if folder.exists(MIX_FILE) else '`maskmine mine`'} again"
 
 
 def read_noun_counts(folder: RunFolder) -> dict[str, int]:
-    """In how many images of a run the captions say each noun. Raises IncompleteError before there is a vocabulary."""
+    """In how many images of a run the captions say each noun; of a mix, which knows its pairs alone, in how many a pair
+    names it. Raises IncompleteError before there is a vocabulary."""
+    if folder.exists(MIX_FILE):
+        mixed, images = FinishedRun.open(folder), Counter[str]()
+        for part in mixed.parts:  # an image lies in one shard
+            pairs = (
+                mixed.table(part, SampleRow).select(["noun", "image_id"]).group_by(["noun", "image_id"]).aggregate([])
+            )
+            images.update(pairs["noun"].to_pylist())
+        return dict(images)
     vocabulary = folder.read_table("vocabulary.parquet")
     return dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True))

@@ -101,15 +101,15 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
     run.write_json("croissant.json", value=describe_run(manifest))
     last = shards[-1].name.removesuffix(".tar")
     card = render_card("dataset_card.md", manifest=manifest, shards=f"{{00000..{last}}}", filters=filters_of(manifest))
-    _write_text(run, "README.md", text=card)
-    _write_text(run, SUMS_FILE, text=_as_text(_sums_of_set(run, shards)))
-    _write_text(run, RUN_SUMS_FILE, text=_as_text(sums | _sums_of_rest(run, plan, steps)))
+    write_text(run, "README.md", text=card)
+    write_text(run, SUMS_FILE, text=sums_text(_sums_of_set(run, shards)))
+    write_text(run, RUN_SUMS_FILE, text=sums_text(sums | _sums_of_rest(run, plan, steps)))
     return manifest
 
 
 def mark_success(run: RunFolder) -> None:
     """Mark the set as complete; nothing is written after this. The mark vouches for the files of sums."""
-    _write_text(run, SUCCESS_FILE, text=_as_text(_hash_all(run, [SUMS_FILE, RUN_SUMS_FILE])))
+    write_text(run, SUCCESS_FILE, text=sums_text(hash_all(run, [SUMS_FILE, RUN_SUMS_FILE])))
 
 
 def _refuse_other_writer(run: RunFolder, steps: Sequence[Step]) -> None:
@@ -253,7 +253,7 @@ def _derived_from(run: RunFolder) -> DerivedFrom | None:
 def _sums_of_set(run: RunFolder, shards: tuple[ShardEntry, ...]) -> Sums:
     sums = {f"shards/{shard.name}": shard.sha256 for shard in shards}
     sums |= {f"shards/{shard.name.replace('.tar', '.parquet')}": shard.index_sha256 for shard in shards}
-    return sums | _hash_all(run, _DESCRIBING)
+    return sums | hash_all(run, _DESCRIBING)
 
 
 def _sums_of_rest(run: RunFolder, plan: Plan, steps: Sequence[Step]) -> Sums:
@@ -261,10 +261,12 @@ def _sums_of_rest(run: RunFolder, plan: Plan, steps: Sequence[Step]) -> Sums:
     cells = [f"{step}/{cell_name(part)}" for step in _PLAN_CELLS for part in range(plan.parts)]
     of_steps = [f"{step.name}.parquet" if step.once else f"{step.name}/{FINGERPRINT_FILE}" for step in steps]
     derived = [DERIVED_FILE] if run.exists(DERIVED_FILE) else []
-    return _hash_all(run, [PLAN_FILE, IDENTITY_FILE, "mining.yaml", *derived, *of_steps, *cells])
+    return hash_all(run, [PLAN_FILE, IDENTITY_FILE, "mining.yaml", *derived, *of_steps, *cells])
 
 
-def _hash_all(run: RunFolder, names: Sequence[str]) -> Sums:
+def hash_all(run: RunFolder, names: Sequence[str]) -> Sums:
+    """The sums of files of a folder."""
+
     def digest(name: str) -> str:
         with run.open(*name.split("/")) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -273,10 +275,12 @@ def _hash_all(run: RunFolder, names: Sequence[str]) -> Sums:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def _as_text(sums: Mapping[str, str]) -> str:
+def sums_text(sums: Mapping[str, str]) -> str:
+    """The content of a file of sums."""
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
-def _write_text(run: RunFolder, *names: str, text: str) -> None:
+def write_text(run: RunFolder, *names: str, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with run.write(*names) as file:
         file.write(text.encode())

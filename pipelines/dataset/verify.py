@@ -25,12 +25,12 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
-from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
+from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, MIX_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest, ShardEntry
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import Rejection, SampleRow
+from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
 
 # What .json and index both have, and only a mistake in writing can make differ.
@@ -58,11 +58,48 @@ class Problem:
 
 
 def verify_run(run: RunFolder) -> Iterator[Problem]:
-    """Every problem of a finished run. Nothing is changed.
+    """Every problem of a finished run or a mix. Nothing is changed.
 
     Of format version 3 on every file of the folder is vouched for, see `publish.py`; of earlier ones the set alone.
     """
-    manifest = FinishedRun.open(run).manifest
+    finished = FinishedRun.open(run)
+    for problem in _problems_of_mix(finished) if finished.is_mix else _problems_of_run(finished):
+        what = problem.what.replace(_AGAIN, finished.again)
+        yield Problem(problem.file, what, problem.mend_settings)
+
+
+def _problems_of_mix(finished: FinishedRun) -> Iterator[Problem]:
+    """One file of sums vouches for all of a mix."""
+    run, manifest = finished.folder, finished.manifest
+    unsigned: list[Problem] = []
+    if not run.exists(SUCCESS_FILE):
+        yield Problem(SUCCESS_FILE, f"missing: the set is not complete; {_AGAIN}")
+    else:
+        unsigned = list(_check_listed(run, SUCCESS_FILE, _read_sums(run, SUCCESS_FILE), (SUMS_FILE,)))
+        yield from unsigned
+    of_set = _read_sums(run, SUMS_FILE)
+    yield from _check_sums_of_set(run, manifest, of_set, MIX_FILE)
+    if run.exists(SUMS_FILE):
+        yield from _check_additions(run, set(of_set.sums), whole_folder=not unsigned)
+    yield from _check_set(run, manifest)
+    for shard in manifest.shards:
+        yield from _check_origins(run, shard.name.replace(".tar", ".parquet"))
+
+
+def _check_origins(run: RunFolder, cell: str) -> Iterator[Problem]:
+    """Whether the origins of a shard are those of the images in its index, in their order."""
+    try:
+        there = [row.image_id for row in run.read_rows("origins", cell, row_type=OriginRow)]
+        wanted = dict.fromkeys(row.image_id for row in run.read_rows("shards", cell, row_type=SampleRow))
+    except (IncompleteError, ValueError) as error:
+        yield Problem(f"origins/{cell}", f"cannot be compared with the index: {error}")
+        return
+    if there != list(wanted):
+        yield Problem(f"origins/{cell}", f"not of the images in the index; {_REMEDY}")
+
+
+def _problems_of_run(finished: FinishedRun) -> Iterator[Problem]:
+    run, manifest = finished.folder, finished.manifest
     signed = manifest.format_version >= _SIGNED_SINCE
     unsigned: list[Problem] = []
     if not run.exists(SUCCESS_FILE):
@@ -73,17 +110,26 @@ def verify_run(run: RunFolder) -> Iterator[Problem]:
         yield from unsigned
     shards = {f"shards/{name}": sha256 for shard in manifest.shards for name, sha256 in _files_of(shard)}
     of_set = _read_sums(run, SUMS_FILE)
-    yield from _check_listed(run, SUMS_FILE, of_set, (*shards, "manifest.json"))
-    yield from (
-        Problem(name, f"its SHA-256 in {SUMS_FILE} is not the one in manifest.json; {_REMEDY}")
-        for name, sha256 in shards.items()
-        if of_set.sums.get(name, sha256) != sha256
-    )
+    yield from _check_sums_of_set(run, manifest, of_set)
     of_rest = _read_sums(run, RUN_SUMS_FILE) if signed else _Sums({}, [])
     if signed:
         yield from _check_listed(run, RUN_SUMS_FILE, of_rest, (PLAN_FILE, IDENTITY_FILE, "mining.yaml"))
     if all(run.exists(name) for name in (_SUMS_FILES if signed else (SUMS_FILE,))):  # else it is unknown what belongs
         yield from _check_additions(run, {*of_set.sums, *of_rest.sums, *shards}, whole_folder=signed and not unsigned)
+    yield from _check_set(run, manifest)
+
+
+def _check_sums_of_set(run: RunFolder, manifest: Manifest, of_set: _Sums, *more: str) -> Iterator[Problem]:
+    shards = {f"shards/{name}": sha256 for shard in manifest.shards for name, sha256 in _files_of(shard)}
+    yield from _check_listed(run, SUMS_FILE, of_set, (*shards, "manifest.json", *more))
+    yield from (
+        Problem(name, f"its SHA-256 in {SUMS_FILE} is not the one in manifest.json; {_REMEDY}")
+        for name, sha256 in shards.items()
+        if of_set.sums.get(name, sha256) != sha256
+    )
+
+
+def _check_set(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
     yield from _check_counts(run, manifest)
     keys: set[str] = set()
     try:

@@ -22,7 +22,7 @@ from maskmine.mining.text.labels import load_synonyms
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection, SampleRow
+from maskmine.schemas.rows import ImageRow, OriginRow, RegionsRow, Rejection, SampleRow
 from maskmine.tuning.benchmarks.classes import seen_classes
 from maskmine.tuning.benchmarks.nouns import KINDS, Kind, open_classes
 from maskmine.tuning.benchmarks.prepare import BENCHMARKS, class_names, downloaded_images
@@ -241,6 +241,11 @@ def _name_classes(
 def _mined_images(finished: FinishedRun, *, looks: bool, tick: Callable[[int], None]) -> Iterator[_MinedImage]:
     for part in finished.parts:
         pairs = Counter(finished.table(part, SampleRow)["image_id"].to_pylist())
+        if finished.is_mix:  # which remembers the hashes, not where the images are
+            for origin in finished.rows(part, OriginRow):
+                known = (origin.file, origin.sha256, pairs[origin.image_id])
+                yield _MinedImage(origin.image_id, *known, origin.look_bits if looks else None)
+            continue
         digests = finished.columns(part, RegionsRow, ["sha256"])["sha256"].to_pylist()
         rows = [row for row in zip(finished.rows(part, ImageRow), digests, strict=True) if row[0].image_id in pairs]
         paths = {image.path for image, _ in rows if image.path} if looks else set()

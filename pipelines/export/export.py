@@ -154,7 +154,9 @@ def _allowed(export: Export, manifest: Manifest) -> Selection:
     """The selection without the caption sources whose licence is not among those asked for; checks the policy."""
     used = [s for s in manifest.sources if export.licences is None or s.licence in export.licences]
     sources = [source for source in manifest.sources if source.role == "captions"]
-    names = tuple(source.name for source in used if source.role == "captions")
+    # A mix may have captions of one name and several licences, which its pairs do not tell apart.
+    others = {source.name for source in sources if source not in used}
+    names = tuple(dict.fromkeys(s.name for s in used if s.role == "captions" and s.name not in others))
     refused = [source for source in manifest.sources if source.role == "images" and source not in used]
     if refused or (sources and not names):
         listed = ", ".join(f"{source.role} {source.name}: {source.licence}" for source in refused or sources)
@@ -164,7 +166,7 @@ def _allowed(export: Export, manifest: Manifest) -> Selection:
     if not manifest.sources:  # a run of a version that did not record them
         parts += [("captions and images", "of this run", "unknown")]
     refuse_other_licences(parts, policy=export.policy)
-    return export.selection.model_copy(update={"sources": names} if len(names) < len(sources) else None)
+    return export.selection.model_copy(update={"sources": names} if others else None)
 
 
 def _nothing_left(root: str, reader: RunReader, selection: Selection, manifest: Manifest) -> str:

@@ -18,7 +18,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.file_names import FileNames
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import ShardEntry
-from maskmine.schemas.rows import ImageRow, SampleRow
+from maskmine.schemas.rows import ImageRow, OriginRow, SampleRow
 from maskmine.schemas.sample import StoredSample, index_type, parse_sample
 from maskmine.schemas.tables import check_index, read_parquet, with_later_columns
 
@@ -29,7 +29,7 @@ class RunReader:
     """Rows and samples of a run; a context, which closes the shard that is open."""
 
     def __init__(self, finished: FinishedRun) -> None:
-        self._run = finished.folder
+        self._run, self._is_mix = finished.folder, finished.is_mix
         self._shards = {shard.name: shard for shard in finished.manifest.shards}
         self.version = finished.manifest.format_version
         self._row_type = index_type(self.version)
@@ -76,10 +76,17 @@ class RunReader:
     def file_name(self, row: SampleRow) -> str:
         """See `maskmine.mining.exports.export_shards.Run`."""
         if self._names is None or self._names[0] != row.shard:
-            images = self._run.read_rows("images", _index_name(row.shard), row_type=ImageRow)
-            name = self._file_names.name
-            self._names = row.shard, {image.image_id: name(image.image_id, image.path) for image in images}
+            self._names = row.shard, dict(self._names_of(_index_name(row.shard)))
         return self._names[1].get(row.image_id) or row.image_id
+
+    def _names_of(self, cell: str) -> Iterator[tuple[str, str]]:
+        """Id and name of the images of a part; a mix remembers the names that its runs had for them."""
+        if self._is_mix:
+            origins = self._run.read_rows("origins", cell, row_type=OriginRow)
+            yield from ((origin.image_id, origin.file or origin.image_id) for origin in origins)
+            return
+        for image in self._run.read_rows("images", cell, row_type=ImageRow):
+            yield image.image_id, self._file_names.name(image.image_id, image.path)
 
     def _index(self, shard: ShardEntry) -> pa.Table:
         name = _index_name(shard.name)

@@ -33,7 +33,7 @@ from maskmine.pipelines.planning.images import PLANNED_IMAGES
 from maskmine.pipelines.planning.listing import refuse_urls
 from maskmine.pipelines.planning.moved import refuse_other_pictures
 from maskmine.pipelines.planning.order import order_images
-from maskmine.pipelines.run_folder.folder import RunFolder, is_cell
+from maskmine.pipelines.run_folder.folder import MIX_FILE, RunFolder, is_cell
 from maskmine.pipelines.settings.fingerprints import caption_inputs
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
@@ -182,6 +182,8 @@ def _refuse_other_source(run: RunFolder, stored: Plan, source: dict[str, Any]) -
 def _refuse_strangers(run: RunFolder) -> None:
     """Leave a folder alone that holds something else than a run, or the beginning of one."""
     names = run.names()
+    if MIX_FILE in names:
+        raise OtherPlanError(f"{run.root}: belongs to a mix of other sets; give an `out` of its own")
     if _OF_A_RUN.intersection(names):
         return
     for name in names:

@@ -15,7 +15,8 @@ from maskmine.mining.exports.images import decode_crop
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.outline import Colour, draw_outline
 from maskmine.mining.storage.files import put_whole
-from maskmine.pipelines.dataset.finished_run import FinishedRun, MinedImage
+from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.mined_images import MinedImage
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Pair, Rejection, SampleRow

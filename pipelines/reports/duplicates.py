@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from maskmine.mining.images.child_decoder import Decoding
-from maskmine.mining.images.perceptual_hash import COPY_BITS, image_hash, near_pairs
+from maskmine.mining.images.looks import look_of
+from maskmine.mining.images.perceptual_hash import COPY_BITS, near_pairs
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.schemas.rows import ImageRow, RegionsRow, Rejection
+from maskmine.schemas.rows import ImageRow, OriginRow, RegionsRow
 from maskmine.tuning.console import TextTable
 
 _NAMED = 8  # image ids of a group that are printed
-_MAX_PIXELS = 50_000_000  # as `regions.max_image_pixels` by default
-_MIN_CONTRAST = 2.0  # standard deviation of the pixels; images of one colour all have one hash
 Links = np.ndarray[Any, np.dtype[np.int64]]
 """The numbers of two images that are copies, and the distance of their hashes in bits: [L, 3]."""
 
@@ -73,8 +71,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Groups of copies, the largest first; `tick` counts images. `most_bits` None: files of the same bytes alone.
 
-    Files of the same bytes are known from the run; for the others each image is read and hashed. Raises
-    IncompleteError when the run is not finished.
+    Files of the same bytes are known from the run; for the others each image is read and hashed. A mix knows both of
+    its images, and nothing is read. Raises IncompleteError when the run is not finished.
     """
     finished = FinishedRun.open_complete(run)
     names: list[tuple[int, str]] = []
@@ -83,16 +81,12 @@ def find_duplicates(
     unread = 0
     with ThreadPoolExecutor(threads) as pool:
         for part in finished.parts:
-            part_digests = finished.columns(part, RegionsRow, ["sha256"])["sha256"].to_pylist()
-            images = finished.rows(part, ImageRow)
-            paths = [image.path for image in images]
-            part_hashes = repeat(None) if most_bits is None else pool.map(_hash, paths, part_digests)
-            for image, digest, look in zip(images, part_digests, part_hashes, strict=False):
+            for image_id, digest, look in _images(finished, part, pool, looks=most_bits is not None):
                 tick(1)
                 if digest is None:
                     unread += 1
                     continue
-                names.append((part, image.image_id))
+                names.append((part, image_id))
                 digests.append(digest)
                 hashes.append(look)
     linked = _Linked(len(names))
@@ -104,14 +98,20 @@ def find_duplicates(
     return Duplicates(len(names), unread, tuple(_groups(names, digests, linked)))
 
 
-def _hash(path: str | None, sha256: str | None) -> int | None:
-    """The hash of an image; None where it is not the one that the run read, or has too little contrast to be told."""
-    if path is None or sha256 is None:
-        return None
-    image = Decoding().read(path, max_pixels=_MAX_PIXELS)
-    if isinstance(image, Rejection) or image.sha256 != sha256 or image.rgb_HW3[::4, ::4].std() < _MIN_CONTRAST:
-        return None
-    return image_hash(image.rgb_HW3)
+def _images(
+    finished: FinishedRun, part: int, pool: ThreadPoolExecutor, *, looks: bool
+) -> Iterator[tuple[str, str | None, int | None]]:
+    """Id, SHA-256 and hash of the images of a part, those of a mix as it remembers them."""
+    if finished.is_mix:
+        yield from (
+            (row.image_id, row.sha256, row.look_bits if looks else None) for row in finished.rows(part, OriginRow)
+        )
+        return
+    digests = finished.columns(part, RegionsRow, ["sha256"])["sha256"].to_pylist()
+    images = finished.rows(part, ImageRow)
+    hashes = pool.map(look_of, [image.path for image in images], digests) if looks else repeat(None)
+    for image, digest, look in zip(images, digests, hashes, strict=False):
+        yield image.image_id, digest, look
 
 
 class _Linked:

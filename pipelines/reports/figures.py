@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from maskmine.mining.storage.query import query_cells
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.reports.charts import Histogram
-from maskmine.schemas.rows import NounsRow, PairsRow, RegionsRow, SampleRow
+from maskmine.schemas.rows import NounsRow, OriginRow, PairsRow, RegionsRow, SampleRow
 
 GRID = 24  # cells along each side of the heat map, as many as its drawing can show
+_OF_MASKS = ("image_id", "box_xyxy", "area_px")  # what the index has of a mask
 _BINS = 40  # bars of a histogram in a chart of 5 inches
 # Mask sizes are compared by order of magnitude: six bins for each power of ten of the image's share.
 _SIZE_EDGES = tuple(float(edge) for edge in np.round(np.logspace(-4, 0, 25), 8))
@@ -100,7 +101,9 @@ class Checked:
 
 
 def count_grid(finished: FinishedRun) -> Grid:
-    """Read the few columns of each part that the counts need."""
+    """Read the few columns of each part that the counts need; of a mix, whose images all have pairs, those it has."""
+    if finished.is_mix:
+        return _count_grid_of_mix(finished)
     sums = np.zeros(7, np.int64)
     sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
     heat_YX = np.zeros((GRID, GRID), np.int64)
@@ -112,12 +115,31 @@ def count_grid(finished: FinishedRun) -> Grid:
         pairs = _lengths(finished.columns(part, PairsRow, ["pairs.list.element.region"])["pairs"])
         steps = (nouns > 0, (nouns > 0) & (regions > 0), (nouns > 0) & (regions > 0) & (pairs > 0))
         sums += [len(nouns), *(int(step.sum()) for step in steps), nouns.sum(), regions.sum(), pairs.sum()]
-        more, boxes_YX = _masks(finished.columns(part, SampleRow, ["image_id", "box_xyxy", "area_px"]), seen)
+        more, boxes_YX = _masks(finished.columns(part, SampleRow, _OF_MASKS), seen)
         sizes += more
         heat_YX += boxes_YX
-    histogram = Histogram(_SIZE_EDGES, tuple(sizes.tolist()))
+    return _grid(sums.tolist(), sizes, heat_YX)
+
+
+def _count_grid_of_mix(finished: FinishedRun) -> Grid:
+    sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
+    heat_YX = np.zeros((GRID, GRID), np.int64)
+    for part in finished.parts:
+        seen = finished.columns(part, OriginRow, ["image_id", "height_px", "width_px"])
+        seen = seen.filter(pc.and_(pc.is_valid(seen["height_px"]), pc.is_valid(seen["width_px"])))
+        index = finished.columns(part, SampleRow, _OF_MASKS)
+        known = pc.is_in(index["image_id"], seen["image_id"].combine_chunks())
+        more, boxes_YX = _masks(index.filter(known), seen)
+        sizes += more
+        heat_YX += boxes_YX
+    totals = finished.manifest.totals
+    return _grid([totals.images] * 4 + [totals.samples] * 3, sizes, heat_YX)
+
+
+def _grid(sums: Sequence[int], sizes: np.ndarray[Any, Any], heat_YX: np.ndarray[Any, Any]) -> Grid:
     names = ("images", "with_nouns", "with_regions", "with_pairs", "mentions", "regions", "pairs")
-    counts: dict[str, Any] = dict(zip(names, sums.tolist(), strict=True))
+    counts: dict[str, Any] = dict(zip(names, sums, strict=True))
+    histogram = Histogram(_SIZE_EDGES, tuple(sizes.tolist()))
     return Grid(**counts, sizes=histogram, heat_YX=tuple(map(tuple, heat_YX.tolist())))
 
 

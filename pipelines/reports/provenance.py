@@ -41,10 +41,24 @@ def provenance_of(finished: FinishedRun, *, options: Sequence[str] = ()) -> Prov
         settings=yaml.safe_dump(_named(manifest.settings), sort_keys=False, allow_unicode=True, width=100),
         libraries=libraries,
         commands=(
-            shlex.join(["maskmine", "mine", posixpath.join(finished.name, "mining.yaml")]),
+            shlex.join(["maskmine", *(_mix_command(finished) if finished.is_mix else _mine_command(finished))]),
             shlex.join(["maskmine", "report", finished.name, *options]),
         ),
     )
+
+
+def _mine_command(finished: FinishedRun) -> list[str]:
+    return ["mine", posixpath.join(finished.name, "mining.yaml")]
+
+
+def _mix_command(finished: FinishedRun) -> list[str]:
+    """With the names of the sets' folders, as the manifest has them."""
+    mix = finished.manifest.setting("mix")
+    given = {"--samples": mix["samples"], "--seed": mix["seed"] or None, "--shard-size": mix["samples_per_shard"]}
+    copies = ["--keep-duplicates"] if mix["copy_bits"] is None else ["--bits", str(mix["copy_bits"])]
+    options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    weights = [f"{one['folder']}:{one['share']}" for one in mix["sets"]]
+    return ["mix", *weights, "--out", finished.name, *options, *copies]
 
 
 def _named(value: Any) -> Any:

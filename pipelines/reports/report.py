@@ -70,7 +70,8 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The content of the page. `evaluation` is there where ground truth was given."""
+    """The content of the page. `evaluation` is there where ground truth was given; a mix has no levels and no captions
+    but those of its pairs, so no `sureness` and no `hygiene`."""
 
     name: str
     manifest: Manifest
@@ -79,8 +80,8 @@ class Report:
     nouns: NounCounts
     scores: Scores | None
     checked: Checked | None
-    sureness: Sureness
-    hygiene: CaptionQuality
+    sureness: Sureness | None
+    hygiene: CaptionQuality | None
     best: Sequence[Card]
     worst: Sequence[Card]
     gallery: Sequence[Card]
@@ -117,8 +118,12 @@ def make_report(
         nouns=count_nouns(indexes, memory_limit=memory_limit),
         scores=count_scores(indexes, memory_limit=memory_limit),
         checked=count_checks(indexes, memory_limit=memory_limit) if _has_checks(finished) else None,
-        sureness=count_sureness(finished, truth=truth, synonyms=synonyms, memory_limit=memory_limit),
-        hygiene=caption_quality(finished.paths(CaptionsRow), finished.paths(ImageRow), memory_limit=memory_limit),
+        sureness=None
+        if finished.is_mix
+        else count_sureness(finished, truth=truth, synonyms=synonyms, memory_limit=memory_limit),
+        hygiene=None
+        if finished.is_mix
+        else caption_quality(finished.paths(CaptionsRow), finished.paths(ImageRow), memory_limit=memory_limit),
         best=galleries[0],
         worst=galleries[1],
         gallery=galleries[2],
@@ -136,7 +141,7 @@ def render_report(report: Report) -> str:
     if scores and scores.margin:
         margin = histogram_svg(scores.margin, of="margin over the next best region", colour=1)
     sure, evidence = report.sureness, None
-    if sure.evidence:
+    if sure and sure.evidence:
         evidence = histogram_svg(sure.evidence, of="evidence", within=sure.evidence_every)
     checks = {}
     if report.checked:

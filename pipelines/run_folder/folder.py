@@ -49,6 +49,7 @@ from maskmine.schemas.tables import (
 Row = TypeVar("Row")
 
 FINGERPRINT_FILE = "_fingerprint.json"
+MIX_FILE = "mix.json"  # a folder with this file is a mix: a set that was put together from others, without cells
 IDENTITY_FILE = "identity.json"  # the settings of a run, with the content of what they name
 SUCCESS_FILE = "_SUCCESS"  # written last, so a set or an export with this file is complete
 VERDICTS_FOLDER = "verdicts"  # of reviewers, who come after the run
@@ -323,10 +324,10 @@ def folder_at(path: str) -> RunFolder:
 
 
 def read_folder(root: str) -> RunFolder:
-    """An existing run folder. Raises InputError when there is none, or when its object store cannot be used."""
+    """An existing folder of a run or mix. Raises InputError when there is none, or its object store cannot be used."""
     run = folder_at(root)
     open_store(run.root)  # faults name the path as it was given
-    if describe(run.path("plan.json")) is None:
+    if describe(run.path("plan.json")) is None and not run.exists(MIX_FILE):
         if run.done("images"):
             raise InputError(f"{root}: interrupted before its plan was whole; run the same `maskmine mine` again")
         raise InputError(f"{root}: not a run folder (it has no plan.json); give the `out` of a `maskmine mine` run")

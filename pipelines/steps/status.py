@@ -10,8 +10,8 @@ from typing import Any
 
 from maskmine.pipelines.planning.plan import require_plan
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, RunFolder
-from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES, run_cells
 from maskmine.schemas.rows import NOTHING_FOUND, RejectedImage
 from maskmine.schemas.wording import counted
 from maskmine.tuning.console import TextTable
@@ -42,7 +42,12 @@ class RunStatus:
 
 
 def run_status(run: RunFolder) -> RunStatus:
-    """The grid of a run folder, current or not: cells made from older settings count until `mine` replaces them."""
+    """The grid of a run folder, current or not: cells made from older settings count until `mine` replaces them.
+
+    A mix has shards alone, and images as soon as these are written.
+    """
+    if run.exists(MIX_FILE):
+        return _mix_status(run)
     plan = require_plan(run)
     cells = run_cells(run)
     pairs = (run.read_json(IDENTITY_FILE) or {}).get("pairs", {})
@@ -54,6 +59,16 @@ def run_status(run: RunFolder) -> RunStatus:
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
         steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts), shown))
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)
+
+
+def _mix_status(run: RunFolder) -> RunStatus:
+    """How many shards there are to be is known when the manifest is written."""
+    done = sorted(run.done("shards", suffixes=SHARD_SUFFIXES))
+    shards = len((run.read_json("manifest.json") or {}).get("shards", done))
+    images = sum((account or {}).get("images", 0) for account in run.read_jsons("shards", done))
+    missing = tuple(sorted(set(range(shards)) - set(done)))
+    steps = (StepStatus("shards", len(done), shards, missing),) if shards else ()
+    return RunStatus(images, shards, run.exists(SUCCESS_FILE) and not missing, steps)
 
 
 def rejected_images(run: RunFolder) -> Iterator[RejectedImage]:

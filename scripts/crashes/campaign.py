@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,18 +34,21 @@ from maskmine.tuning.console import TextTable, plain_console
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CONSOLE = plain_console(width=max(110, plain_console().width))
 ENGINES: Mapping[str, tuple[str, ...]] = {"local": (), "ray": ("cpu_workers=2",), "beam": ("workers=2",)}
-WORLDS = ("demo", "coco-mini")
+WORLDS = ("demo", "coco-mini", "mix")
 PARTS = 9
+_PAIRS_IN_SHARD = 20  # of a mix
 _TRIES = 7  # a run that ends before its kill is tried again, the kill twice as early each time
 
 
 @dataclass(frozen=True)
 class World:
-    """Images to mine in about `PARTS` parts, and the hashes of what an undisturbed run makes of them."""
+    """Images to mine in about `PARTS` parts, and the hashes of what an undisturbed run makes of them; or finished sets
+    to mix, which no engine takes part in."""
 
     name: str
     config: Path
     expected: Mapping[str, str]
+    sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Kill:
 def main(
     kills: Annotated[int, typer.Option(min=1, help="Kills for each engine, over all worlds.")] = 30,
     engine: Annotated[list[str] | None, typer.Option(help="local, ray, beam; all without it.")] = None,
-    world: Annotated[list[str] | None, typer.Option(help="demo, coco-mini; all without it.")] = None,
+    world: Annotated[list[str] | None, typer.Option(help="demo, coco-mini, mix; all without it.")] = None,
     victim: Annotated[list[str] | None, typer.Option(help="driver, worker, decoder, raylet; all without it.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed kills the same processes at the same moments.")] = 0,
     scenes: Annotated[int, typer.Option(min=1, help="Images of the demo world.")] = 80,
@@ -117,7 +120,8 @@ def plan_kills(
     In turns, too, a kill comes when there are cells, or at any moment. Raises InputError when it has no such victim.
     """
     planned: list[Kill] = []
-    for number in range(kills):
+    worlds = [world for world in worlds if _takes_part(engine, world)]
+    for number in range(kills if worlds else 0):
         world, turn = worlds[number % len(worlds)], number // len(worlds)
         there = [victim for victim in victims if victim in courses[engine, world.name].spans]
         others = [victim for victim in there if victim != DRIVER]
@@ -189,24 +193,46 @@ def _make_worlds(
             continue
         CONSOLE.print(f"world {name} …", style="dim")
         if name == "demo":
-            from maskmine.scripts.demo_world.draw import draw_world
-
-            draw_world(scratch / "world", scenes=scenes, seed=7)
-            place, images = scratch / "world", scratch / "world/images"
-            annotations = [place / "captions.json", place / "instances.json"]
-        else:
+            config = _draw(scratch, name, scenes=scenes, seed=7)
+        elif name == "coco-mini":
             place, images = coco_mini.resolve(), coco_mini.resolve() / "train2017"
             annotations = [place / f"annotations/{kind}_train2017.json" for kind in ("captions", "instances")]
-        config = scratch / f"{name}.json"  # JSON is YAML
-        config.write_text(json.dumps(_settings(images, *annotations)))
-        expected = scratch / f"{name}-undisturbed"
+            config = _write_config(scratch, name, images, *annotations)
+        else:
+            config = scratch
+        sets = tuple(_mine_set(scratch, scenes=scenes, seed=seed) for seed in (8, 9)) if name == "mix" else ()
+        expected, world = scratch / f"{name}-undisturbed", World(name, config, {}, sets)
         courses["local", name] = undisturbed(
-            _command("local", config, expected), out=expected, log=scratch / f"{name}.log", limit_s=600
+            _command("local", world, expected), out=expected, log=scratch / f"{name}.log", limit_s=600
         )
-        made.append(World(name, config, hashes(expected)))
+        made.append(replace(world, expected=hashes(expected)))
     if not made:
         raise InputError("chaos: there is no world to mine")
     return made
+
+
+def _draw(scratch: Path, name: str, *, scenes: int, seed: int) -> Path:
+    """Draw a world; returns the configuration that mines it."""
+    from maskmine.scripts.demo_world.draw import draw_world
+
+    place = scratch / f"world-{name}"
+    draw_world(place, scenes=scenes, seed=seed)
+    return _write_config(scratch, name, place / "images", place / "captions.json", place / "instances.json")
+
+
+def _write_config(scratch: Path, name: str, images: Path, *annotations: Path) -> Path:
+    config = scratch / f"{name}.json"  # JSON is YAML
+    config.write_text(json.dumps(_settings(images, *annotations)))
+    return config
+
+
+def _mine_set(scratch: Path, *, scenes: int, seed: int) -> str:
+    """Mine a drawn world as a set to mix; returns its folder."""
+    name = f"set-{seed}"
+    out, config = scratch / name, _draw(scratch, name, scenes=scenes, seed=seed)
+    command = _command("local", World(name, config, {}), out)
+    undisturbed(command, out=out, log=scratch / f"{name}.log", limit_s=600)
+    return str(out)
 
 
 def _settings(images: Path, captions: Path, instances: Path) -> dict[str, object]:
@@ -225,9 +251,11 @@ def _watch_undisturbed(
     """Note how long each engine takes in each world, and which processes it has; the bytes are the same."""
     for engine in engines:
         for world in worlds:
+            if not _takes_part(engine, world):
+                continue
             if (engine, world.name) not in courses:
                 out = scratch / f"{world.name}-{engine}"
-                command = _command(engine, world.config, out)
+                command = _command(engine, world, out)
                 courses[engine, world.name] = undisturbed(command, out=out, log=Path(f"{out}.log"), limit_s=600)
                 if hashes(out) != world.expected:
                     raise InputError(f"chaos: the engine {engine} has other bytes in world {world.name}")
@@ -267,7 +295,7 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
     for attempt in range(_TRIES):
         folder.mkdir()
         trial = Trial(
-            command=_command(kill.engine, kill.world.config, folder / "run"),
+            command=_command(kill.engine, kill.world, folder / "run"),
             folder=folder,
             expected=kill.world.expected,
             victim=kill.victim,
@@ -285,10 +313,17 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
     return ending
 
 
-def _command(engine: str, config: Path, out: Path) -> list[str]:
+def _takes_part(engine: str, world: World) -> bool:
+    return engine == "local" or not world.sets
+
+
+def _command(engine: str, world: World, out: Path) -> list[str]:
+    words = [sys.executable, "-m", "maskmine.pipelines.cli.main"]
+    if world.sets:
+        weights = [f"{folder}:{weight}" for folder, weight in zip(world.sets, (0.6, 0.4), strict=True)]
+        return [*words, "mix", *weights, "--out", str(out), "--shard-size", str(_PAIRS_IN_SHARD)]
     options = [word for option in ENGINES[engine] for word in ("--engine-opt", option)]
-    words = [sys.executable, "-m", "maskmine.pipelines.cli.main", "mine", str(config), "--set", f"out={out}"]
-    return [*words, "--engine", engine, *options]
+    return [*words, "mine", str(world.config), "--set", f"out={out}", "--engine", engine, *options]
 
 
 def _known(given: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:

@@ -337,3 +337,15 @@ def test_an_empty_and_a_missing_object_are_rejected_as_files_are(server: Server,
     assert read_image(f"s3://{bucket}/images/empty.png", max_pixels=99) == Rejection("decode_error", "empty file")
     missing = read_image(f"s3://{bucket}/images/none.png", max_pixels=99)
     assert missing == Rejection("missing_file", "none.png: no such file")
+
+
+def test_a_mix_of_a_run_on_s3_into_s3_has_the_bytes_of_one_on_a_disk(
+    server: Server, bucket: str, on_s3: str, tmp_path: Path
+) -> None:
+    here = server.download(on_s3, tmp_path / "run")
+    for place in (tmp_path / "mix", f"s3://{bucket}/mix"):
+        source = here if isinstance(place, Path) else on_s3
+        assert run_app(["mix", f"{source}:1", "--shard-size", "3", "--out", str(place)]) == 0
+        assert list(verify_run(read_folder(str(place)))) == []
+    assert hashes(str(server.download(f"s3://{bucket}/mix", tmp_path / "mixed"))) == hashes(str(tmp_path / "mix"))
+    assert run_app(["mix", f"{on_s3}:1", "--shard-size", "3", "--out", f"s3://{bucket}/mix"]) == 0  # nothing to do

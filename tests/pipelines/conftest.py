@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from maskmine.pipelines.settings.mining import load_settings
-from tests.support import toy, toy_shards
+from tests.support import mixes, toy, toy_shards
 from tests.support.paths import ROOT
 from tests.support.runs import run_toy
 from tests.support.web.browser import CONFIG, EXAMPLES, MOST_PIXELS, STREET, calling
@@ -84,3 +84,9 @@ def service(serving: Serving) -> Service:
 def client(service: Service) -> Iterator[TestClient]:
     with calling(service) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs to mix, which tests leave as they are: see `tests/support/mixes.py`."""
+    return mixes.mine_sets(tmp_path_factory.mktemp("sets"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -48,7 +49,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         run.write_rows("proposals", f"{part:05d}.parquet", rows=regions, row_type=ProposalsRow, fingerprint="")
     plan = Plan(images=8, parts=2, images_sha256="", captions_sha256="", source={}, inputs=None)
     run.write_json("plan.json", value=asdict(plan))
-    manifest = cast("Manifest", None)  # not read here
+    manifest = cast("Manifest", SimpleNamespace(mixed_from=()))  # of a run; no more is read of it here
     monkeypatch.setattr(FinishedRun, "open_complete", lambda folder: FinishedRun(folder, manifest))
     return run
 

@@ -45,7 +45,8 @@ def classes(of: Any) -> Iterator[type[Settings]]:
     for model in settings_among(inner_types(of)):
         yield model
         for field in model.model_fields.values():
-            yield from classes(field.annotation)
+            if model not in inner_types(field.annotation):  # a mix is made of sets, which may be mixes
+                yield from classes(field.annotation)
 
 
 def inner_types(annotation: Any) -> list[Any]:

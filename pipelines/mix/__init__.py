@@ -1,0 +1,1 @@
+"""A set that is put together from several finished ones, by weights."""
