@@ -4,7 +4,7 @@ A noun is a negative of an image when
 
 - it can be seen at all: its separability (`mining/levels.py`) and the number of images that say it are high enough;
 - the image does not say it, in any form: no noun of its captions may name the same thing (`mining/text/relations.py`),
-  and no caption has its words;
+  nor the label of a region, and no caption has its words;
 - it is not what a noun that is said looks like: the prototypes of the two point in different directions;
 - no region of the image is as similar to it as images that do not say it have on average: its own level.
 
@@ -29,6 +29,7 @@ from pydantic import Field
 from maskmine.mining.models.embeddings import unpack
 from maskmine.mining.scores.noun_tables import NounTables, on_disk
 from maskmine.mining.scores.statistics import Array, unit
+from maskmine.mining.text.labels import label_names
 from maskmine.mining.text.relations import (
     Relations,
     read_synonym_groups,
@@ -36,7 +37,7 @@ from maskmine.mining.text.relations import (
     synonym_groups_identity,
     wordnet_identity,
 )
-from maskmine.schemas.rows import CaptionsRow, NegativesRow, Noun, NounsRow, RegionsRow
+from maskmine.schemas.rows import CaptionsRow, NegativesRow, NounsRow, RegionsRow
 from maskmine.schemas.settings import AnyPath, Settings
 
 FindNegatives = Callable[[Iterable["ImageToSearch"], pa.Array], Iterator[NegativesRow]]
@@ -205,20 +206,23 @@ class _Search:
         said = {noun.text: noun for noun in image.nouns.nouns}
         regions = [region.embedding for region in image.regions.regions if region.embedding is not None]
         anchors = [near[noun] for noun in said if noun in near]
-        if not anchors or not regions or image.regions.rejection is not None:
+        numbers_P = _by_nearness(np.concatenate(anchors)) if anchors else ()
+        if not len(numbers_P) or not regions:
             return ()
-        numbers_P = _by_nearness(np.concatenate(anchors))
         text_PD, packed = self.candidates.vectors(numbers_P)
         region_RD = unit(unpack(regions).astype(np.float64))
         best_P = np.round(text_PD @ region_RD.T, 6).max(axis=1)
         absent_P = best_P < self.candidates.bound_C[numbers_P]
         agreement_P = _agreement(packed, [prototypes.get(noun) for noun in said])
+        named = {(noun.text, noun.lemma) for noun in said.values()}
+        labels = {region.label for region in image.regions.regions if region.label}
+        named |= {(name, name) for label in labels for name in label_names(label)}
         spoken = [_WORD.findall(caption.lower()) for caption in image.captions.captions]
         chosen: list[str] = []
         lemmas: set[str] = set()
         for number in numbers_P[absent_P & (agreement_P <= self.settings.max_agreement)].tolist():
             noun, lemma = self.candidates.nouns[number], self.candidates.lemmas[number]
-            if lemma in lemmas or self._may_be_said(noun, lemma, said.values(), spoken):
+            if lemma in lemmas or self._may_be_said(noun, lemma, named, spoken):
                 continue
             chosen.append(noun)
             lemmas.add(lemma)
@@ -226,9 +230,11 @@ class _Search:
                 break
         return tuple(chosen)
 
-    def _may_be_said(self, noun: str, lemma: str, said: Iterable[Noun], spoken: Sequence[Sequence[str]]) -> bool:
-        """Whether a noun may name what an image says, or a caption has its words."""
-        if any(self.relations.related(noun, lemma, other.text, other.lemma) for other in said):
+    def _may_be_said(
+        self, noun: str, lemma: str, named: Iterable[tuple[str, str]], spoken: Sequence[Sequence[str]]
+    ) -> bool:
+        """Whether a noun may name the same as a noun (text, lemma) of an image, or a caption has its words."""
+        if any(self.relations.related(noun, lemma, *other) for other in named):
             return True
         return any(_has_words(words, form) for words in spoken for form in {noun, lemma})
 
@@ -260,7 +266,7 @@ def _has_words(words: Sequence[str], noun: str) -> bool:
     return any(words[start : start + size] == wanted for start in range(len(words) - size + 1))
 
 
-def _batches(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Some rows at a time, at the same places of every table of as many rows."""
-    for start in range(0, len(table), _CANDIDATES_AT_ONCE):
+def _batches(table: pa.Table) -> Iterator[pa.Table]:
+    """Some rows at a time, at the same places of every table of as many rows; of an empty one no row, once."""
+    for start in range(0, max(1, len(table)), _CANDIDATES_AT_ONCE):
         yield table.slice(start, _CANDIDATES_AT_ONCE)

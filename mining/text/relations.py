@@ -12,7 +12,7 @@ It says yes where it is in doubt: what is asked is which nouns an image surely d
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,6 @@ def forms_of(noun: str, lemma: str) -> frozenset[str]:
     return frozenset(forms | shorter) - {""}
 
 
-@functools.lru_cache(maxsize=1 << 20)
 def share_words(one: frozenset[str], two: frozenset[str]) -> bool:
     """Whether two nouns in these forms have the same head, or all words of one are in the other."""
     heads, others = ({form.rpartition(" ")[2] for form in forms} for forms in (one, two))
@@ -69,32 +68,30 @@ def share_words(one: frozenset[str], two: frozenset[str]) -> bool:
     return any(a <= b or b <= a for a in words for b in more)
 
 
-@dataclass(frozen=True)
 class WordNet:
-    """The nouns of WordNet: the numbers of the sets of synonyms of each, and those above each set."""
+    """The nouns of WordNet: the numbers of the sets of synonyms of each, and those right above each set."""
 
-    sets_of: Mapping[str, tuple[int, ...]]
-    above: Mapping[int, tuple[int, ...]]
-    _kinds: dict[frozenset[str], tuple[frozenset[int], frozenset[int]]] = field(default_factory=dict, compare=False)
+    def __init__(self, sets_of: Mapping[str, Sequence[int]], above: Mapping[int, Sequence[int]]) -> None:
+        self.sets_of = sets_of
+        self.above = above
+        self._of = functools.lru_cache(maxsize=1 << 14)(self._kinds)
 
     def related(self, one: frozenset[str], two: frozenset[str]) -> bool:
         """Whether nouns in these forms are synonyms, or one is a kind of the other, in any of their meanings."""
         (own, all_above), (other, other_above) = self._of(one), self._of(two)
         return not own.isdisjoint(other_above) or not other.isdisjoint(all_above)
 
-    def _of(self, forms: frozenset[str]) -> tuple[frozenset[int], frozenset[int]]:
-        """The sets of a noun, and these with all that are above them."""
-        if forms not in self._kinds:
-            known = [form for form in forms if form in self.sets_of]
-            known = known or [head for form in forms if (head := form.rpartition(" ")[2]) in self.sets_of]
-            own = frozenset(number for form in known for number in self.sets_of[form])
-            reached, waiting = set(own), list(own)
-            while waiting:
-                new = set(self.above.get(waiting.pop(), ())) - reached
-                reached |= new
-                waiting += new
-            self._kinds[forms] = own, frozenset(reached)
-        return self._kinds[forms]
+    def _kinds(self, forms: frozenset[str]) -> tuple[frozenset[int], frozenset[int]]:
+        """The sets of a noun, or of its head where it is not known, and these with all that are above them."""
+        known = [form for form in forms if form in self.sets_of]
+        known = known or [head for form in forms if (head := form.rpartition(" ")[2]) in self.sets_of]
+        own = frozenset(number for form in known for number in self.sets_of[form])
+        reached, waiting = set(own), list(own)
+        while waiting:
+            new = set(self.above.get(waiting.pop(), ())) - reached
+            reached |= new
+            waiting += new
+        return own, frozenset(reached)
 
 
 def read_synonym_groups(path: str) -> dict[str, frozenset[int]]:
@@ -140,7 +137,7 @@ def read_wordnet(folder: str) -> WordNet:
         above[offset] = hypernyms
         for word in words:
             sets_of.setdefault(plain_words(word), []).append(offset)
-    return WordNet({word: tuple(numbers) for word, numbers in sets_of.items()}, above)
+    return WordNet(sets_of, above)
 
 
 def wordnet_identity(folder: str) -> dict[str, str]:
