@@ -42,7 +42,8 @@ from maskmine.scripts.compare.rules import open_text_side
 from maskmine.scripts.compare.scores import CONSOLE, World, find_mined, goal_table
 from maskmine.scripts.demo_world.environments import ALOFT_PLACES, all_settings
 from maskmine.scripts.measures import Measure, at_least
-from maskmine.tuning.console import TextTable, number_table
+from maskmine.tuning.console import TextTable
+from maskmine.tuning.tables import number_table
 
 GOAL = 98
 _ABOVE_ALL = 9.0  # added to a level, so that every similarity is below it
