@@ -45,6 +45,7 @@ FindNegatives = Callable[[Iterable["ImageToSearch"], pa.Array], Iterator[Negativ
 
 _NEAREST_AT_LEAST, _NEAREST_FOR_EACH = 128, 32  # candidates that are tried for a said noun; more for more negatives
 _SAID_AT_ONCE, _CANDIDATES_AT_ONCE = 1024, 4096  # of similarities in memory: 32 MB
+_TRIED_AT_ONCE = 64  # candidates of an image; most often the first ones are enough
 _MILLION = 1_000_000
 _INDEX_BITS = 32  # of the number of a candidate, below its similarity in a key
 _WORD = re.compile(r"\w+")
@@ -204,31 +205,36 @@ class _Search:
         self, image: ImageToSearch, near: Mapping[str, Array], prototypes: Mapping[str, Array | None]
     ) -> tuple[str, ...]:
         said = {noun.text: noun for noun in image.nouns.nouns}
-        regions = [region.embedding for region in image.regions.regions if region.embedding is not None]
-        anchors = [near[noun] for noun in said if noun in near]
-        numbers_P = _by_nearness(np.concatenate(anchors)) if anchors else ()
-        if not len(numbers_P) or not regions:
-            return ()
-        text_PD, packed = self.candidates.vectors(numbers_P)
-        region_RD = unit(unpack(regions).astype(np.float64))
-        best_P = np.round(text_PD @ region_RD.T, 6).max(axis=1)
-        absent_P = best_P < self.candidates.bound_C[numbers_P]
-        agreement_P = _agreement(packed, [prototypes.get(noun) for noun in said])
         named = {(noun.text, noun.lemma) for noun in said.values()}
         labels = {region.label for region in image.regions.regions if region.label}
         named |= {(name, name) for label in labels for name in label_names(label)}
         spoken = [_WORD.findall(caption.lower()) for caption in image.captions.captions]
-        chosen: list[str] = []
-        lemmas: set[str] = set()
-        for number in numbers_P[absent_P & (agreement_P <= self.settings.max_agreement)].tolist():
+        chosen: dict[str, str] = {}  # by lemma: one form of a noun
+        anchors = [near[noun] for noun in said if noun in near]
+        for number in self._unseen(image.regions, anchors, [prototypes.get(noun) for noun in said]):
             noun, lemma = self.candidates.nouns[number], self.candidates.lemmas[number]
-            if lemma in lemmas or self._may_be_said(noun, lemma, named, spoken):
+            if lemma in chosen or self._may_be_said(noun, lemma, named, spoken):
                 continue
-            chosen.append(noun)
-            lemmas.add(lemma)
+            chosen[lemma] = noun
             if len(chosen) == self.settings.per_image:
                 break
-        return tuple(chosen)
+        return tuple(chosen.values())
+
+    def _unseen(self, regions: RegionsRow, anchors: Sequence[Array], said: Sequence[Array | None]) -> Iterator[int]:
+        """The candidates near to `anchors`, nearest first, that no region is similar to and that do not look like what
+        is `said`, by prototypes."""
+        packed = [region.embedding for region in regions.regions if region.embedding is not None]
+        if not anchors or not packed:
+            return
+        numbers_N = _by_nearness(np.concatenate(anchors))
+        region_RD = unit(unpack(packed).astype(np.float64))
+        for start in range(0, len(numbers_N), _TRIED_AT_ONCE):
+            numbers_P = numbers_N[start : start + _TRIED_AT_ONCE]
+            text_PD, own = self.candidates.vectors(numbers_P)
+            best_P = np.round(text_PD @ region_RD.T, 6).max(axis=1)
+            absent_P = best_P < self.candidates.bound_C[numbers_P]
+            unlike_P = _agreement(own, said) <= self.settings.max_agreement
+            yield from numbers_P[absent_P & unlike_P].tolist()
 
     def _may_be_said(
         self, noun: str, lemma: str, named: Iterable[tuple[str, str]], spoken: Sequence[Sequence[str]]

@@ -4,8 +4,8 @@
 
 The worlds are those of `scripts/compare/scores.py`, mined with one caption an image. A noun is absent when no object
 that it names was drawn: by its category, by what a drawing also is (`data/demo_kin.yaml`: an eagle is a bird), and for
-nouns of places by the places that the image's captions, all five of them, leave possible. Nouns of which none of this
-is known are counted apart. What each rule is worth is seen by leaving it out.
+nouns of places by the places that the image's captions, all five of them, speak of. Nouns of which none of this is
+known are counted apart. What each rule is worth is seen by leaving it out.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ class Truth:
         if categories := self.naming(noun, lemma):
             shown = set(categories).union(*(demo_kin().get(category, ()) for category in categories))
             return shown.isdisjoint(one.category for one in self.known.objects(key))
-        if lemma not in set().union(*place_words().values()):
+        places = possible_places(self.captions[key])
+        if lemma not in frozenset().union(*place_words().values()) or not places:
             return None
-        return not any(lemma in place_words()[name] for name in possible_places(self.captions[key]))
+        return not any(lemma in place_words()[name] for name in places)
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,10 @@ def place_words() -> Mapping[str, frozenset[str]]:
 
 
 def possible_places(captions: Iterable[str]) -> set[str]:
-    """The settings that all captions of an image leave possible: those of the phrases that are in them, or else all."""
+    """The settings of the phrases that an image's captions have; none where they do not say where it is."""
     texts = list(captions)
     phrases = {one.name: [place for place in one.places if place not in ALOFT_PLACES] for one in all_settings()}
-    named = {name for name, places in phrases.items() if any(place in text for place in places for text in texts)}
-    return named or set(phrases)
+    return {name for name, places in phrases.items() if any(place in text for place in places for text in texts)}
 
 
 def _without_levels(tables: NounTables) -> NounTables:

@@ -178,6 +178,7 @@ def test_negatives_are_those_of_a_plain_search_whatever_the_blocks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(negatives, "_SAID_AT_ONCE", blocks[0])
         patch.setattr(negatives, "_CANDIDATES_AT_ONCE", blocks[1])
+        patch.setattr(negatives, "_TRIED_AT_ONCE", blocks[0])
         (found,) = find(known, shown, per_image=most)
     assert found == plain_search(known, shown, most=most)
     assert not set(found) & set(said)

@@ -69,7 +69,7 @@ def test_every_noun_of_the_table_of_kin_is_one_of_the_demo_world() -> None:
         ("meadow", "1", False),
         ("grass", "1", False),  # is said of meadows, though not here
         ("sea", "1", True),
-        ("sea", "2", False),  # nobody says where it is
+        ("sea", "2", None),  # nobody says where it is
         ("photo", "1", None),
     ],
 )
@@ -77,9 +77,9 @@ def test_a_noun_is_absent_when_no_drawing_shows_it(truth: Truth, noun: str, imag
     assert truth.is_absent(noun, noun.removesuffix("s") if noun == "eagles" else noun, ImageRow(image, None)) is absent
 
 
-def test_captions_leave_the_places_possible_that_they_name() -> None:
+def test_captions_say_where_an_image_is() -> None:
     assert all("grass" in place_words()[name] for name in possible_places(["a cow in a meadow"]))
-    assert possible_places(["a cow", "a bird in the sky"]) == set(place_words())
+    assert possible_places(["a cow", "a bird in the sky"]) == set()
 
 
 def test_a_way_is_judged_over_all_images(truth: Truth) -> None:
