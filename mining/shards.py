@@ -85,7 +85,7 @@ class ImageToWrite:
     """Everything about an image that its samples need; rejected images come along, to be counted.
 
     `sources` and `additional` are those of the captions, see `CaptionsRow`; `checks` those of the pairs, one for each,
-    or None where no verifier checks them.
+    or None where no verifier checks them; `negatives` nouns that the image does not show.
     """
 
     image: ImageRow
@@ -96,6 +96,7 @@ class ImageToWrite:
     sources: tuple[str, ...] = ()
     additional: tuple[str, ...] = ()
     checks: tuple[PairCheck, ...] | None = None
+    negatives: tuple[str, ...] = ()
 
     def check_of(self, number: int) -> PairCheck | None:
         """The check of a pair by its number."""
@@ -245,7 +246,7 @@ def _sample(
         check = item.check_of(number)
         record |= {name: getattr(check, name, None) for name in ("presence", "agreement")}
     if version >= WHOLE_VERSION:
-        record |= {"negatives": [], "corrected": []}
+        record |= {"negatives": list(item.negatives), "corrected": []}
     return Sample(sample_key(item.image.image_id, number), image, mask_png, pair.noun, record)
 
 

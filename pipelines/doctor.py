@@ -263,7 +263,8 @@ def _contents(settings: Settings) -> Iterator[Finding]:
         if hasattr(settings, "data"):
             from maskmine.tuning.clip.data import open_sets
 
-            open_sets(settings.data)
+            asked = getattr(getattr(settings, "objective", None), "negatives", None)
+            open_sets(settings.data, negatives=asked is not None)
     except (InputError, IncompleteError) as error:
         yield _fault("settings", error)
 

@@ -6,14 +6,14 @@
               vocabulary ───┤
                             ▼
     images ─▶ proposals ─▶ pairs ─▶ (checks) ─▶ (selection, once, where a noun is capped) ─▶ shards
-                  │         ▲
-                  ▼         │
-              embeddings ───┘
+                  │         ▲                                                                  ▲
+                  ▼         │                                                                  │
+              embeddings ───┴──────────────────────▶ (negatives) ──────────────────────────────┘
 
 A cell is the file of one step for one part of the images; `vocabulary` and `selection` have one cell for the whole run.
 A cell that exists is not made again. `shards` also reads the images, their captions, nouns and proposals. The pictures
 of a part are decoded once for proposals and embeddings where both are missing. `checks` is there where a verifier is to
-look at the pairs.
+look at the pairs, and `negatives` where samples are to name nouns that their image does not show.
 
 What a step does is in `mining/NAME.py`; `steps/jobs.py` reads its input cells, calls it and writes its output cell;
 `steps/grid.py` lists the steps of a run, and an engine (`engines/local.py` is a loop) makes the missing cells.
@@ -232,7 +232,8 @@ def _open_settled_device(asked: Mining, settings: Mining) -> None:
 def _refuse_changed(settings: Mining, known: Mapping[str, Any], identity: Identity, *, run: RunFolder) -> None:
     """Raises IncompleteError when a file or model was replaced while the run went on: its cells may be of both."""
     now = identify(settings, known)
-    named = ("nouns", "vocabulary", "regions", "pairs", *(["checks"] if settings.checks is not None else []))
+    asked = [name for name in ("checks", "negatives") if getattr(settings, name) is not None]
+    named = ("nouns", "vocabulary", "regions", "pairs", *asked)
     changes = (differences(deciding(identity.settings[k]), deciding(now.settings[k]), name=k) for k in named)
     changed = next(chain.from_iterable(changes), None)
     if changed is not None:

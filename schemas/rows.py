@@ -284,6 +284,14 @@ class ChecksRow:
     rejection: Rejection | None
 
 
+@dataclass(frozen=True, slots=True)
+class NegativesRow:
+    """Nouns that an image does not show, those nearest to what it says first; none for a rejected image."""
+
+    image_id: str
+    negatives: tuple[str, ...]
+
+
 Verdict = Literal[
     "right",  # the mask shows what the noun names
     "wrong_noun",  # the noun names nothing that the mask shows, or nothing that can be seen

@@ -21,7 +21,7 @@ MINING_ORDER = [
     {"proposers", "evaluation", "exports", "scores"},
     {"verifiers", "region_stages"},
     {"captions", "levels", "nouns", "pairs", "regions", "shards", "vocabulary"},
-    {"selection", "checks"},
+    {"selection", "checks", "negatives"},
 ]
 """Folders of mining, and the steps as files above them; each imports what stands before it, and its own folder."""
 HOMES = {

@@ -47,7 +47,8 @@ def write_lvis(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT.json` in the form of LVIS v1, with nouns as categories.
 
     A pair is one region of a noun that the caption says, and there may be more of them in the image: so each image has
-    all its nouns as `not_exhaustive_category_ids`. Frequencies are by images: `r` up to 10, `c` up to 100, else `f`.
+    all its nouns as `not_exhaustive_category_ids`. Its negatives that are categories, nouns of other pairs, are its
+    `neg_category_ids`. Frequencies are by images: `r` up to 10, `c` up to 100, else `f`.
     """
     categories = {noun: number for number, noun in enumerate(shard.totals.nouns, start=1)}
     images_of, instances_of = Counter[str](), Counter[str]()
@@ -62,7 +63,8 @@ def write_lvis(folder: Folder, shard: ExportShard) -> None:
             images_of.update(set(nouns))
             instances_of.update(nouns)
             there = sorted({categories[noun] for noun in nouns})
-            photograph |= {"neg_category_ids": [], "not_exhaustive_category_ids": there}
+            absent = sorted(categories[noun] for noun in samples[0].row.negatives if noun in categories)
+            photograph |= {"neg_category_ids": absent, "not_exhaustive_category_ids": there}
             lists.add("images", json.dumps({"coco_url": photograph["file_name"], **photograph}))
             for sample in samples:
                 _annotate(lists, sample, shard, image=photograph["id"], category=categories[sample.row.noun])
@@ -76,6 +78,8 @@ def write_lvis(folder: Folder, shard: ExportShard) -> None:
 
 def write_sa_co(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT.json` in the form of SA-Co, SAM 3's: an entry of `images` is an image with a noun, its `text_input`.
+
+    The negatives of an image follow its nouns: entries without annotations.
 
     `bbox` and `area` are shares of the image's sides and pixels, as in SA-Co/Gold; entries of one photograph have the
     same `photograph_id`. The form is described at
@@ -91,6 +95,8 @@ def write_sa_co(folder: Folder, shard: ExportShard) -> None:
             by_noun: dict[str, list[StoredSample]] = {}
             for sample in samples:
                 by_noun.setdefault(sample.row.noun, []).append(sample)
+            for negative in samples[0].row.negatives:
+                by_noun.setdefault(negative, [])
             for noun, of_noun in by_noun.items():
                 entry = lists.counts["images"] + 1
                 own = {"id": entry, "text_input": noun, "photograph_id": photograph["id"]}

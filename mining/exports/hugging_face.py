@@ -14,7 +14,7 @@ from maskmine.mining.exports.export_shards import ExportShard, Folder
 from maskmine.mining.exports.filters import index_schema
 from maskmine.mining.storage.prefetch import map_in_order, read_ahead
 from maskmine.schemas.rows import SampleRow
-from maskmine.schemas.sample import ImageFormat, StoredSample
+from maskmine.schemas.sample import CHECKED_VERSION, WHOLE_VERSION, ImageFormat, StoredSample
 
 _ROWS_AT_ONCE = 100  # of a row group, which a reader has in memory with its images
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets` stores an image
@@ -34,15 +34,17 @@ _SCALARS: dict[str, pa.DataType] = {
     "key": pa.string(),
 }
 _CHECKED = dict.fromkeys(("presence", "agreement"), pa.float64())  # at the end, where a verifier checked the pairs
+_WHOLE = dict.fromkeys(("negatives", "corrected"), pa.list_(pa.string()))  # and after them, where a set has either
 _Files = tuple[SampleRow, ImageFormat, bytes, bytes]
 """A pair, the format of its image, the image and the mask as files."""
 
 
-def hugging_face_schema(*, checked: bool) -> pa.Schema:
-    """The columns, and beside them what `datasets` reads to show `image` and `mask` as images."""
-    scalars = _SCALARS | (_CHECKED if checked else {})
-    kinds = {"image": {"_type": "Image"}, "mask": {"_type": "Image"}}
-    kinds |= {name: {"dtype": _dtype(kind), "_type": "Value"} for name, kind in scalars.items()}
+def hugging_face_schema(version: int) -> pa.Schema:
+    """The columns of a set of a format version, and beside them what `datasets` reads to show `image` and `mask` as
+    images."""
+    scalars = _SCALARS | (_CHECKED if version >= CHECKED_VERSION else {}) | (_WHOLE if version >= WHOLE_VERSION else {})
+    kinds: dict[str, Any] = {"image": {"_type": "Image"}, "mask": {"_type": "Image"}}
+    kinds |= {name: _feature(kind) for name, kind in scalars.items()}
     columns = {"image": _PICTURE, "mask": _PICTURE} | scalars
     fields = [pa.field(name, kind) for name, kind in columns.items()]
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": kinds}})})
@@ -54,7 +56,7 @@ def write_hugging_face(folder: Folder, shard: ExportShard) -> None:
     def files(sample: StoredSample) -> _Files:
         return (sample.row, *shard.pictures.files(sample))
 
-    schema = hugging_face_schema(checked=shard.checked)
+    schema = hugging_face_schema(shard.version)
     # Images are compressed already; trying again takes time and gains nothing.
     compression = dict.fromkeys(schema.names[2:], "zstd") | {"image.bytes": "none", "mask.bytes": "none"}
     compression |= {"image.path": "zstd", "mask.path": "zstd"}
@@ -80,8 +82,11 @@ def write_table(folder: Folder, shard: ExportShard) -> None:
             shard.tick(len(table))
 
 
-def _dtype(kind: pa.DataType) -> str:
-    return {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}[kind]
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    dtype = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}[kind]
+    return {"dtype": dtype, "_type": "Value"}
 
 
 def _table(batch: Sequence[_Files], schema: pa.Schema) -> pa.Table:

@@ -35,7 +35,7 @@ from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record
 
 # What .json and index both have, and only a mistake in writing can make differ.
 _SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
-_IN_BOTH = ("image_id", *_SCORES)
+_IN_BOTH = ("image_id", *_SCORES, "negatives", "corrected")
 _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
@@ -318,5 +318,12 @@ def _check_content(
         yield "the mask's box is not the recorded one"
     if not noun.decode("utf-8", "replace") == record["noun"] == row.noun:
         yield "the noun differs between .txt, .json and index"
-    if any(record[name] != getattr(row, name) for name in _IN_BOTH if name in keys):
+    if any(record[name] != _plain(getattr(row, name)) for name in _IN_BOTH if name in keys):
         yield ".json and index differ"
+    if row.noun in row.negatives:
+        yield "its noun is among the nouns that its image does not show"
+
+
+def _plain(value: Any) -> Any:
+    """A value of a row as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

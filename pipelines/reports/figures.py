@@ -100,6 +100,16 @@ class Checked:
     filtered: tuple[Filtered, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Unshown:
+    """The negatives of the images with pairs: how many images have some, how many there are, the most frequent ones."""
+
+    images: int
+    negatives: int
+    nouns: int
+    commonest: tuple[tuple[str, int], ...]
+
+
 def count_grid(finished: FinishedRun) -> Grid:
     """Read the few columns of each part that the counts need; of a mix, whose images all have pairs, those it has."""
     if finished.is_mix:
@@ -200,6 +210,23 @@ def count_checks(indexes: Sequence[str], *, memory_limit: str) -> Checked | None
         left = db.execute(f"SELECT {counts} FROM score").fetchone()
     filtered = (Filtered(f"min_{score}", least, pairs) for (score, least), pairs in zip(tried, left, strict=True))
     return Checked(presence, agreement, presence_median, median, unread, tuple(filtered))
+
+
+def count_negatives(indexes: Sequence[str], *, memory_limit: str) -> Unshown:
+    """Over the index tables at these paths, of a run with negatives; those of an image count once."""
+    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
+        db.execute(
+            """
+            CREATE TEMP TABLE unshown AS SELECT image_id, unnest(negatives) AS noun
+            FROM (SELECT image_id, any_value(negatives) AS negatives FROM read_parquet($cells) GROUP BY image_id)
+            """,
+            {"cells": cells},
+        )
+        counts = "SELECT count(DISTINCT image_id), count(*), count(DISTINCT noun) FROM unshown"
+        images, negatives, nouns = db.execute(counts).fetchone()
+        order = "GROUP BY noun ORDER BY count(*) DESC, encode(noun)"
+        commonest = db.execute(f"SELECT noun, count(*) FROM unshown {order} LIMIT {_COMMON}").fetchall()
+    return Unshown(images, negatives, nouns, tuple(commonest))
 
 
 def _histogram(db: Any, column: str, where: str) -> tuple[Histogram | None, float | None]:

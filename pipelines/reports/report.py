@@ -28,8 +28,10 @@ from maskmine.pipelines.reports.figures import (
     Grid,
     NounCounts,
     Scores,
+    Unshown,
     count_checks,
     count_grid,
+    count_negatives,
     count_nouns,
     count_scores,
 )
@@ -48,7 +50,6 @@ from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import CaptionsRow, ImageRow, RejectedImage, SampleRow
-from maskmine.schemas.sample import CHECKED_VERSION
 
 PAIRS, GALLERY, EXAMPLES = 12, 24, 3  # cards: best and worst pairs, random pairs, images of a reason of rejection
 SAMPLES, MOST_MB = 240, 5.0
@@ -80,6 +81,7 @@ class Report:
     nouns: NounCounts
     scores: Scores | None
     checked: Checked | None
+    negatives: Unshown | None
     sureness: Sureness | None
     hygiene: CaptionQuality | None
     best: Sequence[Card]
@@ -118,6 +120,7 @@ def make_report(
         nouns=count_nouns(indexes, memory_limit=memory_limit),
         scores=count_scores(indexes, memory_limit=memory_limit),
         checked=count_checks(indexes, memory_limit=memory_limit) if _has_checks(finished) else None,
+        negatives=count_negatives(indexes, memory_limit=memory_limit) if _has_negatives(finished) else None,
         sureness=None
         if finished.is_mix
         else count_sureness(finished, truth=truth, synonyms=synonyms, memory_limit=memory_limit),
@@ -177,7 +180,11 @@ def render_page(template: str, *, script: str | None = None, **values: Any) -> s
 
 
 def _has_checks(finished: FinishedRun) -> bool:
-    return finished.manifest.format_version >= CHECKED_VERSION
+    return finished.manifest.settings.get("checks") is not None
+
+
+def _has_negatives(finished: FinishedRun) -> bool:
+    return finished.manifest.settings.get("negatives") is not None
 
 
 def _reasons(finished: FinishedRun) -> list[Reason]:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from maskmine.mining.captions import AnySource, SomeSources, source_name
 from maskmine.mining.checks import Checks
 from maskmine.mining.levels import Levels
+from maskmine.mining.negatives import Negatives
 from maskmine.mining.nouns import Nouns
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
@@ -47,6 +48,9 @@ class Mining(Settings):
     checks: Annotated[Checks | None, AddedLater()] = None
     """A verifier that looks at every pair before it is written: `presence` and `agreement` of the samples, and what
     `pairs.min_presence` and `pairs.min_agreement` filter by. null: none does, and no model runs for it."""
+    negatives: Annotated[Negatives | None, AddedLater()] = None
+    """Nouns that an image does not show, near to what its captions say: `negatives` of its samples. They are measured
+    with the levels of nouns, so they need CLIP. null: none, and the set is as it always was."""
     shards: Shards = Shards()
     """How samples are written."""
     licences: Licences = Licences()
@@ -86,6 +90,15 @@ class Mining(Settings):
         needing = [f"pairs.min_{name}" for name in CHECKED if getattr(self.pairs, f"min_{name}") is not None]
         if needing and self.checks is None:
             raise ValueError(f"`{needing[0]}` needs a verifier; set `checks.verifier`, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_where_negatives_need_them(self) -> Mining:
+        if self.negatives is not None and not isinstance(self.pairs, ClipPairs):
+            raise ValueError(
+                "`negatives` needs the levels of nouns, which `pairs.rule: labels` does not measure; use another rule, "
+                "or leave it out"
+            )
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from maskmine.pipelines.planning.plan import PLANNED
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import (
     checks_cells,
     embeddings_cells,
@@ -25,6 +25,7 @@ from maskmine.schemas.rows import (
     EmbeddingsRow,
     ImageRow,
     LevelRow,
+    NegativesRow,
     NounsRow,
     PairsRow,
     ProposalsRow,
@@ -35,13 +36,14 @@ from maskmine.schemas.rows import (
 )
 from maskmine.schemas.sample import READABLE_VERSIONS, index_type
 
+NEGATIVES = "negatives"
 SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the account, which is written last
 
 
 @dataclass(frozen=True)
 class RunCells:
     """The cells of a run: what the plan wrote, then the steps in the order of their work; no embeddings without CLIP,
-    and no checks without a verifier.
+    no checks without a verifier, and no negatives where none are asked for.
 
     Of a run of an earlier version that is read, `proposals` are its cells of `regions`, which have both.
     """
@@ -56,6 +58,7 @@ class RunCells:
     pairs: Cells[PairsRow]
     checks: Cells[ChecksRow] | None
     selection: Cells[SelectionRow]
+    negatives: Cells[NegativesRow] | None
     shards: Cells[SampleRow]
 
     @property
@@ -90,10 +93,12 @@ def run_cells(
     if fingerprints is None:
         proposals, embeddings = stored_cells(run)
         checks = stored_checks(run)
+        negatives = run.read_json(NEGATIVES, FINGERPRINT_FILE) is not None
     else:
         proposals = proposals_cells(run, prints["proposals"])
         embeddings = embeddings_cells(run, prints["embeddings"]) if "embeddings" in prints else None
         checks = checks_cells(run, prints["checks"]) if "checks" in prints else None
+        negatives = NEGATIVES in prints
     return RunCells(
         images=of("images", ImageRow, PLANNED),
         captions=of("captions", CaptionsRow, PLANNED),
@@ -105,5 +110,6 @@ def run_cells(
         pairs=of("pairs", PairsRow, prints.get("pairs", "")),
         checks=checks,
         selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),
+        negatives=of(NEGATIVES, NegativesRow, prints.get(NEGATIVES, "")) if negatives else None,
         shards=of("shards", index_type(version), prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
     )

@@ -14,7 +14,7 @@ from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
-from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.pipelines.steps.cells_of_run import NEGATIVES, run_cells
 from maskmine.pipelines.steps.checks_job import ChecksJob
 from maskmine.pipelines.steps.identity import READS, Identity, format_version, step_fingerprints
 from maskmine.pipelines.steps.jobs import (
@@ -24,6 +24,7 @@ from maskmine.pipelines.steps.jobs import (
     PairsJob,
     VocabularyJob,
 )
+from maskmine.pipelines.steps.negatives_job import NegativesJob
 from maskmine.pipelines.steps.regions_jobs import EmbeddingsJob, ProposalsJob
 from maskmine.pipelines.steps.shards_job import SelectionJob, ShardsJob
 from maskmine.pipelines.steps.ties import TiesReader, identities
@@ -108,6 +109,9 @@ def plan_steps(
     if settings.checks is not None and cells.checks is not None:
         check = ChecksJob(cells, cells.checks, settings.checks, regions, reused)
         steps.append(Step(cells.checks, check, parts, "checks", (*READS["checks"], "pairs")))
+    if settings.negatives is not None and cells.negatives is not None:
+        search = NegativesJob(cells, cells.negatives, settings.negatives)
+        steps.append(Step(cells.negatives, search, parts, "negatives", READS[NEGATIVES]))
     write = ShardsJob(cells, settings.shards, pairs, regions, version, identity.wrong)
     last = tuple(name for name in READS["shards"] if name in {step.name for step in steps})
     shards = Step(cells.shards, write, parts, "samples", last)
@@ -146,6 +150,9 @@ def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
     for name in {EMBEDDINGS, CHECKS} - names:
         if run.read_json(name, FINGERPRINT_FILE) is not None:
             run.delete(name, FINGERPRINT_FILE)
+    if NEGATIVES not in names:
+        for file in run.names(NEGATIVES):
+            run.delete(NEGATIVES, file)
     for cells in [step.output for step in steps if not step.once]:
         if cells.is_current():
             continue

@@ -23,7 +23,7 @@ from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.region_cells import OLDER
 from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
 from maskmine.pipelines.settings.mining import Mining
-from maskmine.schemas.sample import CHECKED_VERSION, FORMAT_VERSION
+from maskmine.schemas.sample import CHECKED_VERSION, FORMAT_VERSION, WHOLE_VERSION
 from maskmine.schemas.settings import fingerprint
 
 # The steps whose fingerprints enter a step's own, in this order; those that they read in turn follow through them. Each
@@ -38,7 +38,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "pairs": ("nouns", "proposals", "embeddings", "vocabulary", "levels"),
     "checks": ("proposals",),
     "selection": ("pairs", "checks"),
-    "shards": ("pairs", "checks"),
+    "negatives": ("nouns", "proposals", "embeddings", "vocabulary", "levels"),
+    "shards": ("pairs", "checks", "negatives"),
 }
 # Raised when the code of a step changes what it writes; cells of the old code are then stale.
 STEP_VERSIONS = {
@@ -50,6 +51,7 @@ STEP_VERSIONS = {
     "pairs": 3,
     "checks": 1,
     "selection": 1,
+    "negatives": 1,
     "shards": FORMAT_VERSION,
 }
 _OLDER_REGIONS = 2  # the last version of the step `regions`, which was both
@@ -140,6 +142,8 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     }
     if settings.checks is not None:
         by_step = {"checks": (deciding(values["checks"]),), **by_step}
+    if settings.negatives is not None:
+        by_step = {"negatives": (deciding(values["negatives"]),), **by_step}
     fetch = settings.regions.decoding.fetch
     fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots, *([fetch.intranet] if fetch.intranet else []))
     return Identity(values, by_step, text, fetching, verdicts.wrong)
@@ -153,7 +157,7 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
     }
     of_regions = region_fingerprints(plan, identity.settings["regions"], fetching=identity.fetching)
     prints = {step: of_regions[step] for step in READS if step in of_regions}
-    for step in identity.by_step:
+    for step in (step for step in READS if step in identity.by_step):
         read = [prints[name] for name in READS[step] if name in prints]
         prints[step] = fingerprint([step, STEP_VERSIONS[step], *of_plan.get(step, ()), *read, *identity.by_step[step]])
     return prints
@@ -161,6 +165,8 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
 
 def format_version(settings: Mining) -> int:
     """The format version of the set that these settings make: the least one that has all of its columns."""
+    if settings.negatives is not None:
+        return WHOLE_VERSION
     return FORMAT_VERSION if settings.checks is None else CHECKED_VERSION
 
 

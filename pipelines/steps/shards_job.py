@@ -57,7 +57,7 @@ class SelectionJob:
 
 @dataclass(frozen=True)
 class ShardsJob:
-    """images, captions, nouns, proposals, pairs, checks → a tar, its index and its account, which is written last.
+    """images, captions, nouns, proposals, pairs, checks, negatives → a tar, its index, and its account, written last.
 
     Of embeddings it reads why an image has none.
 
@@ -123,7 +123,8 @@ class ShardsJob:
     def _of_part(self) -> tuple[Cells[Any], ...]:
         """The cells of a part that its shard vouches for in its account."""
         checks = (self.cells.checks,) if self.cells.checks is not None else ()
-        return self.cells.nouns, *self.cells.regions, self.cells.pairs, *checks
+        negatives = (self.cells.negatives,) if self.cells.negatives is not None else ()
+        return self.cells.nouns, *self.cells.regions, self.cells.pairs, *checks, *negatives
 
     def _frequent_nouns(self) -> dict[str, int]:
         """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
@@ -135,25 +136,26 @@ class ShardsJob:
 
     def _images(self, part: int) -> Iterator[ImageToWrite]:
         cells, unseen = self.cells, self._unseen(part)
-        checked = [cells.checks] if cells.checks is not None else []
+        more = [one for one in (cells.checks, cells.negatives) if one is not None]
         rows: Iterator[tuple[Any, ...]] = zip_longest(
             cells.images.read_rows(part),
             cells.captions.read_rows(part),
             cells.nouns.read_rows(part),
             cells.proposals.read_rows(part),
             cells.pairs.read_rows(part),
-            *(one.read_rows(part) for one in checked),
+            *(one.read_rows(part) for one in more),
         )
         for row in rows:
             if len({one and one.image_id for one in row}) != 1:
                 refuse_mixed(cells, part)
-            image, captions, nouns, regions, pairs, *checks = row
+            image, captions, nouns, regions, pairs, *others = row
+            checks = others.pop(0) if cells.checks is not None else None
             rejected = first_rejection(
                 nouns=nouns.rejection,
                 proposals=regions.rejection,
                 embeddings=unseen.get(image.image_id),
                 pairs=pairs.rejection,
-                checks=checks[0].rejection if checks else None,
+                checks=checks and checks.rejection,
             )
             yield ImageToWrite(
                 image,
@@ -163,7 +165,8 @@ class ShardsJob:
                 rejected,
                 captions.sources,
                 captions.additional,
-                checks[0].checks if checks else None,
+                checks and checks.checks,
+                others[0].negatives if others else (),
             )
 
     def _unseen(self, part: int) -> dict[str, Rejection]:

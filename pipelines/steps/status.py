@@ -55,7 +55,8 @@ def run_status(run: RunFolder) -> RunStatus:
     selection = [cells.selection] if pairs.get("max_per_noun") is not None else []
     before: list[Cells[Any]] = [cells.nouns, cells.vocabulary, *cells.regions, *levels]
     checks = [cells.checks] if cells.checks is not None else []
-    shown = [*before, cells.pairs, *checks, *selection, cells.shards]
+    negatives = [cells.negatives] if cells.negatives is not None else []
+    shown = [*before, cells.pairs, *checks, *selection, *negatives, cells.shards]
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
         steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts), shown))
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)

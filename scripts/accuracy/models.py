@@ -83,10 +83,12 @@ def mine_world(
     per_image: int | str,
     console: Console,
     pairs: Mapping[str, Any] = PAPER,
+    negatives: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Mine a world with the models of `configs/demo-models.yaml`, or what is left of it; bars are drawn on a terminal.
 
-    `pairs` is the rule and its filters: the paper's, which writes every pair, or `CLEAN`, those of the configuration.
+    `pairs` is the rule and its filters: the paper's, which writes every pair, or `CLEAN`, those of the configuration;
+    `negatives` the settings of hard negatives, None for none.
     """
     proposals: dict[str, Any] = {"regions.proposals.checkpoint": str(models.maskformer)}
     if masks == "ground_truth":
@@ -103,6 +105,7 @@ def mine_world(
                 **proposals,
                 "regions.clip": models.clip_settings().model_dump(mode="json"),
                 **{f"pairs.{name}": value for name, value in pairs.items()},
+                **({} if negatives is None else {"negatives": dict(negatives)}),
                 "out": str(out),
             }.items()
         ],

@@ -142,7 +142,7 @@ def main(
             audits=audits,
             verdicts=verdicts,
         )
-    CONSOLE.print(_goal_table(measures))
+    CONSOLE.print(goal_table(measures))
     if coco_mini is not None:
         CONSOLE.print("", render(list(compare_photographs(coco_mini, to / "coco")), ["COCO"]), "", REMARK, sep="\n")
 
@@ -351,7 +351,8 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def _goal_table(measures: Sequence[Measure]) -> TextTable:
+def goal_table(measures: Sequence[Measure]) -> TextTable:
+    """A line for each figure, and whether it reaches its goal."""
     table = TextTable("goal", "value", "", "", "reached", box=None, pad_edge=False)
     for measure in measures:
         reached = "" if measure.reached is None else "yes" if measure.reached else "NO"

@@ -1,7 +1,7 @@
 """What tuning wins on masked regions of the demo world: ways to tune side by side, several seeds each.
 
     bash scripts/compare_tuning                          # plain, prompts on mined and on true pairs, fine-tuned, both
-    bash scripts/compare_tuning sets depth captions positives
+    bash scripts/compare_tuning sets depth captions positives negatives
 
 Pairs are mined from a world that no training of CLIP saw, and regions to judge by come from another. What is there is
 found again: scenes, pairs, and every tuning that is finished.
@@ -41,6 +41,7 @@ PAIRS_SEED, JUDGED_SEED = 21, 22
 CONSOLE = plain_console(width=max(110, plain_console().width))
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _MINED, _PAPER, _ALL_CAPTIONS, _TRUE = "mined", "paper", "mined-5-captions", "true"
+_WITH_NEGATIVES = "mined-negatives"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Way:
         return "-".join(filter(None, (self.mode, self.pairs, values)))
 
 
+_HELD = {"own": "those of the own image", "batch": "those of the whole batch"}  # hard negatives of a region
 TABLES: dict[str, tuple[Way, ...]] = {
     "ways": (
         Way("prompts, mined pairs"),
@@ -82,12 +84,30 @@ TABLES: dict[str, tuple[Way, ...]] = {
         Way("prompts, equal nouns are positives"),
         Way("prompts, the paper's loss", changes=(("objective.positives", "paper"),)),
     ),
+    "negatives": (
+        Way("prompts, no hard negatives"),
+        *(
+            Way(f"prompts, {whose}", pairs=_WITH_NEGATIVES, changes=(("objective.negatives", held),))
+            for held, whose in _HELD.items()
+        ),
+        Way("fine-tuned, no hard negatives", mode="finetune", judged=("clip",)),
+        *(
+            Way(
+                f"fine-tuned, {whose}",
+                pairs=_WITH_NEGATIVES,
+                changes=(("objective.negatives", held),),
+                mode="finetune",
+                judged=("clip",),
+            )
+            for held, whose in _HELD.items()
+        ),
+    ),
 }
 
 
 def main(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="ways, sets, depth, captions, positives; `ways` without.")
+        list[str] | None, typer.Argument(help="ways, sets, depth, captions, positives, negatives; `ways` without.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, for mean and spread.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a tuning.")] = None,
@@ -143,6 +163,7 @@ class Worlds:
             per_image=per_image,
             console=CONSOLE,
             pairs=PAPER if kind == _PAPER else CLEAN,
+            negatives={} if kind == _WITH_NEGATIVES else None,
         )
 
     def regions(self) -> dict[str, str]:

@@ -30,6 +30,7 @@ SHARDS = frozenset({"shards"})
 FILTERS = SHARDS | {"selection"}
 PAIRS = FILTERS | {"pairs"}
 CHECKS = FILTERS | {"checks"}
+NEGATIVES = SHARDS | {"negatives"}
 LEVELS = PAIRS | {"levels"}
 VOCABULARY = LEVELS | {"vocabulary"}
 NOUNS = VOCABULARY | {"nouns"}
@@ -45,7 +46,7 @@ PLAN = "plan"
 LAW = Path(__file__).with_name("identity_law.txt")
 STEPS = {"filters": FILTERS, "pairs": PAIRS, "levels": LEVELS, "vocabulary": VOCABULARY, "nouns": NOUNS}
 STEPS |= {"proposals": REGIONS, "embeddings": EMBEDDINGS, "clip": CLIP, "models": MODELS}
-STEPS |= {"shards": SHARDS, "checks": CHECKS, HOW: NOTHING, RECORD: NOTHING}
+STEPS |= {"shards": SHARDS, "checks": CHECKS, "negatives": NEGATIVES, HOW: NOTHING, RECORD: NOTHING}
 
 PROPOSALS: dict[str, dict[str, Any]] = {
     "maskformer": {"kind": "maskformer", "checkpoint": "proposer"},
@@ -66,6 +67,7 @@ VERIFIERS: dict[str, dict[str, Any]] = {
     "second_architecture": {"kind": "clip", "clip": {"model": "architecture.json"}},
     "open_maskformer_verifier": {"kind": "open_maskformer", "checkpoint": "open", "clip": {"model": "clip"}},
 }
+WORDNET = "00000001 06 n 02 couch 0 sofa 0 000 | a seat  \n"
 CAPTIONS = {"kind": "coco", "annotations": "captions.json", "images": "images"}
 MODEL = {"text_cfg": {"hf_tokenizer_name": "anything"}, "vision_cfg": {}, "embed_dim": 8}
 
@@ -101,6 +103,7 @@ def write_world(folder: Path) -> Path:
     write(folder / "other_segments" / "1.png", "2")
     write(folder / "templates.txt", "a {}.\n"), write(folder / "skip.txt", "dog\ncat # a comment\n")
     write(folder / "synonyms.yaml", "person: [man]\n")
+    write(folder / "groups.txt", "couch, sofa\n"), write(folder / "wordnet" / "data.noun", WORDNET)
     write(folder / "verdicts.csv", "image_id,noun,mask,verdict\n1,dog,abc,wrong_noun\n")
     return folder
 
@@ -144,6 +147,8 @@ def settings_of(under: str = "-", **changes: Any) -> Mining:
         tree["checks"] = {"verifier": VERIFIERS[under]}
     if under in ("labels", "checked_labels"):
         tree["pairs"] = {"rule": "labels"}
+    if under == "negatives":
+        tree["negatives"] = {}
     if under == "calibrated":
         tree["pairs"] = {"calibration": "calibration.json"}
     Path("mining.yaml").write_text(json.dumps(tree))
@@ -409,7 +414,7 @@ def test_where_masks_are_annotated_the_device_counts_for_what_clip_sees_in_them(
 def test_without_clip_there_are_no_embeddings(here: Path) -> None:
     labels = settings_of("labels")
     without = prints(settings_of("labels", **{"regions.clip": None}))
-    assert READS.keys() - without.keys() == {"embeddings", "checks"}
+    assert READS.keys() - without.keys() == {"embeddings", "checks", "negatives"}
     assert without["proposals"] == prints(labels)["proposals"], "CLIP decides nothing of the masks"
 
 

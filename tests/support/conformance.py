@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,9 +52,9 @@ def same_bytes_as_local(engine: Engine, folder: Path) -> None:
 
 
 def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
-    """Masks by EoMT, embeddings by a SigLIP 2 and checks by OWLv2, all tiny, are those of the local run to the last
-    bit, from the captions to the shards: where one pass makes both, where there are masks and CLIP looks at them alone,
-    and where both are there."""
+    """Masks by EoMT, embeddings by a SigLIP 2 and checks by OWLv2, all tiny, and negatives are those of the local run
+    to the last bit, from captions to shards: where one pass makes both, where there are masks and CLIP looks at them
+    alone, and where both are there."""
     from tests.support.models import OF_TIMM, save_tiny_clip
     from tests.support.runs import config
     from tests.support.tiny_proposers import save_eomt
@@ -66,13 +67,17 @@ def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
         "clip": {"model": str(save_tiny_clip(world / "clip", **OF_TIMM)), "batch_size": 4},
         "device": "cpu",
     }
-    checks = {"verifier": save_verifier("owlv2", world / "verifier")}
-    run_with(LocalEngine(), config(world, regions, folder / "local", checks=checks))
-    later = ("_SUCCESS", "manifest.json", "vocabulary.parquet", "levels.parquet", "nouns", "pairs", "checks", "shards")
+    more: dict[str, Any] = {
+        "checks": {"verifier": save_verifier("owlv2", world / "verifier")},
+        "negatives": {"min_images": 1, "min_separability": 0.0, "max_agreement": 1.0, "margin": 0.0},
+    }
+    run_with(LocalEngine(), config(world, regions, folder / "local", **more))
+    later = ("_SUCCESS", "manifest.json", "vocabulary.parquet", "levels.parquet", "nouns", "pairs")
+    later = (*later, "checks", "negatives", "shards")
     shutil.copytree(folder / "local", folder / "engine", ignore=shutil.ignore_patterns(*later))
     for cell in ("proposals/00000.parquet", "embeddings/*/00000.parquet", "embeddings/*/00001.parquet"):
         next((folder / "engine").glob(cell)).unlink()
-    made = run_with(engine, config(world, regions, folder / "engine", checks=checks)).made
+    made = run_with(engine, config(world, regions, folder / "engine", **more)).made
     assert sorted(cell for cell in made if cell[0] in ("proposals", "embeddings")) == [
         ("embeddings", 0),
         ("embeddings", 1),
@@ -82,6 +87,7 @@ def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
     found = samples(RunFolder(str(folder / "engine")))
     assert len({row.presence for row in found}) > 2
     assert max(row.agreement or 0.0 for row in found) > 0
+    assert any(row.negatives for row in found)
 
 
 def regenerated_data_is_that_of_a_full_run(engine: Engine, folder: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from maskmine.pipelines.export.export import Export, export_run
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.schemas.manifest import Manifest, ShardEntry, Totals
-from maskmine.schemas.rows import SampleRow, UncheckedSampleRow
+from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import (
     FORMAT_VERSION,
     RECORD_KEYS,
+    WHOLE_VERSION,
     Sample,
     StoredSample,
+    index_type,
     member_names,
     record_keys,
     sample_members,
@@ -54,24 +56,26 @@ def write_toy_shards(
     seed: int = 0,
     scores: bool = False,
     confident: bool = False,
+    negatives: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write a folder with the shards, indexes and manifest of a finished run: corners in the colours of their nouns.
 
     With `scores` sample n has a similarity of n / 100, a margin of 1 less that, and, but for sample 0, a lift of
-    n / 100 - 0.1 and an evidence of n - 12. Where they are `confident`, it has a confidence of n / 100.
+    n / 100 - 0.1 and an evidence of n - 12. Where they are `confident`, it has a confidence of n / 100. `negatives` are
+    those of the image of each noun, which make the set one of format version 5.
     """
-    rng = np.random.default_rng(seed)
+    rng, version = np.random.default_rng(seed), FORMAT_VERSION if negatives is None else WHOLE_VERSION
     (folder / "shards").mkdir(parents=True)
     entries = []
     for first in range(0, samples, per_shard):
         name = f"{first // per_shard:05d}"
         made = [
-            _sample(n, nouns[n % len(nouns)], rng, scores=scores, confident=confident)
+            _sample(n, nouns[n % len(nouns)], rng, scores=scores, confident=confident, negatives=negatives)
             for n in range(first, min(samples, first + per_shard))
         ]
-        entries.append(_write_shard(folder / "shards", name, made))
+        entries.append(_write_shard(folder / "shards", name, made, version=version))
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=version,
         fingerprint=hashlib.sha256("".join(e.sha256 for e in entries).encode()).hexdigest(),
         plan_sha256="0" * 64,
         settings={},
@@ -154,7 +158,13 @@ def _older_shard(path: Path, later: frozenset[str]) -> dict[str, Any]:
 
 
 def _sample(
-    number: int, noun: str, rng: np.random.Generator, *, scores: bool, confident: bool
+    number: int,
+    noun: str,
+    rng: np.random.Generator,
+    *,
+    scores: bool,
+    confident: bool,
+    negatives: Mapping[str, Sequence[str]] | None,
 ) -> tuple[Sample, SampleRow]:
     """Two bars that meet in a corner, on noise, in a crop that reaches beyond them; most of their box is blank."""
     y, x = np.mgrid[:SIZE_PX, :SIZE_PX]
@@ -169,6 +179,8 @@ def _sample(
     Image.fromarray(rgb_HW3).save(picture, "PNG")
     key = f"{number:04d}-000"
     record: dict[str, Any] = dict.fromkeys(record_keys(FORMAT_VERSION)) | {"noun": noun, "box_crop_xyxy": list(box)}
+    if negatives is not None:
+        record |= {"presence": None, "agreement": None, "negatives": list(negatives.get(noun, ())), "corrected": []}
     row = SampleRow(
         key=key,
         image_id=f"{number:04d}",
@@ -191,11 +203,12 @@ def _sample(
         lift=round(number / 100 - 0.1, 6) if scores and number else None,
         evidence=number - 12.0 if scores and number else None,
         confidence=number / 100 if confident else None,
+        negatives=tuple((negatives or {}).get(noun, ())),
     )
     return Sample(key, picture.getvalue(), encode_mask(mask_HW), noun, record), row
 
 
-def _write_shard(folder: Path, name: str, made: Sequence[tuple[Sample, SampleRow]]) -> ShardEntry:
+def _write_shard(folder: Path, name: str, made: Sequence[tuple[Sample, SampleRow]], *, version: int) -> ShardEntry:
     tar, rows = io.BytesIO(), []
     for sample, row in made:
         offset = tar.tell()
@@ -204,7 +217,7 @@ def _write_shard(folder: Path, name: str, made: Sequence[tuple[Sample, SampleRow
         rows.append(SampleRow(**fields | {"shard": f"{name}.tar", "offset": offset, "size_bytes": size_bytes}))
     write_end_of_tar(tar, size_bytes=tar.tell())
     index = io.BytesIO()
-    write_parquet(to_table(rows, UncheckedSampleRow), index)
+    write_parquet(to_table(rows, index_type(version)), index)
     (folder / f"{name}.tar").write_bytes(tar.getvalue())
     (folder / f"{name}.parquet").write_bytes(index.getvalue())
     return ShardEntry(

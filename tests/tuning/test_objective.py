@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.vocabulary import Vocabulary, text_classifier
-from maskmine.tuning.clip.loss import Positives, contrastive_loss
+from maskmine.tuning.clip.loss import Negatives, Positives, contrastive_loss
 from tests.support.models import save_tiny_clip
 
 
@@ -27,10 +27,22 @@ def texts_of(nouns: list[int]) -> Tensor:
     return unit_vectors(max(nouns) + 1, seed=1)[nouns]
 
 
-def naive_loss(image_BD: Tensor, text_BD: Tensor, nouns: list[int], scale: float, positives: Positives) -> float:
+def naive_loss(
+    image_BD: Tensor,
+    text_BD: Tensor,
+    nouns: list[int],
+    scale: float,
+    positives: Positives,
+    *,
+    further: tuple[Tensor, list[list[bool]]] | None = None,
+) -> float:
     count, total = len(nouns), 0.0
     for rows, columns in ((image_BD, text_BD), (text_BD, image_BD)):
         for b in range(count):
+            against = 0.0
+            if further is not None and rows is image_BD:
+                shown = [k for k, hidden in enumerate(further[1][b]) if not hidden]
+                against = sum(math.exp(scale * float(image_BD[b] @ further[0][k])) for k in shown)
             logits = [scale * float(rows[b] @ columns[other]) for other in range(count)]
             if positives == "paper":
                 right, wrong = [b], [other for other in range(count) if other != b]
@@ -38,7 +50,7 @@ def naive_loss(image_BD: Tensor, text_BD: Tensor, nouns: list[int], scale: float
                 right = [other for other in range(count) if nouns[other] == nouns[b]]
                 wrong = [other for other in range(count) if nouns[other] != nouns[b]]
             for r in right:
-                share = math.exp(logits[r]) / (math.exp(logits[r]) + sum(math.exp(logits[w]) for w in wrong))
+                share = math.exp(logits[r]) / (math.exp(logits[r]) + sum(math.exp(logits[w]) for w in wrong) + against)
                 total -= math.log(share) / len(right) / count / 2
     return total
 
@@ -97,3 +109,27 @@ def test_nouns_are_embedded_as_in_the_vocabulary_of_mining(tmp_path: Path, templ
     else:
         raw_VD = text_classifier(["cat", "dog", "hat"], embed=Vocabulary(templates="raw").open_names(clip, "cpu"))
         assert not torch.allclose(table_VD, raw_VD, atol=1e-2)
+
+
+@pytest.mark.parametrize("positives", ["equal_nouns", "paper"])
+@given(
+    nouns=st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    further=st.integers(0, 5),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_further_nouns_are_in_the_denominator_of_the_regions_that_are_held_against_them(
+    positives: Positives, nouns: list[int], further: int, seed: int
+) -> None:
+    image_BD, text_BD, text_KD = unit_vectors(len(nouns), seed=2), texts_of(nouns), unit_vectors(further, seed=3)
+    hidden_BK = torch.rand(len(nouns), further, generator=torch.Generator().manual_seed(seed)) < 0.4
+    found = contrastive_loss(
+        image_BD,
+        text_BD,
+        nouns_B=torch.tensor(nouns),
+        scale=5.0,
+        positives=positives,
+        negatives=Negatives(text_KD, hidden_BK),
+    )
+    expected = naive_loss(image_BD, text_BD, nouns, 5.0, positives, further=(text_KD, hidden_BK.tolist()))
+    assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-12)

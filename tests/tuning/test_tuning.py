@@ -235,10 +235,11 @@ def test_the_loss_is_that_of_the_whole_batch_however_it_is_cut(
     assert len(set(curves[0])) == 4
 
 
-def test_torchrun_starts_processes_that_tune_as_one_does(clip_folder: Path, shards: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_processes_that_tune_as_one_does(clip_folder: Path, tmp_path: Path) -> None:
+    shards = write_toy_shards(tmp_path / "run", negatives={"cherry": ["berry"], "sky": ["sea", "leaf"]})
+    objective = {"logit_scale": "trained", "negatives": "batch"}
     one, two = (
-        settings_of(clip_folder, shards, tmp_path / name, mode="joint", objective={"logit_scale": "trained"})
-        for name in ("one", "two")
+        settings_of(clip_folder, shards, tmp_path / name, mode="joint", objective=objective) for name in ("one", "two")
     )
     config = tmp_path / "tune.yaml"
     config.write_text(two.model_dump_json())

@@ -28,23 +28,29 @@ from maskmine.mining.images.crops import Crop
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest, ShardEntry, parse_manifest, refuse_wider_crops
 from maskmine.schemas.rows import SampleRow
-from maskmine.schemas.sample import is_damaged, why_no_score
-from maskmine.schemas.tables import read_parquet, with_later_columns
+from maskmine.schemas.sample import WHOLE_VERSION, is_damaged, why_no_score
+from maskmine.schemas.tables import arrow_schema, read_parquet, with_later_columns
+from maskmine.tuning.clip.negatives import Columns, Held, Lists, Unshown, columns_of
 from maskmine.tuning.clip.settings import Data, Source
 from maskmine.tuning.clip.transforms import View, decode_sample, show_region
 from maskmine.tuning.training.order import Integers, SampleRef, Stream, shares_of_batch
 
 _COLUMNS = ("key", "noun", "shard", "offset", "size_bytes", "crc32")
 _SCORES = ("similarity", "margin", "lift", "evidence", "confidence")
+_OF_IMAGES = ("image_id", "negatives")  # read where negatives are asked for
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSet:
-    """The finished shards of a mining run, with an index row for each selected sample, in the order of the shards."""
+    """The finished shards of a mining run, with an index row for each selected sample, in the order of the shards.
+
+    `unshown` are the nouns that their images do not show, where they were asked for.
+    """
 
     folder: Path
     fingerprint: str
     index: pa.Table
+    unshown: Unshown | None = None
 
     def read(self, row: int) -> tuple[str, bytes, str]:
         """Key, bytes in the tar, and the path for messages. Raises InputError when they are not those of the index."""
@@ -66,21 +72,30 @@ class ShardSet:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The part of a batch that a process sees. `nouns_G` are the numbers of all its nouns, for all processes."""
+    """The part of a batch that a process sees. `nouns_G` are the numbers of all its nouns, for all processes, and
+    `negatives` further nouns that they are held against."""
 
     step: int
     pixels_B3SS: Tensor
     masks_BSS: Tensor
     nouns_G: Tensor
+    negatives: Columns | None = None
 
     def pin_memory(self) -> Batch:
         """The same in memory that a GPU copies from without waiting."""
-        return Batch(self.step, self.pixels_B3SS.pin_memory(), self.masks_BSS.pin_memory(), self.nouns_G.pin_memory())
+        return Batch(
+            self.step,
+            self.pixels_B3SS.pin_memory(),
+            self.masks_BSS.pin_memory(),
+            self.nouns_G.pin_memory(),
+            self.negatives and self.negatives.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)
 class Pairs(Dataset["Batch | str"]):
-    """All samples, and their order. `numbers` are those of the nouns of each set's samples."""
+    """All samples, and their order. `numbers` are those of the nouns of each set's samples, `unshown` those of the
+    negatives of each sample and of what its image says; regions are held against none where `held` is None."""
 
     sets: tuple[ShardSet, ...]
     numbers: tuple[Integers, ...]
@@ -89,6 +104,8 @@ class Pairs(Dataset["Batch | str"]):
     seed: int
     rank: int = 0
     processes: int = 1
+    unshown: tuple[tuple[Lists, Lists], ...] = ()
+    held: Held | None = None
 
     @property
     def batch_size(self) -> int:
@@ -119,8 +136,19 @@ class Pairs(Dataset["Batch | str"]):
             step=step,
             pixels_B3SS=torch.stack([pixels_3SS for pixels_3SS, _ in shown]),
             masks_BSS=torch.stack([mask_SS for _, mask_SS in shown]),
-            nouns_G=torch.tensor([int(self.numbers[ref.source][ref.row]) for ref in refs]),
+            nouns_G=torch.tensor(self._nouns(refs)),
+            negatives=self._columns(refs),
         )
+
+    def _nouns(self, refs: Sequence[SampleRef]) -> list[int]:
+        return [int(self.numbers[ref.source][ref.row]) for ref in refs]
+
+    def _columns(self, refs: Sequence[SampleRef]) -> Columns | None:
+        """The further columns of a batch, of all its samples."""
+        if self.held is None:
+            return None
+        negatives, said = ([self.unshown[ref.source][which].of(ref.row) for ref in refs] for which in (0, 1))
+        return columns_of(self._nouns(refs), negatives, said, held=self.held)
 
     def _show(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
         key, span, path = self.sets[ref.source].read(ref.row)
@@ -129,19 +157,21 @@ class Pairs(Dataset["Batch | str"]):
         return show_region(region, view=self.view, rng=rng)
 
 
-def open_sets(data: Data) -> tuple[ShardSet, ...]:
-    """The shards of all sources.
+def open_sets(data: Data, *, negatives: bool = False) -> tuple[ShardSet, ...]:
+    """The shards of all sources; with the `negatives` of their images where these are asked for.
 
     Raises InputError for a folder that holds no finished run that this version reads, whose pairs have no scores where
-    some are asked for, or whose crops show less than `data.crop` does.
+    some are asked for, without negatives likewise, or whose crops show less than `data.crop` does.
     """
-    return tuple(_open_set(source, crop=data.crop) for source in data.sources)
+    return tuple(_open_set(source, crop=data.crop, negatives=negatives) for source in data.sources)
 
 
 def nouns_of(sets: Sequence[ShardSet]) -> tuple[str, ...]:
-    """The different nouns of all samples, in the order of their UTF-8 bytes."""
+    """The different nouns of all samples, in the order of their UTF-8 bytes, and after them those that are negatives
+    alone."""
     nouns = {noun for shards in sets for noun in shards.index["noun"].unique().to_pylist()}
-    return tuple(sorted(nouns, key=str.encode))
+    unshown = set[str]().union(*(shards.unshown.nouns() for shards in sets if shards.unshown is not None))
+    return (*sorted(nouns, key=str.encode), *sorted(unshown - nouns, key=str.encode))
 
 
 def arrange(
@@ -153,6 +183,7 @@ def arrange(
     seed: int,
     rank: int = 0,
     processes: int = 1,
+    held: Held | None = None,
 ) -> Pairs:
     """The batches of a phase. Raises InputError when one holds more than an epoch, or is no whole share a process."""
     if batch_size % processes:
@@ -178,7 +209,8 @@ def arrange(
     )
     for stream in streams:
         _refuse_large_batch(stream, data)
-    return Pairs(tuple(sets), numbers, streams, view, seed, rank, processes)
+    unshown = tuple(shards.unshown.numbered(number_of) for shards in sets if shards.unshown is not None)
+    return Pairs(tuple(sets), numbers, streams, view, seed, rank, processes, unshown, held)
 
 
 def _refuse_large_batch(stream: Stream, data: Data) -> None:
@@ -190,12 +222,19 @@ def _refuse_large_batch(stream: Stream, data: Data) -> None:
         )
 
 
-def _open_set(source: Source, *, crop: Crop) -> ShardSet:
+def _open_set(source: Source, *, crop: Crop, negatives: bool) -> ShardSet:
     folder = Path(source.folder)
     manifest = _read_manifest(folder)
     refuse_wider_crops(manifest, crop.expand_ratio, name="data.crop.expand_ratio", folder=source.folder)
-    tables = [_read_index(folder, shard) for shard in manifest.shards]
-    index = pa.concat_tables(tables) if tables else pa.table({name: [] for name in (*_COLUMNS, *_SCORES)})
+    if negatives and manifest.format_version < WHOLE_VERSION:
+        raise InputError(
+            f"objective.negatives: the pairs of {folder} have none; mine them with `negatives: {{}}`, which makes only "
+            "the shards again, or leave it out"
+        )
+    columns = [*_COLUMNS, *_SCORES, *(_OF_IMAGES if negatives else ())]
+    tables = [_read_index(folder, shard).select(columns) for shard in manifest.shards]
+    index = pa.concat_tables(tables) if tables else arrow_schema(SampleRow).empty_table().select(columns)
+    unshown = Unshown.of(index) if negatives else None
     least = {name: getattr(source, f"min_{name}") for name in _SCORES}
     for name in (name for name in _SCORES if least[name] is not None and len(index)):
         if index[name].null_count == len(index):
@@ -206,7 +245,8 @@ def _open_set(source: Source, *, crop: Crop) -> ShardSet:
         if minimum is not None:  # a pair without the score, as of a noun that every image says, does not reach it
             passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], minimum), False))
     index = index.filter(passes)
-    return ShardSet(folder, manifest.fingerprint, index.select(_COLUMNS).combine_chunks())
+    selected = index.select(_COLUMNS).combine_chunks()
+    return ShardSet(folder, manifest.fingerprint, selected, unshown and unshown.filter(passes))
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -235,4 +275,4 @@ def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != shard.index_sha256 or size_bytes != shard.size_bytes:
         raise InputError(f"{path}: not the index that the manifest names; run `maskmine verify {folder}`")
     table = with_later_columns(read_parquet(io.BytesIO(content)), SampleRow)
-    return table.select([*_COLUMNS, *_SCORES]).replace_schema_metadata(None)
+    return table.replace_schema_metadata(None)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from maskmine.mining.images.crops import SeenCrop
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.prompt_templates import Templates
-from maskmine.schemas.settings import AnyPath, ExecutionOnly, FromPreset, Settings, plain_values
+from maskmine.schemas.settings import AddedLater, AnyPath, ExecutionOnly, FromPreset, Settings, plain_values
 from maskmine.tuning.training.settings import Precision, fill_from_preset, yaml_number
 
 Mode = Literal["prompts", "finetune", "finetune_then_prompts", "joint"]
@@ -125,6 +125,9 @@ class Objective(Settings):
     positives: Literal["equal_nouns", "paper"] = "equal_nouns"
     """`equal_nouns`: pairs of the same noun in a batch are positives for each other; `paper`: they are negatives, as in
     the paper."""
+    negatives: Annotated[Literal["own", "batch"] | None, AddedLater()] = None
+    """Nouns that the images do not show, which a mining run with `negatives` names, as further nouns that a region is
+    held against: those of its `own` image, or those of the whole `batch` that its image does not say. null: none."""
     templates: Templates = "raw"
     """Prompt templates of nouns: `raw` (the bare noun, as in the paper), `vild`, `imagenet`, or a text file."""
     logit_scale: Literal["locked", "trained"] = "locked"

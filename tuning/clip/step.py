@@ -5,7 +5,7 @@ embeddings are computed first, the loss gives a gradient for each of them, and e
 backward pass by itself, after a second forward pass where there is more than one.
 
 Shapes: B pairs of this process, G those of all processes, M those of a micro-batch, V nouns of the vocabulary,
-D width of the embedding, S side in pixels.
+D width of the embedding, S side in pixels, K further nouns that a batch is held against.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from maskmine.tuning.clip.data import Batch
-from maskmine.tuning.clip.loss import Positives, contrastive_loss
+from maskmine.tuning.clip.loss import Negatives, Positives, contrastive_loss
 from maskmine.tuning.clip.settings import Adam, Stage
 from maskmine.tuning.training.log import Losses
 from maskmine.tuning.training.optim import Trainable, parameter_group
@@ -66,7 +66,7 @@ class ClipLearner:
         """The loss of the whole batch with the weights as they are."""
         with torch.no_grad():
             own_BD = torch.cat([_unit_vectors(self, *micro_batch) for micro_batch in _micro_batches(self, batch)])
-            return _loss_of(self, own_BD, batch.nouns_G.to(own_BD.device)).item()
+            return _loss_of(self, own_BD, batch).item()
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on."""
@@ -110,7 +110,7 @@ def _add_gradients(learner: ClipLearner, batch: Batch) -> float:
     with torch.set_grad_enabled(len(micro_batches) == 1):
         embedded_MD = [_unit_vectors(learner, *micro_batch) for micro_batch in micro_batches]
     own_BD = torch.cat([part_MD.detach() for part_MD in embedded_MD]).requires_grad_()
-    loss, gradient_BD = _loss_and_gradient(learner, own_BD, batch.nouns_G.to(own_BD.device))
+    loss, gradient_BD = _loss_and_gradient(learner, own_BD, batch)
     if not math.isfinite(loss):
         return loss
     # Propagate each micro-batch's part of the gradient through the tower.
@@ -137,12 +137,12 @@ def _unit_vectors(learner: ClipLearner, pixels_M3SS: Tensor, masks_MSS: Tensor) 
     return normalize(features_MD.float(), dim=-1)
 
 
-def _loss_and_gradient(learner: ClipLearner, own_BD: Tensor, nouns_G: Tensor) -> tuple[float, Tensor]:
+def _loss_and_gradient(learner: ClipLearner, own_BD: Tensor, batch: Batch) -> tuple[float, Tensor]:
     """The loss and its gradient by this process's embeddings; the gradient by the scale is set at the scale.
 
     Every process computes the same loss of the same embeddings; gradients reach the tower through its own ones.
     """
-    loss = _loss_of(learner, own_BD, nouns_G)
+    loss = _loss_of(learner, own_BD, batch)
     inputs = [own_BD, learner.logit_scale] if learner.trains_scale else [own_BD]
     gradient_BD, *scale_gradients = torch.autograd.grad(loss, inputs)
     for gradient in scale_gradients:
@@ -150,8 +150,12 @@ def _loss_and_gradient(learner: ClipLearner, own_BD: Tensor, nouns_G: Tensor) ->
     return loss.item(), gradient_BD
 
 
-def _loss_of(learner: ClipLearner, own_BD: Tensor, nouns_G: Tensor) -> Tensor:
+def _loss_of(learner: ClipLearner, own_BD: Tensor, batch: Batch) -> Tensor:
     """The loss of the embeddings of all processes, of which `own_BD` are this one's."""
+    nouns_G, negatives = batch.nouns_G.to(own_BD.device), None
+    if batch.negatives is not None:
+        columns = batch.negatives.to(own_BD.device)
+        negatives = Negatives(learner.nouns_VD[columns.nouns_K], columns.hidden_GK)
     rows = learner.processes.gather(own_BD)
     rows[learner.processes.rank] = own_BD
     return contrastive_loss(
@@ -160,4 +164,5 @@ def _loss_of(learner: ClipLearner, own_BD: Tensor, nouns_G: Tensor) -> Tensor:
         nouns_B=nouns_G,
         scale=learner.logit_scale.exp(),
         positives=learner.positives,
+        negatives=negatives,
     )

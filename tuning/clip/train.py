@@ -110,7 +110,7 @@ def _run_phases(run: _Run) -> tuple[int, float | None]:
 
 
 def _open_run(settings: Tuning, processes: Processes, console: Console) -> _Run:
-    sets = open_sets(settings.data)
+    sets = open_sets(settings.data, negatives=settings.objective.negatives is not None)
     clip = settings.clip.open_whole()
     patch_tower(clip.model.visual)  # mask prompts need patches
     decisive = {
@@ -203,6 +203,7 @@ def _arrange(run: _Run, phase: Stage) -> Pairs:
         seed=run.settings.seed,
         rank=run.processes.rank,
         processes=run.processes.count,
+        held=run.settings.objective.negatives,
     )
 
 

@@ -1,0 +1,278 @@
+"""Negatives: for each image the nouns nearest to what it says that it does not show. A matrix product; no model.
+
+A noun is a negative of an image when
+
+- it can be seen at all: its separability (`mining/levels.py`) and the number of images that say it are high enough;
+- the image does not say it, in any form: no noun of its captions may name the same thing (`mining/text/relations.py`),
+  nor the label of a region, and no caption has its words;
+- it is not what a noun that is said looks like: the prototypes of the two point in different directions;
+- no region of the image is as similar to it as images that do not say it have on average: its own level.
+
+Of these the nearest to the nouns that are said come first, by the cosine of their text embeddings.
+
+Shapes: S said nouns of a part, C candidates, B of them in a block, M nearest candidates of a said noun, P candidates of
+an image, R its regions, A its said nouns, D width of the embedding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from maskmine.mining.models.embeddings import unpack
+from maskmine.mining.scores.noun_tables import NounTables, on_disk
+from maskmine.mining.scores.statistics import Array, unit
+from maskmine.mining.text.labels import label_names
+from maskmine.mining.text.relations import (
+    Relations,
+    read_synonym_groups,
+    read_wordnet,
+    synonym_groups_identity,
+    wordnet_identity,
+)
+from maskmine.schemas.rows import CaptionsRow, NegativesRow, NounsRow, RegionsRow
+from maskmine.schemas.settings import AnyPath, Settings
+
+FindNegatives = Callable[[Iterable["ImageToSearch"], pa.Array], Iterator[NegativesRow]]
+"""Images of a part, and the nouns that it says, to their negatives, in order."""
+
+_NEAREST_AT_LEAST, _NEAREST_FOR_EACH = 128, 32  # candidates that are tried for a said noun; more for more negatives
+_SAID_AT_ONCE, _CANDIDATES_AT_ONCE = 1024, 4096  # of similarities in memory: 32 MB
+_TRIED_AT_ONCE = 64  # candidates of an image; most often the first ones are enough
+_MILLION = 1_000_000
+_INDEX_BITS = 32  # of the number of a candidate, below its similarity in a key
+_WORD = re.compile(r"\w+")
+
+
+class Negatives(Settings):
+    """Which nouns an image surely does not show, and how many of them its samples name."""
+
+    per_image: Annotated[int, Field(ge=1, le=100)] = 5
+    """Negatives of an image at most, those nearest to what it says."""
+    min_images: Annotated[int, Field(ge=1)] = 3
+    """Images whose captions must say a noun before it can be a negative: it leaves out slips of the pen."""
+    min_separability: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Lowest separability of a negative, and of a noun that is said and that negatives are near to: what CLIP cannot
+    see it cannot miss."""
+    margin: Annotated[float, Field(ge=0)] = 0.25
+    """How far below its level a negative's best similarity in the image is at least, in spreads of the noun."""
+    max_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.5
+    """Highest cosine of the prototypes of a negative and of a noun that is said. Nouns that are found on regions that
+    look alike may name the same thing."""
+    synonyms: AnyPath | None = None
+    """Your own list of nouns that may name the same thing: a group a line, with commas between its words. Such nouns
+    are no negatives of each other, nor are kinds and their general words, where you put both in a line."""
+    wordnet: AnyPath | None = None
+    """Folder of a WordNet database, such as /usr/share/wordnet of Debian's `wordnet-base`: its synonyms, and nouns of
+    which one is a kind of the other, are no negatives of each other. Nothing is fetched."""
+
+    def contents(self) -> dict[str, Any]:
+        """Synonyms and WordNet by what is in them. Raises InputError when they cannot be read."""
+        return {
+            "synonyms": None if self.synonyms is None else synonym_groups_identity(self.synonyms),
+            "wordnet": None if self.wordnet is None else wordnet_identity(self.wordnet),
+        }
+
+    def open(self, tables: NounTables) -> FindNegatives:
+        """A function from the images of a part to their negatives. Raises InputError when a list cannot be read."""
+        relations = Relations(
+            read_synonym_groups(self.synonyms) if self.synonyms is not None else {},
+            read_wordnet(self.wordnet) if self.wordnet is not None else None,
+        )
+        return _Search(self, relations, tables, Candidates.of(tables, self)).find
+
+
+@dataclass(frozen=True, slots=True)
+class ImageToSearch:
+    """What is said of an image, and its regions; an image that a step rejected has none."""
+
+    nouns: NounsRow
+    captions: CaptionsRow
+    regions: RegionsRow
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Nouns that may be negatives, [C], in the order of the vocabulary; embeddings lie in a file without a name.
+
+    A noun is absent where no similarity reaches its `bound`.
+    """
+
+    table: pa.Table
+    nouns: Sequence[str]
+    lemmas: Sequence[str]
+    bound_C: Array
+
+    @classmethod
+    def of(cls, tables: NounTables, settings: Negatives) -> Candidates:
+        """Of a vocabulary and its levels: those that can be seen, and that enough images say."""
+        spread = tables.scorer.scale.spread
+
+        def chosen() -> Iterator[pa.Table]:
+            batches = zip(_batches(tables.vocabulary), _batches(tables.levels), strict=True)
+            for vocabulary, levels in batches:
+                seen = pc.and_(
+                    pc.greater_equal(vocabulary["images"], settings.min_images),
+                    pc.fill_null(pc.greater_equal(levels["separability"], settings.min_separability), False),
+                )
+                known = pc.and_(pc.is_valid(levels["level"]), pc.is_valid(vocabulary["embedding"]))
+                of = pc.and_(seen, known)
+                spreads = pc.fill_null(levels["spread"], spread)
+                yield pa.table(
+                    {
+                        "noun": vocabulary["noun"],
+                        "lemma": pc.coalesce(vocabulary["lemma"], vocabulary["noun"]),
+                        "bound": pc.subtract(levels["level"], pc.multiply(spreads, settings.margin)),
+                        "embedding": vocabulary["embedding"],
+                        "prototype": levels["prototype"],
+                    }
+                ).filter(of)
+
+        table = on_disk(chosen())
+        bound_C = np.asarray(table["bound"].to_numpy(), np.float64)
+        return cls(table, table["noun"].to_pylist(), table["lemma"].to_pylist(), bound_C)
+
+    def blocks(self) -> Iterator[tuple[int, Array]]:
+        """The unit vectors of the candidates, a block at a time, each with the number of its first one."""
+        first = 0
+        for start in range(0, len(self.nouns), _CANDIDATES_AT_ONCE):
+            packed = self.table["embedding"].slice(start, _CANDIDATES_AT_ONCE).to_pylist()
+            yield first, unit(unpack(packed).astype(np.float64))
+            first += len(packed)
+
+    def vectors(self, numbers_P: Any) -> tuple[Array, list[bytes | None]]:
+        """The unit vectors of some candidates, [P, D], and their prototypes."""
+        rows = self.table.select(["embedding", "prototype"]).take(pa.array(numbers_P))
+        return unit(unpack(rows["embedding"].to_pylist()).astype(np.float64)), rows["prototype"].to_pylist()
+
+
+@dataclass(frozen=True)
+class _Search:
+    settings: Negatives
+    relations: Relations
+    tables: NounTables
+    candidates: Candidates
+
+    def find(self, images: Iterable[ImageToSearch], nouns: pa.Array) -> Iterator[NegativesRow]:
+        """The negatives of images whose captions say these nouns."""
+        embeddings, scorer = self.tables.of_nouns(nouns)
+        least = self.settings.min_separability
+        anchors = sorted(noun for noun, scores in scorer.nouns.items() if scores.separability >= least)
+        near = self._nearest({noun: embeddings[noun] for noun in anchors})
+        prototypes = {noun: scores.prototype_D for noun, scores in scorer.nouns.items()}
+        for image in images:
+            yield NegativesRow(image.nouns.image_id, self._of_image(image, near, prototypes))
+
+    def _nearest(self, said: Mapping[str, bytes]) -> dict[str, Array]:
+        """The nearest candidates of each noun that is said, [M, 2]: similarity in millionths and number."""
+        names, found = list(said), dict[str, Array]()
+        for start in range(0, len(names), _SAID_AT_ONCE):
+            block = names[start : start + _SAID_AT_ONCE]
+            text_SD = unit(unpack([said[name] for name in block]).astype(np.float64))
+            keys_SM = self._nearest_keys(text_SD)
+            numbers_SM = (1 << _INDEX_BITS) - 1 - (keys_SM & ((1 << _INDEX_BITS) - 1))
+            millionths_SM = keys_SM >> _INDEX_BITS
+            found |= {
+                name: np.stack([near_M, numbers_M], axis=1)
+                for name, near_M, numbers_M in zip(block, millionths_SM, numbers_SM, strict=True)
+            }
+        return found
+
+    def _nearest_keys(self, text_SD: Array) -> Any:
+        """The M greatest keys of each text: its similarity to a candidate, and the candidate's number, low ones first.
+
+        No two keys are equal, so the same are found whatever the blocks.
+        """
+        most = max(_NEAREST_AT_LEAST, _NEAREST_FOR_EACH * self.settings.per_image)
+        best_SM = np.empty((len(text_SD), 0), np.int64)
+        for first, candidate_BD in self.candidates.blocks():
+            millionths_SB = np.rint(text_SD @ candidate_BD.T * _MILLION).astype(np.int64)
+            numbers_B = (1 << _INDEX_BITS) - 1 - np.arange(first, first + len(candidate_BD))
+            keys_SB = np.concatenate([best_SM, (millionths_SB << _INDEX_BITS) | numbers_B], axis=1)
+            if keys_SB.shape[1] > most:
+                keys_SB = np.partition(keys_SB, keys_SB.shape[1] - most, axis=1)[:, -most:]
+            best_SM = keys_SB
+        return best_SM
+
+    def _of_image(
+        self, image: ImageToSearch, near: Mapping[str, Array], prototypes: Mapping[str, Array | None]
+    ) -> tuple[str, ...]:
+        said = {noun.text: noun for noun in image.nouns.nouns}
+        named = {(noun.text, noun.lemma) for noun in said.values()}
+        labels = {region.label for region in image.regions.regions if region.label}
+        named |= {(name, name) for label in labels for name in label_names(label)}
+        spoken = [_WORD.findall(caption.lower()) for caption in image.captions.captions]
+        chosen: dict[str, str] = {}  # by lemma: one form of a noun
+        anchors = [near[noun] for noun in said if noun in near]
+        for number in self._unseen(image.regions, anchors, [prototypes.get(noun) for noun in said]):
+            noun, lemma = self.candidates.nouns[number], self.candidates.lemmas[number]
+            if lemma in chosen or self._may_be_said(noun, lemma, named, spoken):
+                continue
+            chosen[lemma] = noun
+            if len(chosen) == self.settings.per_image:
+                break
+        return tuple(chosen.values())
+
+    def _unseen(self, regions: RegionsRow, anchors: Sequence[Array], said: Sequence[Array | None]) -> Iterator[int]:
+        """The candidates near to `anchors`, nearest first, that no region is similar to and that do not look like what
+        is `said`, by prototypes."""
+        packed = [region.embedding for region in regions.regions if region.embedding is not None]
+        if not anchors or not packed:
+            return
+        numbers_N = _by_nearness(np.concatenate(anchors))
+        region_RD = unit(unpack(packed).astype(np.float64))
+        for start in range(0, len(numbers_N), _TRIED_AT_ONCE):
+            numbers_P = numbers_N[start : start + _TRIED_AT_ONCE]
+            text_PD, own = self.candidates.vectors(numbers_P)
+            best_P = np.round(text_PD @ region_RD.T, 6).max(axis=1)
+            absent_P = best_P < self.candidates.bound_C[numbers_P]
+            unlike_P = _agreement(own, said) <= self.settings.max_agreement
+            yield from numbers_P[absent_P & unlike_P].tolist()
+
+    def _may_be_said(
+        self, noun: str, lemma: str, named: Iterable[tuple[str, str]], spoken: Sequence[Sequence[str]]
+    ) -> bool:
+        """Whether a noun may name the same as a noun (text, lemma) of an image, or a caption has its words."""
+        if any(self.relations.related(noun, lemma, *other) for other in named):
+            return True
+        return any(_has_words(words, form) for words in spoken for form in {noun, lemma})
+
+
+def _by_nearness(near_P2: Array) -> Any:
+    """The numbers of candidates, each once, the nearest to any noun that is said first; equal ones by number."""
+    millionths_P, numbers_P = near_P2.T
+    order_P = np.lexsort((numbers_P, -millionths_P))
+    _, first = np.unique(numbers_P[order_P], return_index=True)
+    return numbers_P[order_P][np.sort(first)]
+
+
+def _agreement(packed: Sequence[bytes | None], said: Sequence[Array | None]) -> Array:
+    """The highest cosine of each candidate's prototype with that of a noun that is said, [P]; −1 where one has none."""
+    known = [prototype_D for prototype_D in said if prototype_D is not None]
+    agreement_P = np.full(len(packed), -1.0)
+    with_one = [number for number, prototype in enumerate(packed) if prototype is not None]
+    if known and with_one:
+        own_PD = np.stack([np.frombuffer(packed[number] or b"", "<f4") for number in with_one]).astype(np.float64)
+        cosine_PA = unit(own_PD) @ unit(np.stack(known)).T
+        agreement_P[with_one] = np.round(cosine_PA, 6).max(axis=1)
+    return agreement_P
+
+
+def _has_words(words: Sequence[str], noun: str) -> bool:
+    """Whether a caption's words have those of a noun, one after the other."""
+    wanted = _WORD.findall(noun.lower())
+    size = len(wanted)
+    return any(words[start : start + size] == wanted for start in range(len(words) - size + 1))
+
+
+def _batches(table: pa.Table) -> Iterator[pa.Table]:
+    """Some rows at a time, at the same places of every table of as many rows; of an empty one no row, once."""
+    for start in range(0, max(1, len(table)), _CANDIDATES_AT_ONCE):
+        yield table.slice(start, _CANDIDATES_AT_ONCE)

@@ -1,0 +1,71 @@
+"""The job of the negatives: nouns that the images of a part do not show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any
+
+import pyarrow.compute as pc
+
+from maskmine.mining.negatives import ImageToSearch, Negatives
+from maskmine.mining.scores.noun_tables import NounTables
+from maskmine.mining.scores.scale import LevelScale
+from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
+from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick
+from maskmine.pipelines.steps.ties import Input, identities, remember_once
+from maskmine.schemas.rows import NegativesRow
+
+
+@dataclass(frozen=True)
+class NegativesJob:
+    """captions, nouns, regions, vocabulary, levels → negatives."""
+
+    device = None
+    cells: RunCells
+    output: Cells[NegativesRow]
+    settings: Negatives
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        cells = self.cells
+        return tuple(map(Input, (cells.nouns, *cells.regions, cells.vocabulary, cells.levels)))
+
+    def open(self) -> MakeCell:
+        cells, read = self.cells, remember_once(self.inputs)
+        scale = LevelScale.read(cells.levels.read_metadata())
+        find = self.settings.open(NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups()))
+
+        def make(part: int, tick: Tick) -> PartReport:
+            start_s, made_from = time.monotonic(), identities(self.inputs, part, read=read)
+            said = pc.struct_field(pc.list_flatten(cells.nouns.read_table(part)["nouns"]), "text")
+            images = made = 0
+
+            def rows() -> Iterator[NegativesRow]:
+                nonlocal images, made
+                for row in find(self._images(part), said):
+                    images += 1
+                    made += len(row.negatives)
+                    tick(1)
+                    yield row
+
+            self.output.write(part, rows(), made_from=made_from)
+            seconds = time.monotonic() - start_s
+            return PartReport(step=self.output.step, part=part, images=images, rejected=0, made=made, seconds=seconds)
+
+        return make
+
+    def _images(self, part: int) -> Iterator[ImageToSearch]:
+        cells = self.cells
+        rows: Iterator[tuple[Any, ...]] = zip_longest(
+            cells.nouns.read_rows(part),
+            cells.captions.read_rows(part),
+            chain.from_iterable(cells.read_regions(part)),
+        )
+        for row in rows:
+            if len({one and one.image_id for one in row}) != 1:
+                refuse_mixed(cells, part)
+            yield ImageToSearch(*row)
