@@ -70,9 +70,9 @@ class Shards(Settings):
     """Factor by which the tight box of the mask is grown around its centre before the crop is cut, so that training can
     choose how much of the surroundings to use."""
     verdicts: AnyPath | None = None
-    """Verdicts of `maskmine review` or `import-verdicts`, their folder or a CSV: pairs whose last verdict is `wrong_noun`
-    or `bad_mask` are left out, or written with the noun or mask that the reviewer gave in its place. Verdicts of other
-    pairs do no harm; null leaves out none."""
+    """Verdicts of `maskmine review` or `import-verdicts`, their folder or a CSV: pairs whose last verdict is
+    `wrong_noun` or `bad_mask` are left out, or written with the noun or mask that the reviewer gave in place of the
+    wrong one. Verdicts of other pairs do no harm; null leaves out none."""
     threads: Annotated[int, ExecutionOnly(), Field(ge=1, le=64)] = 2
     """Threads that decode and encode at the same time."""
 

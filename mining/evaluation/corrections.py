@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from maskmine.schemas.annotation_tools import PairId
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.pair_id import PairId
 from maskmine.schemas.rows import Pair, Proposal
 
 MOST_NOUN_CHARS = 100
 """The longest noun that a reviewer can give."""
 
+_SCORES = ("similarity", "margin", "lift", "lead", "gap", "agreement", "separability", "evidence", "confidence")
 _MOST_PIXELS = 1 << 31  # as pycocotools counts
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control and format characters, halves, unassigned ones
 
@@ -35,6 +36,9 @@ class Correction:
         """What of the pair is replaced, as `SampleRow.corrected` has it."""
         named = (("mask", self.mask), ("noun", self.noun))
         return tuple(name for name, value in named if value is not None)
+
+
+NOTHING_CORRECTED = Correction(None, None)
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,8 @@ def corrected_pair(pair: Pair, correction: Correction, *, caption: str) -> Pair:
 
     Where the caption does not say it the span is empty, `start == end == 0`.
     """
-    changed = replace(
-        pair,
-        **dict.fromkeys(("similarity", "margin", "lift", "lead", "gap", "agreement", "separability"), None),
-        evidence=None,
-        confidence=None,
-    )
+    unscored: Any = dict.fromkeys(_SCORES)
+    changed = replace(pair, **unscored)
     if correction.noun is None:
         return changed
     start, end = span_of(correction.noun, caption)

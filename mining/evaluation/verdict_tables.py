@@ -10,8 +10,8 @@ from typing import Any
 
 from maskmine.mining.evaluation.corrections import checked_mask, checked_noun
 from maskmine.mining.sources.delimited import Asked, delimited_records, dialect_of
+from maskmine.schemas.annotation_tools import PairId
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.pair_id import PairId
 from maskmine.schemas.rows import VERDICTS, VerdictRow
 
 COLUMNS, KEY_COLUMNS = ("image_id", "noun", "mask", "verdict"), ("key", "verdict")
@@ -27,13 +27,15 @@ class CsvLine:
     fault: str = ""
 
 
-def csv_lines(path: str, pair_of_key: Mapping[str, PairId] | None = None) -> Iterator[CsvLine]:
+def csv_lines(
+    path: str, pair_of_key: Mapping[str, PairId] | None = None, *, encoding: str | None = None
+) -> Iterator[CsvLine]:
     """The lines of a CSV as `read_verdicts` describes it, without those that have no verdict.
 
-    Raises InputError when it cannot be read, or lacks a column.
+    `encoding` is found out where it is None. Raises InputError when it cannot be read, or lacks a column.
     """
-    columns = needed_columns(path, csv_columns(path), pair_of_key)
-    asked = Asked("csv", {name: name for name in columns})
+    columns = _needed_columns(path, _columns(path, encoding), pair_of_key)
+    asked = Asked("csv", {name: name for name in columns}, encoding=encoding)
     for number, record in delimited_records(path, asked):
         if isinstance(record, str):
             what = record.partition(";")[0]
@@ -47,15 +49,15 @@ def csv_lines(path: str, pair_of_key: Mapping[str, PairId] | None = None) -> Ite
                 yield CsvLine(fault=f"line {number}: {error}")
 
 
-def csv_columns(path: str) -> tuple[str, ...]:
+def _columns(path: str, encoding: str | None) -> tuple[str, ...]:
     """The columns of a CSV. Raises InputError for what is none."""
     try:
-        return dialect_of(path, Asked("csv", {})).columns
+        return dialect_of(path, Asked("csv", {}, encoding=encoding)).columns
     except InputError as error:
         raise InputError(f"{path}: neither Parquet nor a CSV in UTF-8 or UTF-16; give a file of verdicts") from error
 
 
-def needed_columns(path: str, found: Iterable[str], pair_of_key: Mapping[str, PairId] | None) -> tuple[str, ...]:
+def _needed_columns(path: str, found: Iterable[str], pair_of_key: Mapping[str, PairId] | None) -> tuple[str, ...]:
     """The columns that name the pairs of a table. Raises InputError when there are none."""
     names = set(found)
     if names.issuperset(COLUMNS):

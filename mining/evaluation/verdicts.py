@@ -17,8 +17,8 @@ import pyarrow as pa
 from maskmine.mining.evaluation.corrections import Correction, Decisions, checked_mask, checked_noun
 from maskmine.mining.evaluation.verdict_tables import csv_lines
 from maskmine.mining.storage.stores import describe, fetch, open_store, os_errors
+from maskmine.schemas.annotation_tools import PairId as PairId
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.pair_id import PairId as PairId
 from maskmine.schemas.rows import VERDICTS, PlainVerdictRow, Verdict, VerdictRow
 from maskmine.schemas.settings import fingerprint
 from maskmine.schemas.tables import from_table, read_parquet, to_table, write_parquet

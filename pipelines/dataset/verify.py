@@ -272,5 +272,7 @@ def _check_content(
         yield "the mask's box is not the recorded one"
     if not noun.decode("utf-8", "replace") == record["noun"] == row.noun:
         yield "the noun differs between .txt, .json and index"
-    if any(record[name] != getattr(row, name) for name in _IN_BOTH if name in keys):
+    if any(record[name] != getattr(row, name) for name in _IN_BOTH if name in keys) or (
+        "corrected" in keys and record["corrected"] != list(row.corrected)
+    ):
         yield ".json and index differ"

@@ -37,7 +37,7 @@ class RunReader:
         self._open: tuple[str, IO[bytes]] | None = None
         self._closing = ExitStack()
         self._file_names = FileNames(finished)
-        self._names: tuple[str, dict[str, str]] | None = None
+        self._paths: tuple[str, dict[str, str | None]] | None = None
 
     def __enter__(self) -> RunReader:
         return self
@@ -75,11 +75,19 @@ class RunReader:
 
     def file_name(self, row: SampleRow) -> str:
         """See `maskmine.mining.exports.export_shards.Run`."""
-        if self._names is None or self._names[0] != row.shard:
-            images = self._run.read_rows("images", _index_name(row.shard), row_type=ImageRow)
-            name = self._file_names.name
-            self._names = row.shard, {image.image_id: name(image.image_id, image.path) for image in images}
-        return self._names[1].get(row.image_id) or row.image_id
+        paths = self._paths_of(row.shard)
+        return self._file_names.name(row.image_id, paths[row.image_id]) if row.image_id in paths else row.image_id
+
+    def image_path(self, row: SampleRow) -> str | None:
+        """See `maskmine.mining.exports.export_shards.Run`."""
+        return self._paths_of(row.shard).get(row.image_id)
+
+    def _paths_of(self, shard: str) -> dict[str, str | None]:
+        """Where the images of a shard are, by their ids."""
+        if self._paths is None or self._paths[0] != shard:
+            images = self._run.read_rows("images", _index_name(shard), row_type=ImageRow)
+            self._paths = shard, {image.image_id: image.path for image in images}
+        return self._paths[1]
 
     def _index(self, shard: ShardEntry) -> pa.Table:
         name = _index_name(shard.name)

@@ -108,8 +108,8 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     """The identity of a run of these settings, `settle`d. Files that they name are hashed, so this is done once a run.
 
     Lists that a name stands for count by what is in them, so that an edited list makes its cells stale; verdicts by the
-    pairs that they call wrong or correct, whoever gave them. What is not on this machine counts as it did in `known`. Raises
-    InputError when a list or verdicts cannot be read.
+    pairs that they call wrong or correct, whoever gave them. What is not on this machine counts as it did in `known`.
+    Raises InputError when a list or verdicts cannot be read.
     """
     settled = settle(settings, known)
     values, pairs = with_known(portable(settled), known), settings.pairs

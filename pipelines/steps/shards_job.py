@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -36,7 +36,7 @@ class SelectionJob:
     cells: RunCells
     settings: ClipPairs | LabelPairs
     parts: int
-    decisions: Decisions = Decisions()
+    decisions: Decisions = field(default_factory=Decisions)
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -80,7 +80,7 @@ class ShardsJob:
     pairs: ClipPairs | LabelPairs
     regions: Regions
     version: int
-    decisions: Decisions = Decisions()
+    decisions: Decisions = field(default_factory=Decisions)
 
     @property
     def inputs(self) -> Sequence[Input]:

@@ -1,4 +1,7 @@
-"""How a pair is known outside of its run: by image, noun and mask; also as one line of text that tools can keep."""
+"""What exports to annotation tools and the readers of their answers agree on: how pairs and fields are called.
+
+A pair is known by image, noun and mask, also as one line of text that a tool can keep.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,15 @@ from urllib.parse import quote, unquote
 
 PairId = tuple[str, str, str]
 """Image id, noun, and `Mask.digest` of the region's mask."""
+
+PAIR, NOUN, VERDICT = "pair", "noun", "verdict"
+"""Attributes of a mask: its `pair_line`, the noun, which people may change, and the verdict, which they choose."""
+UNJUDGED = "unjudged"
+"""The verdict before anybody has looked."""
+CVAT_LABEL = "pair"
+"""The one label of CVAT's task."""
+BRUSH, BETTER_NOUN = "region", "better_noun"
+"""Controls of Label Studio, beside the one for the verdict; none is called as a field of a task's data."""
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
