@@ -2,10 +2,10 @@
 
     bash scripts/compare_rules verdicts --seed 41
 
-The pairs of a mined world are exported, judged as the truth has it, given back in the tools' own forms, imported, and
-the set is written anew with them. A right pair stays; one of the wrong noun gets that of the object that its mask
-shows; one of the wrong mask gets the mask of the object that its noun names; what can be mended in neither way is left
-out.
+Every pair that the rule makes of a world, of which a third is wrong, is exported, judged as the truth has it, given back
+in a tool's own form, imported, and the set is written anew with all. A right pair stays; one of the wrong noun gets that
+of the object that its mask shows; one of the wrong mask gets the mask of the object that its noun names; what can be
+mended in neither way is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,7 @@ from maskmine.pipelines.export.export import Export, export_run
 from maskmine.pipelines.mine import mine
 from maskmine.pipelines.review.import_verdicts import import_verdicts
 from maskmine.pipelines.run_folder.folder import VERDICTS_FOLDER, RunFolder
+from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.annotation_tools import PairId
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask, mask_iou
@@ -63,7 +64,7 @@ def main(
     ),
 ) -> None:
     """Send verdicts out and back through each form, and print what became of them."""
-    world = find_mined(to, seed=seed, scenes=scenes)
+    world = _every_pair(find_mined(to, seed=seed, scenes=scenes), to / f"verdicts-{seed}-{scenes}-every")
     truth = dict(islice(judged_by_truth(world), verdicts))
     missed = 0
     for form in FORMS:
@@ -127,15 +128,28 @@ def round_trip(form: Form, world: World, truth: Mapping[PairId, Truth], *, folde
     before = evaluate_pairs(run, truth=world.truth).precision_of_all
     settings = FinishedRun.open(run).settings
     shards = settings.shards.model_copy(update={"verdicts": run.path(VERDICTS_FOLDER)})
-    mine(settings.model_copy(update={"shards": shards, "out": run.root}), engine=LocalEngine(), observer=RunObserver())
+    _mine(settings, run, shards=shards)
     times.append(time.perf_counter())
     yield at_most("samples that are not as the verdicts have them", _samples_otherwise(run, truth, masks), "", 0)
     yield at_most("problems that `verify` finds", len(list(verify_run(run))), "", 0)
     after = evaluate_pairs(run, truth=world.truth).precision_of_all
     yield Measure("right before", 100 * (before.value or 0), f"% of {before.of:,}")
     yield Measure("right after", 100 * (after.value or 0), f"% of {after.of:,}")
-    for name, begin, end in zip(("export", "the tool", "import", "shards"), times, times[1:], strict=True):
+    for name, begin, end in zip(("export", "the tool", "import", "shards"), times, times[1:], strict=False):
         yield Measure(f"seconds of {name}", round(end - begin, 1), "s")
+
+
+def _every_pair(world: World, folder: Path) -> World:
+    """The world with a copy of its run that no filter left a pair out of."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(world.run.folder.root, folder)
+    run = RunFolder(str(folder))
+    _mine(world.run.settings, run, pairs=world.rule)
+    return World(world.seed, FinishedRun.open(run), world.truth)
+
+
+def _mine(settings: Mining, run: RunFolder, **changes: Any) -> None:
+    mine(settings.model_copy(update={**changes, "out": run.root}), engine=LocalEngine(), observer=RunObserver())
 
 
 def _masks_of(finished: FinishedRun) -> dict[PairId, Mask]:

@@ -139,6 +139,8 @@ def _members(here: str, path: str, scratch: str) -> list[AnswerFile]:
     except _BROKEN_ZIP as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise InputError(f"{path}: not a whole zip ({reason}); get the file again") from error
+    except OSError as error:  # a place before the file's beginning, or a full disk
+        raise InputError(f"{path}: cannot be unpacked ({error.strerror or error}); get the file again") from error
     if not found:
         raise InputError(f"{path}: a zip without annotations; {_REMEDY}")
     return found
