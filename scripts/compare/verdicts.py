@@ -2,10 +2,10 @@
 
     bash scripts/compare_rules verdicts --seed 41
 
-Every pair that the rule makes of a world, of which a third is wrong, is exported, judged as the truth has it, given back
-in a tool's own form, imported, and the set is written anew with all. A right pair stays; one of the wrong noun gets that
-of the object that its mask shows; one of the wrong mask gets the mask of the object that its noun names; what can be
-mended in neither way is left out.
+Every pair that the rule makes of a world, of which a third is wrong, is exported, judged as the truth has it, given
+back in a tool's own form, imported, and the set is written anew with all. A right pair stays; one of the wrong noun
+gets that of the object that its mask shows; one of the wrong mask gets the mask of the object that its noun names; what
+can be mended in neither way is left out.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def judged_by_truth(world: World) -> Iterator[tuple[PairId, Truth]]:
             for pair, match in zip(image.pairs, matches, strict=True):
                 mask, named = image.regions.regions[pair.region].mask, naming(pair.noun, pair.lemma)
                 answer = Truth("right" if match.outcome == "correct" else "cannot say")
-                if match.outcome in ("wrong_object", "background"):
+                if match.outcome in ("wrong_object", "background", "unlabelled"):
                     of_noun = [one.mask for one in objects if one.category in named]
                     shown = [one for one in objects if mask_iou([mask], [one.mask])[0, 0] >= CORRECT_IOU]
                     answer = Truth("wrong noun", noun=shown[0].category if shown else None)

@@ -15,6 +15,10 @@ from maskmine.mining.exports.json_lists import json_lists
 from maskmine.schemas.annotation_tools import PAIR, UNJUDGED, VERDICT, pair_line
 from maskmine.schemas.settings import canonical_json
 
+# FiftyOne keeps boxes as shares of the image, and cuts off what is behind the point when it makes pixels of them again:
+# without this the mask it gives back could lie a pixel too far to the left.
+_NUDGE_PX = 2**-10
+
 
 def write_fiftyone(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT/labels.json`, and copies of the photographs in `SPLIT/data`.
@@ -39,7 +43,7 @@ def write_fiftyone(folder: Folder, shard: ExportShard) -> None:
                     "id": lists.counts["annotations"] + 1,
                     "image_id": number,
                     "category_id": categories[row.noun],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "bbox": [x0 + _NUDGE_PX, y0 + _NUDGE_PX, x1 - x0, y1 - y0],
                     "area": mask.area_px,
                     "segmentation": mask.as_json(),
                     "iscrowd": 1,
@@ -47,6 +51,7 @@ def write_fiftyone(folder: Folder, shard: ExportShard) -> None:
                     PAIR: pair_line((row.image_id, row.noun, mask.digest)),
                     "caption": row.caption,
                     "key": row.key,
-                    **{name: getattr(row, name) for name in ("similarity", "lift", "evidence", "confidence")},
+                    **{name: getattr(row, name) for name in ("similarity", "lift", "evidence")},
+                    **({} if row.confidence is None else {"score": row.confidence}),  # FiftyOne's own `confidence`
                 }
                 lists.add("annotations", canonical_json(annotation))
