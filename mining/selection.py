@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import pyarrow as pa
 
 from maskmine.mining.evaluation.wrong_pairs import PairNumber
 from maskmine.mining.pairs import Filters
-from maskmine.mining.shards import KeepPair
+from maskmine.mining.shards import KeepCorrected, KeepPair
 from maskmine.mining.storage.query import query_cells
 from maskmine.schemas.rows import Pair, PairCheck, SelectionRow
 
@@ -51,19 +52,33 @@ def keep_pair(filters: Filters, *, images_of_noun: Mapping[str, int], last_kept:
     return keep
 
 
+def keep_corrected(last_kept: Mapping[str, str]) -> KeepCorrected:
+    """A function of `(image id, number, corrected noun)`: whether the cut of the noun leaves the pair.
+
+    No other filter is asked: a person has seen what scores can only guess.
+    """
+
+    def keep(image_id: str, number: int, noun: str) -> bool:
+        last = last_kept.get(noun)
+        return last is None or pair_hash(image_id, number) <= last
+
+    return keep
+
+
 def cap_nouns(
     filters: Filters,
     pair_cells: Sequence[str],
     *,
     check_cells: Sequence[str] = (),
     left_out: Collection[PairNumber] = (),
+    corrected: Mapping[PairNumber, str] = MappingProxyType({}),
     memory_limit: str = "1GB",
 ) -> list[SelectionRow]:
     """For each noun with more pairs above the thresholds than `max_per_noun`: the hash of the last one kept.
 
-    Pairs in `left_out` do not count. Reads the Parquet cells of `pairs`, and those of `checks` where a filter is of
-    them; memory stays below `memory_limit`, as DuckDB
-    spills to the disk.
+    Pairs in `left_out` do not count; those that are `corrected` count by the noun given here, whatever their scores.
+    Reads the Parquet cells of `pairs`, and those of `checks` where a filter is of them; memory stays below
+    `memory_limit`, as DuckDB spills to the disk.
     """
     if filters.max_per_noun is None:
         return []
@@ -72,16 +87,18 @@ def cap_nouns(
     conditions = [f"pair.{name} >= {least!r}" for name, least in of_pair.items()]
     conditions += [f"pair_check.{name} >= {least!r}" for name, least in of_check.items()]
     with query_cells([*pair_cells, *checks], memory_limit=memory_limit) as (connection, cells):
-        connection.register("left_out", _as_table(left_out))
+        connection.register("left_out", _as_table(dict.fromkeys(left_out, "")))
+        connection.register("corrected", _as_table(corrected))
         rows = connection.execute(
             f"""
             WITH numbered AS (
                 SELECT image_id, unnest(pairs) AS pair, generate_subscripts(pairs, 1) - 1 AS number
                 FROM read_parquet($pairs)
             ), {_CHECKED_PAIRS if of_check else "checked AS (FROM numbered)"}, hashed AS (
-                SELECT pair.noun AS noun, sha256(image_id || ' ' || number) AS hash
+                SELECT coalesce(corrected.noun, pair.noun) AS noun, sha256(image_id || ' ' || number) AS hash
                 FROM checked ANTI JOIN left_out USING (image_id, number)
-                WHERE {" AND ".join(conditions) or "TRUE"}
+                LEFT JOIN corrected USING (image_id, number)
+                WHERE corrected.noun IS NOT NULL OR ({" AND ".join(conditions) or "TRUE"})
             )
             SELECT noun, hash FROM hashed
             QUALIFY row_number() OVER (PARTITION BY noun ORDER BY hash) = $most
@@ -94,9 +111,10 @@ def cap_nouns(
     return [SelectionRow(noun, last) for noun, last in rows]
 
 
-def _as_table(numbers: Collection[PairNumber]) -> pa.Table:
-    columns = {"image_id": pa.string(), "number": pa.int64()}
-    return pa.table({name: pa.array([n[i] for n in numbers], type) for i, (name, type) in enumerate(columns.items())})
+def _as_table(noun_of: Mapping[PairNumber, str]) -> pa.Table:
+    columns = {"image_id": pa.string(), "number": pa.int64(), "noun": pa.string()}
+    rows = [(*number, noun) for number, noun in noun_of.items()]
+    return pa.table({name: pa.array([row[i] for row in rows], type) for i, (name, type) in enumerate(columns.items())})
 
 
 def _above(least: Mapping[str, float], scored: Pair | PairCheck | None) -> bool:

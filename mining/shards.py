@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import Field
 
-from maskmine.mining.evaluation.verdicts import PairId
+from maskmine.mining.evaluation.corrections import Decisions, corrected_pair, corrected_region
 from maskmine.mining.images.crops import grow_box
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.images.encode import encode_image, encode_mask
@@ -45,11 +45,13 @@ from maskmine.schemas.settings import AnyPath, ExecutionOnly, Settings
 
 Tick = Callable[[int], None]
 KeepPair = Callable[[str, int, Pair, PairCheck | None], bool]
+KeepCorrected = Callable[[str, int, str], bool]
 ReadImage = Callable[[str | None], DecodedImage | Rejection]
 Cut = list[tuple[Sample, Proposal]]
 
 MOST_IN_PART = 1000
 """Images of a part of a large set, where the settings leave it open."""
+_NOTHING_DECIDED = Decisions()
 _PARTS, _FEWEST_IN_PART = 16, 20  # of a small set; a part costs a fraction of a second, whatever is in it
 
 
@@ -68,8 +70,9 @@ class Shards(Settings):
     """Factor by which the tight box of the mask is grown around its centre before the crop is cut, so that training can
     choose how much of the surroundings to use."""
     verdicts: AnyPath | None = None
-    """Verdicts of `maskmine review`, its folder or a CSV: pairs whose last verdict is `wrong_noun` or `bad_mask` are
-    left out. Verdicts of other pairs do no harm; null leaves out none."""
+    """Verdicts of `maskmine review` or `import-verdicts`, their folder or a CSV: pairs whose last verdict is
+    `wrong_noun` or `bad_mask` are left out, or written with the noun or mask that the reviewer gave in place of the
+    wrong one. Verdicts of other pairs do no harm; null leaves out none."""
     threads: Annotated[int, ExecutionOnly(), Field(ge=1, le=64)] = 2
     """Threads that decode and encode at the same time."""
 
@@ -136,12 +139,14 @@ def write_shard(
     shard: str,
     read: ReadImage,
     version: int = FORMAT_VERSION,
-    wrong: Collection[PairId] = (),
+    decisions: Decisions = _NOTHING_DECIDED,
+    keep_corrected: KeepCorrected = lambda *_: True,
     tick: Tick = lambda _: None,
 ) -> tuple[list[SampleRow], ShardAccount]:
     """Write the samples of a part to an open file; returns the index and the account.
 
-    `keep` decides for `(image id, number, pair, its check)` whether it is written, which those in `wrong` never are;
+    `keep` decides for `(image id, number, pair, its check)` whether it is written, `keep_corrected` for `(image id,
+    number, noun)` of those that a reviewer corrected; those that `decisions` call wrong never are.
     `shard` is the tar's name in the index. `read` gives the image at a path, and is called in several threads. A few
     images are in memory at a time. Raises OSError when the file cannot be written.
     """
@@ -152,9 +157,10 @@ def write_shard(
     image_count = with_pairs = pairs = 0
 
     def cut(item: ImageToWrite) -> tuple[ImageToWrite, Cut | tuple[str, Rejection]]:
-        return item, item.rejected or cut_samples(
-            item, shards=shards, keep=keep, read=read, version=version, wrong=wrong
-        )
+        if item.rejected:
+            return item, item.rejected
+        chosen = list(_chosen(item, keep, keep_corrected, decisions))
+        return item, cut_samples(item, chosen, shards=shards, read=read, version=version)
 
     for item, result in map_in_order(cut, images, threads=shards.threads):
         image_count += 1
@@ -186,25 +192,44 @@ def first_rejection(**steps: Rejection | None) -> tuple[str, Rejection] | None:
     return next((one for one in rejected if one[1].reason in FAULTS), next(iter(rejected), None))
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenPair:
+    """A pair that is written, with its number among the image's, as a reviewer corrected it where one did."""
+
+    number: int
+    pair: Pair
+    region: Proposal
+    check: PairCheck | None
+    corrected: tuple[str, ...] = ()
+
+
+def _chosen(
+    item: ImageToWrite, keep: KeepPair, keep_corrected: KeepCorrected, decisions: Decisions
+) -> Iterator[ChosenPair]:
+    """The pairs of an image that are written. One with a corrected mask of another size than the image is not."""
+    image_id, regions = item.image.image_id, item.regions
+    for number, pair in enumerate(item.pairs.pairs):
+        region, check = regions.regions[pair.region], item.check_of(number)
+        name = (image_id, pair.noun, region.mask.digest) if decisions else ("", "", "")
+        if name in decisions.wrong:
+            continue
+        correction = decisions.corrections.get(name)
+        if correction is None:
+            if keep(image_id, number, pair, check):
+                yield ChosenPair(number, pair, region, check)
+            continue
+        mask, pair = correction.mask, corrected_pair(pair, correction, caption=item.captions[pair.caption])
+        fits = mask is None or (mask.height_px, mask.width_px) == (regions.height_px, regions.width_px)
+        if fits and keep_corrected(image_id, number, pair.noun):
+            yield ChosenPair(number, pair, corrected_region(region, correction), None, correction.names)
+
+
 def cut_samples(
-    item: ImageToWrite,
-    *,
-    shards: Shards,
-    keep: KeepPair,
-    read: ReadImage,
-    version: int = FORMAT_VERSION,
-    wrong: Collection[PairId] = (),
+    item: ImageToWrite, chosen: Sequence[ChosenPair], *, shards: Shards, read: ReadImage, version: int = FORMAT_VERSION
 ) -> Cut | tuple[str, Rejection]:
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
-    image_id, pairs, regions = item.image.image_id, item.pairs.pairs, item.regions.regions
-    kept_pairs = [
-        (n, pair)
-        for n, pair in enumerate(pairs)
-        if keep(image_id, n, pair, item.check_of(n))
-        and not (wrong and (image_id, pair.noun, regions[pair.region].mask.digest) in wrong)
-    ]
-    if not kept_pairs:
-        return "shards", Rejection("filtered", f"{len(pairs)} pairs")
+    if not chosen:
+        return "shards", Rejection("filtered", f"{len(item.pairs.pairs)} pairs")
     decoded = read(item.image.path)
     if isinstance(decoded, Rejection):
         return "shards", decoded
@@ -212,12 +237,7 @@ def cut_samples(
         return "shards", Rejection("image_changed", "the file is not the one that its masks were made from")
     image = Image.fromarray(decoded.rgb_HW3)
     encode = cache(partial(_encode_region, image, shards=shards))  # a region that several nouns chose is encoded once
-    samples: Cut = []
-    for number, pair in kept_pairs:
-        region = regions[pair.region]
-        sample = _sample(number, pair, item, image.size, *encode(region), version=version)
-        samples.append((sample, region))
-    return samples
+    return [(_sample(one, item, image.size, *encode(one.region), version=version), one.region) for one in chosen]
 
 
 def _encode_region(image: Image.Image, region: Proposal, *, shards: Shards) -> tuple[Box, bytes, bytes]:
@@ -229,8 +249,7 @@ def _encode_region(image: Image.Image, region: Proposal, *, shards: Shards) -> t
 
 
 def _sample(
-    number: int,
-    pair: Pair,
+    chosen: ChosenPair,
     item: ImageToWrite,
     size: tuple[int, int],
     crop: Box,
@@ -240,14 +259,12 @@ def _sample(
     version: int,
 ) -> Sample:
     width_px, height_px = size
-    region = item.regions.regions[pair.region]
-    record = _record(item, pair, region, crop, height_px, width_px)
+    record = _record(item, chosen.pair, chosen.region, crop, height_px, width_px)
     if version >= CHECKED_VERSION:
-        check = item.check_of(number)
-        record |= {name: getattr(check, name, None) for name in ("presence", "agreement")}
+        record |= {name: getattr(chosen.check, name, None) for name in ("presence", "agreement")}
     if version >= WHOLE_VERSION:
-        record |= {"negatives": list(item.negatives), "corrected": []}
-    return Sample(sample_key(item.image.image_id, number), image, mask_png, pair.noun, record)
+        record |= {"negatives": list(item.negatives), "corrected": list(chosen.corrected)}
+    return Sample(sample_key(item.image.image_id, chosen.number), image, mask_png, chosen.pair.noun, record)
 
 
 def _record(

@@ -302,7 +302,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictRow:
+class PlainVerdictRow:
     """What a reviewer says of a pair. A pair is known by image, noun and mask, so a verdict survives regeneration.
 
     `mask` is `Mask.digest` of the region's mask; `at` the time, ISO 8601 in UTC with microseconds; `seconds` how long
@@ -316,6 +316,17 @@ class VerdictRow:
     reviewer: str
     at: str
     seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictRow(PlainVerdictRow):
+    """A verdict with what the reviewer gives in place of the noun or the mask; None where nothing is replaced.
+
+    A pair that is called wrong stays in the set when what is wrong with it is replaced.
+    """
+
+    corrected_noun: str | None = None
+    corrected_mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

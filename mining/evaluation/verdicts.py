@@ -6,28 +6,26 @@ A pair is known by image, noun and mask, so a verdict outlives the run that it w
 from __future__ import annotations
 
 import posixpath
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 
-from maskmine.mining.sources.delimited import Asked, delimited_records, dialect_of
+from maskmine.mining.evaluation.corrections import Correction, Decisions, checked_mask, checked_noun
+from maskmine.mining.evaluation.verdict_tables import csv_lines
 from maskmine.mining.storage.stores import describe, fetch, open_store, os_errors
+from maskmine.schemas.annotation_tools import PairId as PairId
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.rows import VERDICTS, Verdict, VerdictRow
+from maskmine.schemas.rows import VERDICTS, PlainVerdictRow, Verdict, VerdictRow
 from maskmine.schemas.settings import fingerprint
 from maskmine.schemas.tables import from_table, read_parquet, to_table, write_parquet
 
-PairId = tuple[str, str, str]
-"""Image id, noun, and `Mask.digest` of the region's mask."""
 WRONG: tuple[Verdict, ...] = ("wrong_noun", "bad_mask")
 """The verdicts that say a pair is wrong."""
 
-_COLUMNS, _KEY_COLUMNS = ("image_id", "noun", "mask", "verdict"), ("key", "verdict")
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -51,15 +49,38 @@ class Verdicts:
         """The pairs, sorted, on which the last verdicts of the reviewers differ."""
         return tuple(sorted(pair for pair, words in self._last_words().items() if len(words) > 1))
 
-    @cached_property
+    @property
     def wrong(self) -> frozenset[PairId]:
-        """The pairs whose last verdict is one of WRONG."""
-        return frozenset(pair for pair, row in self.latest.items() if row.verdict in WRONG)
+        """The pairs whose last verdict is one of WRONG, and what is wrong with them was not replaced."""
+        return self.decisions.wrong
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """What the last verdicts come to: pairs that are left out, and pairs that are written corrected."""
+        wrong, corrections = set[PairId](), dict[PairId, Correction]()
+        for pair, row in sorted(self.latest.items()):
+            correction = correction_of(row)
+            missing = {"wrong_noun": correction.noun, "bad_mask": correction.mask}
+            if row.verdict in WRONG and missing[row.verdict] is None:
+                wrong.add(pair)
+            elif correction.names:
+                corrections[pair] = correction
+        return Decisions(frozenset(wrong), corrections)
+
+    @property
+    def counts(self) -> Mapping[str, Mapping[str, int]]:
+        """How many pairs have each verdict as their last one, and of how many noun or mask are corrected."""
+        words = Counter(row.verdict for row in self.latest.values())
+        corrected = Counter(name for one in self.decisions.corrections.values() for name in one.names)
+        return {"verdicts": dict(sorted(words.items())), "corrected": dict(sorted(corrected.items()))}
 
     @property
     def digest(self) -> str:
-        """A hash of the pairs that are wrong, whoever said so and when."""
-        return fingerprint(sorted(self.wrong))
+        """A hash of the pairs that are wrong and of the corrections, whoever said so and when."""
+        corrections = [
+            [*pair, one.noun, one.mask and one.mask.digest] for pair, one in self.decisions.corrections.items()
+        ]
+        return fingerprint([sorted(self.wrong), sorted(corrections)] if corrections else sorted(self.wrong))
 
     def _last_words(self) -> Mapping[PairId, set[Verdict]]:
         """By pair what its reviewers say; who says two things at one time is counted with both."""
@@ -84,13 +105,20 @@ def pair_of(row: VerdictRow) -> PairId:
     return row.image_id, row.noun, row.mask
 
 
+def correction_of(row: VerdictRow) -> Correction:
+    """What a row replaces of its pair; what is as it was is not replaced."""
+    noun = None if row.corrected_noun == row.noun else row.corrected_noun
+    mask = row.corrected_mask
+    return Correction(noun, None if mask is not None and mask.digest == row.mask else mask)
+
+
 def read_verdicts(path: str, *, pair_of_key: Mapping[str, PairId] | None = None) -> Verdicts:
     """The verdicts in a folder of Parquet files, in one such file, or in a CSV; on a disk or an object store.
 
     The CSV, which may be as a spreadsheet saves it (semicolons or tabs, UTF-16, `sep=;`), has
     `image_id,noun,mask,verdict`, or `key,verdict` with the keys of samples, which `pair_of_key` explains; further
-    columns may be `reviewer`, `at` and `seconds`; lines without a verdict are left out. Raises InputError when
-    something cannot be read.
+    columns may be `reviewer`, `at`, `seconds`, `corrected_noun` and `corrected_mask`; lines without a verdict are left
+    out. Raises InputError when something cannot be read.
     """
     about = describe(path)
     if about is None:
@@ -99,7 +127,15 @@ def read_verdicts(path: str, *, pair_of_key: Mapping[str, PairId] | None = None)
         return Verdicts(tuple(row for file in _parquet_files(path) for row in read_verdict_file(file)))
     if path.endswith(".parquet") or _read(path, max_bytes=len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
         return Verdicts(tuple(read_verdict_file(path)))
-    return _read_csv(path, pair_of_key)
+    rows, unknown = list[VerdictRow](), list[str]()
+    for line in csv_lines(path, pair_of_key):
+        if line.fault:
+            raise InputError(f"{path}: {line.fault}")
+        if line.row is not None:
+            rows.append(line.row)
+        else:
+            unknown.append(line.unknown_key)
+    return Verdicts(tuple(rows), tuple(unknown))
 
 
 def read_verdict_file(path: str) -> list[VerdictRow]:
@@ -113,12 +149,26 @@ def read_verdict_file(path: str) -> list[VerdictRow]:
     unknown = next((row.verdict for row in rows if row.verdict not in VERDICTS), None)
     if unknown is not None:
         raise InputError(f"{path}: `{unknown}` is no verdict; expected {', '.join(VERDICTS)}")
+    for row in rows:
+        try:
+            _check_correction(row)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; restore the file, or move it away") from error
     return rows
 
 
+def _check_correction(row: VerdictRow) -> None:
+    """Raises ValueError for a noun or a mask that no import lets through."""
+    if row.corrected_noun is not None and checked_noun(row.corrected_noun) != row.corrected_noun:
+        raise ValueError("a corrected noun is not in the form of a run's nouns")
+    if (mask := row.corrected_mask) is not None:
+        checked_mask(mask.to_coco(), height_px=mask.height_px, width_px=mask.width_px)
+
+
 def write_verdicts(file: IO[bytes], rows: Sequence[VerdictRow]) -> None:
-    """Write rows as Parquet, as `read_verdict_file` reads them."""
-    write_parquet(to_table(rows, VerdictRow), file)
+    """Write rows as Parquet, as `read_verdict_file` reads them; without corrections in the columns of earlier ones."""
+    corrected = any(row.corrected_noun is not None or row.corrected_mask is not None for row in rows)
+    write_parquet(to_table(rows, VerdictRow if corrected else PlainVerdictRow), file)
 
 
 def _parquet_files(folder: str) -> list[str]:
@@ -136,75 +186,3 @@ def _read(path: str, *, max_bytes: int | None = None) -> bytes:
         return fetch(path, start=0, max_bytes=max_bytes)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); mend the cause") from error
-
-
-def _read_csv(path: str, pair_of_key: Mapping[str, PairId] | None) -> Verdicts:
-    try:
-        found = dialect_of(path, Asked("csv", {})).columns
-    except InputError as error:
-        raise InputError(f"{path}: neither Parquet nor a CSV in UTF-8 or UTF-16; give a file of verdicts") from error
-    columns = _needed_columns(path, found, pair_of_key)
-    asked = Asked("csv", {name: name for name in columns})
-    rows: list[VerdictRow] = []
-    unknown: list[str] = []
-    for line, record in delimited_records(path, asked):
-        if isinstance(record, str):
-            raise InputError(f"{path}: {record.partition(';')[0]}; mend the line, or save the table as CSV in UTF-8")
-        values = {name: str(text or "").strip() for name, text in record.items()}
-        if not values["verdict"]:
-            continue
-        missing = next((name for name in columns if not values[name]), None)
-        if missing:
-            raise InputError(f"{path}: line {line}: no `{missing}`; complete the line")
-        if pair_of_key is not None and "key" in columns:
-            pair = pair_of_key.get(values["key"])
-            if pair is None:
-                unknown.append(values["key"])
-                continue
-        else:
-            pair = (values["image_id"], values["noun"], values["mask"])
-        rows.append(_row(pair, values, place=f"{path}: line {line}"))
-    return Verdicts(tuple(rows), tuple(unknown))
-
-
-def _needed_columns(path: str, found: Iterable[str], pair_of_key: Mapping[str, PairId] | None) -> tuple[str, ...]:
-    names = set(found)
-    if names.issuperset(_COLUMNS):
-        return _COLUMNS
-    if not names.issuperset(_KEY_COLUMNS):
-        missing = next(name for name in _COLUMNS if name not in names)
-        raise InputError(f"{path}: no column `{missing}`; expected {','.join(_COLUMNS)}, or {','.join(_KEY_COLUMNS)}")
-    if pair_of_key is None:
-        raise InputError(f"{path}: keys of samples mean nothing here; give the columns {','.join(_COLUMNS)}")
-    return _KEY_COLUMNS
-
-
-def _row(pair: PairId, values: Mapping[str, str], *, place: str) -> VerdictRow:
-    word = values["verdict"].lower().replace(" ", "_").replace("-", "_")
-    if word not in VERDICTS:
-        raise InputError(f"{place}: `{values['verdict']}` is no verdict; expected {', '.join(VERDICTS)}")
-    image_id, noun, mask = pair
-    optional: dict[str, Any] = {}
-    try:
-        if values.get("seconds"):
-            optional["seconds"] = float(values["seconds"])
-        at = as_utc(datetime.fromisoformat(values["at"])) if values.get("at") else ""
-    except ValueError as error:
-        raise InputError(
-            f"{place}: {error}; `at` is a time such as 2026-01-31T12:00:00Z, `seconds` a number"
-        ) from error
-    return VerdictRow(
-        image_id=image_id,
-        noun=noun,
-        mask=mask,
-        verdict=word,
-        reviewer=values.get("reviewer", ""),
-        at=at,
-        **optional,
-    )
-
-
-def as_utc(time: datetime) -> str:
-    """A time as `VerdictRow.at` has it; one without a zone counts as UTC."""
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,4 +1,4 @@
-"""The numbers of the pairs that verdicts call wrong: they name masks, and the cells say which pair has which mask."""
+"""The numbers of the pairs that verdicts are about: these name masks, and the cells say which pair has which mask."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ PairNumber = tuple[str, int]
 """Image id, and the number of the pair among the image's."""
 
 
-def find_wrong_pairs(
-    pair_cells: Sequence[str], region_cells: Sequence[str], *, wrong: Collection[PairId], memory_limit: str = "1GB"
-) -> frozenset[PairNumber]:
-    """The pairs of the cells that are in `wrong`, by their numbers.
+def find_judged_pairs(
+    pair_cells: Sequence[str], region_cells: Sequence[str], *, judged: Collection[PairId], memory_limit: str = "1GB"
+) -> dict[PairNumber, PairId]:
+    """The pairs of the cells that are among those `judged`, by their numbers.
 
-    Only regions of the images that `wrong` names are looked at, so memory is bounded by the verdicts.
+    Only regions of the images that these name are looked at, so memory is bounded by the verdicts.
     """
-    if not wrong:
-        return frozenset()
+    if not judged:
+        return {}
     names = ("image_id", "noun", "mask")
-    columns = zip(*sorted(wrong), strict=True)
-    judged = pa.table({name: pa.array(values, pa.string()) for name, values in zip(names, columns, strict=True)})
+    columns = zip(*sorted(judged), strict=True)
+    asked_of = pa.table({name: pa.array(values, pa.string()) for name, values in zip(names, columns, strict=True)})
     # Regions are the largest cells of a run, of which verdicts need few.
     with query_cells([*pair_cells, *region_cells], memory_limit=memory_limit, unchecked=frozenset(region_cells)) as (
         connection,
         cells,
     ):
-        connection.register("judged", judged)
+        connection.register("judged", asked_of)
         found = connection.execute(
             """
             WITH numbered AS (
@@ -48,9 +48,6 @@ def find_wrong_pairs(
         ).fetchall()
         for file in sorted({file for *_, file in found}):
             check_cell(file)
-    asked = set(wrong)
-    return frozenset(
-        (image_id, number)
-        for image_id, number, noun, mask, _ in found
-        if (image_id, noun, Mask(**mask).digest) in asked
-    )
+    asked = set(judged)
+    named = {(row[0], row[1]): (row[0], row[2], Mask(**row[3]).digest) for row in found}
+    return {number: pair for number, pair in named.items() if pair in asked}

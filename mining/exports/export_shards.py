@@ -35,6 +35,9 @@ class Run(Protocol):
     def read_bytes(self, shard: str, offset: int, size_bytes: int) -> bytes:
         """Some bytes of a shard's tar, checked in the same way."""
 
+    def image_path(self, row: SampleRow) -> str | None:
+        """Where the image that a sample is from was read, as the plan has it; None where the run does not say."""
+
     def file_name(self, row: SampleRow) -> str:
         """The name of the image that a sample is from: its path below the folder of its source, or its URL."""
 

@@ -115,6 +115,9 @@ def _passes(index: pa.Table, selection: Selection) -> pa.ChunkedArray:
     for name, least in selection.thresholds.items():  # a pair without a score does not reach a threshold
         score = index[name] if name in index.column_names else pa.nulls(len(index), pa.float64())
         passes = pc.and_(passes, pc.fill_null(pc.greater_equal(score, least), False))
+    if "corrected" in index.column_names:  # a person has seen them, and what they replaced has no score
+        is_corrected = pc.fill_null(pc.greater(pc.list_value_length(index["corrected"]), 0), False)
+        passes = pc.or_(passes, is_corrected)
     if selection.nouns is not None:
         passes = pc.and_(passes, _is_one_of(index, selection.nouns))
     if selection.without_nouns:

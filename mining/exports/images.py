@@ -20,7 +20,7 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.mask import Box
 from maskmine.schemas.rows import Rejection
 from maskmine.schemas.sample import ImageFormat, StoredSample
-from maskmine.schemas.settings import ExecutionOnly, Settings
+from maskmine.schemas.settings import AddedLater, ExecutionOnly, Settings
 
 CLIP_MEAN_PX = (123, 117, 104)  # the mean colour of OpenAI's training images, 0 after normalisation
 _DECODING = Decoding()
@@ -40,6 +40,10 @@ class Pictures(Settings):
     """Colour around the mask in exports of masked crops: CLIP's `mean` colour, `zero` (black) or `none` (the image)."""
     expand_ratio: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
     """Factor by which masked crops grow the tight box of the mask; the run's `shards.expand_ratio` at most."""
+    photographs: Annotated[Literal["refer", "copy"], AddedLater()] = "refer"
+    """Whether exports for annotation tools `refer` to the photographs, or `copy` them, upright, as JPEG."""
+    prefix: Annotated[str, AddedLater()] = ""
+    """What stands before the names of photographs in Label Studio's tasks, such as the URL of their folder."""
     threads: Annotated[int, ExecutionOnly(), Field(ge=1, le=64)] = 2
     """Threads that encode images at the same time."""
 

@@ -19,7 +19,8 @@ def write_odvg(folder: Folder, shard: ExportShard) -> None:
 
     A region has `phrase`, as the caption writes it, `tokens_positive`, its characters in the caption, and `bbox`, x0,
     y0, x1, y1 in pixels; beyond the form `segmentation`, the mask in the photograph's frame as COCO's run lengths,
-    `noun`, `similarity` and `key`. Captions have no space around them, which trainers would strip.
+    `noun`, `similarity` and `key`. Captions have no space around them, which trainers would strip. A noun by which a
+    reviewer replaced the caption's, and which it does not say, grounds nothing and is left out.
     """
     with folder.write(f"{shard.split}.jsonl") as file:
         for _, grouped in groupby(shard.samples(), key=lambda sample: sample.row.image_id):
@@ -29,7 +30,8 @@ def write_odvg(folder: Folder, shard: ExportShard) -> None:
                 by_caption.setdefault(sample.row.caption, []).append(sample)
             for caption, of_caption in by_caption.items():
                 record, row = of_caption[0].record, of_caption[0].row
-                grounding = {"caption": caption.strip(), "regions": [_region(sample) for sample in of_caption]}
+                said = [sample for sample in of_caption if sample.row.start < sample.row.end]
+                grounding = {"caption": caption.strip(), "regions": [_region(sample) for sample in said]}
                 size = {"height": record["height_px"], "width": record["width_px"]}
                 line = {"filename": shard.run.file_name(row), **size, "grounding": grounding}
                 file.write(f"{canonical_json(line)}\n".encode())

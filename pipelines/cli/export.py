@@ -47,6 +47,8 @@ def export(
     fill: Annotated[str, typer.Option(help="Around the masks of openclip: mean, zero or none.")] = "mean",
     expand: Annotated[float, typer.Option(help="Factor by which masked crops grow the box of the mask.")] = 1.0,
     csv_prefix: Annotated[str, typer.Option(help="Before the paths in OVSeg's table.")] = "",
+    photographs: Annotated[str, typer.Option(help="For annotation tools: refer to them, or copy them.")] = "refer",
+    image_prefix: Annotated[str, typer.Option(help="Before the names of photographs in Label Studio's tasks.")] = "",
     threads: Annotated[int, typer.Option(min=1, max=64, help="Images made at the same time.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,7 +65,14 @@ def export(
         selection={"min_similarity": min_similarity, "min_margin": min_margin, **least, "seed": split_seed},
         lists={"nouns": nouns, "without_nouns": without_nouns, "held_out": held_out},
         split=split,
-        pictures={**images, "fill": fill, "expand_ratio": expand, "threads": threads},
+        pictures={
+            **images,
+            "photographs": photographs,
+            "prefix": image_prefix,
+            "fill": fill,
+            "expand_ratio": expand,
+            "threads": threads,
+        },
         licences=licences,
         more={"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix},
     )

@@ -19,7 +19,8 @@ def render_card(template: str, *, manifest: Manifest, **values: Any) -> str:
     """A card as Markdown. Raises jinja2's UndefinedError for a value that a template needs and does not get."""
     licence, size = hub_licence(manifest.licences), size_category(manifest.totals.samples)
     terms = {name: known.asks for name in sorted(set(manifest.licences)) if (known := terms_of(name))}
-    given = {"manifest": manifest, "licence": licence, "size": size, "terms": terms, "ancestors": _ancestors, **values}
+    shared = {"manifest": manifest, "licence": licence, "size": size, "terms": terms, "ancestors": _ancestors}
+    given = {**shared, "reviewed": verdicts_of(manifest), **values}
     return render("maskmine.pipelines.dataset", template, **given)
 
 
@@ -44,6 +45,16 @@ def filters_of(manifest: Manifest) -> dict[str, Any]:
     if isinstance(verdicts, Mapping) and verdicts.get("wrong"):
         filters["shards.verdicts"] = f"{verdicts['wrong']:,} pairs that reviewers called wrong are left out"
     return filters
+
+
+def verdicts_of(manifest: Manifest) -> Mapping[str, Mapping[str, int]]:
+    """What reviewers said of how many pairs, and of how many they corrected the noun or the mask; empty where nobody.
+
+    Runs made before these were counted have only the number of those that are left out, see `filters_of`.
+    """
+    verdicts = manifest.settings.get("shards", {}).get("verdicts")
+    counts = verdicts if isinstance(verdicts, Mapping) else {}
+    return {name: counts[name] for name in ("verdicts", "corrected") if isinstance(counts.get(name), Mapping)}
 
 
 def hub_licence(licences: Sequence[str]) -> str:

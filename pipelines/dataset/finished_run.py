@@ -5,13 +5,14 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from maskmine.mining.exports.coco import whole_mask
 from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
@@ -23,19 +24,21 @@ from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cell
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import IncompleteError, InputError, NotPublishedError
 from maskmine.schemas.manifest import Manifest, parse_manifest
+from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import (
     CaptionsRow,
     EmbeddingsRow,
     ImageRow,
     LevelRow,
     NounsRow,
+    Pair,
     OriginRow,
     PairsRow,
     ProposalsRow,
     RegionsRow,
     SampleRow,
 )
-from maskmine.schemas.sample import StoredSample, cell_name, parse_sample, sample_key
+from maskmine.schemas.sample import WHOLE_VERSION, StoredSample, cell_name, parse_sample, sample_key
 from maskmine.schemas.seal import open_sealed
 from maskmine.schemas.tables import check_index, from_table
 
@@ -194,7 +197,8 @@ class FinishedRun:
     def images(self, part: int, *, every_pair: bool = False) -> Iterator[MinedImage]:
         """The images of a part in the plan's order, with the pairs that are in the shards, or `every_pair` of the rule.
 
-        Raises as `table`. Those of a mix are put together from its samples, and have their written pairs alone.
+        A pair that a reviewer corrected is as it was written: its noun, and its mask as one more region of the image.
+        Those of a mix are put together from its samples, and have their written pairs alone. Raises as `table`.
         """
         if self.is_mix:
             if every_pair:
@@ -202,14 +206,27 @@ class FinishedRun:
             yield from images_of_samples(map(self.sample, self.rows(part, SampleRow)))
             return
         keys = None if every_pair else self.written_keys(part)
+        corrected = {} if every_pair else self._corrected(part)
         steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
         for image, captions, nouns, regions, matched in zip(
             *steps, self.rows(part, RegionsRow), self.rows(part, PairsRow), strict=True
         ):
-            pairs = matched.pairs
-            if keys is not None:
-                pairs = tuple(pair for n, pair in enumerate(pairs) if sample_key(matched.image_id, n) in keys)
-            yield MinedImage(image, captions, nouns, regions, pairs)
+            pairs = list[Pair]()
+            for number, pair in enumerate(matched.pairs):
+                key = sample_key(matched.image_id, number)
+                if keys is not None and key not in keys:
+                    continue
+                if key in corrected:
+                    regions, pair = _as_written(regions, pair, corrected[key])
+                pairs.append(pair)
+            yield MinedImage(image, captions, nouns, regions, tuple(pairs))
+
+    def _corrected(self, part: int) -> dict[str, tuple[SampleRow, Mask | None]]:
+        """The samples of a part that reviewers corrected by their keys, with the mask where it is another one."""
+        if self.manifest.format_version < WHOLE_VERSION:
+            return {}
+        rows = [row for row in self.rows(part, SampleRow) if row.corrected]
+        return {row.key: (row, whole_mask(self.sample(row)) if "mask" in row.corrected else None) for row in rows}
 
     @property
     def levels_path(self) -> str | None:
@@ -239,6 +256,17 @@ class FinishedRun:
 
 def _again(folder: RunFolder) -> str:
     return f"run {'the same `maskmine mix`' if folder.exists(MIX_FILE) else '`maskmine mine`'} again"
+
+
+def _as_written(regions: RegionsRow, pair: Pair, sample: tuple[SampleRow, Mask | None]) -> tuple[RegionsRow, Pair]:
+    """A pair with the noun and mask of its sample; a corrected mask is a further region, at the end."""
+    row, mask = sample
+    if mask is not None:
+        region = replace(regions.regions[pair.region], mask=mask, box_xyxy=mask.box_xyxy, area_px=mask.area_px)
+        regions = replace(regions, regions=(*regions.regions, replace(region, embedding=None)))
+        pair = replace(pair, region=len(regions.regions) - 1)
+    scores = {name: getattr(row, name) for name in ("similarity", "margin", "lift", "evidence", "confidence")}
+    return regions, replace(pair, noun=row.noun, lemma=row.lemma, start=row.start, end=row.end, **scores)
 
 
 def read_noun_counts(folder: RunFolder) -> dict[str, int]:

@@ -84,7 +84,7 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
     checks = settings.checks
     models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
     manifest = Manifest(
-        format_version=format_version(settings),
+        format_version=format_version(settings, corrected=bool(identity.decisions.corrections)),
         fingerprint=steps[-1].fingerprint,
         plan_sha256=fingerprint([plan.images_sha256, plan.parts]),
         settings=dict(identity.settings),

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from maskmine.mining.exports import coco, hugging_face, mds, odvg, ovseg, tars
+from maskmine.mining.exports.annotation_tools import cvat, fiftyone, label_studio
 from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Folder, Tick, Totals
 from maskmine.mining.exports.filters import Selection
 from maskmine.mining.exports.images import Pictures
@@ -67,6 +68,9 @@ FORMATS = {
     "hf": Format(hugging_face.write_hugging_face),
     "mds": Format(mds.write_mds, whole=True, check=mds.require_mds),
     "parquet": Format(hugging_face.write_table),
+    "label-studio": Format(label_studio.write_label_studio, label_studio.write_labels, whole=True),
+    "cvat": Format(cvat.write_cvat, cvat.write_cvat_labels, whole=True),
+    "fiftyone": Format(fiftyone.write_fiftyone, whole=True),
 }
 
 

@@ -21,6 +21,7 @@ _OPTIONS = {
     "expand_ratio": "expand",
     "samples_per_piece": "shard-size",
     "policy": "licence-policy",
+    "prefix": "image-prefix",
 }
 
 

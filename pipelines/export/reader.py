@@ -37,7 +37,7 @@ class RunReader:
         self._open: tuple[str, IO[bytes]] | None = None
         self._closing = ExitStack()
         self._file_names = FileNames(finished)
-        self._names: tuple[str, dict[str, str]] | None = None
+        self._names: tuple[str, dict[str, str | None]] | None = None
 
     def __enter__(self) -> RunReader:
         return self
@@ -75,18 +75,25 @@ class RunReader:
 
     def file_name(self, row: SampleRow) -> str:
         """See `maskmine.mining.exports.export_shards.Run`."""
-        if self._names is None or self._names[0] != row.shard:
-            self._names = row.shard, dict(self._names_of(_index_name(row.shard)))
-        return self._names[1].get(row.image_id) or row.image_id
+        name = self._named(row.shard).get(row.image_id)
+        if name is None or self._is_mix:  # a mix remembers the names that its runs had for them
+            return name or row.image_id
+        return self._file_names.name(row.image_id, name)
 
-    def _names_of(self, cell: str) -> Iterator[tuple[str, str]]:
-        """Id and name of the images of a part; a mix remembers the names that its runs had for them."""
-        if self._is_mix:
-            origins = self._run.read_rows("origins", cell, row_type=OriginRow)
-            yield from ((origin.image_id, origin.file or origin.image_id) for origin in origins)
-            return
-        for image in self._run.read_rows("images", cell, row_type=ImageRow):
-            yield image.image_id, self._file_names.name(image.image_id, image.path)
+    def image_path(self, row: SampleRow) -> str | None:
+        """See `maskmine.mining.exports.export_shards.Run`."""
+        return None if self._is_mix else self._named(row.shard).get(row.image_id)
+
+    def _named(self, shard: str) -> dict[str, str | None]:
+        """Where the images of a shard are, by their ids; of a mix the names of their files."""
+        if self._names is None or self._names[0] != shard:
+            if self._is_mix:
+                origins = self._run.read_rows("origins", _index_name(shard), row_type=OriginRow)
+                self._names = shard, {origin.image_id: origin.file for origin in origins}
+            else:
+                images = self._run.read_rows("images", _index_name(shard), row_type=ImageRow)
+                self._names = shard, {image.image_id: image.path for image in images}
+        return self._names[1]
 
     def _index(self, shard: ShardEntry) -> pa.Table:
         name = _index_name(shard.name)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
-from maskmine.mining.evaluation.verdicts import PairId, as_utc, pair_of, read_verdict_file, write_verdicts
+from maskmine.mining.evaluation.verdict_tables import as_utc
+from maskmine.mining.evaluation.verdicts import PairId, pair_of, read_verdict_file, write_verdicts
 from maskmine.pipelines.run_folder.folder import VERDICTS_FOLDER, RunFolder
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Verdict, VerdictRow

@@ -89,7 +89,7 @@ def plan_steps(
     regions, pairs, parts = settings.regions, settings.pairs, plan.parts
     levels = isinstance(pairs, ClipPairs)
     first_parts = min(parts, settings.levels.first_parts(plan.images / parts)) if levels else 0
-    version = format_version(settings)
+    version = format_version(settings, corrected=bool(identity.decisions.corrections))
     cells = run_cells(run, step_fingerprints(plan, identity), version=version)
     text_clip = regions.clip if isinstance(pairs, ClipPairs) else None
     vocabulary = VocabularyJob(cells, settings.vocabulary, regions, text_clip, parts, identity.text, reused)
@@ -112,12 +112,12 @@ def plan_steps(
     if settings.negatives is not None and cells.negatives is not None:
         search = NegativesJob(cells, cells.negatives, settings.negatives)
         steps.append(Step(cells.negatives, search, parts, "negatives", READS[NEGATIVES]))
-    write = ShardsJob(cells, settings.shards, pairs, regions, version, identity.wrong)
+    write = ShardsJob(cells, settings.shards, pairs, regions, version, identity.decisions)
     last = tuple(name for name in READS["shards"] if name in {step.name for step in steps})
     shards = Step(cells.shards, write, parts, "samples", last)
     if pairs.max_per_noun is None:
         return [*steps, shards]
-    cap = SelectionJob(cells, pairs, parts, identity.wrong)
+    cap = SelectionJob(cells, pairs, parts, identity.decisions)
     selection = Step(cells.selection, cap, 1, "nouns", last)
     return [*steps, selection, replace(shards, reads=(*shards.reads, selection.name))]
 

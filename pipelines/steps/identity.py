@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from maskmine.mining.checks import how_checked
-from maskmine.mining.evaluation.verdicts import PairId, Verdicts, read_verdicts
+from maskmine.mining.evaluation.corrections import Decisions
+from maskmine.mining.evaluation.verdicts import Verdicts, read_verdicts
 from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import THRESHOLDS
@@ -65,14 +66,14 @@ class Identity:
     """What decides the results of a run, as plain values: `settings` whole as the manifest has them, and by step.
 
     `text` is the fingerprint of what text embeddings are made by; `fetching` are the limits on images at URLs, which
-    count where there are any; `wrong` are the pairs that verdicts leave out.
+    count where there are any; `decisions` are those of verdicts on pairs.
     """
 
     settings: Mapping[str, Any]
     by_step: Mapping[str, Sequence[Any]]
     text: str
     fetching: Sequence[Any] = ()
-    wrong: frozenset[PairId] = frozenset()
+    decisions: Decisions = field(default_factory=Decisions)
 
 
 def settle(
@@ -109,8 +110,8 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     """The identity of a run of these settings, `settle`d. Files that they name are hashed, so this is done once a run.
 
     Lists that a name stands for count by what is in them, so that an edited list makes its cells stale; verdicts by the
-    pairs that they call wrong, whoever gave them. What is not on this machine counts as it did in `known`. Raises
-    InputError when a list or verdicts cannot be read.
+    pairs that they call wrong or correct, whoever gave them. What is not on this machine counts as it did in `known`.
+    Raises InputError when a list or verdicts cannot be read.
     """
     settled = settle(settings, known)
     values, pairs = with_known(portable(settled), known), settings.pairs
@@ -127,11 +128,12 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     verdicts = read_verdicts(settings.shards.verdicts) if settings.shards.verdicts is not None else Verdicts(())
     if settings.shards.verdicts is not None:
         name = posixpath.basename(settings.shards.verdicts.rstrip("/"))
-        values["shards"]["verdicts"] = {"name": name, "wrong": len(verdicts.wrong), "wrong_sha256": verdicts.digest}
+        told = {"name": name, "wrong": len(verdicts.wrong), "wrong_sha256": verdicts.digest}
+        values["shards"]["verdicts"] = {**told, **verdicts.counts}
     shards = {name: value for name, value in values["shards"].items() if name != "verdicts"}
     if shards["images_per_part"] == "auto":  # the parts count by the plan; so runs of the earlier default stay current
         shards["images_per_part"] = MOST_IN_PART
-    decided = [verdicts.digest] if verdicts.wrong else []
+    decided = [verdicts.digest] if verdicts.decisions else []
     by_step: dict[str, Sequence[Any]] = {
         "nouns": (deciding(values["nouns"]),),
         "vocabulary": (text,),
@@ -146,7 +148,7 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         by_step = {"negatives": (deciding(values["negatives"]),), **by_step}
     fetch = settings.regions.decoding.fetch
     fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots, *([fetch.intranet] if fetch.intranet else []))
-    return Identity(values, by_step, text, fetching, verdicts.wrong)
+    return Identity(values, by_step, text, fetching, verdicts.decisions)
 
 
 def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
@@ -163,9 +165,12 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
     return prints
 
 
-def format_version(settings: Mining) -> int:
-    """The format version of the set that these settings make: the least one that has all of its columns."""
-    if settings.negatives is not None:
+def format_version(settings: Mining, *, corrected: bool = False) -> int:
+    """The format version of the set that these settings make: the least one that has all of its columns.
+
+    `corrected`: whether reviewers replaced the noun or mask of some pair.
+    """
+    if corrected or settings.negatives is not None:
         return WHOLE_VERSION
     return FORMAT_VERSION if settings.checks is None else CHECKED_VERSION
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import pyarrow.compute as pc
 
-from maskmine.mining.evaluation.verdicts import PairId
-from maskmine.mining.evaluation.wrong_pairs import find_wrong_pairs
+from maskmine.mining.evaluation.corrections import Decisions
+from maskmine.mining.evaluation.wrong_pairs import find_judged_pairs
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
-from maskmine.mining.selection import cap_nouns, keep_pair
+from maskmine.mining.selection import cap_nouns, keep_corrected, keep_pair
 from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
@@ -27,17 +27,20 @@ from maskmine.schemas.rows import Rejection
 
 @dataclass(frozen=True)
 class SelectionJob:
-    """All pairs → the cut for each noun that has more than `max_per_noun`, once. `wrong` pairs do not count."""
+    """All pairs → the cut for each noun that has more than `max_per_noun`, once.
+
+    Pairs that reviewers call wrong do not count, and corrected ones by their corrected noun.
+    """
 
     device = None
     cells: RunCells
     settings: ClipPairs | LabelPairs
     parts: int
-    wrong: frozenset[PairId] = frozenset()
+    decisions: Decisions = field(default_factory=Decisions)
 
     @property
     def inputs(self) -> Sequence[Input]:
-        masks = [Input(self.cells.proposals, self.parts)] if self.wrong else []
+        masks = [Input(self.cells.proposals, self.parts)] if self.decisions else []
         checks = [Input(self.cells.checks, self.parts)] if self.cells.checks is not None else []
         return (Input(self.cells.pairs, self.parts), *checks, *masks)
 
@@ -47,8 +50,15 @@ class SelectionJob:
             pairs = [self.cells.pairs.path(p) for p in range(self.parts)]
             masks = [self.cells.proposals.path(p) for p in range(self.parts)]
             checks = [self.cells.checks.path(p) for p in range(self.parts)] if self.cells.checks is not None else []
-            wrong = find_wrong_pairs(pairs, masks, wrong=self.wrong)
-            rows = cap_nouns(self.settings, pairs, check_cells=checks, left_out=wrong)
+            wrong, corrections = self.decisions.wrong, self.decisions.corrections
+            found = find_judged_pairs(pairs, masks, judged={*wrong, *corrections})
+            rows = cap_nouns(
+                self.settings,
+                pairs,
+                check_cells=checks,
+                left_out=[number for number, pair in found.items() if pair in wrong],
+                corrected={n: corrections[pair].noun or pair[1] for n, pair in found.items() if pair in corrections},
+            )
             self.cells.selection.write(part, rows, made_from=made_from)
             return report_once("selection", part, len(rows), start_s=start_s)
 
@@ -61,7 +71,7 @@ class ShardsJob:
 
     Of embeddings it reads why an image has none.
 
-    Verdicts were read when the run began and travel here as `wrong`: reviewers may go on meanwhile.
+    Verdicts were read when the run began and travel here as `decisions`: reviewers may go on meanwhile.
     """
 
     device = None
@@ -70,7 +80,7 @@ class ShardsJob:
     pairs: ClipPairs | LabelPairs
     regions: Regions
     version: int
-    wrong: frozenset[PairId] = frozenset()
+    decisions: Decisions = field(default_factory=Decisions)
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -102,7 +112,8 @@ class ShardsJob:
                     shard=name,
                     read=read,
                     version=self.version,
-                    wrong=self.wrong,
+                    decisions=self.decisions,
+                    keep_corrected=keep_corrected(last_kept),
                     tick=tick,
                 )
             shards.write(part, index, made_from=made_from)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskmine.mining.evaluation.verdicts import Verdicts, read_verdicts, write_verdicts
-from maskmine.mining.evaluation.wrong_pairs import find_wrong_pairs
+from maskmine.mining.evaluation.wrong_pairs import find_judged_pairs
 from maskmine.mining.pairs import Filters
 from maskmine.mining.selection import cap_nouns, pair_hash
 from maskmine.schemas.errors import InputError
@@ -207,14 +207,15 @@ def test_wrong_pairs_are_found_by_image_noun_and_mask(tmp_path: Path) -> None:
         ("image2", "fox", mask(1).digest),
         ("elsewhere", "cat", mask(1).digest),
     }
-    assert find_wrong_pairs(*cells, wrong=wrong) == {("image0", 1), ("image3", 0)}
-    assert find_wrong_pairs(["/nowhere"], ["/nowhere"], wrong=()) == frozenset()
+    found = find_judged_pairs(*cells, judged=wrong)
+    assert found == {("image0", 1): ("image0", "cat", mask(1).digest), ("image3", 0): ("image3", "dog", mask(0).digest)}
+    assert find_judged_pairs(["/nowhere"], ["/nowhere"], judged=()) == {}
 
 
 def test_pairs_that_are_left_out_take_no_place_of_the_cap(tmp_path: Path) -> None:
     pairs, regions = write_cells(tmp_path, 6)
     in_order = sorted((f"image{n}" for n in range(6)), key=lambda image: pair_hash(image, 1))
-    left_out = find_wrong_pairs(pairs, regions, wrong={(in_order[0], "cat", mask(1).digest)})
+    left_out = find_judged_pairs(pairs, regions, judged={(in_order[0], "cat", mask(1).digest)})
     cuts = {
         words: {cut.noun: cut.last for cut in cap_nouns(Filters(max_per_noun=3), pairs, left_out=some)}
         for words, some in (("all", ()), ("left out", left_out))

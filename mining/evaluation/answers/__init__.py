@@ -1,0 +1,1 @@
+"""What people answered in an annotation tool: verdicts on pairs, and masks and nouns in place of wrong ones."""
