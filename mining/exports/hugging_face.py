@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ from maskmine.mining.storage.prefetch import map_in_order, read_ahead
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import ImageFormat, StoredSample
 
-_ROWS_AT_ONCE = 100  # of a row group, which a reader has in memory with its images
+_ROWS = 100  # of a row group, about; a reader has them in memory with their images
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets` stores an image
 IMAGE_KIND = {"_type": "Image"}
 # The sides of boxes as columns, which tools can filter by.
@@ -36,6 +36,7 @@ SCALARS: dict[str, pa.DataType] = {
     "key": pa.string(),
 }
 CHECKED = dict.fromkeys(("presence", "agreement"), pa.float64())  # at the end, where a verifier checked the pairs
+In = TypeVar("In")
 _Files = tuple[SampleRow, ImageFormat, bytes, bytes]
 """A pair, the format of its image, the image and the mask as files."""
 
@@ -73,9 +74,24 @@ def pair_tables(shard: ExportShard, schema: pa.Schema) -> Iterator[pa.Table]:
         return (sample.row, *shard.pictures.files(sample))
 
     rows = map_in_order(files, shard.samples(), threads=shard.pictures.workers)
-    for batch in read_ahead(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])):
+    for batch in read_ahead(cut_by_key(rows, key=lambda files: files[0].key, rows=_ROWS)):
         yield _table(batch, schema)
         shard.tick(len(batch))
+
+
+def cut_by_key(items: Iterable[In], *, key: Callable[[In], str], rows: int) -> Iterator[list[In]]:
+    """The items in lists of about `rows`, four times as many at most, that end after items whose key says so.
+
+    So a row that comes or goes changes its own row group, and not where all that follow begin.
+    """
+    batch: list[In] = []
+    for item in items:
+        batch.append(item)
+        if zlib.crc32(key(item).encode()) % rows == 0 or len(batch) >= 4 * rows:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 @contextmanager

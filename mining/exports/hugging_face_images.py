@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from maskmine.mining.exports.hugging_face import (
     CHECKED,
     IMAGE_KIND,
     PICTURE,
+    cut_by_key,
     parquet_of,
     picture_array,
     schema_with_kinds,
@@ -22,7 +22,7 @@ from maskmine.mining.exports.photographs import Photograph, photographs
 from maskmine.mining.images.encode import encode_mask
 from maskmine.schemas.mask import Mask
 
-_ROWS_AT_ONCE = 50  # of a row group, which a reader has in memory with its images
+_ROWS = 50  # of a row group, about; a reader has them in memory with their images
 _OF_IMAGE: dict[str, pa.DataType] = {"image_id": pa.string(), "height_px": pa.int64(), "width_px": pa.int64()}
 # What each list has, and the field of a pair that it comes from.
 _LISTS: dict[str, tuple[str, pa.DataType]] = {
@@ -54,8 +54,7 @@ def write_images(folder: Folder, shard: ExportShard) -> None:
     """`data/SPLIT-00000-of-00001.parquet`: photographs, masks in their frame as PNG files, boxes as x0, y0, x1, y1."""
     schema = images_schema(checked=shard.checked)
     with parquet_of(folder, shard, schema) as writer:
-        found = photographs(shard)
-        for batch in iter(lambda: list(islice(found, _ROWS_AT_ONCE)), []):
+        for batch in cut_by_key(photographs(shard), key=lambda photograph: photograph.name, rows=_ROWS):
             writer.write_table(_table(batch, schema))
 
 

@@ -25,7 +25,8 @@ from maskmine.mining.exports.filters import Selection, Split, select_rows, split
 from maskmine.mining.exports.images import Cutout, Pictures, shrink
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.finished_run import FinishedRun
-from maskmine.pipelines.export.export import FORMATS, Export, export_run
+from maskmine.pipelines.export.export import Export, export_run
+from maskmine.pipelines.export.forms import FORMATS
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
@@ -117,7 +118,7 @@ def test_the_example_of_an_exports_card_runs_as_it_is_printed(
         counted = sum(row[1] for row in pairs.fetchall()) if to == "parquet" else None
         counted = len(pairs.getAnnIds()) if to in ("coco", "sa-co") else counted
         counted = len(pairs.anns) if to == "lvis" else counted
-        counted = len(pairs) if to in ("ovseg", "hf") else counted
+        counted = len(pairs) if to in ("ovseg", "hf", "lance") else counted
         assert (len(list(pairs)) if counted is None else counted) == len(toy.PAIRS)
 
 
@@ -155,6 +156,19 @@ def test_an_interrupted_export_goes_on_with_what_is_missing(scored: Path, tmp_pa
     export(scored, begun, "ovseg-shards", **settings)
     assert contents(begun) == contents(whole)
     assert first.stat().st_mtime_ns == made_at
+
+
+def test_a_shard_for_each_part_leaves_the_others_alone_when_a_part_changes(scored: Path, tmp_path: Path) -> None:
+    """And the shards of `webdataset` are then those of the run, byte for byte."""
+    out = export(scored, tmp_path / "out", "webdataset", by_part=True)
+    stored = sorted((scored / "shards").glob("*.tar"))
+    assert [path.read_bytes() for path in sorted((out / "train").glob("*.tar"))] == [p.read_bytes() for p in stored]
+    whole, less = (
+        contents(export(scored, tmp_path / name, "hf", by_part=True, selection=Selection(min_similarity=least)))
+        for name, least in (("whole", -1.0), ("less", 0.05))
+    )
+    shards = [f"data/train-{number:05d}-of-00003.parquet" for number in range(3)]
+    assert [whole[name] == less[name] for name in shards] == [False, True, True]
 
 
 def test_run_and_export_may_both_lie_on_an_object_store(scored: Path, tmp_path: Path) -> None:
