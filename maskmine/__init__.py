@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskmine.pipelines.api import MinedPair, Run, mine, open_run, segmenter, tune
+    from maskmine.pipelines.api import MinedPair, Run, mine, open_run, push, segmenter, tune
     from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "__version__",
     "mine",
     "open_run",
+    "push",
     "segmenter",
     "tune",
 ]
