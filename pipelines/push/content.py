@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -44,7 +45,9 @@ class Content:
 
     def strangers(self) -> list[str]:
         """Files in the folder that are not of the export, such as caches of programs that read it."""
-        return sorted(set(self.folder.walk()) - {file.name for file in self.files})
+        root = Path(self.folder.root)
+        found = {path.relative_to(root).as_posix() for path in root.glob("**/*") if not path.is_dir()}
+        return sorted(found - {file.name for file in self.files})
 
     def check(self) -> None:
         """Hash every file. Raises IncompleteError for one that is not what the export wrote."""
@@ -98,6 +101,8 @@ def _files(folder: RunFolder) -> Iterator[SetFile]:
     lines = [line.partition("  ") for line in sums.decode().splitlines()]
     for sha256, _, name in lines:
         path = folder.path(name)
+        if not os.path.realpath(path).startswith(f"{os.path.realpath(folder.root)}{os.sep}"):
+            raise InputError(f"{folder.path(SUMS_FILE)}: names {name}, which does not lie in the folder")
         if not os.path.isfile(path):
             raise IncompleteError(f"{path}: missing; delete the folder and export again")
         kind = _KINDS.get(os.path.splitext(name)[1], "application/octet-stream")

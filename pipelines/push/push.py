@@ -20,6 +20,7 @@ from maskmine.mining.storage.stores import scheme_of
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.export import Export, export_run
 from maskmine.pipelines.export.folder import PLAN_FILE, SUMS_FILE
+from maskmine.pipelines.export.forms import FORMATS
 from maskmine.pipelines.push.address import Address
 from maskmine.pipelines.push.content import MARKER_FILE, Content, licence_parts, open_export
 from maskmine.pipelines.push.hub import HubRepository
@@ -129,6 +130,8 @@ def _open(push: Push) -> tuple[Content | FinishedRun, str]:
         if push.form not in (None, content.plan["format"]):
             raise InputError(f"--as {push.form}: {push.source} is an export as {content.plan['format']}; leave it out")
         return content, os.path.basename(folder.root.rstrip("/"))
+    if push.form is not None and push.form not in FORMATS:
+        raise InputError(f"--as {push.form}: unknown; choose one of {', '.join(FORMATS)}")
     finished = FinishedRun.open_published(read_folder(push.source))
     return finished, finished.name
 
@@ -142,14 +145,18 @@ def _exported(finished: FinishedRun, push: Push, form: str, begin: Begin) -> Con
     """The run as a set on this machine: a shard for each of its parts, so that a part that changes is sent alone."""
     settings = Export(format=form, by_part=True, policy=push.policy)
     out = push.export_to or _beside(finished.folder)
+    older = f"{out.rstrip('/')}.old"
     with writing_alone(out):
         try:
             export_run(finished.folder, settings, out=out, begin=begin)
         except OtherPlanError:
             if push.export_to is not None:
                 raise
-            shutil.rmtree(out)  # made by an earlier push, of what the run was then
+            shutil.rmtree(older, ignore_errors=True)
+            os.rename(out, older)  # made by an earlier push, of what the run was then
             export_run(finished.folder, settings, out=out, begin=begin)
+        if push.export_to is None:
+            shutil.rmtree(older, ignore_errors=True)
     return open_export(folder_at(out))
 
 

@@ -158,19 +158,6 @@ def test_an_interrupted_export_goes_on_with_what_is_missing(scored: Path, tmp_pa
     assert first.stat().st_mtime_ns == made_at
 
 
-def test_a_shard_for_each_part_leaves_the_others_alone_when_a_part_changes(scored: Path, tmp_path: Path) -> None:
-    """And the shards of `webdataset` are then those of the run, byte for byte."""
-    out = export(scored, tmp_path / "out", "webdataset", by_part=True)
-    stored = sorted((scored / "shards").glob("*.tar"))
-    assert [path.read_bytes() for path in sorted((out / "train").glob("*.tar"))] == [p.read_bytes() for p in stored]
-    whole, less = (
-        contents(export(scored, tmp_path / name, "hf", by_part=True, selection=Selection(min_similarity=least)))
-        for name, least in (("whole", -1.0), ("less", 0.05))
-    )
-    shards = [f"data/train-{number:05d}-of-00003.parquet" for number in range(3)]
-    assert [whole[name] == less[name] for name in shards] == [False, True, True]
-
-
 def test_run_and_export_may_both_lie_on_an_object_store(scored: Path, tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(scored), "/mined/run", recursive=True)

@@ -1,4 +1,5 @@
-"""Exports that hold the photographs: what is in them, and what becomes of photographs that are not there any more."""
+"""Exports that hold the photographs: what is in them, and what becomes of photographs that are not there any more; and
+where shards of exports end."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from maskmine.mining.exports.filters import Selection
 from maskmine.mining.exports.images import Pictures
 from maskmine.pipelines.cli.main import run_app
 from tests.support import toy
@@ -147,6 +149,19 @@ def test_without_any_photograph_it_is_one_line_and_no_folder(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(r"maskmine: --to hf-images: holds the photographs, .* \(missing_file: .*\); put them where", line)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_for_each_part_leaves_the_others_alone_when_a_part_changes(scored: Path, tmp_path: Path) -> None:
+    """And the shards of `webdataset` are then those of the run, byte for byte."""
+    out = export(scored, tmp_path / "out", "webdataset", by_part=True)
+    stored = sorted((scored / "shards").glob("*.tar"))
+    assert [path.read_bytes() for path in sorted((out / "train").glob("*.tar"))] == [p.read_bytes() for p in stored]
+    whole, less = (
+        contents(export(scored, tmp_path / name, "hf", by_part=True, selection=Selection(min_similarity=least)))
+        for name, least in (("whole", -1.0), ("less", 0.05))
+    )
+    shards = [f"data/train-{number:05d}-of-00003.parquet" for number in range(3)]
+    assert [whole[name] == less[name] for name in shards] == [False, True, True]
 
 
 def test_the_pairs_of_an_image_stay_in_one_shard(mined: Path, tmp_path: Path) -> None:

@@ -8,15 +8,12 @@ import os
 import random
 import re
 import shutil
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
-from huggingface_hub.utils import _http
 
 import maskmine
 from maskmine.pipelines.cli.main import run_app
@@ -25,6 +22,7 @@ from maskmine.pipelines.push.address import Address, parse_address
 from maskmine.pipelines.push.push import Push, push_set
 from maskmine.schemas.errors import InputError
 from tests.support.hub.uploads import DataSet, Fault, UploadHub, upload_hub
+from tests.support.killed import killed_by
 from tests.support.toy_shards import contents, export, write_toy_shards
 
 URL, REPO = "hf://datasets/org/pairs", "org/pairs"
@@ -40,40 +38,27 @@ pytestmark = [
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
     """An empty hub, which is the only one that this process knows; attempts are made without pauses."""
     with upload_hub() as hub:
-        for name, value in hub.environment(tmp_path / "cache").items():
-            monkeypatch.setenv(name, value)
-        constants = huggingface_hub.constants
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": hub.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_CACHE": str(tmp_path / "cache" / "hub"),
-            "HF_TOKEN_PATH": str(tmp_path / "cache" / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda _: None, time=time.time))
+        hub.know_alone(tmp_path / "cache", monkeypatch)
         monkeypatch.setattr(push_hub, "time", SimpleNamespace(sleep=lambda _: None))
         yield hub
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of many parts."""
-    return finished(write_toy_shards(tmp_path_factory.mktemp("stored") / "pairs", samples=10 * PARTS, scores=True))
+    """A finished run of many parts, and beside it the set that a push makes of it."""
+    folder = tmp_path_factory.mktemp("stored") / "pairs"
+    write_toy_shards(folder, samples=10 * PARTS, scores=True)
+    (folder / "plan.json").write_text("{}")
+    (folder / "_SUCCESS").touch()
+    export(folder, folder.with_name("pairs.push"), "hf", by_part=True)
+    return folder
 
 
 @pytest.fixture
 def run(stored: Path, tmp_path: Path) -> Path:
-    """A copy of it, beside which its set is made."""
+    """A copy of both."""
+    shutil.copytree(stored.with_name("pairs.push"), tmp_path / "pairs.push")
     return Path(shutil.copytree(stored, tmp_path / "pairs"))
-
-
-def finished(folder: Path) -> Path:
-    (folder / "plan.json").write_text("{}")
-    (folder / "_SUCCESS").touch()
-    return folder
 
 
 def with_licences(run: Path, **licences: str) -> None:
@@ -120,6 +105,7 @@ def test_a_run_becomes_a_set_that_datasets_opens(
 ) -> None:
     import datasets
 
+    shutil.rmtree(run.with_name("pairs.push"))
     assert push(run) == 0
     files = hub.files(REPO)
     assert set_on_disk(run.with_name("pairs.push")).items() <= files.items()
@@ -207,8 +193,8 @@ def test_what_is_there_is_not_sent_again_and_a_part_that_changed_is_sent_alone(
 def test_files_that_the_set_has_no_more_are_removed_and_those_of_others_stay(
     hub: UploadHub, stored: Path, tmp_path: Path
 ) -> None:
-    large, small = export(stored, tmp_path / "a" / "x", "hf", samples_per_piece=40), tmp_path / "b" / "x"
-    export(stored, small, "hf", samples_per_piece=60)
+    large, small = export(stored, tmp_path / "a" / "x", "hf", samples_per_piece=60), tmp_path / "b" / "x"
+    export(stored, small, "hf", samples_per_piece=120)
     push(large)
     hub.sets[REPO].branches["main"]["notes.md"] = b"by a person"
     assert push(small) == 0
@@ -264,36 +250,15 @@ def test_a_push_that_is_killed_goes_on_to_the_same_content(
     for _ in range(KILLS):
         hub.sets, hub.objects, hub.stored, hub.received_bytes = {}, {}, [], 0
         moment = moments.randrange(all_bytes)
-        killed += killed_after(hub, moment, asked)
+        killed += killed_by(
+            lambda: push_set(asked, say=lambda line: None),
+            lambda kill, moment=moment: setattr(hub, "on_bytes", lambda received: received > moment and kill()),
+        )
+        hub.on_bytes = None
         push_set(asked, say=lambda line: None)
         assert hub.files(REPO) == whole
         assert len(hub.stored) == len(set(hub.stored)) == PARTS
     assert killed >= KILLS * 3 // 4
-
-
-def killed_after(hub: UploadHub, moment: int, asked: Push) -> bool:
-    """Push in a fork of this process, which is killed when the hub has more than so many bytes."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if not pid:  # nothing but a plain exit may leave this branch
-        try:
-            os.read(read_end, 1)  # the hub knows whom to kill
-            push_set(asked, say=lambda line: None)
-        finally:
-            os._exit(0)
-
-    def kill(received: int) -> None:
-        if received > moment:
-            hub.on_bytes = None
-            os.kill(pid, signal.SIGKILL)
-
-    hub.on_bytes = kill
-    os.write(write_end, b"1")
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    hub.on_bytes = None
-    for end in (read_end, write_end):
-        os.close(end)
-    return code == -signal.SIGKILL
 
 
 # What is refused.
@@ -374,6 +339,7 @@ def test_a_policy_refuses_before_the_hub_is_asked(
     hub: UploadHub, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_licences(run, captions="CC-BY-4.0", images="CC-BY-4.0", model="CC-BY-NC-4.0")
+    shutil.rmtree(run.with_name("pairs.push"))
     assert push(run, "--licence-policy", "commercial") == 2
     assert "refuses model (proposals) some/maskformer: CC-BY-NC-4.0 is not for" in capsys.readouterr().err
     assert hub.log == []
@@ -412,7 +378,27 @@ def test_what_is_not_finished_is_not_pushed(
     (run / "_SUCCESS").unlink()
     assert push(run) == 4
     assert push(tmp_path / "nothing") == 2
-    assert push(run, "--as", "tfrecord") in (2, 4)
+    assert hub.log == []
+
+
+def test_a_form_that_is_none_or_another_than_the_exports_is_one_line(
+    hub: UploadHub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(run, "--as", "tfrecord") == 2
+    assert "--as tfrecord: unknown; choose one of webdataset" in capsys.readouterr().err
+    assert push(run.with_name("pairs.push"), "--as", "coco") == 2
+    assert "pairs.push is an export as hf; leave it out" in capsys.readouterr().err
+    assert hub.log == []
+
+
+def test_checksums_that_lead_out_of_the_folder_are_refused(
+    hub: UploadHub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.parent / "secret").write_bytes(b"x")
+    with (run.with_name("pairs.push") / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{hashlib.sha256(b'x').hexdigest()}  ../secret\n")
+    assert push(run.with_name("pairs.push")) == 2
+    assert "names ../secret, which does not lie in the folder" in capsys.readouterr().err
     assert hub.log == []
 
 

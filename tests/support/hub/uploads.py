@@ -18,8 +18,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
+from huggingface_hub.utils import _http
 
 _TEXTS = (".md", ".json", ".txt", ".yaml", ".csv", "SHA256SUMS", ".gitattributes", ".jsonl")
 _BLOCK_BYTES = 1 << 13
@@ -70,15 +75,20 @@ class UploadHub:
         """The files of a branch, without what the hub makes by itself."""
         return {path: content for path, content in self.sets[name].branches[branch].items() if path != ".gitattributes"}
 
-    def environment(self, cache: Path, *, token: str | None = "hf_writer") -> dict[str, str]:
-        """What a process needs to push to this hub."""
-        known = {"HF_TOKEN": token} if token else {}
-        return {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(cache),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-        } | known
+    def know_alone(self, cache: Path, patch: pytest.MonkeyPatch, *, token: str = "hf_writer") -> None:
+        """Make this hub the only one that this process knows; its library makes further attempts without pauses."""
+        constants = huggingface_hub.constants
+        patch.setenv("HF_TOKEN", token)
+        for name, value in {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache / "hub"),
+            "HF_TOKEN_PATH": str(cache / "token"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
+            patch.setattr(constants, name, value)
+        patch.setattr(_http, "time", SimpleNamespace(sleep=lambda _: None, time=time.time))
 
 
 @contextmanager
