@@ -181,7 +181,8 @@ def _numbered(across_E: Ints, along_E: Ints) -> Ints:
     corners = np.arange(len(across_E))
     ends = np.concatenate([across_E, along_E])
     links = coo_array((np.ones(len(ends), bool), (np.concatenate([corners, corners]), ends)), shape=(len(corners),) * 2)
-    return connected_components(links, directed=False)[1].astype(np.int64)
+    numbers_E: Ints = connected_components(links, directed=False)[1].astype(np.int64)
+    return numbers_E
 
 
 def _nearest(mask_HW: np.ndarray[Any, np.dtype[np.bool_]]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

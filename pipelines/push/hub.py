@@ -147,11 +147,12 @@ class HubRepository:
         raise AssertionError("the last attempt returns or raises")
 
     def _once(self, call: Callable[[], Result]) -> Result:
-        from huggingface_hub.errors import HTTPError
+        from huggingface_hub.errors import HfHubHTTPError
 
+        client_error = HfHubHTTPError.__mro__[1]  # of the HTTP client that the library uses: httpx, or a successor
         try:
             return call()
-        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        except (client_error, OSError, RuntimeError, ValueError) as error:
             raise self._fault(error) from error
 
     def _fault(self, error: BaseException) -> InputError | IncompleteError:
@@ -178,10 +179,11 @@ class HubRepository:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The hub's library says nothing but faults, and draws bars on terminals alone."""
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
