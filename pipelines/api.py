@@ -38,6 +38,8 @@ from maskmine.schemas.sample import StoredSample, cell_name
 from maskmine.schemas.tables import arrow_schema, from_pieces
 
 if TYPE_CHECKING:
+    from maskmine.pipelines.push.push import Pushed
+    from maskmine.pipelines.settings.licences import LicencePolicy
     from maskmine.tuning.clip.train import Tuned
     from maskmine.tuning.segmentation.segmenter import Segmenter
 
@@ -190,6 +192,24 @@ def mix(
     with writing_alone(str(out)):
         mix_sets(given, mixing, out=str(out), policy=licence_policy, threads=threads)
     return open_run(out)
+
+
+def push(
+    folder: str | Path,
+    address: str,
+    *,
+    form: str | None = None,
+    policy: LicencePolicy = "any",
+    private: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> Pushed:
+    """Put a finished run or export on the Hugging Face hub, as `maskmine push`; returns what was sent."""
+    from maskmine.pipelines.push.address import parse_address
+    from maskmine.pipelines.push.push import Push, push_set
+
+    asked = Push(str(folder), parse_address(address), form, policy=policy, private=private, replace=replace)
+    return push_set(asked, dry_run=dry_run, say=lambda line: None)
 
 
 def tune(config: Configuration, *, settings: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Tuned:

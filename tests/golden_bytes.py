@@ -48,7 +48,10 @@ LIBRARIES = (
     "spacy",
     "pycocotools",
 )
-EXPORTS = ("webdataset", "openclip", "ovseg", "ovseg-shards", "alpha-clip", "coco", "hf", "energon", "parquet")
+EXPORTS = (
+    *("webdataset", "openclip", "ovseg", "ovseg-shards", "alpha-clip", "coco", "lvis", "sa-co", "odvg", "yolo-seg"),
+    *("hf", "hf-images", "energon", "parquet"),  # lance names its files at random, MDS's writer is no dependency
+)
 SCENES, SEED, STEPS = 100, 7, 20
 _TIMES = re.compile(r'"(seconds|finished|images_per_s|seconds_left|elapsed_s|wait_share)": *("[^"]*"|[-0-9.eE]+|null)')
 _DECODED_ONLY = (".jpg", ".webp")

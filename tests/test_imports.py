@@ -64,6 +64,7 @@ FOLDERS: dict[str, set[str]] = {
     "evaluate": CORE | {"dataset"},
     "export": CORE | {"dataset"},
     "mix": CORE | {"dataset", "export"},
+    "push": CORE | {"dataset", "export"},
     "segment": CORE | {"engines"},
     "audit": CORE | {"dataset"},
     "web": set(),

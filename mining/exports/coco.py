@@ -174,8 +174,12 @@ def _shares(instance: dict[str, Any], photograph: dict[str, Any]) -> dict[str, A
 
 def whole_mask(sample: StoredSample) -> Mask:
     """The mask of a sample in the frame of its photograph."""
+    return Mask.from_array(mask_in_photograph(sample))
+
+
+def mask_in_photograph(sample: StoredSample) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The mask of a sample in the frame of its photograph, [H, W], column after column as run lengths go."""
     (x0, y0, x1, y1), record = sample.row.crop_xyxy, sample.record
-    # column after column, as run lengths go
-    mask_HW = np.zeros((record["height_px"], record["width_px"]), np.uint8, order="F")
+    mask_HW = np.zeros((record["height_px"], record["width_px"]), np.bool_, order="F")
     mask_HW[y0:y1, x0:x1] = decode_mask(sample)
-    return Mask.from_array(mask_HW)
+    return mask_HW

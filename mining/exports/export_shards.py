@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Protocol
 
 import pyarrow as pa
 
 from maskmine.mining.exports.images import Pictures
-from maskmine.schemas.rows import SampleRow
+from maskmine.mining.storage.urls import Fetch
+from maskmine.schemas.rows import Rejection, SampleRow
 from maskmine.schemas.sample import CHECKED_VERSION, ImageFormat, StoredSample
 from maskmine.schemas.tables import from_table
 
@@ -35,8 +37,8 @@ class Run(Protocol):
     def read_bytes(self, shard: str, offset: int, size_bytes: int) -> bytes:
         """Some bytes of a shard's tar, checked in the same way."""
 
-    def image_path(self, row: SampleRow) -> str | None:
-        """Where the image that a sample is from was read, as the plan has it; None where the run does not say."""
+    def photograph(self, row: SampleRow, *, fetch: Fetch) -> bytes | Rejection:
+        """The file of the image that a sample is from, as the run read it, or why it is not to be had any more."""
 
     def file_name(self, row: SampleRow) -> str:
         """The name of the image that a sample is from: its path below the folder of its source, or its URL."""
@@ -60,6 +62,7 @@ class ExportShard:
     """Shard `number` of the `of` shards of a split: `tables` of the index with a column `split`, read once, in order.
 
     `tick` is called with the number of samples that were written; `version` is the run's format version.
+    Writers add to `counts` what could not be exported, and what is not exact; they end in `export.json` and the card.
     """
 
     split: str
@@ -71,6 +74,7 @@ class ExportShard:
     totals: Totals
     tick: Tick
     version: int
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def checked(self) -> bool:
@@ -102,13 +106,14 @@ class ExportShard:
 class ExportSummary:
     """What a format needs to write the files that describe the whole: samples of each shard, `tables` of a split.
 
-    `image_format` is that of the images.
+    `image_format` is that of the images; `nouns` are all that are exported, sorted.
     """
 
     shards: dict[str, list[int]]
     image_format: ImageFormat
     tables: Callable[[str], Iterator[pa.Table]]
     csv_prefix: str
+    nouns: tuple[str, ...]
 
 
 def _contiguous(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:

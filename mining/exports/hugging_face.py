@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import islice
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +17,13 @@ from maskmine.mining.storage.prefetch import map_in_order, read_ahead
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import CHECKED_VERSION, WHOLE_VERSION, ImageFormat, StoredSample
 
-_ROWS_AT_ONCE = 100  # of a row group, which a reader has in memory with its images
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets` stores an image
+_ROWS = 100  # of a row group, about; a reader has them in memory with their images
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets` stores an image
+IMAGE_KIND = {"_type": "Image"}
 # The sides of boxes as columns, which tools can filter by.
 _BOX, _CROP_BOX = ("x0", "y0", "x1", "y1"), ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 # Further columns, in their order.
-_SCALARS: dict[str, pa.DataType] = {
+SCALARS: dict[str, pa.DataType] = {
     "text": pa.string(),
     "image_id": pa.string(),
     "caption": pa.string(),
@@ -33,8 +35,9 @@ _SCALARS: dict[str, pa.DataType] = {
     **dict.fromkeys((*_BOX, *_CROP_BOX), pa.int64()),
     "key": pa.string(),
 }
-_CHECKED = dict.fromkeys(("presence", "agreement"), pa.float64())  # at the end, where a verifier checked the pairs
-_WHOLE = dict.fromkeys(("negatives", "corrected"), pa.list_(pa.string()))  # and after them, where a set has either
+CHECKED = dict.fromkeys(("presence", "agreement"), pa.float64())  # at the end, where a verifier checked the pairs
+WHOLE = dict.fromkeys(("negatives", "corrected"), pa.list_(pa.string()))  # and after them, where a set has either
+In = TypeVar("In")
 _Files = tuple[SampleRow, ImageFormat, bytes, bytes]
 """A pair, the format of its image, the image and the mask as files."""
 
@@ -42,33 +45,93 @@ _Files = tuple[SampleRow, ImageFormat, bytes, bytes]
 def hugging_face_schema(version: int) -> pa.Schema:
     """The columns of a set of a format version, and beside them what `datasets` reads to show `image` and `mask` as
     images."""
-    scalars = _SCALARS | (_CHECKED if version >= CHECKED_VERSION else {}) | (_WHOLE if version >= WHOLE_VERSION else {})
-    kinds: dict[str, Any] = {"image": {"_type": "Image"}, "mask": {"_type": "Image"}}
-    kinds |= {name: _feature(kind) for name, kind in scalars.items()}
-    columns = {"image": _PICTURE, "mask": _PICTURE} | scalars
+    scalars = SCALARS | (CHECKED if version >= CHECKED_VERSION else {}) | (WHOLE if version >= WHOLE_VERSION else {})
+    kinds = {"image": IMAGE_KIND, "mask": IMAGE_KIND} | {name: value_kind(kind) for name, kind in scalars.items()}
+    return schema_with_kinds({"image": PICTURE, "mask": PICTURE} | scalars, kinds)
+
+
+def schema_with_kinds(columns: Mapping[str, pa.DataType], kinds: Mapping[str, Any]) -> pa.Schema:
+    """A schema that says in its metadata what `datasets` takes the columns for."""
     fields = [pa.field(name, kind) for name, kind in columns.items()]
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": kinds}})})
 
 
+def value_kind(kind: pa.DataType) -> dict[str, Any]:
+    """What `datasets` calls a type."""
+    if pa.types.is_list(kind):
+        return {"feature": value_kind(kind.value_type), "_type": "List"}
+    return {"dtype": {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}[kind], "_type": "Value"}
+
+
 def write_hugging_face(folder: Folder, shard: ExportShard) -> None:
     """`data/SPLIT-00000-of-00001.parquet`: crops and masks as files inside, nouns as `text`, and the scores."""
+    schema = hugging_face_schema(shard.version)
+    with parquet_of(folder, shard, schema) as writer:
+        for table in pair_tables(shard, schema):
+            writer.write_table(table)
+
+
+def pair_tables(shard: ExportShard, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The pairs of a shard as tables of a few rows; their `image` and `mask` are files."""
 
     def files(sample: StoredSample) -> _Files:
         return (sample.row, *shard.pictures.files(sample))
 
-    schema = hugging_face_schema(shard.version)
-    # Images are compressed already; trying again takes time and gains nothing.
-    compression = dict.fromkeys(schema.names[2:], "zstd") | {"image.bytes": "none", "mask.bytes": "none"}
-    compression |= {"image.path": "zstd", "mask.path": "zstd"}
+    rows = map_in_order(files, shard.samples(), threads=shard.pictures.workers)
+    for batch in read_ahead(cut_by_key(rows, key=lambda files: files[0].key, rows=_ROWS)):
+        yield _table(batch, schema)
+        shard.tick(len(batch))
+
+
+def cut_by_key(items: Iterable[In], *, key: Callable[[In], str], rows: int) -> Iterator[list[In]]:
+    """The items in lists of about `rows`, four times as many at most, that end after items whose key says so.
+
+    So a row that comes or goes changes its own row group, and not where all that follow begin.
+    """
+    batch: list[In] = []
+    for item in items:
+        batch.append(item)
+        if zlib.crc32(key(item).encode()) % rows == 0 or len(batch) >= 4 * rows:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@contextmanager
+def parquet_of(folder: Folder, shard: ExportShard, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """`data/SPLIT-00000-of-00001.parquet`, which appears when the block ends well.
+
+    Its pages have an index, so that a reader who wants some rows reads no others, and are cut by their content: of a
+    file of which a little has changed, stores that know the rest (Hugging Face's Xet) take the changed pages alone.
+    """
     name = f"{shard.split}-{shard.number:05d}-of-{shard.of:05d}.parquet"
     with (
         folder.write("data", name) as file,
-        pq.ParquetWriter(file, schema, compression=compression, use_dictionary=False) as writer,
+        pq.ParquetWriter(
+            file,
+            schema,
+            # Images are compressed already; trying again takes time and gains nothing.
+            compression={leaf: "none" if leaf.endswith(".bytes") else "zstd" for leaf in _leaves(schema)},
+            use_dictionary=False,
+            write_page_index=True,
+            use_content_defined_chunking=True,
+        ) as writer,
     ):
-        rows = map_in_order(files, shard.samples(), threads=shard.pictures.workers)
-        for batch in read_ahead(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])):
-            writer.write_table(_table(batch, schema))
-            shard.tick(len(batch))
+        yield writer
+
+
+def picture_array(files: Sequence[bytes], paths: Sequence[str]) -> pa.StructArray:
+    """Files as `datasets` stores images."""
+    return pa.StructArray.from_arrays([pa.array(files, pa.binary()), pa.array(paths, pa.string())], fields=[*PICTURE])
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The paths of the columns of a Parquet file with this schema."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), buffer)
+    stored = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).schema
+    return [stored.column(number).path for number in range(len(stored))]
 
 
 def write_table(folder: Folder, shard: ExportShard) -> None:
@@ -82,13 +145,6 @@ def write_table(folder: Folder, shard: ExportShard) -> None:
             shard.tick(len(table))
 
 
-def _feature(kind: pa.DataType) -> dict[str, Any]:
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
-    dtype = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}[kind]
-    return {"dtype": dtype, "_type": "Value"}
-
-
 def _table(batch: Sequence[_Files], schema: pa.Schema) -> pa.Table:
     """Column by column, because a dictionary for each row would take longer than all other work on an image."""
     rows, formats, images, masks = zip(*batch, strict=True)
@@ -99,10 +155,7 @@ def _table(batch: Sequence[_Files], schema: pa.Schema) -> pa.Table:
     columns |= zip(_CROP_BOX, zip(*(row.crop_xyxy for row in rows), strict=True), strict=True)
     scalars = schema.names[2:]
     columns |= {name: [getattr(row, name) for row in rows] for name in set(scalars) - columns.keys()}
-    pictures = [
-        pa.StructArray.from_arrays([pa.array(files, pa.binary()), pa.array(paths, pa.string())], fields=list(_PICTURE))
-        for files, paths in ((images, image_paths), (masks, mask_paths))
-    ]
+    pictures = [picture_array(images, image_paths), picture_array(masks, mask_paths)]
     return pa.Table.from_arrays(
         [*pictures, *(pa.array(columns[name], schema.field(name).type) for name in scalars)], schema=schema
     )

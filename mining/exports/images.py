@@ -16,6 +16,7 @@ from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import grow_box
 from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.mining.images.encode import encode_image, encode_mask, encode_png
+from maskmine.mining.storage.urls import Fetch
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.mask import Box
 from maskmine.schemas.rows import Rejection
@@ -46,6 +47,8 @@ class Pictures(Settings):
     """What stands before the names of photographs in Label Studio's tasks, such as the URL of their folder."""
     threads: Annotated[int, ExecutionOnly(), Field(ge=1, le=64)] = 2
     """Threads that encode images at the same time."""
+    fetch: Annotated[Fetch, ExecutionOnly()] = Fetch()
+    """Whether and how photographs are read from URLs, in forms that hold them whole."""
 
     def keeps(self, sample: StoredSample) -> bool:
         """Whether a stored crop can be copied: it has the format and the size that are asked for."""
@@ -132,20 +135,33 @@ def cut_to_region(cutout: Cutout, box_crop_xyxy: Box, *, expand_ratio: float) ->
 
 
 def shrink(cutout: Cutout, *, max_side_px: int | None) -> Cutout:
-    """The crop with a longer side of at most `max_side_px`. A pixel belongs to the mask where half of its area did.
+    """The crop with a longer side of at most `max_side_px`; the mask as `shrink_mask` makes it."""
+    size = smaller_size(cutout.mask.size, max_side_px=max_side_px)
+    if size == cutout.mask.size:
+        return cutout
+    mask_HW = shrink_mask(cutout.mask_array(), size)
+    image = cutout.image.resize(size, Image.Resampling.BICUBIC)
+    return Cutout(image, Image.fromarray(mask_HW.astype(np.uint8) * 255), cutout.crop_xyxy)
+
+
+def smaller_size(size: tuple[int, int], *, max_side_px: int | None) -> tuple[int, int]:
+    """Width and height of an image whose longer side has become `max_side_px`; its own where that is not more."""
+    if max_side_px is None or max(size) <= max_side_px:
+        return size
+    ratio = max_side_px / max(size)
+    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+def shrink_mask(
+    mask_HW: np.ndarray[Any, np.dtype[np.bool_]], size: tuple[int, int]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The mask at a smaller size (width, height). A pixel belongs to it where half of its area did.
 
     Where that leaves nothing of a thin mask, it belongs to it where any of its area did.
     """
-    width_px, height_px = cutout.mask.size
-    if max_side_px is None or max(height_px, width_px) <= max_side_px:
-        return cutout
-    ratio = max_side_px / max(height_px, width_px)
-    size = (max(1, round(width_px * ratio)), max(1, round(height_px * ratio)))
-    share_HW = np.array(Image.fromarray(cutout.mask_array().astype(np.float32)).resize(size, Image.Resampling.BOX))
-    mask_HW = share_HW >= 0.5
-    mask_HW = mask_HW if mask_HW.any() else share_HW > 0
-    image = cutout.image.resize(size, Image.Resampling.BICUBIC)
-    return Cutout(image, Image.fromarray(mask_HW.astype(np.uint8) * 255), cutout.crop_xyxy)
+    share_HW = np.array(Image.fromarray(mask_HW.astype(np.float32)).resize(size, Image.Resampling.BOX))
+    smaller_HW = share_HW >= 0.5
+    return smaller_HW if smaller_HW.any() else share_HW > 0
 
 
 def fill_background(cutout: Cutout, fill: Fill) -> Image.Image:

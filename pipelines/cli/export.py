@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from maskmine.pipelines.cli.app import FolderArgument, JsonOption, NounsOption, app, err, print_json, print_line
+from maskmine.pipelines.cli.app import (
+    FetchOption,
+    FolderArgument,
+    JsonOption,
+    NounsOption,
+    app,
+    err,
+    print_json,
+    print_line,
+)
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.schemas.wording import counted
 from maskmine.tuning.console import plain_progress
@@ -41,6 +50,7 @@ def export(
         str, typer.Option(help="any, or commercial: refuse what is not known to allow it.")
     ] = "any",
     shard_size: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
+    by_part: Annotated[bool, typer.Option("--by-part", help="A shard for each part of the run.")] = False,
     image_format: Annotated[str | None, typer.Option(help="jpg, png or webp; else as in the run.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpg and webp.")] = 95,
     max_side: Annotated[int | None, typer.Option(min=8, help="Longer side of an image in pixels, at most.")] = None,
@@ -49,6 +59,7 @@ def export(
     csv_prefix: Annotated[str, typer.Option(help="Before the paths in OVSeg's table.")] = "",
     photographs: Annotated[str, typer.Option(help="For annotation tools: refer to them, or copy them.")] = "refer",
     image_prefix: Annotated[str, typer.Option(help="Before the names of photographs in Label Studio's tasks.")] = "",
+    fetch: FetchOption = None,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Images made at the same time.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +71,8 @@ def export(
     least = {"min_lift": min_lift, "min_evidence": min_evidence, "min_confidence": min_confidence}
     least |= {"min_presence": min_presence, "min_agreement": min_agreement}
     images = {"image_format": image_format, "quality": quality, "max_side_px": max_side}
+    fetching = {"fetch": {"allow": True}} if fetch == "allow" else {}
+    more = {"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix, "by_part": by_part}
     settings = parse_export(
         to,
         selection={"min_similarity": min_similarity, "min_margin": min_margin, **least, "seed": split_seed},
@@ -72,9 +85,10 @@ def export(
             "fill": fill,
             "expand_ratio": expand,
             "threads": threads,
+            **fetching,
         },
         licences=licences,
-        more={"policy": licence_policy, "samples_per_piece": shard_size, "csv_prefix": csv_prefix},
+        more=more,
     )
     run = read_folder(folder)
     with plain_progress(console=err) as progress, writing_alone(target):

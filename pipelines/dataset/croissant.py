@@ -5,7 +5,8 @@ The tars and their indexes are files with sizes and checksums; the records are t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from maskmine.pipelines.dataset.cards import filters_of
@@ -35,6 +36,7 @@ _CONTEXT: dict[str, Any] = {
 }
 # Column types that Croissant can describe; lists are left out.
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "double": "sc:Float"}
+_INDEXES = "the index of each shard, a row a pair"
 # What the columns hold, where the name alone does not say it.
 _WORDS = {
     "key": "the key of the sample in its shard",
@@ -52,6 +54,43 @@ _WORDS = {
     "shard": "the tar that holds crop, mask, noun and record of the pair",
     "offset": "where the sample begins in the tar, in bytes",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SetFile:
+    """A file of a set by its path in it; `kind` is its media type."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    kind: str
+
+
+def describe_files(plan: Mapping[str, Any], files: Iterable[SetFile], *, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `croissant.json` for an export: `plan` is its `export.json`.
+
+    `columns` are those of its Parquet files with their types; such files have records, others stand as files alone.
+    """
+    licences = [entry["licence"] for entry in plan["run"]["licences"]]
+    pairs, images = (sum(split[name] for split in plan["splits"].values()) for name in ("samples", "images"))
+    described: dict[str, Any] = {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.1",
+        "name": "mask-noun-pairs",
+        "description": f"{pairs} pairs of a mask and the noun that names it, from {images} images, as {plan['format']}",
+        "license": _licence_urls(licences or ["unknown"]),
+        "version": f"1.0.0+{plan['fingerprint'][:12]}",
+        "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `evidence` and `confidence`.",
+        "distribution": [
+            _file(file.name, file.kind, file.sha256, folder="") | {"contentSize": f"{file.size_bytes} B"}
+            for file in files
+        ],
+    }
+    if columns:
+        described["distribution"].append(_file_set("*.parquet", name="tables", of="the tables of all splits"))
+        described["recordSet"] = [_record_set(columns, file_set="tables", key=None)]
+    return described
 
 
 def describe_run(manifest: Manifest) -> dict[str, Any]:
@@ -72,7 +111,7 @@ def describe_run(manifest: Manifest) -> dict[str, Any]:
         "rai:dataPreprocessingProtocol": _selection(manifest),
         "rai:machineAnnotationTools": [f"{m.role}: {m.name} ({m.licence}, {m.sha256})" for m in manifest.models],
         "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `evidence` and `confidence`.",
-        "distribution": [*_files(manifest), _file_set()],
+        "distribution": [*_files(manifest), _file_set("shards/*.parquet", name="indexes", of=_INDEXES)],
         "recordSet": [_records(manifest)],
     }
 
@@ -103,46 +142,52 @@ def _files(manifest: Manifest) -> Iterable[dict[str, Any]]:
         yield _file(index, "application/x-parquet", shard.index_sha256)
 
 
-def _file(name: str, kind: str, sha256: str) -> dict[str, Any]:
+def _file(name: str, kind: str, sha256: str, *, folder: str = "shards/") -> dict[str, Any]:
     return {
         "@type": "cr:FileObject",
-        "@id": f"shards/{name}",
+        "@id": f"{folder}{name}",
         "name": name,
-        "contentUrl": f"shards/{name}",
+        "contentUrl": f"{folder}{name}",
         "encodingFormat": kind,
         "sha256": sha256,
     }
 
 
-def _file_set() -> dict[str, Any]:
+def _file_set(includes: str, *, name: str, of: str) -> dict[str, Any]:
     return {
         "@type": "cr:FileSet",
-        "@id": "indexes",
-        "name": "indexes",
-        "description": "the index of each shard, a row a pair",
+        "@id": name,
+        "name": name,
+        "description": of,
         "encodingFormat": "application/x-parquet",
-        "includes": "shards/*.parquet",
+        "includes": includes,
     }
 
 
 def _records(manifest: Manifest) -> dict[str, Any]:
+    columns = {field.name: str(field.type) for field in arrow_schema(index_type(manifest.format_version))}
+    return _record_set(columns, file_set="indexes", key="key")
+
+
+def _record_set(columns: Mapping[str, str], *, file_set: str, key: str | None) -> dict[str, Any]:
+    """The pairs as records with the columns that Croissant can describe, by their types."""
     fields = [
         {
             "@type": "cr:Field",
-            "@id": f"pairs/{field.name}",
-            "name": field.name,
-            "description": _WORDS.get(field.name, field.name),
-            "dataType": _TYPES[str(field.type)],
-            "source": {"fileSet": {"@id": "indexes"}, "extract": {"column": field.name}},
+            "@id": f"pairs/{name}",
+            "name": name,
+            "description": _WORDS.get(name, name),
+            "dataType": _TYPES[kind],
+            "source": {"fileSet": {"@id": file_set}, "extract": {"column": name}},
         }
-        for field in arrow_schema(index_type(manifest.format_version))
-        if str(field.type) in _TYPES
+        for name, kind in columns.items()
+        if kind in _TYPES
     ]
     return {
         "@type": "cr:RecordSet",
         "@id": "pairs",
         "name": "pairs",
         "description": "the pairs, without pictures",
-        "key": {"@id": "pairs/key"},
+        **({"key": {"@id": f"pairs/{key}"}} if key else {}),
         "field": fields,
     }

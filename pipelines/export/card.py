@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from maskmine.mining.exports.export_shards import Totals
 from maskmine.mining.exports.filters import Selection
 from maskmine.pipelines.dataset.cards import render_card
+from maskmine.pipelines.export.forms import Format
 from maskmine.schemas.manifest import Manifest
 
 
 def export_card(
-    form: str, manifest: Manifest, totals: Totals, shards: dict[str, list[int]], selection: Selection
+    name: str,
+    form: Format,
+    manifest: Manifest,
+    totals: Totals,
+    shards: Mapping[str, list[int]],
+    selection: Selection,
+    counts: Mapping[str, int],
 ) -> str:
-    """The dataset card of an export, with the Hugging Face front matter where `datasets` can open the folder."""
-    first = next(split for split, count in totals.samples.items() if count)
+    """The dataset card of an export, with the Hugging Face front matter where `datasets` can open the folder.
+
+    `counts` are those of the writers: what could not be exported, and what is not exact.
+    """
+    splits = [split for split, count in totals.samples.items() if count]
+    last = f"{len(shards[splits[0]]) - 1:05d}"
     return render_card(
         "export_card.md",
         manifest=manifest,
-        form=form,
+        form=name,
         totals=totals,
-        first=first,
-        last=f"{len(shards[first]) - 1:05d}",
+        data_files={split: form.data_files.replace("SPLIT", split) for split in splits} if form.data_files else {},
+        example=form.example.replace("FIRST", splits[0]).replace("LAST", last),
+        more=form.more.replace("FIRST", splits[0]).replace("LAST", last),
         filters=_filters(selection),
+        counts=dict(sorted(counts.items())),
     )
 
 

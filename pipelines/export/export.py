@@ -12,66 +12,43 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from itertools import chain, groupby
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from maskmine.mining.exports import coco, hugging_face, mds, odvg, ovseg, tars
-from maskmine.mining.exports.annotation_tools import cvat, fiftyone, label_studio
-from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Folder, Tick, Totals
+from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Tick, Totals
 from maskmine.mining.exports.filters import Selection
 from maskmine.mining.exports.images import Pictures
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.card import export_card
-from maskmine.pipelines.export.folder import ExportFolder, claim_folder, complete, shards_done, write_shard
+from maskmine.pipelines.export.folder import (
+    ExportFolder,
+    claim_folder,
+    complete,
+    counts_of_shards,
+    empty,
+    shards_done,
+    write_shard,
+)
+from maskmine.pipelines.export.forms import FORMATS, Format
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.licences import LicencePolicy, refuse_other_licences
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest, refuse_wider_crops
+from maskmine.schemas.rows import Rejection, SampleRow
 from maskmine.schemas.sample import why_no_score
-from maskmine.schemas.settings import ExecutionOnly, Settings, fingerprint, plain_values
+from maskmine.schemas.settings import AddedLater, ExecutionOnly, Settings, fingerprint, plain_values
+from maskmine.schemas.tables import from_table
 
 # Raised when the code of an export changes what it writes; folders of older code then belong to another plan.
-EXPORT_VERSION = 4
+EXPORT_VERSION = 5
+_TRIED_PHOTOGRAPHS = 20  # before an export of photographs is given up
 # Image ids that can stand as COCO's: whole numbers without leading zeros, below 2**53 as JSON readers need.
 _NUMBER = r"^(0|[1-9]\d{0,14})$"
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A format of export: `write` writes the files of a shard, `finish` those that describe the whole.
-
-    `whole`: a split is one shard. `lossless`: images are always PNG. `check` is called first.
-    """
-
-    write: Callable[[Folder, ExportShard], None]
-    finish: Callable[[Folder, ExportSummary], None] | None = None
-    whole: bool = False
-    lossless: bool = False
-    check: Callable[[], object] = lambda: None
-
-
-FORMATS = {
-    "webdataset": Format(tars.write_webdataset, tars.write_sizes),
-    "openclip": Format(tars.write_openclip, tars.write_sizes),
-    "ovseg": Format(ovseg.write_ovseg, ovseg.write_tables, lossless=True),
-    "ovseg-shards": Format(tars.write_ovseg_tar, tars.write_sizes, lossless=True),
-    "alpha-clip": Format(tars.write_alpha_clip, tars.write_sizes),
-    "energon": Format(tars.write_webdataset, tars.write_energon_templates),
-    "coco": Format(coco.write_coco, whole=True),
-    "lvis": Format(coco.write_lvis, whole=True),
-    "sa-co": Format(coco.write_sa_co, whole=True),
-    "odvg": Format(odvg.write_odvg, whole=True),
-    "hf": Format(hugging_face.write_hugging_face),
-    "mds": Format(mds.write_mds, whole=True, check=mds.require_mds),
-    "parquet": Format(hugging_face.write_table),
-    "label-studio": Format(label_studio.write_label_studio, label_studio.write_labels, whole=True),
-    "cvat": Format(cvat.write_cvat, cvat.write_cvat_labels, whole=True),
-    "fiftyone": Format(fiftyone.write_fiftyone, whole=True),
-}
 
 
 class Export(Settings):
@@ -84,7 +61,9 @@ class Export(Settings):
     pictures: Pictures = Pictures()
     """How images are written."""
     samples_per_piece: Annotated[int, Field(ge=1)] = 10_000
-    """Samples of a shard."""
+    """Samples of a shard; those of an image stay together in forms that have a row or a file for each image."""
+    by_part: Annotated[bool, AddedLater()] = False
+    """A shard for each part of the run, so that a part that changes does not move the samples of the others."""
     licences: tuple[str, ...] | None = None
     """Licences that captions and images may have; null allows any."""
     policy: Annotated[LicencePolicy, ExecutionOnly()] = "any"
@@ -122,26 +101,30 @@ def export_run(run: RunFolder, export: Export, *, out: str, begin: Begin = lambd
         totals = _count(reader, selection)
         if not sum(totals.samples.values()):
             raise InputError(_nothing_left(run.root, reader, selection, manifest))
+        if form.photographs:
+            _require_photographs(reader, selection, export)
         folder = claim_folder(out, _plan(export, manifest, totals))
         if folder is None:
             return Exported(totals, None)
         # Write the shards, then the files that describe them.
-        shards = {split: _sizes(count, export, whole=form.whole) for split, count in totals.samples.items()}
+        shards = {split: _sizes(reader.tables(selection, split), export, form) for split in totals.samples}
         tick = begin(sum(totals.samples.values()))
         done = shards_done(folder)
         for shard in _shards(reader, selection, export, totals, shards, tick):
             name = f"{shard.split}-{shard.name}"
             if name in done:
                 tick(sum(map(len, shard.tables)))
-            else:
-                write_shard(folder, name, shard, form.write)
+                continue
+            if form.folder_of:
+                empty(folder, form.folder_of(shard.split))
+            write_shard(folder, name, shard, form.write)
         others = ExportFolder(folder)
         if form.finish:
-            image_format = _image_format(export, form, manifest)
-            summary = ExportSummary(shards, image_format, partial(reader.tables, selection), export.csv_prefix)
-            form.finish(others, summary)
+            image_format, tables = _image_format(export, form, manifest), partial(reader.tables, selection)
+            form.finish(others, ExportSummary(shards, image_format, tables, export.csv_prefix, totals.nouns))
+        counts = counts_of_shards(folder)
         with others.write("README.md") as file:
-            file.write(export_card(export.format, manifest, totals, shards, selection).encode())
+            file.write(export_card(export.format, form, manifest, totals, shards, selection, counts).encode())
         return Exported(totals, complete(folder, others))
 
 
@@ -213,12 +196,44 @@ def _plan(export: Export, manifest: Manifest, totals: Totals) -> dict[str, Any]:
     }
 
 
-def _sizes(samples: int, export: Export, *, whole: bool) -> list[int]:
+def _require_photographs(reader: RunReader, selection: Selection, export: Export) -> None:
+    """Raise InputError where none of the first photographs can be read any more: then none is expected to be."""
+    rows = (row for table in reader.tables(selection) for row in from_table(table.drop_columns(["split"]), SampleRow))
+    first: dict[str, Rejection] = {}
+    for row in rows:
+        found = first.get(row.image_id) or reader.photograph(row, fetch=export.pictures.fetch)
+        if not isinstance(found, Rejection):
+            return
+        first[row.image_id] = found
+        if len(first) >= _TRIED_PHOTOGRAPHS:
+            break
+    one = next(iter(first.values()))
+    raise InputError(
+        f"--to {export.format}: holds the photographs, and those of this run cannot be read here ({one.reason}: "
+        f"{one.detail}); put them where they were mined from, or choose a form that holds crops"
+    )
+
+
+def _sizes(tables: Iterator[pa.Table], export: Export, form: Format) -> list[int]:
     """The samples of each shard of a split; an empty split is an empty shard, so that readers find a file."""
-    if whole or not samples:
-        return [samples]
-    full, rest = divmod(samples, export.samples_per_piece)
-    return [export.samples_per_piece] * full + ([rest] if rest else [])
+    counts = [[len(table)] if form.whole or export.by_part else _units(table, form.by) for table in tables]
+    if form.whole:
+        return [sum(map(sum, counts))]
+    if export.by_part:
+        return list(chain(*counts)) or [0]
+    sizes = [0]
+    for samples in chain(*counts):
+        if sizes[-1] >= export.samples_per_piece:
+            sizes.append(0)
+        sizes[-1] += samples
+    return sizes
+
+
+def _units(table: pa.Table, by: Literal["pair", "image"]) -> list[int]:
+    """The samples of a table in units that are not to be parted."""
+    if by == "pair":
+        return [1] * len(table)
+    return [len(list(same)) for _, same in groupby(table["image_id"].to_pylist())]
 
 
 def _shards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import IO, Any, cast
 from maskmine.mining.exports.export_shards import ExportShard, Folder
 from maskmine.mining.storage.files import HashingFile
 from maskmine.mining.storage.stores import describe, scheme_of
-from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, folder_at, sweep
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, folder_at, json_file, sweep
 from maskmine.schemas.errors import InputError, OtherPlanError
 
 # Files beside the data: the identity of the export, and the checksums.
@@ -71,11 +72,12 @@ def claim_folder(out: str, plan: dict[str, Any]) -> RunFolder | None:
 
 
 def write_shard(folder: RunFolder, name: str, shard: ExportShard, write: Callable[[Folder, ExportShard], None]) -> None:
-    """Write the files of a shard; its account, written last, says that they are complete."""
+    """Write the files of a shard; its account, written last, says that they are complete, and what was counted."""
     target = ExportFolder(folder)
     write(target, shard)
     files = sorted(target.written, key=lambda file: file.name)  # threads may have written them
-    folder.write_json(_ACCOUNTS, f"{name}.json", value=[asdict(file) for file in files])
+    account = {"files": [asdict(file) for file in files], "counts": dict(shard.counts)}
+    folder.write_json(_ACCOUNTS, f"{name}.json", value=account)
 
 
 def shards_done(folder: RunFolder) -> set[str]:
@@ -83,20 +85,39 @@ def shards_done(folder: RunFolder) -> set[str]:
     return {name.removesuffix(".json") for name in folder.names(_ACCOUNTS)}
 
 
+def empty(folder: RunFolder, name: str) -> None:
+    """Remove what a killed export left in a folder whose files are called otherwise each time."""
+    below = RunFolder(folder.path(name))
+    for path in below.walk():
+        below.delete(*path.split("/"))
+
+
 def files_of_shards(folder: RunFolder) -> Iterator[WrittenFile]:
     """The files of all shards, in the order of their names."""
-    for name in sorted(shards_done(folder)):
-        for entry in folder.read_json(_ACCOUNTS, f"{name}.json"):
+    for account in _accounts(folder):
+        for entry in account["files"]:
             yield WrittenFile(**entry)
+
+
+def counts_of_shards(folder: RunFolder) -> Counter[str]:
+    """What the writers of all shards counted."""
+    counts = Counter[str]()
+    for account in _accounts(folder):
+        counts.update(account["counts"])
+    return counts
+
+
+def _accounts(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    for name in sorted(shards_done(folder)):
+        yield folder.read_json(_ACCOUNTS, f"{name}.json")
 
 
 def complete(folder: RunFolder, others: ExportFolder) -> int:
     """Write the checksums of all files, then `_SUCCESS`; returns the bytes of the whole export."""
     size_bytes = 0
-    with others.root.open(PLAN_FILE) as file:
-        plan = file.read()
+    plan, counts = folder.read_json(PLAN_FILE), counts_of_shards(folder)
     with others.write(PLAN_FILE) as file:
-        file.write(plan)
+        file.write(json_file(plan | ({"counts": dict(counts)} if counts else {})))
     own = sorted(others.written, key=lambda file: file.name)
     with folder.write(SUMS_FILE) as sums:
         for entries in (own, files_of_shards(folder)):

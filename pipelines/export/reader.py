@@ -13,12 +13,15 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from maskmine.mining.exports.filters import Selection, select_rows
+from maskmine.mining.images.decode import MAX_SIDE_PX
+from maskmine.mining.images.read import max_bytes, read_bytes
 from maskmine.mining.storage.stores import scheme_of
+from maskmine.mining.storage.urls import Fetch
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.file_names import FileNames
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import ShardEntry
-from maskmine.schemas.rows import ImageRow, OriginRow, SampleRow
+from maskmine.schemas.rows import ImageRow, OriginRow, ProposalsRow, Rejection, SampleRow
 from maskmine.schemas.sample import StoredSample, index_type, parse_sample
 from maskmine.schemas.tables import check_index, read_parquet, with_later_columns
 
@@ -29,7 +32,7 @@ class RunReader:
     """Rows and samples of a run; a context, which closes the shard that is open."""
 
     def __init__(self, finished: FinishedRun) -> None:
-        self._run, self._is_mix = finished.folder, finished.is_mix
+        self._finished, self._run, self._is_mix = finished, finished.folder, finished.is_mix
         self._shards = {shard.name: shard for shard in finished.manifest.shards}
         self.version = finished.manifest.format_version
         self._row_type = index_type(self.version)
@@ -38,6 +41,7 @@ class RunReader:
         self._closing = ExitStack()
         self._file_names = FileNames(finished)
         self._names: tuple[str, dict[str, str | None]] | None = None
+        self._hashes: tuple[str, dict[str, str | None]] | None = None
 
     def __enter__(self) -> RunReader:
         return self
@@ -80,9 +84,32 @@ class RunReader:
             return name or row.image_id
         return self._file_names.name(row.image_id, name)
 
-    def image_path(self, row: SampleRow) -> str | None:
-        """See `maskmine.mining.exports.export_shards.Run`."""
-        return None if self._is_mix else self._named(row.shard).get(row.image_id)
+    def photograph(self, row: SampleRow, *, fetch: Fetch) -> bytes | Rejection:
+        """See `maskmine.mining.exports.export_shards.Run`. Raises IncompleteError for a fault of the disk or store."""
+        if self._is_mix:
+            return Rejection("missing_file", "a mix does not know where the images of its runs are")
+        path, sha256 = self._named(row.shard).get(row.image_id), self._sha256(row)
+        try:
+            data = read_bytes(path, max_bytes=max_bytes(MAX_SIDE_PX**2), urls=fetch)
+        except OSError as error:
+            raise IncompleteError(
+                f"{path}: cannot be read ({error.strerror or error}); mend the cause and run the same command again"
+            ) from error
+        if isinstance(data, bytes) and sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            return Rejection("image_changed", "the file is not the one that its masks were made from")
+        return data
+
+    def _sha256(self, row: SampleRow) -> str | None:
+        """The hash of the file that an image's masks were made from; None where the run does not have it any more."""
+        if self._hashes is None or self._hashes[0] != row.shard:
+            part = int(row.shard.removesuffix(".tar"))
+            try:
+                known = self._finished.columns(part, ProposalsRow, ["image_id", "sha256"])
+            except IncompleteError:  # a finished set is whole without its cells
+                known = None
+            hashes = {} if known is None else dict(zip(*(column.to_pylist() for column in known.columns), strict=True))
+            self._hashes = row.shard, hashes
+        return self._hashes[1].get(row.image_id)
 
     def _named(self, shard: str) -> dict[str, str | None]:
         """Where the images of a shard are, by their ids; of a mix the names of their files."""

@@ -172,7 +172,7 @@ class RunFolder:
     def write_json(self, *names: str, value: Any) -> None:
         """Write a JSON file for people and programs: sorted keys, indented."""
         with self.write(*names) as file:
-            file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+            file.write(json_file(value))
 
     def write_rows(
         self,
@@ -310,6 +310,11 @@ class RunFolder:
 
     def _fs(self, *names: str) -> tuple[Any, str]:
         return open_store(self.path(*names))
+
+
+def json_file(value: Any) -> bytes:
+    """A JSON file for people and programs: sorted keys, indented."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def is_cell(name: str) -> bool:

@@ -66,12 +66,17 @@ def refuse_other_licences(parts: Iterable[tuple[str, str, str]], *, policy: Lice
     """
     if policy == "any":
         return
-    refused = [f"{what} {name}: {why}" for what, name, licence in parts if (why := _not_commercial(licence))]
+    refused = not_commercial(parts)
     if refused:
         raise InputError(
             f"--licence-policy commercial refuses {'; '.join(refused)}. Make the set with others, state what is "
             "unknown in the settings (`licences`, or a model's `licence`) and mine again, or export for research alone"
         )
+
+
+def not_commercial(parts: Iterable[tuple[str, str, str]]) -> list[str]:
+    """The parts that are not known to allow commercial use, each with the reason; `parts` as in the function above."""
+    return [f"{what} {name}: {why}" for what, name, licence in parts if (why := _not_commercial(licence))]
 
 
 def _not_commercial(licence: str) -> str | None:

@@ -25,7 +25,8 @@ from maskmine.mining.exports.filters import Selection, Split, select_rows, split
 from maskmine.mining.exports.images import Cutout, Pictures, shrink
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.finished_run import FinishedRun
-from maskmine.pipelines.export.export import FORMATS, Export, export_run
+from maskmine.pipelines.export.export import Export, export_run
+from maskmine.pipelines.export.forms import FORMATS
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
@@ -117,7 +118,7 @@ def test_the_example_of_an_exports_card_runs_as_it_is_printed(
         counted = sum(row[1] for row in pairs.fetchall()) if to == "parquet" else None
         counted = len(pairs.getAnnIds()) if to in ("coco", "sa-co") else counted
         counted = len(pairs.anns) if to == "lvis" else counted
-        counted = len(pairs) if to in ("ovseg", "hf") else counted
+        counted = len(pairs) if to in ("ovseg", "hf", "lance") else counted
         assert (len(list(pairs)) if counted is None else counted) == len(toy.PAIRS)
 
 

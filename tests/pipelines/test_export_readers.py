@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import re
@@ -10,9 +11,13 @@ import sys
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given
@@ -24,10 +29,12 @@ from pycocotools.coco import COCO
 from maskmine.mining.exports.coco import write_coco
 from maskmine.mining.exports.export_shards import ExportShard, Totals
 from maskmine.mining.exports.filters import Selection
+from maskmine.mining.exports.hugging_face import parquet_of
 from maskmine.mining.exports.images import Pictures
 from maskmine.mining.exports.tars import BESIDE_KEY_COLOUR, KEY_COLOUR, key_crop
 from maskmine.mining.images.crops import grow_box
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.export import folder as export_folder
 from maskmine.pipelines.export.folder import ExportFolder
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -35,7 +42,7 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.sample import FORMAT_VERSION
 from tests.support import toy
 from tests.support.tiny_proposers import DETECTRON2, WITHOUT_DETECTRON2
-from tests.support.toy_shards import export, halves, mask_of, members, samples, stored_picture
+from tests.support.toy_shards import export, halves, mask_of, members, samples, stored_picture, write_toy_shards
 
 READERS_WARN = pytest.mark.filterwarnings("ignore")  # of much that is not ours
 
@@ -281,6 +288,82 @@ def test_hugging_face_opens_the_folder_and_shows_pictures(
             sample.row.box_xyxy[0],
             sample.row.crop_xyxy[3],
         )
+
+
+def test_a_pair_less_changes_one_row_group_of_hugging_faces_parquet(tmp_path: Path) -> None:
+    run = write_toy_shards(tmp_path / "run", scores=True, samples=500, per_shard=500)
+    (run / "_SUCCESS").touch()
+    (run / "plan.json").write_text("{}")
+
+    def groups(name: str, **settings: Any) -> list[bytes]:
+        """The bytes of the images of each row group."""
+        (path,) = (export(run, tmp_path / name, "hf", **settings) / "data").iterdir()
+        stored, content = pq.ParquetFile(path).metadata, path.read_bytes()
+        chunks = [stored.row_group(number).column(0) for number in range(stored.num_row_groups)]
+        scores = [stored.row_group(0).column(number) for number in range(stored.num_columns)]
+        assert [chunk.path_in_schema for chunk in scores if not chunk.has_offset_index] == []
+        assert {"text", "similarity"} < {chunk.path_in_schema for chunk in scores if chunk.has_column_index}
+        starts = [chunk.data_page_offset for chunk in chunks]
+        return [content[at : at + chunk.total_compressed_size] for at, chunk in zip(starts, chunks, strict=True)]
+
+    whole, less = groups("whole"), groups("less", selection=Selection(min_similarity=0.01))
+    assert len(whole) == len(less) >= 3
+    assert [one == other for one, other in zip(whole, less, strict=True)] == [False] + [True] * (len(whole) - 1)
+
+
+def test_a_row_less_leaves_most_compressed_pages_as_they_were(tmp_path: Path) -> None:
+    texts = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(100_000)]
+    schema = pa.schema([("text", pa.string())])
+    written = []
+    for first in (0, 1):
+        piece: Any = SimpleNamespace(split="train", number=first, of=2)
+        with parquet_of(ExportFolder(RunFolder(str(tmp_path))), piece, schema) as writer:
+            writer.write_table(pa.table({"text": texts[first:]}))
+        written.append((tmp_path / "data" / f"train-{first:05d}-of-00002.parquet").read_bytes())
+    pieces = [written[0][start : start + 256] for start in range(0, len(written[0]) - 256, 4096)]
+    assert sum(piece in written[1] for piece in pieces) > 0.7 * len(pieces)
+
+
+@READERS_WARN
+def test_lance_reads_the_pairs_and_another_export_has_the_same_rows(scored: Path, tmp_path: Path) -> None:
+    lance = pytest.importorskip("lance", reason="Lance's library is an extra: `lance`")
+    one, two = (
+        lance.dataset(str(export(scored, tmp_path / name, "lance", selection=halves()) / "train.lance"))
+        for name in ("one", "two")
+    )
+    assert one.to_table().equals(two.to_table())
+    stored = {sample.row.key: sample for sample in samples(scored)}
+    rows = one.to_table().to_pylist()
+    assert 0 < len(rows) < len(stored)
+    for row in rows:
+        sample = stored[row["key"]]
+        assert (row["image"], row["mask"], row["text"]) == (sample.image, sample.mask_png, sample.row.noun)
+        assert (row["similarity"], row["x0"]) == (sample.row.similarity, sample.row.box_xyxy[0])
+
+
+def test_lance_that_is_killed_leaves_no_file_that_its_manifest_does_not_know(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lance = pytest.importorskip("lance", reason="Lance's library is an extra: `lance`")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(export_folder.RunFolder, "write_json", _interrupted_at_an_account)
+        with pytest.raises(KeyboardInterrupt):
+            export(scored, out, "lance")
+    data = {path.name for path in (out / "train.lance" / "data").iterdir()}
+    assert data
+    export(scored, out, "lance")
+    again = {path.name for path in (out / "train.lance" / "data").iterdir()}
+    assert len(again) == len(data)
+    assert not again & data
+    assert lance.dataset(str(out / "train.lance")).count_rows() == 24
+
+
+def _interrupted_at_an_account(folder: RunFolder, *names: str, value: Any) -> None:
+    if len(names) > 1:
+        raise KeyboardInterrupt
+    with folder.write(*names) as file:
+        file.write(json.dumps(value).encode())
 
 
 def test_alpha_clip_finds_text_and_mask_of_a_reference_by_its_number(mined: Path, tmp_path: Path) -> None:

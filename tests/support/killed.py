@@ -134,6 +134,33 @@ def killed_at_each_write(
         yield moment, contents(folder)
 
 
+def killed_by(work: Callable[[], object], give: Callable[[Callable[[], None]], object]) -> bool:
+    """Work in a fork of this process, which others may kill: `give` gets the function that does it, before the work
+    begins. Returns whether it was killed before its end."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if not pid:  # nothing but a plain exit may leave this branch
+        try:
+            os.read(read_end, 1)  # they know whom to kill
+            work()
+        finally:
+            os._exit(0)
+    ended = threading.Event()
+
+    def kill() -> None:
+        if not ended.is_set():
+            ended.set()
+            os.kill(pid, signal.SIGKILL)
+
+    give(kill)
+    os.write(write_end, b"1")
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    ended.set()
+    for end in (read_end, write_end):
+        os.close(end)
+    return code == -signal.SIGKILL
+
+
 def _die_at_event(number: int, folder: str, *, tell: int) -> None:
     """From here on, this process kills itself at event `number` below a folder: a file is open and empty, or is about
     to be renamed or removed."""

@@ -55,14 +55,14 @@ def photographs(folder: Folder, shard: ExportShard, *, below: Sequence[str]) -> 
             copy = (*below, f"{safe_id(row.image_id)}.jpg")
             name = "/".join(copy)
             with folder.write(*copy) as file:
-                file.write(_upright(group.path, group.samples, size, quality=quality))
+                file.write(_upright(shard, group.samples, size, quality=quality))
         return Photograph(name, size[1], size[0], group.samples)
 
     def groups() -> Iterator[_Group]:
         for _, same in groupby(shard.samples(), key=lambda sample: sample.row.image_id):
             samples = list(same)
             row = samples[0].row
-            yield _Group(samples, shard.run.file_name(row), shard.run.image_path(row))
+            yield _Group(samples, shard.run.file_name(row))
 
     for made in map_in_order(make, groups(), threads=shard.pictures.threads if copies else 0):
         yield made
@@ -71,16 +71,16 @@ def photographs(folder: Folder, shard: ExportShard, *, below: Sequence[str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The samples of an image, the name of its file, and where that lies."""
+    """The samples of an image, and the name of its file."""
 
     samples: Sequence[StoredSample]
     name: str
-    path: str | None
 
 
-def _upright(path: str | None, samples: Sequence[StoredSample], size: tuple[int, int], *, quality: int) -> bytes:
+def _upright(shard: ExportShard, samples: Sequence[StoredSample], size: tuple[int, int], *, quality: int) -> bytes:
     """A photograph of this width and height as JPEG."""
-    decoded = _DECODING.read(path, max_pixels=MAX_SIDE_PX**2)
+    data = shard.run.photograph(samples[0].row, fetch=shard.pictures.fetch)
+    decoded = data if isinstance(data, Rejection) else _DECODING.decode(data, max_pixels=MAX_SIDE_PX**2)
     if isinstance(decoded, Rejection) or decoded.rgb_HW3.shape[1::-1] != size:
         image = Image.new("RGB", size, _GROUND)
         for sample in samples:
