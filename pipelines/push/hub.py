@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -149,7 +150,8 @@ class HubRepository:
     def _once(self, call: Callable[[], Result]) -> Result:
         from huggingface_hub.errors import HfHubHTTPError
 
-        client_error = HfHubHTTPError.__mro__[1]  # of the HTTP client that the library uses: httpx, or a successor
+        # That of the HTTP client which the library uses: httpx, or a successor.
+        client_error: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__[1:] if issubclass(kind, Exception))
         try:
             return call()
         except (client_error, OSError, RuntimeError, ValueError) as error:
@@ -179,17 +181,17 @@ class HubRepository:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The hub's library says nothing but faults, and draws bars on terminals alone."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        hub_logging.set_verbosity(before)
 
 
 def _status(error: BaseException | None) -> int | None:
