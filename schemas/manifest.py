@@ -93,6 +93,27 @@ class CalibrationEntry(Settings):
     """What that run has different that its scores depend on, such as `another CLIP`; null where nothing is."""
 
 
+class VersionEntry(Settings):
+    """A version of a set that grew: what it was mined of first, or what was appended."""
+
+    name: str
+    """`000` for what was there first; `001`, `002`, … for what was appended."""
+    first: int
+    """Number of its first shard."""
+    parts: int
+    """How many shards it has."""
+    images: int
+    """Images of its plan."""
+    samples: int
+    """Pairs in its shards."""
+    known: int
+    """Images of its sources that were in the set before, and were left out."""
+    fingerprint: str
+    """Identity of its content; that of the first version is what its set had alone, and what all shards carry."""
+    sources: tuple[str, ...]
+    """Names of its caption sources."""
+
+
 class Totals(Settings):
     """The accounting of the run: `images = with_pairs + sum(rejected.values())`."""
 
@@ -182,6 +203,18 @@ class Manifest(Settings):
     """The run whose regions were reused."""
     calibration: CalibrationEntry | None = None
     """The calibration of the pairs' confidence; null without one."""
+    versions: tuple[VersionEntry, ...] = ()
+    """The versions of a set to which something was appended; empty for others."""
+
+    @property
+    def shards_fingerprint(self) -> str:
+        """What the shards carry, which stay as they are when something is appended."""
+        return self.versions[0].fingerprint if self.versions else self.fingerprint
+
+    def as_stored(self) -> dict[str, Any]:
+        """Plain values for `manifest.json`: of a set to which nothing was appended, as they always were."""
+        stored = self.model_dump(mode="json")
+        return stored if self.versions else {name: value for name, value in stored.items() if name != "versions"}
 
     def setting(self, *names: str) -> Any:
         """A setting that every run has, by its names from the outside in. Raises InputError where it is missing."""

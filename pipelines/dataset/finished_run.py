@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_ya
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.planning.plan import Plan, require_plan
+from maskmine.pipelines.planning.versions import VERSIONS, read_appended
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
@@ -47,7 +49,7 @@ _STEPS: Mapping[type, str] = {
     PairsRow: "pairs",
     SampleRow: "shards",
 }
-_LEVELS = "levels.parquet"
+_LEVELS, VOCABULARY = "levels.parquet", "vocabulary.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,9 @@ class FinishedRun:
         """A run of which every cell is there and none is being replaced. Raises as `open`."""
         finished = cls.open(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
-        missing = [step for step in (*_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
-        current = {"fingerprint": finished.manifest.fingerprint}
+        parts = set(finished.parts)
+        missing = [step for step in (*_STEPS.values(), *regions) if not parts <= folder.done(step)]
+        current = {"fingerprint": finished.manifest.shards_fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
             raise IncompleteError(f"{folder.root}: not finished ({why}); run `maskmine mine` again")
@@ -112,13 +115,13 @@ class FinishedRun:
 
     @cached_property
     def plan(self) -> Plan:
-        """Raises InputError when there is none."""
+        """The plan of what it was mined of first. Raises InputError when there is none."""
         return require_plan(self.folder)
 
     @property
     def parts(self) -> range:
-        """The numbers of its parts."""
-        return range(self.plan.parts)
+        """The numbers of its parts, of all versions that its manifest has."""
+        return range(sum(version.parts for version in self.manifest.versions) or self.plan.parts)
 
     @cached_property
     def settings(self) -> Mining:
@@ -135,7 +138,7 @@ class FinishedRun:
     def table(self, part: int, row_type: type) -> pa.Table:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
         is not this manifest's."""
-        fingerprint = self.manifest.fingerprint if row_type is SampleRow else None
+        fingerprint = self.manifest.shards_fingerprint if row_type is SampleRow else None
         path = (self._step(row_type), cell_name(part))
         table = self.folder.read_table(*path, fingerprint=fingerprint)
         if row_type is SampleRow:
@@ -191,13 +194,25 @@ class FinishedRun:
             yield MinedImage(image, captions, nouns, regions, pairs)
 
     @property
-    def levels_path(self) -> str | None:
-        """Where the levels of the nouns are; None for a run without them: by labels, or of format version 1 or 2."""
-        return self.folder.path(_LEVELS) if self.manifest.format_version >= 3 and self.folder.exists(_LEVELS) else None
+    def levels_paths(self) -> list[str]:
+        """Where the levels of the nouns are, of each version; a noun has the same in all. Empty for a run without them:
+        by labels, or of format version 1 or 2."""
+        if self.manifest.format_version < 3 or not self.folder.exists(_LEVELS):
+            return []
+        return self._of_versions(_LEVELS)
+
+    @property
+    def vocabulary_paths(self) -> list[str]:
+        """Where the nouns are, of each version; in each are the images of that version that say them."""
+        return self._of_versions(VOCABULARY)
+
+    def _of_versions(self, name: str) -> list[str]:
+        appended = (self.folder.path(VERSIONS, version.name, name) for version in self.manifest.versions[1:])
+        return [self.folder.path(name), *appended]
 
     def levels(self) -> Iterator[LevelRow] | None:
-        """The levels of the nouns in the order of the vocabulary, a row group in memory; None as `levels_path`."""
-        if self.levels_path is None:
+        """The levels of the nouns of the base in the order of its vocabulary, a row group in memory; None without."""
+        if not self.levels_paths:
             return None
         return (row for block in self.folder.read_blocks(_LEVELS, row_type=LevelRow) for row in block)
 
@@ -214,6 +229,13 @@ class FinishedRun:
 
 
 def read_noun_counts(folder: RunFolder) -> dict[str, int]:
-    """In how many images of a run the captions say each noun. Raises IncompleteError before there is a vocabulary."""
-    vocabulary = folder.read_table("vocabulary.parquet")
-    return dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True))
+    """In how many images of a run the captions say each noun, those appended to it among them. Raises IncompleteError
+    before there is a vocabulary."""
+    counts: Counter[str] = Counter()
+    for place in ("", *(version.folder for version in read_appended(folder))):
+        names = (place, VOCABULARY) if place else (VOCABULARY,)
+        if place and not folder.exists(*names):
+            continue  # it is being appended
+        vocabulary = folder.read_table(*names)
+        counts.update(dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True)))
+    return dict(counts)

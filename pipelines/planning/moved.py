@@ -1,4 +1,4 @@
-"""Images that were moved: whether those at the new paths are the ones that a run's masks were made from."""
+"""Images that were moved, or have ids that a run has: whether they are the ones that the run's masks were made from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from maskmine.mining.images.read import read_bytes
 from maskmine.mining.storage.locations import parse_location
+from maskmine.mining.storage.query import query_cells
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import URL_SCHEMES
 from maskmine.pipelines.planning.external_sort import read_spilled
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.run_folder.region_cells import stored_cells
-from maskmine.schemas.errors import OtherPlanError
+from maskmine.schemas.errors import InputError, OtherPlanError
 
 _COMPARED = 256
 """Images that are read: of other pictures nearly every one differs, so a few would do."""
@@ -41,6 +42,31 @@ def refuse_other_pictures(run: RunFolder, paths: Sequence[str], *, where: str) -
                     f"{run.root}: belongs to other pictures (the one of image id {image_id} in {where} is not that "
                     "from which its masks were made); choose another `out`, or delete the folder"
                 )
+
+
+def refuse_ids_of_others(run: RunFolder, listed: Sequence[tuple[str, str]], *, parts: int, where: str) -> None:
+    """Compare images of a source, `(id, path)`, with those that the first parts of a run have under the same ids.
+
+    Raises InputError when one is another picture: then the ids of this source mean others.
+    """
+    wanted = [(image_id, path) for image_id, path in listed if not _is_fetched(path)]
+    if not wanted:
+        return
+    cells, _ = stored_cells(run)
+    paths = [cells.path(part) for part in range(parts)]
+    with query_cells(paths, unchecked=paths) as (connection, there):
+        connection.register("wanted", pa.table({"image_id": [image_id for image_id, _ in wanted]}))
+        rows = connection.execute(
+            "SELECT image_id, sha256 FROM read_parquet($cells) SEMI JOIN wanted USING (image_id)", {"cells": there}
+        ).fetchall()
+    known = dict(rows)
+    for image_id, path in wanted:
+        found, before = _sha256(path), known.get(image_id)
+        if None not in (found, before) and found != before:
+            raise InputError(
+                f"{where}: its image id {image_id} is that of another picture in {run.root}; give its images ids of "
+                "their own, such as by `id_col`, or by folders of other names"
+            )
 
 
 def _known_pictures(run: RunFolder) -> dict[str, str]:
