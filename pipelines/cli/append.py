@@ -126,6 +126,5 @@ def _print_outcome(outcome: AppendResult, folder: str, *, as_json: bool) -> None
         totals = outcome.manifest.totals
         there = f", {counted(version.known, 'image')} left out as they are there already" if version.known else ""
         own = f"{counted(entry.images, 'image')} and {counted(entry.samples, 'pair')}"
-        print_line(
-            f"{folder}: version {version.name} has {own}{there}; the set has {counted(totals.images, 'image')} and {counted(totals.samples, 'pair')} now"
-        )
+        whole = f"{counted(totals.images, 'image')} and {counted(totals.samples, 'pair')}"
+        print_line(f"{folder}: version {version.name} has {own}{there}; the set has {whole} now")

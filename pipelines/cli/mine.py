@@ -127,9 +127,11 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({**state.as_json(), "not_published": why})
         return
+    versions = f", {len(state.appended) + 1} versions" if state.appended else ""
+    left = f"not complete, run `maskmine {'append` or `maskmine ' if state.begun else ''}mine` again"
     print_line(
-        f"{counted(state.images, 'image')} in {counted(state.parts, 'part')}: "
-        f"{why or ('complete' if state.complete else 'not complete, run `maskmine mine` again')}"
+        f"{counted(state.images, 'image')} in {counted(state.parts, 'part')}{versions}: "
+        f"{why or ('complete' if state.complete else left)}"
     )
     out.print(render_status(state))
 

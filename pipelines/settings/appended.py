@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from maskmine.pipelines.settings.mining import Mining, load_mining, read_settings
+from maskmine.pipelines.settings.mining import Mining, load_mining, parse_mining, read_settings
+from maskmine.pipelines.settings.presets import with_absolute_paths
 from maskmine.pipelines.settings.source_kinds import SourceKind, captions_section
 from maskmine.pipelines.settings.starter import check_source
 from maskmine.schemas.errors import InputError
@@ -34,8 +35,9 @@ def captions_to_append(
     if config is not None:
         if images or kind or caption_col or path_col:
             raise InputError("append: --config says all of the source; leave --images, --kind and columns out")
-        asked = load_mining({**tree, **_given(config)})
-        _refuse_other_settings(run, asked, place=config if isinstance(config, str) else "settings")
+        place = config if isinstance(config, str) else "settings"
+        asked = with_absolute_paths(parse_mining({**tree, **_given(config, place=place)}, place=place), package=None)
+        _refuse_other_settings(run, asked, place=place)
     else:
         found = _found(str(captions), kind=kind, images=images, caption_col=caption_col, path_col=path_col)
         asked = load_mining({**tree, "captions": {**_like(run, found), **found}})
@@ -43,11 +45,11 @@ def captions_to_append(
     return json.loads(json.dumps(asked.model_dump(mode="json", include={"captions"})["captions"]))
 
 
-def _given(config: str | Mapping[str, Any]) -> dict[str, Any]:
+def _given(config: str | Mapping[str, Any], *, place: str) -> dict[str, Any]:
     """The settings of a configuration that count: `out` is the run's. Raises InputError without `captions`."""
     tree = read_settings(config)
     if "captions" not in tree:
-        raise InputError(f"{config if isinstance(config, str) else 'settings'}: has no `captions`; say what to append")
+        raise InputError(f"{place}: has no `captions`; say what to append")
     return {name: value for name, value in tree.items() if name != "out"}
 
 

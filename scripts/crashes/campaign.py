@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +46,16 @@ class World:
     name: str
     config: Path
     expected: Mapping[str, str]
+    appended: Appended | None = None
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What is killed where appends are: those of these captions to copies of a finished run."""
+
+    run: Path
+    captions: Path
+    images: Path
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,9 @@ def main(
     seed: Annotated[int, typer.Option(help="The same seed kills the same processes at the same moments.")] = 0,
     scenes: Annotated[int, typer.Option(min=1, help="Images of the demo world.")] = 80,
     coco_mini: Annotated[Path, typer.Option(help="The folder of the small COCO.")] = SHARED / "coco-mini",
+    append: Annotated[
+        bool, typer.Option("--append", help="Kill `append` of the last quarter of a world's images.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="A row for each kill.")] = False,
 ) -> None:
     """Kill, run again, compare. Exit code 1 when any run did not come to the bytes of an undisturbed one."""
@@ -82,7 +95,7 @@ def main(
     failed = False
     try:
         courses: dict[tuple[str, str], Course] = {}
-        made = _make_worlds(scratch, worlds, courses, scenes=scenes, coco_mini=coco_mini)
+        made = _make_worlds(scratch, worlds, courses, scenes=scenes, coco_mini=coco_mini, append=append)
         _watch_undisturbed(scratch, engines, made, courses)
         planned = [
             kill
@@ -179,9 +192,15 @@ def trials_table(ended: Sequence[tuple[Kill, Ending]]) -> TextTable:
 
 
 def _make_worlds(
-    scratch: Path, names: Sequence[str], courses: dict[tuple[str, str], Course], *, scenes: int, coco_mini: Path
+    scratch: Path,
+    names: Sequence[str],
+    courses: dict[tuple[str, str], Course],
+    *,
+    scenes: int,
+    coco_mini: Path,
+    append: bool,
 ) -> list[World]:
-    """Make the worlds, and mine each with the local engine; its course is noted."""
+    """Make the worlds, and mine each with the local engine, or append to it; its course is noted."""
     made = []
     for name in names:
         if name == "coco-mini" and not (coco_mini / "annotations").is_dir():
@@ -199,14 +218,45 @@ def _make_worlds(
             annotations = [place / f"annotations/{kind}_train2017.json" for kind in ("captions", "instances")]
         config = scratch / f"{name}.json"  # JSON is YAML
         config.write_text(json.dumps(_settings(images, *annotations)))
+        world = World(name, config, {})
+        if append:
+            world = _begin_appended(scratch, world, images, annotations[0])
         expected = scratch / f"{name}-undisturbed"
-        courses["local", name] = undisturbed(
-            _command("local", config, expected), out=expected, log=scratch / f"{name}.log", limit_s=600
-        )
-        made.append(World(name, config, hashes(expected)))
+        course = _undisturbed("local", world, expected)
+        courses["local", name] = course
+        made.append(replace(world, expected=hashes(expected)))
     if not made:
         raise InputError("chaos: there is no world to mine")
     return made
+
+
+def _begin_appended(scratch: Path, world: World, images: Path, captions: Path) -> World:
+    """Mine the first three quarters of a world's images; the others are for appending."""
+    whole = json.loads(captions.read_text(encoding="utf-8"))
+    cut, files = len(whole["images"]) * 3 // 4, []
+    for name, some in (("first", whole["images"][:cut]), ("last", whole["images"][cut:])):
+        ids = {image["id"] for image in some}
+        of_some = [one for one in whole["annotations"] if one["image_id"] in ids]
+        files.append(scratch / f"{world.name}-{name}.json")
+        files[-1].write_text(json.dumps({**whole, "images": some, "annotations": of_some}))
+    settings = json.loads(world.config.read_text())
+    settings["captions"]["annotations"] = str(files[0])
+    world.config.write_text(json.dumps(settings))
+    base = scratch / f"{world.name}-base"
+    _undisturbed("local", world, base)
+    return replace(world, appended=Appended(base, files[1], images))
+
+
+def _undisturbed(engine: str, world: World, out: Path) -> Course:
+    """Mine a world to its end, or append to it; returns how it went."""
+    _prepare(world, out)
+    return undisturbed(_command(engine, world, out), out=out, log=Path(f"{out}.log"), limit_s=600)
+
+
+def _prepare(world: World, out: Path) -> None:
+    """Put into a folder what is there before a run: nothing, but for appends."""
+    if world.appended is not None:
+        shutil.copytree(world.appended.run, out)
 
 
 def _settings(images: Path, captions: Path, instances: Path) -> dict[str, object]:
@@ -227,8 +277,7 @@ def _watch_undisturbed(
         for world in worlds:
             if (engine, world.name) not in courses:
                 out = scratch / f"{world.name}-{engine}"
-                command = _command(engine, world.config, out)
-                courses[engine, world.name] = undisturbed(command, out=out, log=Path(f"{out}.log"), limit_s=600)
+                courses[engine, world.name] = _undisturbed(engine, world, out)
                 if hashes(out) != world.expected:
                     raise InputError(f"chaos: the engine {engine} has other bytes in world {world.name}")
                 shutil.rmtree(out)
@@ -266,8 +315,9 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
         first_s = max(first_s, min(course.first_cell_s, last_s))
     for attempt in range(_TRIES):
         folder.mkdir()
+        _prepare(kill.world, folder / "run")
         trial = Trial(
-            command=_command(kill.engine, kill.world.config, folder / "run"),
+            command=_command(kill.engine, kill.world, folder / "run"),
             folder=folder,
             expected=kill.world.expected,
             victim=kill.victim,
@@ -285,10 +335,12 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
     return ending
 
 
-def _command(engine: str, config: Path, out: Path) -> list[str]:
+def _command(engine: str, world: World, out: Path) -> list[str]:
     options = [word for option in ENGINES[engine] for word in ("--engine-opt", option)]
-    words = [sys.executable, "-m", "maskmine.pipelines.cli.main", "mine", str(config), "--set", f"out={out}"]
-    return [*words, "--engine", engine, *options]
+    words = ["mine", str(world.config), "--set", f"out={out}"]
+    if (new := world.appended) is not None:
+        words = ["append", str(out), "--captions", str(new.captions), "--images", str(new.images)]
+    return [sys.executable, "-m", "maskmine.pipelines.cli.main", *words, "--engine", engine, *options]
 
 
 def _known(given: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:
