@@ -25,7 +25,7 @@ from maskmine.pipelines.dataset.publish import mark_success
 from maskmine.pipelines.dataset.set_versions import is_listed, source_names
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
 from maskmine.pipelines.mine import fetch_models, make_and_publish, make_cells, may_run_models, notes_of
-from maskmine.pipelines.planning.plan import plan_inputs, require_plan
+from maskmine.pipelines.planning.plan import plan_inputs, require_plan, roots_of
 from maskmine.pipelines.planning.versions import (
     BASE,
     Version,
@@ -75,9 +75,10 @@ def append(
     settings = settle(asked, known, here=partial(device_kind, engine=engine))
     identity = _identify(settings, known)
     versions = (Version(BASE, require_plan(run)), *read_appended(run))
-    inputs = plan_inputs(settings)
+    inputs = json.loads(json.dumps(plan_inputs(settings)))
     version = next((one for one in versions[1:] if one.plan.inputs == inputs), None)
-    if version is not None and is_listed(finished.manifest, version) and run.exists(SUCCESS_FILE):
+    is_there = version is not None and roots_of(settings) == version.plan.roots  # and was not moved since
+    if version is not None and is_there and is_listed(finished.manifest, version) and run.exists(SUCCESS_FILE):
         return AppendResult(version, None)
 
     # Whatever may be wrong, before anything is written.
@@ -90,7 +91,8 @@ def append(
         version = _cut(run, settings, versions, captions=_plain(asked), observer=observer)
         versions = (*versions, version)
     else:
-        restore_version(run, settings, version, versions)
+        there = restore_version(run, settings, version, versions, captions=_plain(asked))
+        versions, version = tuple(there if one == version else one for one in versions), there
 
     observer.on_plan(whole_plan(versions))
     observer.on_line(_what_is_appended(version))

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from maskmine.mining.captions import SomeSources
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
-from maskmine.pipelines.planning.moved import refuse_ids_of_others
+from maskmine.pipelines.planning.moved import refuse_ids_of_others, refuse_other_pictures
 from maskmine.pipelines.planning.order import OrderedImages, order_images
 from maskmine.pipelines.planning.plan import (
     PLAN_FILE,
@@ -113,7 +113,8 @@ def cut_version(run: RunFolder, settings: Mining, before: Sequence[Version], *, 
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
         ordered = order_images(settings, scratch, limit=None, known=ids_in(run, range(first)))
         where = settings.sources[0].location
-        refuse_ids_of_others(run, ordered.known_paths, parts=first, where=where)
+        by_hash = [*range(len(base.given), first), *range(len(base.given))]
+        refuse_ids_of_others(run, ordered.known_paths, parts=by_hash, where=where)
         if not ordered.images:
             raise InputError(
                 f"{where}: all {ordered.known:,} images of it are in {run.root} already; there is nothing to append"
@@ -126,8 +127,7 @@ def cut_version(run: RunFolder, settings: Mining, before: Sequence[Version], *, 
     plan = replace(plan, captions_sha256=digests[0].hexdigest(), sources_sha256=digests[1].hexdigest())
     name = f"{int(before[-1].name) + 1:03d}"
     version = Version(name, plan, first, captions, ordered.known)
-    stored = {"captions": captions, "first": first, "known": ordered.known, "plan": asdict(plan)}
-    run.write_json(VERSIONS, name, PLAN_FILE, value=stored)
+    _write_version(run, version)
     return version
 
 
@@ -136,12 +136,19 @@ def settings_for(settings: Mining, captions: Any) -> Mining:
     return settings.model_copy(update={"captions": _SOURCES.validate_json(json.dumps(captions))})
 
 
-def restore_version(run: RunFolder, settings: Mining, version: Version, versions: Sequence[Version]) -> None:
-    """Write the plan's cells of a version again where some are lost. Raises IncompleteError when its source is not what
-    it was cut from any more; then nothing is written."""
-    if all(set(version.parts) <= run.done(name) for name in PLANNED_CELLS):
-        return
-    settings = settings_for(settings, version.captions)
+def restore_version(
+    run: RunFolder, settings: Mining, version: Version, versions: Sequence[Version], *, captions: Any = None
+) -> Version:
+    """Write the plan's cells of a version again where some are lost, or where `captions`, its sources as they are given
+    now, have the same images elsewhere; returns the version as it is then.
+
+    Raises IncompleteError when the source is not what it was cut from any more, OtherPlanError when other pictures lie
+    at the new place; then nothing is written.
+    """
+    settings = settings_for(settings, captions or version.captions)
+    moved = captions is not None and roots_of(settings) != version.plan.roots
+    if not moved and all(set(version.parts) <= run.done(name) for name in PLANNED_CELLS):
+        return version
     others = all_parts([one for one in versions if one.name != version.name])
     lost = IncompleteError(
         f"{run.root}: cells of version {version.name} are lost, and {settings.sources[0].location} is not what they "
@@ -156,9 +163,23 @@ def restore_version(run: RunFolder, settings: Mining, version: Version, versions
             pass
         if digests[0].hexdigest() != version.plan.captions_sha256:
             raise lost
+        if moved:
+            refuse_other_pictures(run, ordered.paths, where=settings.sources[0].root, parts=version.parts)
         run.delete(RUN_SUMS_FILE)  # so that what is written now is summed
-        for part, images, captions in cut_parts(version.plan, ordered.paths, *digests):
-            write_part(run, version.first + part, images, captions)
+        for part, images, captions_of_part in cut_parts(version.plan, ordered.paths, *digests):
+            write_part(run, version.first + part, images, captions_of_part)
+    if not moved:
+        return version
+    there = replace(version, plan=replace(version.plan, roots=roots_of(settings)), captions=captions)
+    _write_version(run, there)
+    return there
+
+
+def _write_version(run: RunFolder, version: Version) -> None:
+    """Write the plan of a version, after its cells."""
+    plan = asdict(version.plan)
+    stored = {"captions": version.captions, "first": version.first, "known": version.known, "plan": plan}
+    run.write_json(VERSIONS, version.name, PLAN_FILE, value=stored)
 
 
 def drop_version(run: RunFolder, version: Version) -> None:

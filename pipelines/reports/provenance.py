@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import posixpath
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.planning.versions import read_appended
 
 _DIGITS = 12  # of a SHA-256: they tell files apart
 
@@ -41,10 +42,20 @@ def provenance_of(finished: FinishedRun, *, options: Sequence[str] = ()) -> Prov
         settings=yaml.safe_dump(_named(manifest.settings), sort_keys=False, allow_unicode=True, width=100),
         libraries=libraries,
         commands=(
-            shlex.join(["maskmine", "mine", posixpath.join(finished.name, "mining.yaml")]),
+            " && ".join(_make_again(finished)),
             shlex.join(["maskmine", "report", finished.name, *options]),
         ),
     )
+
+
+def _make_again(finished: FinishedRun) -> Iterator[str]:
+    """The commands that make the set: its own, and one for each version that was appended."""
+    yield shlex.join(["maskmine", "mine", posixpath.join(finished.name, "mining.yaml")])
+    names = {version.name for version in finished.manifest.versions}
+    for version in (one for one in read_appended(finished.folder) if one.name in names):
+        listed = version.captions if isinstance(version.captions, list) else [version.captions]
+        place = str(listed[0].get("annotations") or listed[0].get("files"))
+        yield shlex.join(["maskmine", "append", finished.name, "--captions", posixpath.basename(place.rstrip("/"))])
 
 
 def _named(value: Any) -> Any:

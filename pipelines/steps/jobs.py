@@ -200,14 +200,16 @@ class VocabularyJob:
     def _keep_other(self) -> None:
         own = self.cells.vocabulary
         stored = own.read_metadata().get(_TEXT_KEY)
-        if self.clip is not None and not self.earlier and stored not in (None, self.text_fingerprint):
+        if self.clip is not None and stored not in (None, self.text_fingerprint):
             kept = self._kept(stored)
             with own.run.write(*kept.names()) as file:
                 file.write(own.run.read_bytes(*own.names()))
 
     def _kept(self, text_fingerprint: str) -> Cells[VocabularyRow]:
-        folder = embeddings_cells(self.cells.vocabulary.run, text_fingerprint).folder
-        return replace(self.cells.vocabulary, step=f"{folder}/vocabulary", fingerprint="", within="")
+        own = self.cells.vocabulary
+        name = "-".join(["vocabulary", *own.within.split("/")[1:]])  # of a version also its number
+        folder = embeddings_cells(own.run, text_fingerprint).folder
+        return replace(own, step=f"{folder}/{name}", fingerprint="", within="")
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def mine_and_die(config: str) -> None:
 
 
 def append_and_die(out: str, captions: str) -> None:
-    """As `mine_and_die`, of an append to the run in a folder: killed ever later, and at the last writes one by one."""
+    """As `mine_and_die`, of an append to the run in a folder."""
     from tests.support.growing import append_file
 
     Nouns.open = functools.cache(Nouns.open)  # type: ignore[method-assign]
@@ -114,7 +114,7 @@ def append_and_die(out: str, captions: str) -> None:
     killed = 0
     while True:
         if not os.fork():
-            die_at(POINTS[killed % len(POINTS)], write=2 + killed // 2)
+            die_at(POINTS[killed % len(POINTS)], write=2 + killed)
             append_file(Path(out), Path(captions))
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.wait()[1])
