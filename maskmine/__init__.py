@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskmine.pipelines.api import MinedPair, Run, mine, mix, open_run, push, segmenter, tune
+    from maskmine.pipelines.api import MinedPair, Run, append, mine, mix, open_run, push, segmenter, tune
     from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "OtherPlanError",
     "Run",
     "__version__",
+    "append",
     "mine",
     "mix",
     "open_run",

@@ -16,7 +16,7 @@ regions and the nouns that they say; the vocabulary passes through.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,6 +27,7 @@ from maskmine.mining.models.embeddings import unpack
 from maskmine.mining.scores.scale import LevelScale
 from maskmine.mining.scores.statistics import (
     Array,
+    BestRegions,
     NounCounts,
     SampleImages,
     best_said,
@@ -93,13 +94,61 @@ def measure_levels(
     return scale, rows()
 
 
+@dataclass(frozen=True, slots=True)
+class CommonLevels:
+    """What the levels of a run have in common, for nouns that come later: the `scale`, the mean level and separability
+    of the nouns that its sample says, and the separability of each of these."""
+
+    scale: LevelScale
+    mean_level: float
+    prior: float
+    bases: Mapping[str, float]
+
+    @classmethod
+    def of(cls, scale: LevelScale, rows: Iterable[LevelRow]) -> CommonLevels:
+        """From the rows of a run's levels."""
+        said = [(row.noun, row.level, row.separability, row.said) for row in rows if row.said]
+        return cls(
+            scale,
+            mean_level=_mean((level, count) for _, level, _, count in said),
+            prior=_mean((separability, count) for *_, separability, count in said),
+            bases={noun: separability for noun, _, separability, _ in said if separability is not None},
+        )
+
+
+def measure_new_levels(
+    sample: Iterable[tuple[NounsRow, RegionsRow]], common: CommonLevels, vocabulary: Sequence[VocabularyRow]
+) -> list[LevelRow]:
+    """Measure nouns that a run did not know on the images of its own sample, so that they are comparable with those
+    that it knows, whose levels stay. Rows in the order of the vocabulary."""
+    images = SampleImages.of(sample)
+    counted = _count_said(images, [row for row in vocabulary if row.embedding is not None and row.lemma in images.said])
+    said, _ = _with_prototypes(images, counted, common.mean_level, common.scale.centre_D)
+    others = [row for row in vocabulary if row.noun not in said and row.embedding is not None]
+    unsaid = _count_unsaid(images, others)
+    means = {"bases": common.bases, "prior": common.prior, "mean": common.mean_level}
+    return [_level_row(row, said.get(row.noun), unsaid.get(row.noun), **means) for row in vocabulary]  # type: ignore[arg-type]
+
+
+_Counted = dict[str, tuple[VocabularyRow, BestRegions, NounCounts]]
+"""Nouns with their best regions and sums."""
+
+
 def _measure_said(
     images: SampleImages, read_vocabulary: ReadVocabulary, centre_D: Array
 ) -> tuple[dict[str, _SaidNoun], float, float, float]:
     """The nouns that images of the sample say, and the means over them of level, spread and agreement."""
     rows = (row for block in read_vocabulary() for row in block)
-    spoken = [row for row in rows if row.embedding is not None and row.lemma in images.said]
-    counted = {}
+    counted = _count_said(images, [row for row in rows if row.embedding is not None and row.lemma in images.said])
+    mean_level = _mean((c.level_sum / 1e6 / c.unsaid if c.unsaid else None, c.said) for _, _, c in counted.values())
+    spread = _mean((c.spread(), c.said) for _, _, c in counted.values())
+    said, agreements = _with_prototypes(images, counted, mean_level, centre_D)
+    return said, mean_level, spread, round(_mean(agreements), 6)
+
+
+def _count_said(images: SampleImages, spoken: list[VocabularyRow]) -> _Counted:
+    """The best regions and sums of nouns that images of the sample say."""
+    counted: _Counted = {}
     for start in range(0, len(spoken), _NOUNS_AT_ONCE):
         block = spoken[start : start + _NOUNS_AT_ONCE]
         text_BD = _text(block)
@@ -107,10 +156,14 @@ def _measure_said(
             numbers = images.said[str(row.lemma)]
             best = best_said(images, text_D, numbers)
             counted[row.noun] = (row, best, count_noun(best_N, numbers, best.similarities))
-    mean_level = _mean((c.level_sum / 1e6 / c.unsaid if c.unsaid else None, c.said) for _, _, c in counted.values())
-    spread = _mean((c.spread(), c.said) for _, _, c in counted.values())
+    return counted
 
-    # Prototypes, and how much the regions agree with those of the noun's other images.
+
+def _with_prototypes(
+    images: SampleImages, counted: _Counted, mean_level: float, centre_D: Array
+) -> tuple[dict[str, _SaidNoun], list[tuple[float, int]]]:
+    """The nouns with their prototypes, and how much their regions agree with those of the noun's other images, by the
+    number of images."""
     said, agreements = {}, []
     for name, (row, best, counts) in counted.items():
         lifts = np.array(best.similarities) - (counts.level(mean_level) or 0.0)
@@ -122,7 +175,7 @@ def _measure_said(
         if len(weights_S) > 1 and weight * weight > own:
             mean = (float(prototype_D @ prototype_D) - own) / (weight * weight - own)
             agreements.append((mean, counts.said))
-    return said, mean_level, spread, round(_mean(agreements), 6)
+    return said, agreements
 
 
 def _count_unsaid(images: SampleImages, rows: list[VocabularyRow]) -> dict[str, NounCounts]:

@@ -72,23 +72,32 @@ def cap_nouns(
     check_cells: Sequence[str] = (),
     left_out: Collection[PairNumber] = (),
     corrected: Mapping[PairNumber, str] = MappingProxyType({}),
+    written: Sequence[str] = (),
     memory_limit: str = "1GB",
 ) -> list[SelectionRow]:
     """For each noun with more pairs above the thresholds than `max_per_noun`: the hash of the last one kept.
 
-    Pairs in `left_out` do not count; those that are `corrected` count by the noun given here, whatever their scores.
-    Reads the Parquet cells of `pairs`, and those of `checks` where a filter is of them; memory stays below
-    `memory_limit`, as DuckDB spills to the disk.
+    Pairs in the indexes `written` are there to stay and take the first places of their noun; where they take all, the
+    last one kept is an empty hash. Pairs in `left_out` do not count; those that are `corrected` count by the noun given
+    here, whatever their scores. Reads the Parquet cells of `pairs`, and those of `checks` where a filter is of them;
+    memory stays below `memory_limit`, as DuckDB spills to the disk.
     """
     if filters.max_per_noun is None:
         return []
     of_pair, of_check = _thresholds(filters, THRESHOLDS), _thresholds(filters, CHECKED)
     checks = check_cells if of_check else ()
+    cells_of = [*pair_cells, *checks, *written]
     conditions = [f"pair.{name} >= {least!r}" for name, least in of_pair.items()]
     conditions += [f"pair_check.{name} >= {least!r}" for name, least in of_check.items()]
-    with query_cells([*pair_cells, *checks], memory_limit=memory_limit) as (connection, cells):
+    with query_cells(cells_of, memory_limit=memory_limit, unchecked=written) as (connection, cells):
         connection.register("left_out", _as_table(dict.fromkeys(left_out, "")))
         connection.register("corrected", _as_table(corrected))
+        pairs, rest = cells[: len(pair_cells)], cells[len(pair_cells) :]
+        checked, indexes = rest[: len(checks)], rest[len(checks) :]
+        connection.execute("CREATE TEMP TABLE taken (noun VARCHAR, pairs BIGINT)")
+        if indexes:
+            count = "INSERT INTO taken SELECT noun, count(*) FROM read_parquet($indexes) GROUP BY noun"
+            connection.execute(count, {"indexes": indexes})
         rows = connection.execute(
             f"""
             WITH numbered AS (
@@ -99,14 +108,17 @@ def cap_nouns(
                 FROM checked ANTI JOIN left_out USING (image_id, number)
                 LEFT JOIN corrected USING (image_id, number)
                 WHERE corrected.noun IS NOT NULL OR ({" AND ".join(conditions) or "TRUE"})
+            ), ranked AS (
+                SELECT noun, hash, row_number() OVER (PARTITION BY noun ORDER BY hash) AS rank,
+                    count(*) OVER (PARTITION BY noun) AS count,
+                    greatest($most - coalesce(taken.pairs, 0), 0) AS room
+                FROM hashed LEFT JOIN taken USING (noun)
             )
-            SELECT noun, hash FROM hashed
-            QUALIFY row_number() OVER (PARTITION BY noun ORDER BY hash) = $most
-                AND count(*) OVER (PARTITION BY noun) > $most
+            SELECT noun, CASE WHEN room = 0 THEN '' ELSE hash END FROM ranked
+            WHERE count > room AND rank = greatest(room, 1)
             ORDER BY noun
             """,
-            {"pairs": cells[: len(pair_cells)], "most": filters.max_per_noun}
-            | ({"checks": cells[len(pair_cells) :]} if of_check else {}),
+            {"pairs": pairs, "most": filters.max_per_noun} | ({"checks": checked} if of_check else {}),
         ).fetchall()
     return [SelectionRow(noun, last) for noun, last in rows]
 

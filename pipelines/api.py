@@ -19,6 +19,7 @@ from PIL import Image
 
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.perceptual_hash import COPY_BITS
+from maskmine.pipelines.append import append as run_append
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import Exceeded
 from maskmine.pipelines.engines.choose import choose_engine
@@ -29,8 +30,10 @@ from maskmine.pipelines.mix.mix import mix_sets
 from maskmine.pipelines.mix.sources import parse_weight
 from maskmine.pipelines.run_folder.claim import writing_alone
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, read_folder
+from maskmine.pipelines.settings.appended import captions_to_append
 from maskmine.pipelines.settings.licences import LicencePolicy
 from maskmine.pipelines.settings.mining import load_mining, load_settings
+from maskmine.pipelines.settings.source_kinds import SourceKind
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import Rejection, SampleRow
@@ -162,6 +165,36 @@ def mine(
         regions_from=regions_from,
     )
     return Run(FinishedRun.open(RunFolder(asked.out)), outcome.exceeded)
+
+
+def append(
+    run: str | Path,
+    captions: str | Path | None = None,
+    *,
+    images: str | Path | None = None,
+    kind: SourceKind | None = None,
+    config: Configuration | None = None,
+    engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
+    observer: RunObserver | None = None,
+) -> Run:
+    """Append new images to the finished run in a folder, or go on with it, as `maskmine append`; returns the run.
+
+    `captions` is a file or folder of images or captions, whose `kind` is found out from it; or `config` has `captions`
+    as a configuration does.
+    """
+    folder = read_folder(str(run))
+    sources = captions_to_append(
+        FinishedRun.open(folder).settings,
+        captions=str(captions) if captions is not None else None,
+        kind=kind,
+        images=str(images) if images is not None else None,
+        config=_as_config(config) if config is not None else None,
+    )
+    options = [f"{name}={json.dumps(value)}" for name, value in (engine_options or {}).items()]
+    chosen = choose_engine(engine, options=options)
+    outcome = run_append(folder, sources, engine=chosen, observer=observer or RunObserver())
+    return Run(FinishedRun.open(folder), outcome.exceeded)
 
 
 def open_run(folder: str | Path) -> Run:

@@ -22,7 +22,7 @@ What a step does is in `mining/NAME.py`; `steps/jobs.py` reads its input cells, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -36,7 +36,18 @@ from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.dataset.limits import Exceeded, find_exceeded
 from maskmine.pipelines.dataset.publish import DERIVED_FILE, BrokenShardsError, mark_success, publish, published
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
-from maskmine.pipelines.planning.plan import Plan, make_plan
+from maskmine.pipelines.planning.listing import refuse_urls
+from maskmine.pipelines.planning.plan import make_plan, read_plan
+from maskmine.pipelines.planning.versions import (
+    BASE,
+    Version,
+    all_parts,
+    drop_beyond,
+    ids_in,
+    read_appended,
+    restore_version,
+    whole_plan,
+)
 from maskmine.pipelines.regenerate import (
     differences,
     known_identity,
@@ -59,7 +70,7 @@ from maskmine.pipelines.steps.grid import (
     drop_stale,
     drop_untied,
     missing_cells,
-    plan_steps,
+    plan_grids,
     steps_before_doubt,
     what_is_there,
 )
@@ -106,60 +117,91 @@ def mine(
         check_inputs(settings)
         check_calibration(settings, identity.settings)
         if reused is None:  # else no model may be needed
-            _fetch_models(asked, settings, engine=engine)
+            fetch_models(asked, settings, engine=engine)
 
-    plan = make_plan(run, settings, limit=limit, before_first=check_first)
-    observer.on_plan(plan)
-    steps = plan_steps(run, plan, settings, identity, reused=reused)
+    versions = plan_versions(run, settings, limit=limit, before_first=check_first)
+    plan = versions[0].plan
+    observer.on_plan(whole_plan(versions))
+    grids = plan_grids(run, versions, settings, identity, reused=reused)
     sweep(run)
-    if published(run, steps, identity) and not missing_cells(steps):
+    if published(run, versions, grids, identity) and not missing_cells([*chain.from_iterable(grids)]):
         return MineResult(None, {}, exceeded=())
     if reused is None and (reused := open_older_regions(run, plan, identity, known)) is not None:
-        steps = plan_steps(run, plan, settings, identity, reused=reused)
+        grids = plan_grids(run, versions, settings, identity, reused=reused)
 
     # Whatever may be wrong, before anything is deleted.
     check_inputs(settings)
-    if any(step.uses_models and _may_have_work(step, steps) for step in steps):
-        _fetch_models(asked, settings, engine=engine)
+    if may_run_models(grids):
+        fetch_models(asked, settings, engine=engine)
         settings = settle(settings, known)  # the content of what was fetched is known only now
         identity = identify(settings, known)
-        steps = plan_steps(run, plan, settings, identity, reused=reused)
+        grids = plan_grids(run, versions, settings, identity, reused=reused)
     check_calibration(settings, identity.settings)
-    notes = tuple(notes_of(run, plan, settings)) if _of_regions(steps)[0].has_work() else ()
-    for line in (*_what_will_be_done(run, steps, identity, reused), *notes):
+    notes = tuple(notes_of(run, range(plan.parts), settings)) if _of_regions(grids[0])[0].has_work() else ()
+    for line in (*_what_will_be_done(run, grids, identity, reused), *notes):
         observer.on_line(line)
 
     takes_over = reused is not None and reused.run == run
-    stale = _make_room(run, asked, identity, steps, reused=reused)
+    stale = _make_room(run, asked, identity, versions, grids[0], reused=reused)
     made_again: Counter[str] = Counter()
-    make = partial(make_cells, run, steps, engine=engine, observer=observer)
-    finish = partial(_make_and_publish, run, plan, settings, identity, steps, make, known=known, takes_over=takes_over)
+    make = partial(make_cells, run, engine=engine, observer=observer)
+    finish = partial(make_and_publish, run, versions, settings, identity, grids, make, known=known)
     try:
-        manifest = finish(made_again)
+        manifest = finish(made_again, takes_over=takes_over)
     except BrokenShardsError:  # what was cut off is deleted by now, and is made again
-        manifest = finish(made_again)
+        manifest = finish(made_again, takes_over=takes_over)
     exceeded = tuple(find_exceeded(manifest.totals, settings))
     if not exceeded:
         mark_success(run)
     return MineResult(manifest, {**made_again, **stale}, exceeded, notes)
 
 
+def plan_versions(
+    run: RunFolder, settings: Mining, *, limit: int | None, before_first: Callable[[], None]
+) -> tuple[Version, ...]:
+    """The plan of a run as `make_plan` has it, and what was appended to it. Raises as that does."""
+    appended = read_appended(run)
+    if appended and read_plan(run) is None:
+        raise InputError(f"{run.root}: plan.json is missing, and something was appended to it; put it back from a copy")
+    plan = make_plan(
+        run,
+        settings,
+        limit=limit,
+        before_first=before_first,
+        appended=lambda: ids_in(run, all_parts(appended)),
+    )
+    versions = (Version(BASE, plan), *appended)
+    for version in appended:
+        if version.plan.urls:
+            refuse_urls(settings, f"version {version.name} of the set")
+        restore_version(run, settings, version, versions)
+    drop_beyond(run, versions[-1].parts.stop)
+    return versions
+
+
 def _what_will_be_done(
-    run: RunFolder, steps: Sequence[Step], identity: Identity, reused: ReusedRun | None
+    run: RunFolder, grids: Sequence[Sequence[Step]], identity: Identity, reused: ReusedRun | None
 ) -> Iterator[str]:
     """A line for what is made again or is there, and for what of an earlier run is used."""
-    yield from list(what_is_made_again(run, steps, identity)) or what_is_there(steps)
+    first_broken = next(filter(missing_cells, grids), grids[0])
+    yield from list(what_is_made_again(run, grids[0], identity)) or what_is_there(first_broken)
     if reused is not None:
-        yield from what_is_reused(_of_regions(steps), reused)
+        yield from what_is_reused(_of_regions(grids[0]), reused)
 
 
 def _make_room(
-    run: RunFolder, asked: Mining, identity: Identity, steps: Sequence[Step], *, reused: ReusedRun | None
+    run: RunFolder,
+    asked: Mining,
+    identity: Identity,
+    versions: Sequence[Version],
+    steps: Sequence[Step],
+    *,
+    reused: ReusedRun | None,
 ) -> dict[str, int]:
     """Delete what is stale, note what is made now, and of what run regions are used again: from here on the set is not
     complete. As `drop_stale`."""
     run.delete(SUCCESS_FILE)
-    stale = drop_stale(run, steps)
+    stale = drop_stale(run, steps, folders=[version.folder for version in versions])
     if (reused is None or reused.run != run) and (dropped := drop_older(run)):
         stale[PROPOSALS] = dropped
     with run.write("mining.yaml") as file:
@@ -176,38 +218,45 @@ def _of_regions(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step.name in (PROPOSALS, EMBEDDINGS)]
 
 
-def _make_and_publish(
+def make_and_publish(
     run: RunFolder,
-    plan: Plan,
+    versions: Sequence[Version],
     settings: Mining,
     identity: Identity,
-    steps: Sequence[Step],
-    make: Callable[[], Mapping[str, int]],
+    grids: Sequence[Sequence[Step]],
+    make: Callable[[Sequence[Step]], Mapping[str, int]],
     made_again: Counter[str],
     *,
     known: Mapping[str, Any],
-    takes_over: bool,
+    takes_over: bool = False,
 ) -> Manifest:
     """Only a whole grid is published, and one that was made of one thing; counts in `made_again` what `make` says."""
-    made_again.update(make())
-    if missing := missing_cells(steps):
-        raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
+    for steps in grids:
+        made_again.update(make(steps))
+        if missing := missing_cells(steps):
+            raise IncompleteError(f"{run.root}: cells are still missing ({missing}); run the same command again")
     sweep(run)
     if takes_over:
         drop_older(run)
-    for step in steps:
+    for step in grids[0]:
         step.output.drop_earlier()
     _refuse_changed(settings, known, identity, run=run)
-    return publish(run, plan, settings, identity, steps)
+    run.delete(SUCCESS_FILE)
+    return publish(run, versions, settings, identity, grids)
 
 
-def _fetch_models(asked: Mining, settings: Mining, *, engine: Engine) -> None:
+def fetch_models(asked: Mining, settings: Mining, *, engine: Engine) -> None:
     """Fetch what is not on this machine, after a look whether models can run here at all. Raises InputError."""
     if engine.models_run_here:
         _open_settled_device(asked, settings)
     settings.regions.fetch()
     if settings.checks is not None:
         settings.checks.fetch()
+
+
+def may_run_models(grids: Sequence[Sequence[Step]]) -> bool:
+    """Whether a run may make cells of a step that runs models."""
+    return any(step.uses_models and _may_have_work(step, steps) for steps in grids for step in steps)
 
 
 def _may_have_work(step: Step, steps: Sequence[Step]) -> bool:
@@ -274,13 +323,13 @@ def check_inputs(settings: Mining) -> None:
         settings.checks.record()
 
 
-def notes_of(run: RunFolder, plan: Plan, settings: Mining) -> Iterator[str]:
-    """What of annotated masks belongs to no image. Raises InputError before work begins, when they cannot be read, or
-    are of other images."""
+def notes_of(run: RunFolder, parts: Iterable[int], settings: Mining) -> Iterator[str]:
+    """What of annotated masks belongs to no image of some parts. Raises InputError before work begins, when they cannot
+    be read, or are of other images."""
     proposals = settings.regions.proposals
     if isinstance(proposals, GroundTruth):
         truth, where = read_masks(proposals), f"proposals.annotations: {proposals.annotations}"
-        yield from check_annotated(run_cells(run).images, truth, parts=plan.parts, where=where)
+        yield from check_annotated(run_cells(run).images, truth, parts=parts, where=where)
         for line in truth.left_out.lines():
             yield f"{where}: not used, {line}"
 

@@ -48,14 +48,15 @@ def open_reused_run(root: str, identity: Identity, *, out: str) -> ReusedRun:
     finished = FinishedRun.open(run)
     manifest, plan = finished.manifest, finished.plan
     digest = hashlib.sha256(run.read_bytes("manifest.json")).hexdigest()
-    reused = _reused(run, plan, manifest.setting("regions"), identity, manifest_sha256=digest)
+    parts = len(finished.parts)
+    reused = _reused(run, plan, manifest.setting("regions"), identity, parts=parts, manifest_sha256=digest)
     if isinstance(reused, str):
         raise InputError(
             f"--regions {root}: its regions were made by other settings ({reused}); "
             "make them alike, or mine without --regions"
         )
     stored = [cells for cells in (reused.proposals, reused.embeddings) if cells is not None]
-    if not reused.proposals.is_current() or any(cells.missing(plan.parts) for cells in stored):
+    if not reused.proposals.is_current() or any(cells.missing(parts) for cells in stored):
         raise IncompleteError(f"--regions {root}: its regions are not complete; run `maskmine mine` there first")
     return reused
 
@@ -74,9 +75,17 @@ def open_older_regions(run: RunFolder, plan: Plan, identity: Identity, known: Ma
 
 
 def _reused(
-    run: RunFolder, plan: Plan, there: Mapping[str, Any], identity: Identity, *, manifest_sha256: str = ""
+    run: RunFolder,
+    plan: Plan,
+    there: Mapping[str, Any],
+    identity: Identity,
+    *,
+    parts: int | None = None,
+    manifest_sha256: str = "",
 ) -> ReusedRun | str:
-    """The regions of a run of this plan whose values of `regions` are `there`; what differs where proposals do."""
+    """The regions of a run of this plan whose values of `regions` are `there`; what differs where proposals do. It has
+    more `parts` than its plan where something was appended."""
+    parts = plan.parts if parts is None else parts
     here = identity.settings["regions"]
     made, wanted = deciding_regions(there), deciding_regions(here)
     # What an earlier version did not have and is off counts as the same.
@@ -92,13 +101,14 @@ def _reused(
         embeddings = None if why else proposals
     elif here["clip"] is not None:
         embeddings = embeddings_cells(run, region_fingerprints(plan, here, fetching=identity.fetching)[EMBEDDINGS])
-        if why and not embeddings.missing(plan.parts):
+        if why and not embeddings.missing(parts):
             why = ""  # they are those of a CLIP that the run had before
         embeddings = None if why else embeddings
     checks = None
     if "checks" in identity.settings and not older:
         checks = checks_cells(run, checks_fingerprint(prints[PROPOSALS], identity.settings["checks"]))
-    return ReusedRun(run, proposals, embeddings, plan.parts, len(plan.given), manifest_sha256, why, checks)
+    appended, given = parts - plan.parts, len(plan.given)
+    return ReusedRun(run, proposals, embeddings, parts, given, manifest_sha256, why, checks, appended)
 
 
 def _set(values: Any) -> Any:

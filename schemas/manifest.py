@@ -128,6 +128,27 @@ class MixedSource(Settings):
     """What it was mixed from itself."""
 
 
+class VersionEntry(Settings):
+    """A version of a set that grew: what it was mined of first, or what was appended."""
+
+    name: str
+    """`000` for what was there first; `001`, `002`, … for what was appended."""
+    first: int
+    """Number of its first shard."""
+    parts: int
+    """How many shards it has."""
+    images: int
+    """Images of its plan."""
+    samples: int
+    """Pairs in its shards."""
+    known: int
+    """Images of its sources that were in the set before, and were left out."""
+    fingerprint: str
+    """Identity of its content; that of the first version is what its set had alone, and what all shards carry."""
+    sources: tuple[str, ...]
+    """Names of its caption sources."""
+
+
 class Totals(Settings):
     """The accounting of the run: `images = with_pairs + sum(rejected.values())`."""
 
@@ -219,6 +240,18 @@ class Manifest(Settings):
     """The calibration of the pairs' confidence; null without one."""
     mixed_from: tuple[MixedSource, ...] = Field(default=(), exclude_if=lambda sources: not sources)
     """The sets that a mix was made from, those with the largest shares first; only a mix has them."""
+    versions: tuple[VersionEntry, ...] = ()
+    """The versions of a set to which something was appended; empty for others."""
+
+    @property
+    def shards_fingerprint(self) -> str:
+        """What the shards carry, which stay as they are when something is appended."""
+        return self.versions[0].fingerprint if self.versions else self.fingerprint
+
+    def as_stored(self) -> dict[str, Any]:
+        """Plain values for `manifest.json`: of a set to which nothing was appended, as they always were."""
+        stored = self.model_dump(mode="json")
+        return stored if self.versions else {name: value for name, value in stored.items() if name != "versions"}
 
     def setting(self, *names: str) -> Any:
         """A setting that every run has, by its names from the outside in. Raises InputError where it is missing."""

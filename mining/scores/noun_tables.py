@@ -29,13 +29,22 @@ class NounTables:
     scorer: Scorer
 
     @classmethod
-    def open(cls, scale: LevelScale, levels: Iterable[pa.Table], vocabulary: Iterable[pa.Table]) -> NounTables:
-        """From the row groups of both. Raises ValueError where they are not of the same nouns."""
+    def open(
+        cls,
+        scale: LevelScale,
+        levels: Iterable[pa.Table],
+        vocabulary: Iterable[pa.Table],
+        *,
+        competitors: Iterable[tuple[LevelRow, VocabularyRow]] | None = None,
+    ) -> NounTables:
+        """From the row groups of both. `competitors` are the nouns among which those that compete are chosen, where
+        they are not these. Raises ValueError where the tables are not of the same nouns."""
         stored_levels, stored = on_disk(levels), on_disk(vocabulary)
         if not stored["noun"].equals(stored_levels["noun"]):
             raise ValueError("levels and vocabulary are not of the same nouns")
-        rows = zip(from_pieces(stored_levels, LevelRow), from_pieces(stored, VocabularyRow), strict=True)
-        return cls(stored, stored_levels, Scorer.open(scale, rows))
+        if competitors is None:
+            competitors = zip(from_pieces(stored_levels, LevelRow), from_pieces(stored, VocabularyRow), strict=True)
+        return cls(stored, stored_levels, Scorer.open(scale, competitors))
 
     def of_nouns(self, nouns: pa.Array) -> tuple[dict[str, bytes], Scorer]:
         """The embeddings of some nouns, which may be given more than once, and a scorer of their pairs."""

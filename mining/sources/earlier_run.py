@@ -16,7 +16,7 @@ from maskmine.mining.sources.named_files import is_below
 from maskmine.mining.storage.bounded.limits import Limits
 from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import parse_location, rejected_location
-from maskmine.mining.storage.stores import describe
+from maskmine.mining.storage.stores import describe, open_store, os_errors
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import CaptionsRow, ImageRow, Rejection
 from maskmine.schemas.sample import cell_name
@@ -56,9 +56,9 @@ class EarlierRun(FileSource):
     def roots(self) -> tuple[str, ...]:
         """The folders that the earlier run's paths start from, as its plan has them; none of a run made before."""
         try:
-            with open_source(posixpath.join(self.files, "plan.json")) as file:
-                listed = [root for of_source in json.load(file).get("roots", ()) for root in of_source]
-                named = {root for root in listed if root and isinstance(root, str)}
+            plans = [_read_json(path) for path in self._plans()]
+            listed = [root for plan in plans for of_source in plan.get("roots", ()) for root in of_source]
+            named = {root for root in listed if root and isinstance(root, str)}
         except (ValueError, AttributeError, TypeError, RecursionError, InputError):  # said when it is read
             return ("",)
         return tuple(sorted(named)) or ("",)
@@ -97,19 +97,38 @@ class EarlierRun(FileSource):
 
     def _cells(self) -> list[str]:
         """The names of the run's cells, one a part. Raises InputError when parts of its plan are missing."""
-        plan = posixpath.join(self.files, "plan.json")
         there = {file.name for file in self.list_files()}
-        try:
-            with open_source(plan) as file:
-                parts = range(json.load(file)["parts"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{plan}: not a whole plan; {_MINE_AGAIN}") from error
+        parts = 0
+        for path in self._plans():
+            try:
+                parts += len(range(_read_json(path)["parts"]))
+            except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+                raise InputError(f"{path}: not a whole plan; {_MINE_AGAIN}") from error
         cells = []
-        for name in map(cell_name, parts):
+        for name in map(cell_name, range(parts)):
             if name not in there:
                 raise InputError(f"{posixpath.join(self.files, 'images', name)}: missing; {_MINE_AGAIN}")
             cells.append(name)
         return cells
+
+    def _plans(self) -> list[str]:
+        """The run's plan, and those of what was appended to it (`pipelines/planning/versions.py`)."""
+        versions = posixpath.join(self.files, "versions")
+        about = describe(versions)
+        names: list[str] = []
+        if about is not None and about["type"] == "directory":
+            fs, inner = open_store(versions)
+            with os_errors(versions):
+                names = sorted(posixpath.basename(str(path).rstrip("/")) for path in fs.ls(inner, detail=False))
+        appended = [posixpath.join(versions, name, "plan.json") for name in names]
+        return [posixpath.join(self.files, "plan.json"), *(path for path in appended if describe(path) is not None)]
+
+
+def _read_json(path: str) -> Any:
+    """A plan: the file of something appended has it beside other things."""
+    with open_source(path) as file:
+        stored = json.load(file)
+    return stored.get("plan", stored)
 
 
 def _columns(path: str, row_type: type, limits: Limits, *names: str) -> list[list[Any]]:

@@ -105,9 +105,11 @@ def draw_sample(finished: FinishedRun, *, size: int, seed: int) -> PairSample:
 
 def _draw(finished: FinishedRun, *, size: int, seed: int) -> tuple[dict[str, StratumSize], list[_Drawn]]:
     """The sizes of the strata, and the drawn pairs of each."""
-    cells = [*finished.paths(PairsRow), finished.folder.path("vocabulary.parquet"), *finished.paths(SampleRow)]
+    nouns = finished.vocabulary_paths
+    cells = [*finished.paths(PairsRow), *nouns, *finished.paths(SampleRow)]
     with query_cells(cells) as (connection, local):
-        pairs, (vocabulary, *shards) = local[: len(finished.parts)], local[len(finished.parts) :]
+        pairs, rest = local[: len(finished.parts)], local[len(finished.parts) :]
+        vocabulary, shards = rest[: len(nouns)], rest[len(nouns) :]
         query = _Query(connection, {"pairs": pairs, "vocabulary": vocabulary, "shards": shards})
         query.choose_score()
         query.find_bins()
@@ -139,7 +141,9 @@ _SCORED = """
     ), scored AS (
         SELECT numbered.filename, index, image_id, number, round(pair.{score}, {digits}) AS score,
             coalesce(images, 0) AS images
-        FROM numbered LEFT JOIN (SELECT noun, images FROM read_parquet($vocabulary)) AS said ON said.noun = pair.noun
+        FROM numbered LEFT JOIN (
+            SELECT noun, sum(images)::BIGINT AS images FROM read_parquet($vocabulary) GROUP BY noun
+        ) AS said ON said.noun = pair.noun
     )
 """
 # Every pair with its stratum and whether it is in the shards.

@@ -12,7 +12,7 @@ import typer
 
 # Each file brings its commands; the help lists them in this order.
 # isort: off
-from maskmine.pipelines.cli import settings, mine, reports, audit, review, export, mix, push, tune, segment  # noqa: F401
+from maskmine.pipelines.cli import settings, mine, append, reports, audit, review, export, mix, push, tune, segment  # noqa: F401
 # isort: on
 
 from maskmine.pipelines.cli.app import app, err

@@ -124,14 +124,16 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     run = read_folder(folder)
     state = run_status(run)
     is_mix = run.exists(MIX_FILE)
-    command = "maskmine mix" if is_mix else "maskmine mine"
     why = None if is_mix else why_not_published(run)
     if as_json:
         print_json({**state.as_json(), "not_published": why})
         return
+    versions = f", {len(state.appended) + 1} versions" if state.appended else ""
+    commands = "mix" if is_mix else "append` or `maskmine mine" if state.begun else "mine"
+    left = f"not complete, run `maskmine {commands}` again"
     print_line(
-        f"{counted(state.images, 'image')} in {counted(state.parts, 'part')}: "
-        f"{why or ('complete' if state.complete else f'not complete, run `{command}` again')}"
+        f"{counted(state.images, 'image')} in {counted(state.parts, 'part')}{versions}: "
+        f"{why or ('complete' if state.complete else left)}"
     )
     out.print(render_status(state))
 

@@ -18,6 +18,7 @@ from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.mined_images import MinedImage, images_of_samples
 from maskmine.pipelines.planning.plan import Plan, require_plan
+from maskmine.pipelines.planning.versions import VERSIONS, read_appended
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
@@ -52,8 +53,8 @@ _STEPS: Mapping[type, str] = {
     PairsRow: "pairs",
     SampleRow: "shards",
 }
-_LEVELS = "levels.parquet"
 _OF_A_MIX: Mapping[type, str] = {SampleRow: "shards", OriginRow: "origins"}
+_LEVELS, VOCABULARY = "levels.parquet", "vocabulary.parquet"
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ class FinishedRun:
         if finished.is_mix:
             return cls.open_published(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
-        missing = [step for step in (*_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
-        current = {"fingerprint": finished.manifest.fingerprint}
+        parts = set(finished.parts)
+        missing = [step for step in (*_STEPS.values(), *regions) if not parts <= folder.done(step)]
+        current = {"fingerprint": finished.manifest.shards_fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
             raise IncompleteError(f"{folder.root}: not finished ({why}); run `maskmine mine` again")
@@ -119,14 +121,16 @@ class FinishedRun:
 
     @cached_property
     def plan(self) -> Plan:
-        """Raises InputError when there is none."""
+        """The plan of what it was mined of first. Raises InputError when there is none."""
         self._refuse_mix("plan")
         return require_plan(self.folder)
 
     @property
     def parts(self) -> range:
-        """The numbers of its parts, of a mix those of its shards."""
-        return range(len(self.manifest.shards) if self.is_mix else self.plan.parts)
+        """The numbers of its parts, of all versions that its manifest has; of a mix those of its shards."""
+        if self.is_mix:
+            return range(len(self.manifest.shards))
+        return range(sum(version.parts for version in self.manifest.versions) or self.plan.parts)
 
     @cached_property
     def settings(self) -> Mining:
@@ -144,7 +148,7 @@ class FinishedRun:
     def table(self, part: int, row_type: type) -> pa.Table:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
         is not this manifest's."""
-        fingerprint = self.manifest.fingerprint if row_type is SampleRow else None
+        fingerprint = self.manifest.shards_fingerprint if row_type is SampleRow else None
         path = (self._step(row_type), cell_name(part))
         table = self.folder.read_table(*path, fingerprint=fingerprint)
         if row_type is SampleRow:
@@ -229,13 +233,25 @@ class FinishedRun:
         return {row.key: (row, whole_mask(self.sample(row)) if "mask" in row.corrected else None) for row in rows}
 
     @property
-    def levels_path(self) -> str | None:
-        """Where the levels of the nouns are; None for a run without them: by labels, or of format version 1 or 2."""
-        return self.folder.path(_LEVELS) if self.manifest.format_version >= 3 and self.folder.exists(_LEVELS) else None
+    def levels_paths(self) -> list[str]:
+        """Where the levels of the nouns are, of each version; a noun has the same in all. Empty for a run without them:
+        by labels, or of format version 1 or 2."""
+        if self.manifest.format_version < 3 or not self.folder.exists(_LEVELS):
+            return []
+        return self._of_versions(_LEVELS)
+
+    @property
+    def vocabulary_paths(self) -> list[str]:
+        """Where the nouns are, of each version; in each are the images of that version that say them."""
+        return self._of_versions(VOCABULARY)
+
+    def _of_versions(self, name: str) -> list[str]:
+        appended = (self.folder.path(VERSIONS, version.name, name) for version in self.manifest.versions[1:])
+        return [self.folder.path(name), *appended]
 
     def levels(self) -> Iterator[LevelRow] | None:
-        """The levels of the nouns in the order of the vocabulary, a row group in memory; None as `levels_path`."""
-        if self.levels_path is None:
+        """The levels of the nouns of the base in the order of its vocabulary, a row group in memory; None without."""
+        if not self.levels_paths:
             return None
         return (row for block in self.folder.read_blocks(_LEVELS, row_type=LevelRow) for row in block)
 
@@ -270,8 +286,8 @@ def _as_written(regions: RegionsRow, pair: Pair, sample: tuple[SampleRow, Mask |
 
 
 def read_noun_counts(folder: RunFolder) -> dict[str, int]:
-    """In how many images of a run the captions say each noun; of a mix, which knows its pairs alone, in how many a pair
-    names it. Raises IncompleteError before there is a vocabulary."""
+    """In how many images of a run the captions say each noun, those appended to it among them; of a mix, which knows
+    its pairs alone, in how many a pair names it. Raises IncompleteError before there is a vocabulary."""
     if folder.exists(MIX_FILE):
         mixed, images = FinishedRun.open(folder), Counter[str]()
         for part in mixed.parts:  # an image lies in one shard
@@ -280,5 +296,11 @@ def read_noun_counts(folder: RunFolder) -> dict[str, int]:
             )
             images.update(pairs["noun"].to_pylist())
         return dict(images)
-    vocabulary = folder.read_table("vocabulary.parquet")
-    return dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True))
+    counts: Counter[str] = Counter()
+    for place in ("", *(version.folder for version in read_appended(folder))):
+        names = (place, VOCABULARY) if place else (VOCABULARY,)
+        if place and not folder.exists(*names):
+            continue  # it is being appended
+        vocabulary = folder.read_table(*names)
+        counts.update(dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True)))
+    return dict(counts)

@@ -59,7 +59,7 @@ def why_not_published(run: RunFolder) -> str | None:
         return None
     try:
         manifest = parse_manifest(stored, path=run.path("manifest.json"))
-        if run.read_json("shards", FINGERPRINT_FILE) != {"fingerprint": manifest.fingerprint}:
+        if run.read_json("shards", FINGERPRINT_FILE) != {"fingerprint": manifest.shards_fingerprint}:
             return None
         if len(run.done("shards", suffixes=("json",))) < len(manifest.shards):
             return None

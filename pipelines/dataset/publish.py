@@ -22,16 +22,17 @@ from maskmine.mining.storage.query import QueryError, query_cells
 from maskmine.pipelines.dataset.calibrations import calibration_of
 from maskmine.pipelines.dataset.cards import filters_of, render_card
 from maskmine.pipelines.dataset.croissant import describe_run
-from maskmine.pipelines.planning.plan import PLAN_FILE, Plan
+from maskmine.pipelines.dataset.set_versions import planned_sha256, set_fingerprint, source_names, version_entries
+from maskmine.pipelines.planning.plan import PLAN_FILE, PLANNED_CELLS, Plan
+from maskmine.pipelines.planning.versions import Version, all_parts, whole_plan
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, IDENTITY_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.identity import Identity, format_version
+from maskmine.pipelines.steps.identity import Identity
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import DerivedFrom, Manifest, ShardEntry, SourceEntry, Totals
 from maskmine.schemas.rows import RejectedImage
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.settings import fingerprint
 from maskmine.schemas.tables import write_parquet_rows
 
 _ACCOUNT_KEYS = {
@@ -47,7 +48,6 @@ _LIBRARIES = (
 _DESCRIBING = ("README.md", "croissant.json", "errors.parquet", "manifest.json", "shards/sizes.json")
 SUMS_FILE, RUN_SUMS_FILE = "SHA256SUMS", "SHA256SUMS.run"
 _PUBLISHED = ("mining.yaml", IDENTITY_FILE, SUMS_FILE, RUN_SUMS_FILE, *_DESCRIBING)
-_PLAN_CELLS = ("images", "captions")
 _FETCHED_AT_ONCE = 16
 
 Sums = dict[str, str]
@@ -58,35 +58,44 @@ class BrokenShardsError(IncompleteError):
     """Files of shards were not whole. They were deleted, so the shards can be made again."""
 
 
-def published(run: RunFolder, steps: Sequence[Step], identity: Identity) -> bool:
+def published(run: RunFolder, versions: Sequence[Version], grids: Sequence[Sequence[Step]], identity: Identity) -> bool:
     """Whether the folder holds the finished set of exactly these settings and inputs, and its manifest says so."""
-    manifest = run.read_json("manifest.json")
+    manifest, steps = run.read_json("manifest.json"), grids[0]
     return (
         run.exists(SUCCESS_FILE)
         and all(run.exists(*name.split("/")) for name in _PUBLISHED)
         and all(step.once or step.output.is_current() for step in steps)
         and isinstance(manifest, dict)
-        and manifest.get("fingerprint") == steps[-1].fingerprint
+        and manifest.get("fingerprint") == set_fingerprint(versions, steps[-1].fingerprint)
         and manifest.get("settings") == json.loads(json.dumps(identity.settings))  # also what is for the record alone
     )
 
 
-def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, steps: Sequence[Step]) -> Manifest:
+def publish(
+    run: RunFolder,
+    versions: Sequence[Version],
+    settings: Mining,
+    identity: Identity,
+    grids: Sequence[Sequence[Step]],
+) -> Manifest:
     """Write everything but `_SUCCESS`. Raises AssertionError when the accounting equation does not hold.
 
     Raises IncompleteError when a shard is missing, or when a run of other settings writes here as well. A shard whose
     account is not whole is deleted first, so that it is made again.
     """
+    steps, plan, before = grids[0], whole_plan(versions), _sums_before(run, versions)
     _refuse_other_writer(run, steps)
-    accounts, sums = _read_accounts(run, plan, fingerprint=steps[-1].fingerprint)
+    of_shards = steps[-1].fingerprint
+    accounts, sums = _read_accounts(run, plan, fingerprint=of_shards)
     shards = tuple(_shard_entry(account) for account in accounts)
-    totals, sources = _totals(run, plan, accounts)
+    totals, sources = _totals(run, plan, accounts, checked=before)
+    named = [source_names(version.captions or identity.settings["captions"]) for version in versions]
     checks = settings.checks
     models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
     manifest = Manifest(
         format_version=format_version(settings, corrected=bool(identity.decisions.corrections)),
-        fingerprint=steps[-1].fingerprint,
-        plan_sha256=fingerprint([plan.images_sha256, plan.parts]),
+        fingerprint=set_fingerprint(versions, of_shards),
+        plan_sha256=planned_sha256(versions),
         settings=dict(identity.settings),
         models=models,
         libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -95,15 +104,16 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
         sources=_sources(settings, sources),
         derived_from=_derived_from(run),
         calibration=calibration_of(settings, identity.settings, models),
+        versions=version_entries(versions, shards, fingerprint=of_shards, sources=named),
     )
     run.write_json("shards", "sizes.json", value={shard.name: shard.samples for shard in shards})
-    run.write_json("manifest.json", value=manifest.model_dump(mode="json"))
+    run.write_json("manifest.json", value=manifest.as_stored())
     run.write_json("croissant.json", value=describe_run(manifest))
     last = shards[-1].name.removesuffix(".tar")
     card = render_card("dataset_card.md", manifest=manifest, shards=f"{{00000..{last}}}", filters=filters_of(manifest))
     write_text(run, "README.md", text=card)
     write_text(run, SUMS_FILE, text=sums_text(_sums_of_set(run, shards)))
-    write_text(run, RUN_SUMS_FILE, text=sums_text(sums | _sums_of_rest(run, plan, steps)))
+    write_text(run, RUN_SUMS_FILE, text=sums_text(sums | _sums_of_rest(run, versions, grids, before)))
     return manifest
 
 
@@ -192,12 +202,12 @@ def _shard_entry(account: Mapping[str, Any]) -> ShardEntry:
     )
 
 
-def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> tuple[Totals, list[str]]:
-    """The sums, and the names of the caption sources that pairs are from."""
+def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]], *, checked: Sums) -> tuple[Totals, list[str]]:
+    """The sums, and the names of the caption sources that pairs are from. Indexes that are `checked` are not again."""
     rejected: Counter[str] = Counter()
     for account in accounts:
         rejected.update(account["rejected"])
-    nouns, sources = _nouns_and_sources(run, plan)
+    nouns, sources = _nouns_and_sources(run, plan, accounts, checked)
     totals = Totals(
         images=sum(account["images"] for account in accounts),
         with_pairs=sum(account["with_pairs"] for account in accounts),
@@ -218,10 +228,15 @@ def _totals(run: RunFolder, plan: Plan, accounts: list[dict[str, Any]]) -> tuple
     return totals, sources or ["all"]
 
 
-def _nouns_and_sources(run: RunFolder, plan: Plan) -> tuple[int, list[str] | None]:
+def _nouns_and_sources(
+    run: RunFolder, plan: Plan, accounts: Sequence[Mapping[str, Any]], checked: Sums
+) -> tuple[int, list[str] | None]:
     """How many nouns the indexes have, and the names of their sources. Raises BrokenShardsError."""
+    paths = [run.cell_path("shards", part) for part in range(plan.parts)]
+    known = [checked.get(f"shards/{cell_name(part)}") for part in range(plan.parts)]
+    same = (path for path, sha256, one in zip(paths, known, accounts, strict=True) if sha256 == one["index_sha256"])
     try:
-        with query_cells([run.cell_path("shards", part) for part in range(plan.parts)]) as (connection, cells):
+        with query_cells(paths, unchecked=frozenset(same)) as (connection, cells):
             found: tuple[int, list[str] | None] = connection.execute(
                 "SELECT count(DISTINCT noun), list_sort(list(DISTINCT source) FILTER (source IS NOT NULL))"
                 " FROM read_parquet($cells)",
@@ -256,12 +271,31 @@ def _sums_of_set(run: RunFolder, shards: tuple[ShardEntry, ...]) -> Sums:
     return sums | hash_all(run, _DESCRIBING)
 
 
-def _sums_of_rest(run: RunFolder, plan: Plan, steps: Sequence[Step]) -> Sums:
+def _sums_before(run: RunFolder, versions: Sequence[Version]) -> Sums:
+    """Where something was appended: the sums that the set had before, of which what did not change is not read again.
+
+    The plan deletes its file of sums before it writes a cell of its own again.
+    """
+    if len(versions) == 1:
+        return Sums()
+    found = Sums()
+    for name in (SUMS_FILE, RUN_SUMS_FILE):
+        content = run.read_bytes(name).decode() if run.exists(name) else ""
+        pairs = (line.partition("  ") for line in content.splitlines())
+        found.update((file, digest) for digest, _, file in pairs)
+    return found
+
+
+def _sums_of_rest(run: RunFolder, versions: Sequence[Version], grids: Sequence[Sequence[Step]], before: Sums) -> Sums:
     """The sums of what neither the set nor an account vouches for: the plan's cells, and single files."""
-    cells = [f"{step}/{cell_name(part)}" for step in _PLAN_CELLS for part in range(plan.parts)]
-    of_steps = [f"{step.name}.parquet" if step.once else f"{step.name}/{FINGERPRINT_FILE}" for step in steps]
+    cells = [f"{step}/{cell_name(part)}" for step in PLANNED_CELLS for part in all_parts(versions)]
+    stay = {name: before[name] for name in cells if name in before}
+    of_steps = [f"{step.name}/{FINGERPRINT_FILE}" for step in grids[0] if not step.once]
+    once = ["/".join(step.output.names()) for grid in grids for step in grid if step.once]
+    plans = [f"{version.folder}/{PLAN_FILE}" if version.folder else PLAN_FILE for version in versions]
     derived = [DERIVED_FILE] if run.exists(DERIVED_FILE) else []
-    return hash_all(run, [PLAN_FILE, IDENTITY_FILE, "mining.yaml", *derived, *of_steps, *cells])
+    single = [*plans, IDENTITY_FILE, "mining.yaml", *derived, *of_steps, *once]
+    return stay | hash_all(run, [*single, *(name for name in cells if name not in stay)])
 
 
 def hash_all(run: RunFolder, names: Sequence[str]) -> Sums:

@@ -25,7 +25,15 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
-from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, MIX_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
+from maskmine.pipelines.planning.versions import VERSIONS
+from maskmine.pipelines.run_folder.folder import (
+    IDENTITY_FILE,
+    MIX_FILE,
+    SUCCESS_FILE,
+    VERDICTS_FOLDER,
+    RunFolder,
+    part_of_cell,
+)
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest, ShardEntry
@@ -80,7 +88,7 @@ def _problems_of_mix(finished: FinishedRun) -> Iterator[Problem]:
     of_set = _read_sums(run, SUMS_FILE)
     yield from _check_sums_of_set(run, manifest, of_set, MIX_FILE)
     if run.exists(SUMS_FILE):
-        yield from _check_additions(run, set(of_set.sums), whole_folder=not unsigned)
+        yield from _check_additions(run, set(of_set.sums), parts=len(manifest.shards), whole_folder=not unsigned)
     yield from _check_set(run, manifest)
     for shard in manifest.shards:
         yield from _check_origins(run, shard.name.replace(".tar", ".parquet"))
@@ -115,7 +123,8 @@ def _problems_of_run(finished: FinishedRun) -> Iterator[Problem]:
     if signed:
         yield from _check_listed(run, RUN_SUMS_FILE, of_rest, (PLAN_FILE, IDENTITY_FILE, "mining.yaml"))
     if all(run.exists(name) for name in (_SUMS_FILES if signed else (SUMS_FILE,))):  # else it is unknown what belongs
-        yield from _check_additions(run, {*of_set.sums, *of_rest.sums, *shards}, whole_folder=signed and not unsigned)
+        known, parts = {*of_set.sums, *of_rest.sums, *shards}, len(manifest.shards)
+        yield from _check_additions(run, known, parts=parts, whole_folder=signed and not unsigned)
     yield from _check_set(run, manifest)
 
 
@@ -196,19 +205,29 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
             yield Problem(file, f"cannot be read, though {name} names it ({_reason(error)}); {_REMEDY}")
 
 
-def _check_additions(run: RunFolder, known: set[str], *, whole_folder: bool) -> Iterator[Problem]:
+def _check_additions(run: RunFolder, known: set[str], *, parts: int, whole_folder: bool) -> Iterator[Problem]:
     """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own; embeddings by a CLIP
-    that the run had before, and checks by a verifier, are kept in folders of their own, of which the set needs none."""
+    that the run had before, and checks by a verifier, are kept in folders of their own, of which the set needs none.
+
+    Cells behind the `parts` of the set, and what lies beside them, are of an append that was stopped.
+    """
     current = {posixpath.dirname(name) for name in known}
+    begun = ""
     for name in run.walk():
         folder = name.partition("/")[0]
         if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
             continue
         if folder in (EMBEDDINGS, CHECKS) and posixpath.dirname(name) not in {folder, *current}:
             continue
+        part = part_of_cell(posixpath.basename(name))
+        if folder == VERSIONS or (part is not None and part >= parts and whole_folder):
+            begun = begun or name
+            continue
         is_account = name.endswith(".json")  # which earlier versions did not vouch for
         if whole_folder or (folder == "shards" and not is_account):
             yield Problem(name, "is no file of this run; move it away")
+    if begun:
+        yield Problem(begun, "of an append that is not finished; run that, or `maskmine mine`, again")
 
 
 def _files_of(shard: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:

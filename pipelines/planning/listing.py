@@ -75,6 +75,14 @@ def load_entries(settings: Mining, loaded: Loaded) -> Iterator[pa.Table]:
         )
 
 
+def known_entries(image_ids: pa.ChunkedArray, *, source: int) -> pa.Table:
+    """Entries that say nothing of images but their ids."""
+    columns = {"image_id": image_ids, "source": pa.array(np.full(len(image_ids), source)), "shuffled": None}
+    columns["shuffled"] = _shuffled(image_ids)
+    empty = {field.name: pa.nulls(len(image_ids), field.type) for field in _LOADED if field.name not in columns}
+    return pa.table([{**empty, **columns}[name] for name in _LOADED.names], schema=_LOADED)
+
+
 def _refuse_outside(settings: Mining, number: int, detail: str) -> NoReturn:
     """A source all of whose images lie elsewhere than its settings say, which is a setting's fault and no record's."""
     source = settings.sources[number]

@@ -1,4 +1,4 @@
-"""Images that were moved: whether those at the new paths are the ones that a run's masks were made from."""
+"""Images that were moved, or have ids that a run has: whether they are the ones that the run's masks were made from."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from maskmine.mining.storage.urls import URL_SCHEMES
 from maskmine.pipelines.planning.external_sort import read_spilled
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.run_folder.region_cells import stored_cells
-from maskmine.schemas.errors import OtherPlanError
+from maskmine.schemas.errors import InputError, OtherPlanError
 
 _COMPARED = 256
 """Images that are read: of other pictures nearly every one differs, so a few would do."""
 _CELLS = 16  # of `proposals`, of which the pictures are taken
+_FIRST = 4  # of these the first ones, where images are that come first by their hash
 _AT_ONCE = 16
 
 
-def refuse_other_pictures(run: RunFolder, paths: Sequence[str], *, where: str) -> None:
-    """Compare some of the planned images with the hashes of those that the run has regions of.
+def refuse_other_pictures(
+    run: RunFolder, paths: Sequence[str], *, where: str, parts: Sequence[int] | None = None
+) -> None:
+    """Compare some of the planned images with the hashes of those that the run has regions of, in some parts or all.
 
     `paths` are the files with the planned images, `where` names their source. Pictures that cannot be read are left
     to the run, which says so of each. Raises OtherPlanError when one is another picture.
     """
-    known = _known_pictures(run)
+    known = _known_pictures(run, parts)
     planned = _planned(paths, known) if known else []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = pool.map(lambda image: (image[0], _sha256(image[1])), planned)
@@ -43,10 +46,34 @@ def refuse_other_pictures(run: RunFolder, paths: Sequence[str], *, where: str) -
                 )
 
 
-def _known_pictures(run: RunFolder) -> dict[str, str]:
+def refuse_ids_of_others(
+    run: RunFolder, listed: Sequence[tuple[str, str]], *, parts: Sequence[int], where: str
+) -> None:
+    """Compare images of a source, `(id, path)`, with those that a run has under the same ids, as far as a few of its
+    parts have them: `listed` are the first in the order of the plan, `parts` begin where those can be.
+
+    Raises InputError when one is another picture: then the ids of this source mean others.
+    """
+    wanted = {image_id: path for image_id, path in listed if not _is_fetched(path)}
+    cells, _ = stored_cells(run)
+    ids = pa.array(list(wanted), pa.string())
+    for part in [*parts[:_FIRST], *parts[_FIRST :: max(1, len(parts) // _CELLS)]][:_CELLS] if wanted else ():
+        table = run.read_columns(*cells.names(part), columns=["image_id", "sha256"]).drop_null()
+        known = table.filter(pc.is_in(table["image_id"], value_set=ids)).to_pylist()
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = pool.map(lambda row: _sha256(wanted[row["image_id"]]), known)
+            other = next((row for row, own in zip(known, found, strict=True) if own not in (None, row["sha256"])), None)
+        if other is not None:
+            raise InputError(
+                f"{where}: its image id {other['image_id']} is that of another picture in {run.root}; give its images "
+                "ids of their own, such as by `id_col`, or by folders of other names"
+            )
+
+
+def _known_pictures(run: RunFolder, parts: Sequence[int] | None) -> dict[str, str]:
     """The SHA-256 of the files of some images that the run has regions of, by id."""
     cells, _ = stored_cells(run)
-    done = sorted(cells.done())
+    done = sorted(cells.done() if parts is None else cells.done() & set(parts))
     known: dict[str, str] = {}
     for part in done[:: max(1, len(done) // _CELLS)][:_CELLS]:
         with run.open(*cells.names(part)) as file:

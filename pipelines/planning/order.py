@@ -17,7 +17,7 @@ from maskmine.mining.captions import max_captions, source_name
 from maskmine.pipelines.planning.digest import image_lines
 from maskmine.pipelines.planning.external_sort import read_spilled, sorted_tables, spill, spilling, whole_groups
 from maskmine.pipelines.planning.images import PLANNED_IMAGES, Listed, images_of
-from maskmine.pipelines.planning.listing import Loaded, load_entries
+from maskmine.pipelines.planning.listing import Loaded, known_entries, load_entries
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.schemas.errors import InputError
 
@@ -27,26 +27,31 @@ _HINTS = {"img2dataset": ", or set `ids: tar_and_key`", "hf": ", or leave `id_co
 
 @dataclass(frozen=True, slots=True)
 class OrderedImages:
-    """Files with a row for each image of the plan, in its order; `given` are the sizes of the sources' own parts."""
+    """Files with a row for each image of the plan, in its order; `given` are the sizes of the sources' own parts.
+    `known` images of the sources were left out, of some of which `known_paths` has id and path."""
 
     paths: tuple[str, ...]
     images: int
     given: tuple[int, ...]
     images_sha256: str
     urls: bool | None
+    known: int = 0
+    known_paths: tuple[tuple[str, str], ...] = ()
 
 
-def order_images(settings: Mining, scratch: str, *, limit: int | None) -> OrderedImages:
+def order_images(settings: Mining, scratch: str, *, limit: int | None, known: Iterable[pa.Table] = ()) -> OrderedImages:
     """Bring the entries of each image together, and the images into their order: first those of given parts.
+
+    Tables of `known` have ids of images that are left out.
 
     With a limit, as many images as that: those whose ids have the smallest hashes, a random sample of any source.
     """
     # Three files: `rest` has the images that the plan cuts into parts, by hash; `brought` those whose source has parts
     # of its own ("given", such as tars), by hash; `given` the latter again, part after part.
     brought, given, rest = (f"{scratch}/{name}.arrow" for name in ("brought", "given", "rest"))
-    loaded = Loaded()
+    loaded, left_out = Loaded(), LeftOut(known)
     with spilling(rest, schema=PLANNED_IMAGES) as file:
-        images_by_hash = _first(_gather(settings, loaded, scratch), limit)
+        images_by_hash = _first(_gather(settings, loaded, left_out, scratch), limit)
         spill(_divert(images_by_hash, file), brought, schema=PLANNED_IMAGES)
     by_part = sorted_tables(read_spilled(brought), scratch, by=("given", "first", "image_id"))
     spill(by_part, given, schema=PLANNED_IMAGES)
@@ -62,7 +67,9 @@ def order_images(settings: Mining, scratch: str, *, limit: int | None) -> Ordere
     in_order = tuple(sizes[part] for part in sorted(sizes))
     if limit is not None:  # a sample has a few images of each given part, which would be as many parts
         in_order = _evenly(sum(in_order), settings.shards.images_in_part(images))
-    return OrderedImages((given, rest), images, in_order, digest.hexdigest(), loaded.urls)
+    return OrderedImages(
+        (given, rest), images, in_order, digest.hexdigest(), loaded.urls, left_out.images, tuple(left_out.paths)
+    )
 
 
 def _first(tables: Iterable[pa.Table], rows: int | None) -> Iterator[pa.Table]:
@@ -80,14 +87,45 @@ def _evenly(images: int, images_per_part: int) -> tuple[int, ...]:
     return tuple((part + 1) * images // parts - part * images // parts for part in range(parts))
 
 
-def _gather(settings: Mining, loaded: Loaded, scratch: str) -> Iterator[pa.Table]:
-    """A row for each image, in the order of the hashes."""
+def _gather(settings: Mining, loaded: Loaded, left_out: LeftOut, scratch: str) -> Iterator[pa.Table]:
+    """A row for each image, in the order of the hashes; ids that are known come through the same sort."""
     names = [source_name(source) for source in settings.sources]
     limits = [max_captions(source) for source in settings.sources]
     by = ("shuffled", "image_id", "source", "position", "caption")
-    entries = sorted_tables(load_entries(settings, loaded), scratch, by=by)
-    for table in whole_groups(entries, key="shuffled"):
-        yield images_of(table, names=names, max_captions=limits, choose_path=partial(_choose_path, settings))
+    entries = sorted_tables(chain(load_entries(settings, loaded), left_out.entries()), scratch, by=by)
+    for table in map(left_out.drop, whole_groups(entries, key="shuffled")):
+        if len(table):
+            yield images_of(table, names=names, max_captions=limits, choose_path=partial(_choose_path, settings))
+
+
+class LeftOut:
+    """Images that are known elsewhere, by tables of their ids; counts in `images` those that the sources list too, and
+    keeps id and path of the first in `paths`."""
+
+    def __init__(self, known: Iterable[pa.Table]) -> None:
+        self._known = known
+        self.images = 0
+        self.paths: list[tuple[str, str]] = []
+
+    def entries(self) -> Iterator[pa.Table]:
+        """Their ids as entries of a source before the first, so that they stand first among those of an image."""
+        return (known_entries(table["image_id"], source=_KNOWN) for table in self._known)
+
+    def drop(self, entries: pa.Table) -> pa.Table:
+        """The entries of the other images, of a table that has all entries of each."""
+        is_known = pc.equal(entries["source"], _KNOWN)
+        if not pc.any(is_known).as_py():
+            return entries
+        found = pc.is_in(entries["image_id"], value_set=entries.filter(is_known)["image_id"].combine_chunks())
+        listed = entries.filter(pc.and_(found, pc.invert(is_known)))
+        self.images += pc.count_distinct(listed["image_id"]).as_py()
+        rows = listed.select(["image_id", "path"]).drop_null().slice(0, _COMPARED - len(self.paths))
+        self.paths += zip(rows["image_id"].to_pylist(), rows["path"].to_pylist(), strict=True)
+        return entries.filter(pc.invert(found))
+
+
+_KNOWN = -1  # the number of the source of such ids
+_COMPARED = 64  # of the images that are left out: of other pictures nearly every one differs
 
 
 def _count(counts: Counter[int], values: pa.ChunkedArray) -> None:

@@ -45,9 +45,9 @@ PLANNED = "plan"  # the fingerprint of the cells that the plan writes
 PLAN_VERSION = 2
 """Version 2 brought `sources` and `additional` to the captions; an older plan is cut again, to the same images."""
 
-_PLANNED = ("images", "captions")
+PLANNED_CELLS = ("images", "captions")
 _MOST = 1 << 32  # images and parts of a plan
-_RUN_SUMS_FILE = "SHA256SUMS.run"  # vouches for the plan's cells, see `publish.py`
+RUN_SUMS_FILE = "SHA256SUMS.run"  # vouches for the plan's cells, see `publish.py`
 _OF_A_RUN = frozenset({"identity.json", "manifest.json"})  # a folder with one of these is a run's without its plan
 _PER_PART = "shards.images_per_part"
 _TRIED_FILE = ".writable"  # written and deleted to see whether an object store can be written to
@@ -88,6 +88,8 @@ class Plan:
 
 
 _STORED = TypeAdapter(Plan)
+CutPart = tuple[int, pa.Table, pa.Table]
+"""The number of a part, its images and their captions."""
 
 
 def part_size(part: int, *, images: int, parts: int) -> int:
@@ -107,14 +109,20 @@ def read_plan(run: RunFolder) -> Plan | None:
 
 
 def make_plan(
-    run: RunFolder, settings: Mining, *, limit: int | None = None, before_first: Callable[[], None] = lambda: None
+    run: RunFolder,
+    settings: Mining,
+    *,
+    limit: int | None = None,
+    before_first: Callable[[], None] = lambda: None,
+    appended: Callable[[], Iterable[pa.Table]] = tuple,
 ) -> Plan:
     """The plan of this run: the stored one where nothing changed, else cut again from the caption sources.
 
-    `before_first` is called where the folder has no plan yet, before anything is read or written for one. New captions
-    of the same images replace the old ones, and where the images were moved, their new paths. Raises OtherPlanError,
-    with what differs, when the folder belongs to other images or another cut; InputError when a source is faulty or an
-    object store cannot be used.
+    `appended` gives tables with the ids of images that were appended to the run later, which are none of this plan's
+    even where its sources list them by now. `before_first` is called where the folder has no plan yet, before anything
+    is read or written for one. New captions of the same images replace the old ones, and where the images were moved,
+    their new paths. Raises OtherPlanError, with what differs, when the folder belongs to other images or another cut;
+    InputError when a source is faulty or an object store cannot be used.
     """
     stored = check_folder(run, settings, limit=limit)
     if stored is None:
@@ -125,12 +133,10 @@ def make_plan(
             "another `out`, or delete the folder"
         )
     source = _source(settings, limit)
-    inputs = caption_inputs(settings.sources)
-    if settings.limits != USUAL:  # records beyond them are rejected
-        inputs = {"sources": inputs, "limits": settings.limits.model_dump()}
+    inputs = plan_inputs(settings)
     if stored:
         unchanged = stored.inputs == inputs and stored.version == PLAN_VERSION and stored.roots == roots_of(settings)
-        if unchanged and all(run.done(name) == set(range(stored.parts)) for name in _PLANNED):
+        if unchanged and all(set(range(stored.parts)) <= run.done(name) for name in PLANNED_CELLS):
             if stored.urls:
                 refuse_urls(settings, "the plan")
             return stored
@@ -138,9 +144,17 @@ def make_plan(
             for one in settings.sources:
                 one.check()
     _refuse_unwritable_store(run)
-    plan = _cut(run, settings, limit=limit, source=source, inputs=inputs, stored=stored)
+    plan = _cut(run, settings, limit=limit, source=source, inputs=inputs, stored=stored, appended=appended)
     run.write_json(PLAN_FILE, value=asdict(plan))
     return plan
+
+
+def plan_inputs(settings: Mining) -> Any:
+    """What the files of the sources hold, to notice that one has changed since a plan was cut."""
+    inputs = caption_inputs(settings.sources)
+    if settings.limits != USUAL:  # records beyond them are rejected
+        inputs = {"sources": inputs, "limits": settings.limits.model_dump()}
+    return inputs
 
 
 def check_folder(run: RunFolder, settings: Mining, *, limit: int | None = None) -> Plan | None:
@@ -187,7 +201,7 @@ def _refuse_strangers(run: RunFolder) -> None:
     if _OF_A_RUN.intersection(names):
         return
     for name in names:
-        ours = name in _PLANNED and all(map(is_cell, run.names(name)))
+        ours = name in PLANNED_CELLS and all(map(is_cell, run.names(name)))
         if not (ours or owner_state(name) or is_leftover(name) or name in _NEVER_STRANGE):
             raise InputError(
                 f"{run.root}: not empty ({name} lies there), and no run; give an `out` of its own, or delete the folder"
@@ -206,21 +220,29 @@ def _refuse_unwritable_store(run: RunFolder) -> None:
 
 
 def _cut(
-    run: RunFolder, settings: Mining, *, limit: int | None, source: dict[str, Any], inputs: Any, stored: Plan | None
+    run: RunFolder,
+    settings: Mining,
+    *,
+    limit: int | None,
+    source: dict[str, Any],
+    inputs: Any,
+    stored: Plan | None,
+    appended: Callable[[], Iterable[pa.Table]],
 ) -> Plan:
     if stored and settings.shards.images_per_part == "auto":  # a plan that had a number keeps it
         shards = settings.shards.model_copy(update={"images_per_part": stored.source[_PER_PART]})
         settings, source = settings.model_copy(update={"shards": shards}), stored.source
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
-        ordered = order_images(settings, scratch, limit=limit)
+        ordered = order_images(settings, scratch, limit=limit, known=appended() if stored else ())
         if stored and ordered.images_sha256 != stored.images_sha256:
             raise OtherPlanError(
                 f"{run.root}: belongs to another plan ({settings.sources[0].location} has other images than the file "
-                "that the plan was cut from); choose another `out`, or delete the folder"
+                "that the plan was cut from); choose another `out`, or delete the folder; where images were added, "
+                "`maskmine append` takes them"
             )
         if stored and stored.roots != roots_of(settings):
             refuse_other_pictures(run, ordered.paths, where=settings.sources[0].root)
-        run.delete(_RUN_SUMS_FILE)  # so that a finished run whose plan is cut again is published again
+        run.delete(RUN_SUMS_FILE)  # so that a finished run whose plan is cut again is published again
         if stored:  # from here on until the new plan is written, the captions in the folder belong to no plan
             run.write_json(PLAN_FILE, value=asdict(replace(stored, inputs=None)))
         rest = ordered.images - sum(ordered.given)
@@ -237,13 +259,15 @@ def _cut(
             version=PLAN_VERSION,
             roots=roots_of(settings),
         )
-        captions_sha256, sources_sha256 = _write_parts(run, plan, ordered.paths)
-    return replace(plan, captions_sha256=captions_sha256, sources_sha256=sources_sha256)
+        digests = hashlib.sha256(), hashlib.sha256()
+        for part, images, captions in cut_parts(plan, ordered.paths, *digests):
+            write_part(run, part, images, captions)
+    return replace(plan, captions_sha256=digests[0].hexdigest(), sources_sha256=digests[1].hexdigest())
 
 
-def _write_parts(run: RunFolder, plan: Plan, paths: Sequence[str]) -> tuple[str, str]:
-    """Cut the ordered images into parts and write them; returns the SHA-256 of the captions and of their sources."""
-    captions_sha256, sources_sha256 = hashlib.sha256(), hashlib.sha256()
+def cut_parts(plan: Plan, paths: Sequence[str], captions_sha256: Any, sources_sha256: Any) -> Iterator[CutPart]:
+    """Cut ordered images into the parts of a plan: `(part, images, captions)`. The digests take the captions and their
+    sources."""
     tables = chain.from_iterable(map(read_spilled, paths))
     ahead = PLANNED_IMAGES.empty_table()
     for part in range(plan.parts):
@@ -251,14 +275,17 @@ def _write_parts(run: RunFolder, plan: Plan, paths: Sequence[str]) -> tuple[str,
         while len(ahead) < size:
             ahead = pa.concat_tables([ahead, next(tables)])
         planned, ahead = ahead.slice(0, size).combine_chunks(), ahead.slice(size)
-        name = cell_name(part)
         images = planned.select(["image_id", "path"])
         captions = planned.select(["image_id", "captions", "sources", "additional"])
         captions_sha256.update(_sha256(rows_json(captions.select(["image_id", "captions"]))))
         sources_sha256.update(_sha256(_sources_json(captions)))
-        run.write_rows("images", name, rows=images, row_type=ImageRow, fingerprint=PLANNED)
-        run.write_rows("captions", name, rows=captions, row_type=CaptionsRow, fingerprint=PLANNED)
-    return captions_sha256.hexdigest(), sources_sha256.hexdigest()
+        yield part, images, captions
+
+
+def write_part(run: RunFolder, part: int, images: pa.Table, captions: pa.Table) -> None:
+    """Write the cells of a part."""
+    run.write_rows("images", cell_name(part), rows=images, row_type=ImageRow, fingerprint=PLANNED)
+    run.write_rows("captions", cell_name(part), rows=captions, row_type=CaptionsRow, fingerprint=PLANNED)
 
 
 def _sources_json(captions: pa.Table) -> Iterator[pa.Buffer | bytes]:

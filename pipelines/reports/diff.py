@@ -22,6 +22,7 @@ from maskmine.pipelines.reports.report import render_page
 from maskmine.pipelines.reports.sample_cards import make_cards, read_samples
 from maskmine.pipelines.run_folder.claim import claim_folder, write_page
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.wording import counted
 from maskmine.tuning.tables import number_table
@@ -59,7 +60,8 @@ class Diff:
     """The difference. `moved` of the gained pairs are nouns that took another mask of their image.
 
     Medians are those of the similarity, None where there is none; `new_nouns` and `gone_nouns` are the first of them
-    with their pairs. Images are those with pairs.
+    with their pairs. Images are those with pairs. `appended` are the versions of the new set, with their images, that
+    were appended to just this old one.
     """
 
     old: Side
@@ -79,6 +81,7 @@ class Diff:
     shift_histogram: Histogram | None
     gained_samples: tuple[SampleRow, ...]
     lost_samples: tuple[SampleRow, ...]
+    appended: tuple[tuple[str, int], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`: the same runs, the same values."""
@@ -122,6 +125,7 @@ def compare_runs(old: RunFolder, new: RunFolder, *, memory_limit: str = "1GB") -
             shift_histogram=_histogram(db),
             gained_samples=_samples(db, "new", "gained"),
             lost_samples=_samples(db, "old", "lost"),
+            appended=_appended(runs[0].manifest, runs[1].manifest),
         )
 
 
@@ -138,7 +142,9 @@ def render_diff(diff: Diff) -> RenderableType:
         pairs.add_row(state, f"{count:,}", "–" if median is None else f"{median:.3f}")
         if state == "gained" and diff.moved:
             pairs.add_row("  another mask for the same noun", f"{diff.moved:,}")
+    grown = ", ".join(f"{name} ({counted(images, 'image')})" for name, images in diff.appended)
     lines = [
+        *([Text(f"the new set is the old one with what was appended to it: version {grown}")] if grown else []),
         Text(f"{counted(diff.images_gained, 'image')} with pairs now, not before; {diff.images_lost:,} without now"),
         *_noun_line("new", diff.nouns_new, diff.new_nouns),
         *_noun_line("gone", diff.nouns_gone, diff.gone_nouns),
@@ -176,6 +182,14 @@ def shift_words(shift: Shift, kept: int) -> str:
 def _side(finished: FinishedRun) -> Side:
     manifest, totals = finished.manifest, finished.manifest.totals
     return Side(finished.name, manifest.fingerprint, totals.samples, totals.nouns, totals.with_pairs)
+
+
+def _appended(old: Manifest, new: Manifest) -> tuple[tuple[str, int], ...]:
+    """The versions of a set that an earlier state of it did not have; nothing where it is no earlier state."""
+    before = [version.fingerprint for version in old.versions] or [old.fingerprint]
+    if [version.fingerprint for version in new.versions[: len(before)]] != before:
+        return ()
+    return tuple((version.name, version.images) for version in new.versions[len(before) :])
 
 
 def _join(db: Any, old: list[str], new: list[str]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import posixpath
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.planning.versions import read_appended
 
 _DIGITS = 12  # of a SHA-256: they tell files apart
 
@@ -41,24 +42,30 @@ def provenance_of(finished: FinishedRun, *, options: Sequence[str] = ()) -> Prov
         settings=yaml.safe_dump(_named(manifest.settings), sort_keys=False, allow_unicode=True, width=100),
         libraries=libraries,
         commands=(
-            shlex.join(["maskmine", *(_mix_command(finished) if finished.is_mix else _mine_command(finished))]),
+            " && ".join(_mix_again(finished) if finished.is_mix else _make_again(finished)),
             shlex.join(["maskmine", "report", finished.name, *options]),
         ),
     )
 
 
-def _mine_command(finished: FinishedRun) -> list[str]:
-    return ["mine", posixpath.join(finished.name, "mining.yaml")]
-
-
-def _mix_command(finished: FinishedRun) -> list[str]:
-    """With the names of the sets' folders, as the manifest has them."""
+def _mix_again(finished: FinishedRun) -> Iterator[str]:
+    """The command that mixes the set, with the names of the sets' folders, as the manifest has them."""
     mix = finished.manifest.setting("mix")
     given = {"--samples": mix["samples"], "--seed": mix["seed"] or None, "--shard-size": mix["samples_per_shard"]}
     copies = ["--keep-duplicates"] if mix["copy_bits"] is None else ["--bits", str(mix["copy_bits"])]
     options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
     weights = [f"{one['folder']}:{one['share']}" for one in mix["sets"]]
-    return ["mix", *weights, "--out", finished.name, *options, *copies]
+    yield shlex.join(["maskmine", "mix", *weights, "--out", finished.name, *options, *copies])
+
+
+def _make_again(finished: FinishedRun) -> Iterator[str]:
+    """The commands that make the set: its own, and one for each version that was appended."""
+    yield shlex.join(["maskmine", "mine", posixpath.join(finished.name, "mining.yaml")])
+    names = {version.name for version in finished.manifest.versions}
+    for version in (one for one in read_appended(finished.folder) if one.name in names):
+        listed = version.captions if isinstance(version.captions, list) else [version.captions]
+        place = str(listed[0].get("annotations") or listed[0].get("files"))
+        yield shlex.join(["maskmine", "append", finished.name, "--captions", posixpath.basename(place.rstrip("/"))])
 
 
 def _named(value: Any) -> Any:

@@ -130,17 +130,20 @@ def _histograms(db: Any) -> list[Histogram | None]:
 
 
 def _visibility(finished: FinishedRun, indexes: Sequence[str], *, memory_limit: str) -> Visibility | None:
-    path = finished.levels_path
-    if path is None:
+    if not (levels := finished.levels_paths):
         return None
     scale = LevelScale.read(finished.folder.read_metadata("levels.parquet"))
-    paths = [path, finished.folder.path("vocabulary.parquet"), *indexes]
+    vocabulary, ends_at = finished.vocabulary_paths, 2 * len(levels)
+    paths = [*levels, *vocabulary, *indexes]
     with query_cells(paths, memory_limit=memory_limit) as (db, cells):
         db.execute(
             "CREATE TEMP TABLE seen AS SELECT noun, level, separability, said, v.images AS images,"
-            " coalesce(p.pairs, 0) AS pairs FROM read_parquet($levels) JOIN read_parquet($vocabulary) v USING (noun)"
+            " coalesce(p.pairs, 0) AS pairs FROM (SELECT DISTINCT ON (noun) noun, level, separability, said"
+            " FROM read_parquet($levels) ORDER BY noun, said DESC, level)"
+            " JOIN (SELECT noun, sum(images)::BIGINT AS images FROM read_parquet($vocabulary) GROUP BY noun) v"
+            " USING (noun)"
             " LEFT JOIN (SELECT noun, count(*) AS pairs FROM read_parquet($cells) GROUP BY noun) p USING (noun)",
-            {"levels": cells[:1], "vocabulary": cells[1:2], "cells": cells[2:]},
+            {"levels": cells[: len(levels)], "vocabulary": cells[len(levels) : ends_at], "cells": cells[ends_at:]},
         )
         nouns, often, without = db.execute(
             f"SELECT count(*), count(*) FILTER (said >= {_LEAST_SAID} AND level IS NOT NULL),"

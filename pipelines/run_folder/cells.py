@@ -49,6 +49,12 @@ class Cells(Generic[Row]):
     suffixes: tuple[str, ...] = ("parquet",)
     by_fingerprint: bool = False
     keep_earlier: bool = False
+    within: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tells these cells from all others of the run."""
+        return f"{self.within}/{self.step}" if self.within else self.step
 
     @property
     def folder(self) -> str:
@@ -57,7 +63,7 @@ class Cells(Generic[Row]):
 
     def names(self, part: int = 0, suffix: str = "parquet") -> tuple[str, ...]:
         """A file of a cell, as the methods of `RunFolder` take it."""
-        return (f"{self.step}.{suffix}",) if self.once else (self.folder, cell_name(part, suffix))
+        return (f"{self.title}.{suffix}",) if self.once else (self.folder, cell_name(part, suffix))
 
     def path(self, part: int = 0, suffix: str = "parquet") -> str:
         """The path of a file of a cell."""
@@ -149,9 +155,9 @@ class Cells(Generic[Row]):
             return {0} if self.exists(0) else set()
         return self.run.done(self.folder, suffixes=self.suffixes)
 
-    def missing(self, parts: int) -> list[int]:
-        """The parts of `parts` whose cells are not there."""
-        return sorted(set(range(parts)) - self.done())
+    def missing(self, parts: int, *, first: int = 0) -> list[int]:
+        """Of so many parts from the `first` on, those whose cells are not there."""
+        return sorted(set(range(first, first + parts)) - self.done())
 
     def is_current(self) -> bool:
         """Whether all that is there was made with this fingerprint, as the folder says; of `once` cells the file."""

@@ -322,6 +322,12 @@ def is_cell(name: str) -> bool:
     return _CELL.fullmatch(name) is not None
 
 
+def part_of_cell(name: str) -> int | None:
+    """The number of the part whose cell has this name; None for another file."""
+    match = _CELL.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def folder_at(path: str) -> RunFolder:
     """A folder at a path as a user gives it: absolute, with `~` expanded, or on an object store."""
     is_local = scheme_of(path) == "file"

@@ -30,10 +30,10 @@ _CELLS_KEPT = 2
 class ReusedRun:
     """A run whose proposals were made by the same settings, and whose embeddings too where they are not None.
 
-    Both are the same cells in a run of an earlier version. The first `given` of its `parts` were cut by a source, the
-    others by the hash of the image ids. `manifest_sha256` names what it holds; it is empty for an earlier version of
-    the run itself. `difference` says why its embeddings are others. `checks` are those by the verifier that is asked
-    for, of pairs that may be others.
+    Both are the same cells in a run of an earlier version. The first `given` of its `parts` were cut by a source, those
+    behind them by the hash of the image ids; the last `appended` ones were appended later. `manifest_sha256` names what
+    it holds; it is empty for an earlier version of the run itself. `difference` says why its embeddings are others.
+    `checks` are those by the verifier that is asked for, of pairs that may be others.
     """
 
     run: RunFolder
@@ -44,11 +44,13 @@ class ReusedRun:
     manifest_sha256: str = ""
     difference: str = ""
     checks: Cells[ChecksRow] | None = None
+    appended: int = 0
 
     def open_proposals(self) -> RowsOf:
         """A function from image ids to what this run has of them, as a table of `ProposalsRow`, in any order.
 
-        A cell or two are in memory at a time, and the ids of the images in parts that a source cut. Raises
+        A cell or two are in memory at a time, and the ids of the images in parts that a source cut or
+        that were appended. Raises
         IncompleteError when a cell is gone, or is made again meanwhile.
         """
         return self._open(self.proposals, ProposalsRow)
@@ -88,7 +90,7 @@ class ReusedRun:
             listed: dict[str, int] = {}
             first: list[tuple[str, bytes]] = []
             for part, image_ids in enumerate(cells):
-                if part < self.given:
+                if part < self.given or part >= self.parts - self.appended:
                     listed.update(dict.fromkeys(image_ids.to_pylist(), part))
                 elif len(image_ids):
                     first.append(_sort_key(image_ids[0].as_py()))

@@ -133,6 +133,11 @@ def _place(config: str | Mapping[str, Any] | None) -> str:
     return config if isinstance(config, str) else "settings"
 
 
+def read_settings(config: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration as it has them, not checked. Raises InputError when it cannot be read."""
+    return _read_tree(config, (), of=Mining)[0]
+
+
 def top_settings(config: str) -> frozenset[str]:
     """The names of the settings at the top of a configuration, of whatever command. Raises InputError."""
     return frozenset(map(str, _read_tree(config, (), of=None)[0]))

@@ -85,7 +85,7 @@ def write_starter(
         "out": out or f"runs/{name}",
     }
     settings = with_absolute_paths(parse_mining(tree, place=str(to)))
-    _check_source(settings)
+    check_source(settings)
     images_found, captions_found = _count(settings)
     try:
         put_whole(to, _render(tree).encode())
@@ -98,7 +98,7 @@ def write_starter(
     return Starter(captions["kind"], tuple(notes))
 
 
-def _check_source(settings: Mining) -> None:
+def check_source(settings: Mining) -> None:
     """Read the beginning of the source. Raises InputError when it cannot be mined as it is."""
     source = settings.sources[0]
     source.check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from maskmine.mining.storage.coco_truth import CocoTruth
 from maskmine.mining.storage.locations import file_name_of
@@ -14,7 +14,7 @@ from maskmine.schemas.wording import counted
 _TELLING = 5  # images of which one at least is annotated where the file is the right one
 
 
-def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, where: str) -> Iterator[str]:
+def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: Iterable[int], where: str) -> Iterator[str]:
     """A note where images were found by the names of their files, as their ids are others; `where` begins each line.
 
     Raises InputError when the annotations name none of the images, or images of different files by one entry. A few
@@ -22,7 +22,7 @@ def check_annotated(images: Cells[ImageRow], truth: CocoTruth, *, parts: int, wh
     """
     found: dict[str, tuple[str, str | None]] = {}
     by_name, count, example = 0, 0, ""
-    for part in range(parts):
+    for part in parts:
         table = images.read_table(part)
         for image_id, path in zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True):
             count += 1

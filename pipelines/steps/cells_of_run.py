@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -113,3 +113,10 @@ def run_cells(
         negatives=of(NEGATIVES, NegativesRow, prints.get(NEGATIVES, "")) if negatives else None,
         shards=of("shards", index_type(version), prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
     )
+
+
+def cells_of_version(cells: RunCells, folder: str) -> RunCells:
+    """The same cells, with the files that a version of the set has of steps that run once; its `folder` is empty for
+    the base."""
+    names = ("vocabulary", "levels", "selection")
+    return replace(cells, **{name: replace(getattr(cells, name), within=folder) for name in names})

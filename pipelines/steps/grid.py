@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from maskmine.mining.pairs import ClipPairs
 from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.planning.versions import BASE, Version
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
-from maskmine.pipelines.steps.cells_of_run import NEGATIVES, run_cells
+from maskmine.pipelines.steps.appended_levels import AppendedLevelsJob
+from maskmine.pipelines.steps.cells_of_run import NEGATIVES, RunCells, cells_of_version, run_cells
 from maskmine.pipelines.steps.checks_job import ChecksJob
 from maskmine.pipelines.steps.identity import READS, Identity, format_version, step_fingerprints
 from maskmine.pipelines.steps.jobs import (
@@ -36,8 +40,9 @@ _AT_ONCE = 16  # requests to an object store at a time; a disk does not mind
 class Step:
     """A step of a run: the cells that it writes, the job that makes one, and the steps that have to come before.
 
-    `label` is the word for what its reports count as made. A step that runs `once` and has `first_parts` reads these
-    parts alone of the steps whose parts it reads itself.
+    It has so many `parts` from the `first` on: 0, but for what was appended to a set. `label` is the word for what its
+    reports count as made. A step that runs `once` and has `first_parts` reads these parts alone of the steps whose
+    parts it reads itself.
     """
 
     output: Cells[Any]
@@ -46,6 +51,7 @@ class Step:
     label: str
     reads: tuple[str, ...] = ()
     first_parts: int | None = None
+    first: int = 0
 
     @property
     def name(self) -> str:
@@ -71,11 +77,16 @@ class Step:
         """The parts whose cells do not exist yet, in order."""
         if self.once:
             return [] if self.output.is_current() else [0]
-        return self.output.missing(self.parts)
+        return self.output.missing(self.parts, first=self.first)
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of its parts."""
+        return range(self.first, self.first + self.parts)
 
     def existing(self) -> set[int]:
         """The parts whose cells are there, and were made from these settings and inputs."""
-        return set(range(self.parts)) - set(self.todo())
+        return set(self.numbers) - set(self.todo())
 
     def has_work(self) -> bool:
         """Whether a run will make cells of this step: some are missing, or may be stale."""
@@ -86,45 +97,88 @@ def plan_steps(
     run: RunFolder, plan: Plan, settings: Mining, identity: Identity, *, reused: ReusedRun | None = None
 ) -> list[Step]:
     """The steps of a run, each after those that it reads. Regions and text embeddings of `reused` are used again."""
-    regions, pairs, parts = settings.regions, settings.pairs, plan.parts
+    return plan_grids(run, (Version(BASE, plan),), settings, identity, reused=reused)[0]
+
+
+def plan_grids(
+    run: RunFolder,
+    versions: Sequence[Version],
+    settings: Mining,
+    identity: Identity,
+    *,
+    reused: ReusedRun | None = None,
+) -> list[list[Step]]:
+    """The steps of each version of a set, the base first: `plan_steps` for a set to which nothing was appended.
+
+    A version waits for those before it. Nothing of theirs waits for it, so they stay as they are.
+    """
+    base = versions[0].plan
+    format_ = format_version(settings, corrected=bool(identity.decisions.corrections))
+    cells = run_cells(run, step_fingerprints(base, identity), version=format_)
+    of_version = [cells_of_version(cells, version.folder) for version in versions]
+    plan_steps_of = partial(_steps, base=base, settings=settings, identity=identity, reused=reused)
+    return [plan_steps_of(version, of_version[n], before=of_version[:n]) for n, version in enumerate(versions)]
+
+
+def _steps(
+    version: Version,
+    cells: RunCells,
+    *,
+    base: Plan,
+    settings: Mining,
+    identity: Identity,
+    reused: ReusedRun | None,
+    before: Sequence[RunCells],
+) -> list[Step]:
+    """The steps of a version; `before` are the cells of those before it, of which the base has none."""
+    regions, pairs, parts, first = settings.regions, settings.pairs, version.plan.parts, version.first
+    known = tuple(one.vocabulary for one in before)
     levels = isinstance(pairs, ClipPairs)
-    first_parts = min(parts, settings.levels.first_parts(plan.images / parts)) if levels else 0
-    version = format_version(settings, corrected=bool(identity.decisions.corrections))
-    cells = run_cells(run, step_fingerprints(plan, identity), version=version)
+    first_parts = min(base.parts, settings.levels.first_parts(base.images / base.parts)) if levels else 0
     text_clip = regions.clip if isinstance(pairs, ClipPairs) else None
-    vocabulary = VocabularyJob(cells, settings.vocabulary, regions, text_clip, parts, identity.text, reused)
+    vocabulary = VocabularyJob(
+        cells, settings.vocabulary, regions, text_clip, parts, identity.text, reused, first=first, earlier=known
+    )
+    grid = partial(Step, first=first)
+    propose = ProposalsJob(cells, regions, parts, reused, first=first)
     steps = [
-        Step(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", READS["nouns"]),
+        grid(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", READS["nouns"]),
         Step(cells.vocabulary, vocabulary, 1, "nouns", READS["vocabulary"]),
-        Step(cells.proposals, ProposalsJob(cells, regions, parts, reused), parts, "regions", READS["proposals"]),
+        grid(cells.proposals, propose, parts, "regions", READS["proposals"]),
     ]
     if cells.embeddings is not None:
         embed = EmbeddingsJob(cells, regions, cells.embeddings, reused)
-        steps.append(Step(cells.embeddings, embed, parts, "embeddings", READS["embeddings"]))
-    if levels:
-        job = LevelsJob(cells, first_parts)
-        steps.append(Step(cells.levels, job, 1, "nouns", READS["levels"], first_parts))
+        steps.append(grid(cells.embeddings, embed, parts, "embeddings", READS["embeddings"]))
+    if levels and before:
+        new = AppendedLevelsJob(cells, before[0], first_parts)
+        steps.append(Step(cells.levels, new, 1, "nouns", ("vocabulary",)))
+    elif levels:
+        steps.append(Step(cells.levels, LevelsJob(cells, first_parts), 1, "nouns", READS["levels"], first_parts))
     reads = tuple(name for name in READS["pairs"] if name in {step.name for step in steps})
-    steps.append(Step(cells.pairs, PairsJob(cells, pairs, first_parts), parts, "pairs", reads))
+    match = PairsJob(cells, pairs, 0, before[0]) if before else PairsJob(cells, pairs, first_parts)
+    steps.append(grid(cells.pairs, match, parts, "pairs", reads))
     if settings.checks is not None and cells.checks is not None:
         check = ChecksJob(cells, cells.checks, settings.checks, regions, reused)
-        steps.append(Step(cells.checks, check, parts, "checks", (*READS["checks"], "pairs")))
+        steps.append(grid(cells.checks, check, parts, "checks", (*READS["checks"], "pairs")))
     if settings.negatives is not None and cells.negatives is not None:
         search = NegativesJob(cells, cells.negatives, settings.negatives)
-        steps.append(Step(cells.negatives, search, parts, "negatives", READS[NEGATIVES]))
-    write = ShardsJob(cells, settings.shards, pairs, regions, version, identity.decisions)
+        steps.append(grid(cells.negatives, search, parts, "negatives", READS[NEGATIVES]))
+    format_ = format_version(settings, corrected=bool(identity.decisions.corrections))
+    write = ShardsJob(cells, settings.shards, pairs, regions, format_, identity.decisions, known)
     last = tuple(name for name in READS["shards"] if name in {step.name for step in steps})
-    shards = Step(cells.shards, write, parts, "samples", last)
+    shards = grid(cells.shards, write, parts, "samples", last)
     if pairs.max_per_noun is None:
         return [*steps, shards]
-    cap = SelectionJob(cells, pairs, parts, identity.decisions)
+    cap = SelectionJob(cells, pairs, parts, identity.decisions, first)
     selection = Step(cells.selection, cap, 1, "nouns", last)
     return [*steps, selection, replace(shards, reads=(*shards.reads, selection.name))]
 
 
 def missing_cells(steps: Sequence[Step]) -> dict[str, int]:
-    """How many cells each step still lacks; steps that are complete are left out."""
-    todo = {step.name: len(step.todo()) for step in steps}
+    """How many cells each step still lacks; steps that are complete are left out. Those of several versions add up."""
+    todo: Counter[str] = Counter()
+    for step in steps:
+        todo[step.name] += len(step.todo())
     return {name: count for name, count in todo.items() if count}
 
 
@@ -137,8 +191,10 @@ def what_is_there(steps: Sequence[Step]) -> Iterator[str]:
         yield f"{len(whole)} of {len(steps)} steps are there{''.join(f', {one}' for one in begun)}"
 
 
-def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
+def drop_stale(run: RunFolder, steps: Sequence[Step], *, folders: Sequence[str] = ("",)) -> dict[str, int]:
     """Delete the cells that were made from other settings or inputs; returns how many for each step.
+
+    `folders` are those of the versions of the set, in which steps that run once have files.
 
     The fingerprint of a step's cells stands once in its folder, so that a listing is enough to know what is done;
     each cell carries it too, and is looked into only when the folder's differs.
@@ -146,7 +202,8 @@ def drop_stale(run: RunFolder, steps: Sequence[Step]) -> dict[str, int]:
     dropped = {}
     names = {step.name for step in steps}
     for name in {"levels", "selection"} - names:
-        run.delete(f"{name}.parquet")
+        for folder in folders:
+            run.delete(*(part for part in (folder, f"{name}.parquet") if part))
     for name in {EMBEDDINGS, CHECKS} - names:
         if run.read_json(name, FINGERPRINT_FILE) is not None:
             run.delete(name, FINGERPRINT_FILE)

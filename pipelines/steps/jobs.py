@@ -23,7 +23,7 @@ from maskmine.mining.pairs import ClipPairs, LabelPairs, TextSide
 from maskmine.mining.regions import Regions
 from maskmine.mining.scores.noun_tables import NounTables
 from maskmine.mining.scores.scale import LevelScale
-from maskmine.mining.vocabulary import Vocabulary, count_nouns
+from maskmine.mining.vocabulary import Count, Vocabulary, count_nouns
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.region_cells import embeddings_cells
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
@@ -31,7 +31,7 @@ from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.gpu_use import watch_gpu
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
 from maskmine.schemas.rows import ChecksRow, LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
-from maskmine.schemas.tables import from_pieces
+from maskmine.schemas.tables import from_pieces, from_table
 
 Tick = Callable[[int], None]  # takes how many more records of a cell are finished
 
@@ -124,10 +124,12 @@ class NounsJob:
 
 @dataclass(frozen=True)
 class VocabularyJob:
-    """All nouns → vocabulary, once. `clip` is None where the pairs need no text embeddings.
+    """The nouns of `parts` parts from the `first` on → vocabulary, once. `clip` is None where the pairs need no text
+    embeddings.
 
-    Text embeddings that a vocabulary of this folder or of the reused run holds are used again. A vocabulary by another
-    text side is kept beside the embeddings of regions before it is replaced, so that one can go back to its CLIP.
+    Text embeddings that a vocabulary of this folder or of the reused run holds are used again, also those of the
+    `earlier` versions of a set that something is appended to. A vocabulary by another text side is kept beside the
+    embeddings of regions before it is replaced, so that one can go back to its CLIP.
     """
 
     cells: RunCells
@@ -137,6 +139,8 @@ class VocabularyJob:
     parts: int
     text_fingerprint: str
     reused: ReusedRun | None = None
+    first: int = 0
+    earlier: tuple[Cells[VocabularyRow], ...] = ()
 
     @property
     def device(self) -> str | None:
@@ -144,7 +148,7 @@ class VocabularyJob:
 
     @property
     def inputs(self) -> Sequence[Input]:
-        return (Input(self.cells.nouns, self.parts),)
+        return (Input(self.cells.nouns, self.parts, self.first),)
 
     def open(self) -> MakeCell:
         if self.clip is not None:
@@ -154,13 +158,16 @@ class VocabularyJob:
         def make(part: int, tick: Tick) -> PartReport:
             start_s = time.monotonic()
             made_from, nouns = identities(self.inputs, part), 0
-            known = self._stored_embeddings()
+            counts: Iterable[Count] = self._count(tick)
+            if self.earlier:  # what is appended has few nouns; those before it may be many
+                counts = list(counts)
+                known = self._stored_embeddings(of=pa.array([noun for noun, *_ in counts], pa.string()))
+            else:
+                known = self._stored_embeddings()
             self._keep_other()
-            paths = [self.cells.nouns.path(p) for p in range(self.parts)]
 
             def rows() -> Iterator[VocabularyRow]:
                 nonlocal nouns
-                counts = count_nouns(paths, expect=tick.expect if isinstance(tick, Expects) else _ignore)
                 for row in embed(counts, known=known):
                     yield row
                     nouns += 1
@@ -172,14 +179,22 @@ class VocabularyJob:
 
         return make if self.clip is None else with_gpu_use(make, device=self.regions.device)
 
-    def _stored_embeddings(self) -> dict[str, bytes]:
-        """The embeddings of stored vocabularies that were made by the same text tower with the same templates."""
+    def _count(self, tick: Tick) -> Iterator[Count]:
+        paths = [self.cells.nouns.path(part) for part in range(self.first, self.first + self.parts)]
+        return count_nouns(paths, expect=tick.expect if isinstance(tick, Expects) else _ignore)
+
+    def _stored_embeddings(self, *, of: pa.Array | None = None) -> dict[str, bytes]:
+        """The embeddings of stored vocabularies that were made by the same text tower with the same templates; those
+        `of` some nouns, or all."""
         embeddings: dict[str, bytes] = {}
         own = replace(self.cells.vocabulary, fingerprint="")
-        reused = [replace(own, run=self.reused.run)] if self.reused else []
-        for stored in (own, self._kept(self.text_fingerprint), *reused):
+        reused = [replace(own, run=self.reused.run, within="")] if self.reused else []
+        for stored in (own, self._kept(self.text_fingerprint), *self.earlier, *reused):
             if stored.read_metadata().get(_TEXT_KEY) == self.text_fingerprint:
-                embeddings |= {row.noun: row.embedding for row in stored.read() if row.embedding is not None}
+                for table in replace(stored, fingerprint="").read_groups():
+                    wanted = table if of is None else table.filter(pc.is_in(table["noun"], value_set=of))
+                    rows = from_table(wanted, VocabularyRow)
+                    embeddings |= {row.noun: row.embedding for row in rows if row.embedding is not None}
         return embeddings
 
     def _keep_other(self) -> None:
@@ -191,8 +206,10 @@ class VocabularyJob:
                 file.write(own.run.read_bytes(*own.names()))
 
     def _kept(self, text_fingerprint: str) -> Cells[VocabularyRow]:
-        folder = embeddings_cells(self.cells.vocabulary.run, text_fingerprint).folder
-        return replace(self.cells.vocabulary, step=f"{folder}/vocabulary", fingerprint="")
+        own = self.cells.vocabulary
+        name = "-".join(["vocabulary", *own.within.split("/")[1:]])  # of a version also its number
+        folder = embeddings_cells(own.run, text_fingerprint).folder
+        return replace(own, step=f"{folder}/{name}", fingerprint="", within="")
 
 
 @dataclass(frozen=True)
@@ -213,8 +230,7 @@ class LevelsJob:
         def make(part: int, tick: Tick) -> PartReport:
             start_s = time.monotonic()
             made_from, cells, nouns = identities(self.inputs, part), self.cells, 0
-            sample = (row for p in range(self.first_parts) for row in self._sampled(p))
-            scale, measured = measure_levels(sample, cells.vocabulary.read_blocks)
+            scale, measured = measure_levels(sampled(cells, self.first_parts), cells.vocabulary.read_blocks)
 
             def rows() -> Iterator[LevelRow]:
                 nonlocal nouns
@@ -228,32 +244,41 @@ class LevelsJob:
 
         return make
 
-    def _sampled(self, part: int) -> Iterator[tuple[NounsRow, RegionsRow]]:
-        found = chain.from_iterable(self.cells.read_regions(part))
-        for nouns, regions in zip_longest(self.cells.nouns.read_rows(part), found):
+
+def sampled(cells: RunCells, first_parts: int) -> Iterator[tuple[NounsRow, RegionsRow]]:
+    """The nouns and regions of the images that levels are measured on."""
+    for part in range(first_parts):
+        found = chain.from_iterable(cells.read_regions(part))
+        for nouns, regions in zip_longest(cells.nouns.read_rows(part), found):
             if nouns is None or regions is None or nouns.image_id != regions.image_id:
-                refuse_mixed(self.cells, part)
+                refuse_mixed(cells, part)
             yield nouns, regions
 
 
 @dataclass(frozen=True)
 class PairsJob:
-    """nouns, regions, vocabulary, levels → pairs. Levels were measured on the `first_parts`."""
+    """nouns, regions, vocabulary, levels → pairs. Levels were measured on the `first_parts`.
+
+    Where something is appended to a set, nouns compete with those of the set's `base`, as there.
+    """
 
     device = None
     cells: RunCells
     settings: ClipPairs | LabelPairs
     first_parts: int
+    base: RunCells | None = None
 
     @property
     def inputs(self) -> Sequence[Input]:
         cells = self.cells
-        of_texts = (cells.vocabulary, cells.levels) if isinstance(self.settings, ClipPairs) else ()
-        return tuple(map(Input, (cells.nouns, *cells.regions, *of_texts)))
+        if not isinstance(self.settings, ClipPairs):
+            return tuple(map(Input, (cells.nouns, *cells.regions)))
+        of_base = (self.base.vocabulary, self.base.levels) if self.base is not None else ()
+        return tuple(map(Input, (cells.nouns, *cells.regions, cells.vocabulary, cells.levels, *of_base)))
 
     def open(self) -> MakeCell:
         match, read = self.settings.open(), remember_once(self.inputs)
-        known = NounTables.open(*self._text_cells()) if isinstance(self.settings, ClipPairs) else None
+        known = self._open_tables() if isinstance(self.settings, ClipPairs) else None
 
         def make(part: int, tick: Tick) -> PartReport:
             start_s, counts = time.monotonic(), Counts()
@@ -277,9 +302,11 @@ class PairsJob:
 
         return make
 
-    def _text_cells(self) -> tuple[LevelScale, Iterator[pa.Table], Iterator[pa.Table]]:
-        cells = self.cells
-        return LevelScale.read(cells.levels.read_metadata()), cells.levels.read_groups(), cells.vocabulary.read_groups()
+    def _open_tables(self) -> NounTables:
+        cells, of = self.cells, self.base
+        scale = LevelScale.read(cells.levels.read_metadata())
+        others = zip(of.levels.read_rows(), of.vocabulary.read_rows(), strict=True) if of is not None else None
+        return NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups(), competitors=others)
 
 
 def with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:

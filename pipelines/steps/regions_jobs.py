@@ -44,6 +44,7 @@ class ProposalsJob:
     settings: Regions
     parts: int
     reused: ReusedRun | None = None
+    first: int = 0
 
     @property
     def device(self) -> str:
@@ -55,7 +56,7 @@ class ProposalsJob:
 
     def _open_models(self) -> MakeCell:
         embeddings = self.cells.embeddings
-        unseen = set(embeddings.missing(self.parts)) if embeddings is not None else set()
+        unseen = set(embeddings.missing(self.parts, first=self.first)) if embeddings is not None else set()
         seconds: list[float] = []  # that the embeddings of each batch took
         find = self.settings.open(embed=bool(unseen), embedded=seconds.append)
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskmine.mining.evaluation.corrections import Decisions
@@ -22,14 +23,15 @@ from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
-from maskmine.schemas.rows import Rejection
+from maskmine.schemas.rows import Rejection, VocabularyRow
 
 
 @dataclass(frozen=True)
 class SelectionJob:
     """All pairs → the cut for each noun that has more than `max_per_noun`, once.
 
-    Pairs that reviewers call wrong do not count, and corrected ones by their corrected noun.
+    Pairs that reviewers call wrong do not count, and corrected ones by their corrected noun. What is appended has
+    `parts` parts from the `first` on; pairs in the shards before them stay, and take their places.
     """
 
     device = None
@@ -37,19 +39,23 @@ class SelectionJob:
     settings: ClipPairs | LabelPairs
     parts: int
     decisions: Decisions = field(default_factory=Decisions)
+    first: int = 0
 
     @property
     def inputs(self) -> Sequence[Input]:
-        masks = [Input(self.cells.proposals, self.parts)] if self.decisions else []
-        checks = [Input(self.cells.checks, self.parts)] if self.cells.checks is not None else []
-        return (Input(self.cells.pairs, self.parts), *checks, *masks)
+        cells = self.cells
+        checks = (cells.checks,) if cells.checks is not None else ()
+        masks = (cells.proposals,) if self.decisions else ()
+        before = [Input(cells.shards, self.first)] if self.first else []
+        return (*(Input(one, self.parts, self.first) for one in (cells.pairs, *checks, *masks)), *before)
 
     def open(self) -> MakeCell:
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part)
-            pairs = [self.cells.pairs.path(p) for p in range(self.parts)]
-            masks = [self.cells.proposals.path(p) for p in range(self.parts)]
-            checks = [self.cells.checks.path(p) for p in range(self.parts)] if self.cells.checks is not None else []
+            parts = range(self.first, self.first + self.parts)
+            pairs = [self.cells.pairs.path(p) for p in parts]
+            masks = [self.cells.proposals.path(p) for p in parts]
+            checks = [self.cells.checks.path(p) for p in parts] if self.cells.checks is not None else []
             wrong, corrections = self.decisions.wrong, self.decisions.corrections
             found = find_judged_pairs(pairs, masks, judged={*wrong, *corrections})
             rows = cap_nouns(
@@ -58,6 +64,7 @@ class SelectionJob:
                 check_cells=checks,
                 left_out=[number for number, pair in found.items() if pair in wrong],
                 corrected={n: corrections[pair].noun or pair[1] for n, pair in found.items() if pair in corrections},
+                written=[self.cells.shards.path(p) for p in range(self.first)],
             )
             self.cells.selection.write(part, rows, made_from=made_from)
             return report_once("selection", part, len(rows), start_s=start_s)
@@ -71,7 +78,8 @@ class ShardsJob:
 
     Of embeddings it reads why an image has none.
 
-    Verdicts were read when the run began and travel here as `decisions`: reviewers may go on meanwhile.
+    Verdicts were read when the run began and travel here as `decisions`: reviewers may go on meanwhile. What is
+    appended counts how many images say a noun with those of the `earlier` versions.
     """
 
     device = None
@@ -81,12 +89,13 @@ class ShardsJob:
     regions: Regions
     version: int
     decisions: Decisions = field(default_factory=Decisions)
+    earlier: tuple[Cells[VocabularyRow], ...] = ()
 
     @property
     def inputs(self) -> Sequence[Input]:
         cells = list(self._of_part())
         if self.pairs.min_count > 1:
-            cells.append(self.cells.vocabulary)
+            cells += (self.cells.vocabulary, *self.earlier)
         if self.pairs.max_per_noun is not None:
             cells.append(self.cells.selection)
         return [Input(one) for one in cells]
@@ -141,9 +150,16 @@ class ShardsJob:
         """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
         if self.pairs.min_count == 1:
             return {}
-        columns = (table.select(["noun", "images"]) for table in self.cells.vocabulary.read_groups())
-        frequent = (table.filter(pc.field("images") >= self.pairs.min_count) for table in columns)
-        return {row["noun"]: row["images"] for table in frequent for row in table.to_pylist()}
+        least = 1 if self.earlier else self.pairs.min_count
+        counts: dict[str, int] = {}
+        for table in self.cells.vocabulary.read_groups():
+            own = table.filter(pc.field("images") >= least)
+            counts.update(zip(own["noun"].to_pylist(), own["images"].to_pylist(), strict=True))
+        for table in chain.from_iterable(cells.read_groups() for cells in self.earlier):
+            known = table.filter(pc.is_in(table["noun"], value_set=pa.array(counts, pa.string())))
+            for noun, images in zip(known["noun"].to_pylist(), known["images"].to_pylist(), strict=True):
+                counts[noun] += images
+        return {noun: images for noun, images in counts.items() if images >= self.pairs.min_count}
 
     def _images(self, part: int) -> Iterator[ImageToWrite]:
         cells, unseen = self.cells, self._unseen(part)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from maskmine.pipelines.planning.plan import require_plan
+from maskmine.pipelines.planning.versions import versions_of, whole_plan
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES, run_cells
@@ -29,12 +30,15 @@ class StepStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """`complete` says whether the set was published whole."""
+    """`complete` says whether the set was published whole. `appended` are the versions that it has besides its base,
+    with the images of each, and `begun` names the one that is not finished."""
 
     images: int
     parts: int
     complete: bool
     steps: tuple[StepStatus, ...]
+    appended: tuple[tuple[str, int], ...] = ()
+    begun: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `status --json`."""
@@ -48,8 +52,8 @@ def run_status(run: RunFolder) -> RunStatus:
     """
     if run.exists(MIX_FILE):
         return _mix_status(run)
-    plan = require_plan(run)
-    cells = run_cells(run)
+    versions = versions_of(run, require_plan(run))
+    plan, cells = whole_plan(versions), run_cells(run)
     pairs = (run.read_json(IDENTITY_FILE) or {}).get("pairs", {})
     levels = [cells.levels] if pairs.get("rule", "labels") != "labels" or cells.levels.exists(0) else []
     selection = [cells.selection] if pairs.get("max_per_noun") is not None else []
@@ -57,9 +61,13 @@ def run_status(run: RunFolder) -> RunStatus:
     checks = [cells.checks] if cells.checks is not None else []
     negatives = [cells.negatives] if cells.negatives is not None else []
     shown = [*before, cells.pairs, *checks, *selection, *negatives, cells.shards]
+    folders = [version.folder for version in versions]
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
-        steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts), shown))
-    return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE), steps)
+        steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts, folders), shown))
+    appended = tuple((version.name, version.plan.images) for version in versions[1:])
+    listed = {version["name"] for version in (run.read_json("manifest.json") or {}).get("versions", ())}
+    begun = next((name for name, _ in appended if name not in listed), None)
+    return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE) and not begun, steps, appended, begun)
 
 
 def _mix_status(run: RunFolder) -> RunStatus:
@@ -136,7 +144,11 @@ def ranges(parts: tuple[int, ...], *, max_runs: int = 6) -> str:
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
-def _step_status(cells: Cells[Any], parts: int) -> StepStatus:
-    count = 1 if cells.once else parts
-    missing = tuple(cells.missing(count))
-    return StepStatus(cells.step, count - len(missing), count, missing)
+def _step_status(cells: Cells[Any], parts: int, folders: Sequence[str]) -> StepStatus:
+    """Of a step that runs once, the cell of each version; `folders` are theirs."""
+    if not cells.once:
+        missing = tuple(cells.missing(parts))
+        return StepStatus(cells.step, parts - len(missing), parts, missing)
+    each = [replace(cells, within=folder) for folder in folders]
+    missing = tuple(number for number, one in enumerate(each) if not one.exists(0))
+    return StepStatus(cells.step, len(each) - len(missing), len(each), missing)

@@ -23,10 +23,17 @@ ReadIdentity = Callable[[Cells[Any], int], str | None]
 
 @dataclass(frozen=True)
 class Input:
-    """Cells that a job reads: of a step that runs once the file, of another the same part, or the first `parts`."""
+    """Cells that a job reads: of a step that runs once the file, of another the same part, or so many `parts` from the
+    `first` on."""
 
     cells: Cells[Any]
     parts: int | None = None
+    first: int = 0
+
+    @property
+    def numbers(self) -> range:
+        """The parts that are read, where it is not the same part alone."""
+        return range(self.first, self.first + (self.parts or 0))
 
 
 def read_identity(cells: Cells[Any], part: int) -> str | None:
@@ -40,19 +47,19 @@ def identities(inputs: Sequence[Input], part: int, *, read: ReadIdentity = read_
     for one in inputs:
         if one.parts is not None:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                identity = _together(pool.map(lambda other, cells=one.cells: read(cells, other), range(one.parts)))
+                identity = _together(pool.map(lambda other, cells=one.cells: read(cells, other), one.numbers))
         else:
             identity = read(one.cells, 0 if one.cells.once else part)
         if identity is None:
             return None
-        found[one.cells.step] = identity
+        found[one.cells.title] = identity
     return found
 
 
 def remember_once(inputs: Sequence[Input]) -> ReadIdentity:
     """`read_identity` that reads those of steps that run once now, and not again: a worker loads them once."""
-    fixed = {one.cells.step: one.cells.identity() for one in inputs if one.cells.once}
-    return lambda cells, part: fixed[cells.step] if cells.step in fixed else cells.identity(part)
+    fixed = {one.cells.title: one.cells.identity() for one in inputs if one.cells.once}
+    return lambda cells, part: fixed[cells.title] if cells.title in fixed else cells.identity(part)
 
 
 class TiesReader:
@@ -65,8 +72,8 @@ class TiesReader:
     def read(self, cells: Cells[Any], part: int) -> Ties:
         """The ties of a cell as they were when it was first asked for."""
         with self._lock:
-            is_first = (cells.step, part) not in self._known
-            future = self._known.setdefault((cells.step, part), Future())
+            is_first = (cells.title, part) not in self._known
+            future = self._known.setdefault((cells.title, part), Future())
         if is_first:
             try:
                 future.set_result(cells.ties(part))
@@ -82,7 +89,7 @@ class TiesReader:
     def delete(self, cells: Cells[Any], part: int) -> None:
         """Delete a cell; from here on it is missing."""
         cells.delete(part)
-        future = self._known[cells.step, part] = Future[Ties]()
+        future = self._known[cells.title, part] = Future[Ties]()
         future.set_result(Ties(None, None))
 
 

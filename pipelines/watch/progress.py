@@ -76,10 +76,15 @@ class RunProgress(RunObserver):
             self._moved_s = self._clock()
             images, images_before = None, 0
             if self._plan is not None and not step.once:
-                images = self._plan.images
+                whole = step.parts == self._plan.parts
+                images = self._plan.images if whole else sum(map(self._plan.part_size, step.numbers))
                 images_before = images - sum(map(self._plan.part_size, todo))
+            begun = self._steps.get(step.name)
+            if begun is not None and step.first > begun.first:  # what was appended comes after what was there
+                begun.grow(step, images=images or 0, images_before=images_before, todo=todo)
+                return
             self._steps[step.name] = _Step(
-                step.name, step.label, step.once, step.parts, images, images_before, set(todo)
+                step.name, step.label, step.once, step.parts, images, images_before, set(todo), first=step.first
             )
 
     def on_total(self, step: str, records: int) -> None:
@@ -207,6 +212,7 @@ class _Step:
     images: int | None
     images_before: int
     left: set[int]
+    first: int = 0
     ended: bool = False
     images_ticked: int = 0
     largest_tick: int = 0
@@ -219,6 +225,13 @@ class _Step:
     busy: Spans = field(default_factory=Spans)
     gpu: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=32))  # percent, seconds
     gpu_peak_bytes: int | None = None
+
+    def grow(self, step: Step, *, images: int, images_before: int, todo: Sequence[int]) -> None:
+        """The same step goes on with further parts."""
+        self.parts, self.first, self.ended = self.parts + step.parts, step.first, False
+        self.images = (self.images or 0) + images
+        self.images_before += images_before
+        self.left |= set(todo)
 
     def tick(self, now_s: float, records: int) -> None:
         self.images_ticked += records

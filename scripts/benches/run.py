@@ -17,6 +17,7 @@ from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gates.gates import check_gates, read_gates
 from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
+from maskmine.scripts.benches.growing.append import bench_append
 from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, bench_nouns
 from maskmine.scripts.benches.proposers import bench_checked_run, bench_proposers
 from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
@@ -39,7 +40,7 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Argument(
-            help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, segmenter, tuning, "
+            help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
             "proposers, checked-run, device-busy, side-by-side, local-workers, engines (or a part of it: "
             "engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to them."
@@ -66,6 +67,7 @@ def main(
         "export": lambda: bench_exports(images),
         "regenerate": bench_regenerate,
         "another-clip": bench_another_clip,
+        "append": bench_append,
         "segmenter": lambda: bench_segmenter(images),
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),

@@ -34,9 +34,10 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.evaluate.pairs_report import interval
 from maskmine.pipelines.mine import mine
+from maskmine.pipelines.planning.versions import VERSIONS
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
 from maskmine.pipelines.settings.mining import load_mining
-from maskmine.pipelines.steps.cells_of_run import run_cells
+from maskmine.pipelines.steps.cells_of_run import cells_of_version, run_cells
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import ImageRow, NounsRow, RegionsRow, Rejection
 from maskmine.scripts.command import run_command
@@ -207,15 +208,18 @@ def open_text_side(finished: FinishedRun) -> Callable[[int], TextSide]:
 
     Raises InputError when the run has no embeddings.
     """
-    cells = run_cells(finished.folder)
-    vocabulary, levels = cells.vocabulary.read(), finished.levels()
+    base = run_cells(finished.folder)
+    cells = [base, *(cells_of_version(base, f"{VERSIONS}/{one.name}") for one in finished.manifest.versions[1:])]
+    vocabulary = [row for one in cells for row in one.vocabulary.read()]
     text = TextSide({row.noun: row.embedding for row in vocabulary if row.embedding is not None})
     if not text.embeddings:
         place = finished.folder.root
         raise InputError(f"{place}: holds no embeddings, as no CLIP took part; give a run with `regions.clip`")
-    if levels is not None:
-        scale = LevelScale.read(cells.levels.read_metadata())
-        text = replace(text, scorer=Scorer.of(scale, list(levels), vocabulary))
+    if finished.levels_paths:
+        scale = LevelScale.read(base.levels.read_metadata())
+        scorer = Scorer.open(scale, zip(base.levels.read_rows(), base.vocabulary.read_rows(), strict=True))
+        levels = [row for one in cells for row in one.levels.read()]
+        text = replace(text, scorer=scorer.with_nouns(levels, vocabulary))
     first_parts = Levels.model_validate(finished.manifest.settings.get("levels", {})).first_parts(
         finished.plan.images / finished.plan.parts
     )

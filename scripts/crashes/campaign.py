@@ -49,6 +49,16 @@ class World:
     config: Path
     expected: Mapping[str, str]
     sets: tuple[str, ...] = ()
+    appended: Appended | None = None
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What is killed where appends are: those of these captions to copies of a finished run."""
+
+    run: Path
+    captions: Path
+    images: Path
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,9 @@ def main(
     seed: Annotated[int, typer.Option(help="The same seed kills the same processes at the same moments.")] = 0,
     scenes: Annotated[int, typer.Option(min=1, help="Images of the demo world.")] = 80,
     coco_mini: Annotated[Path, typer.Option(help="The folder of the small COCO.")] = SHARED / "coco-mini",
+    append: Annotated[
+        bool, typer.Option("--append", help="Kill `append` of the last quarter of a world's images.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="A row for each kill.")] = False,
 ) -> None:
     """Kill, run again, compare. Exit code 1 when any run did not come to the bytes of an undisturbed one."""
@@ -85,7 +98,7 @@ def main(
     failed = False
     try:
         courses: dict[tuple[str, str], Course] = {}
-        made = _make_worlds(scratch, worlds, courses, scenes=scenes, coco_mini=coco_mini)
+        made = _make_worlds(scratch, worlds, courses, scenes=scenes, coco_mini=coco_mini, append=append)
         _watch_undisturbed(scratch, engines, made, courses)
         planned = [
             kill
@@ -183,28 +196,34 @@ def trials_table(ended: Sequence[tuple[Kill, Ending]]) -> TextTable:
 
 
 def _make_worlds(
-    scratch: Path, names: Sequence[str], courses: dict[tuple[str, str], Course], *, scenes: int, coco_mini: Path
+    scratch: Path,
+    names: Sequence[str],
+    courses: dict[tuple[str, str], Course],
+    *,
+    scenes: int,
+    coco_mini: Path,
+    append: bool,
 ) -> list[World]:
-    """Make the worlds, and mine each with the local engine; its course is noted."""
+    """Make the worlds, and mine each with the local engine, or append to it; its course is noted."""
     made = []
     for name in names:
         if name == "coco-mini" and not (coco_mini / "annotations").is_dir():
             CONSOLE.print(f"world coco-mini: skipped, {coco_mini} is not there; give --coco-mini")
             continue
         CONSOLE.print(f"world {name} …", style="dim")
-        if name == "demo":
-            config = _draw(scratch, name, scenes=scenes, seed=7)
-        elif name == "coco-mini":
+        if name == "mix":
+            sets = tuple(_mine_set(scratch, scenes=scenes, seed=seed) for seed in (8, 9))
+            world = World(name, scratch, {}, sets=sets)
+        elif name == "demo":
+            world = World(name, _draw(scratch, name, scenes=scenes, seed=7), {})
+        else:
             place, images = coco_mini.resolve(), coco_mini.resolve() / "train2017"
             annotations = [place / f"annotations/{kind}_train2017.json" for kind in ("captions", "instances")]
-            config = _write_config(scratch, name, images, *annotations)
-        else:
-            config = scratch
-        sets = tuple(_mine_set(scratch, scenes=scenes, seed=seed) for seed in (8, 9)) if name == "mix" else ()
-        expected, world = scratch / f"{name}-undisturbed", World(name, config, {}, sets)
-        courses["local", name] = undisturbed(
-            _command("local", world, expected), out=expected, log=scratch / f"{name}.log", limit_s=600
-        )
+            world = World(name, _write_config(scratch, name, images, *annotations), {})
+        if append and not world.sets:
+            world = _begin_appended(scratch, world)
+        expected = scratch / f"{name}-undisturbed"
+        courses["local", name] = _undisturbed("local", world, expected)
         made.append(replace(world, expected=hashes(expected)))
     if not made:
         raise InputError("chaos: there is no world to mine")
@@ -233,6 +252,36 @@ def _mine_set(scratch: Path, *, scenes: int, seed: int) -> str:
     command = _command("local", World(name, config, {}), out)
     undisturbed(command, out=out, log=scratch / f"{name}.log", limit_s=600)
     return str(out)
+
+
+def _begin_appended(scratch: Path, world: World) -> World:
+    """Mine the first three quarters of a world's images; the others are for appending."""
+    settings = json.loads(world.config.read_text())
+    captions, images = (Path(settings["captions"][name]) for name in ("annotations", "images"))
+    whole = json.loads(captions.read_text(encoding="utf-8"))
+    cut, files = len(whole["images"]) * 3 // 4, []
+    for name, some in (("first", whole["images"][:cut]), ("last", whole["images"][cut:])):
+        ids = {image["id"] for image in some}
+        of_some = [one for one in whole["annotations"] if one["image_id"] in ids]
+        files.append(scratch / f"{world.name}-{name}.json")
+        files[-1].write_text(json.dumps({**whole, "images": some, "annotations": of_some}))
+    settings["captions"]["annotations"] = str(files[0])
+    world.config.write_text(json.dumps(settings))
+    base = scratch / f"{world.name}-base"
+    _undisturbed("local", world, base)
+    return replace(world, appended=Appended(base, files[1], images))
+
+
+def _undisturbed(engine: str, world: World, out: Path) -> Course:
+    """Mine a world to its end, or append to it; returns how it went."""
+    _prepare(world, out)
+    return undisturbed(_command(engine, world, out), out=out, log=Path(f"{out}.log"), limit_s=600)
+
+
+def _prepare(world: World, out: Path) -> None:
+    """Put into a folder what is there before a run: nothing, but for appends."""
+    if world.appended is not None:
+        shutil.copytree(world.appended.run, out)
 
 
 def _settings(images: Path, captions: Path, instances: Path) -> dict[str, object]:
@@ -294,6 +343,7 @@ def _kill(folder: Path, kill: Kill, course: Course) -> Ending:
         first_s = max(first_s, min(course.first_cell_s, last_s))
     for attempt in range(_TRIES):
         folder.mkdir()
+        _prepare(kill.world, folder / "run")
         trial = Trial(
             command=_command(kill.engine, kill.world, folder / "run"),
             folder=folder,
@@ -323,7 +373,11 @@ def _command(engine: str, world: World, out: Path) -> list[str]:
         weights = [f"{folder}:{weight}" for folder, weight in zip(world.sets, (0.6, 0.4), strict=True)]
         return [*words, "mix", *weights, "--out", str(out), "--shard-size", str(_PAIRS_IN_SHARD)]
     options = [word for option in ENGINES[engine] for word in ("--engine-opt", option)]
-    return [*words, "mine", str(world.config), "--set", f"out={out}", "--engine", engine, *options]
+    if (new := world.appended) is not None:
+        words += ["append", str(out), "--captions", str(new.captions), "--images", str(new.images)]
+    else:
+        words += ["mine", str(world.config), "--set", f"out={out}"]
+    return [*words, "--engine", engine, *options]
 
 
 def _known(given: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmine.mining.levels import Levels, measure_levels
+from maskmine.mining.levels import CommonLevels, Levels, measure_levels, measure_new_levels
 from maskmine.mining.models.embeddings import pack
 from maskmine.mining.pairs import ClipPairs, TextSide
 from maskmine.mining.scores import statistics
@@ -215,3 +215,17 @@ def test_a_proposals_score_decides_between_regions_of_nearly_the_same_similarity
 
     assert chosen(better, 0.0) == chosen(worse, 0.0)
     assert (chosen(better, 5.0), chosen(worse, 5.0)) == (1, 0)
+
+
+def test_a_noun_that_comes_later_is_measured_as_if_it_had_been_there() -> None:
+    scale, known = measure(SAMPLE, vocabulary(*WORDS))
+    later = vocabulary("fox", "cats")  # which no image says, and another form of a noun that images say
+    rows = measure_new_levels(SAMPLE, CommonLevels.of(scale, known.values()), later)
+    assert [row.noun for row in rows] == ["fox", "cats"]
+    for row in rows:
+        at_once = measure(SAMPLE, vocabulary(*WORDS, row.noun))[1][row.noun]
+        assert (row.said, row.unsaid, row.spread) == (at_once.said, at_once.unsaid, at_once.spread)
+        assert row.level == pytest.approx(at_once.level, abs=0.02)  # drawn a little towards the mean of known nouns
+        assert row.separability == pytest.approx(at_once.separability, abs=0.05)
+    assert [row.said for row in rows] == [0, 8]
+    assert rows[1].prototype is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,3 +76,16 @@ def test_a_cap_keeps_exactly_so_many(numbers: list[int], most: int) -> None:
     last = {"cat": hashes[most - 1]} if len(hashes) > most else {}
     keep = keep_pair(Filters(max_per_noun=most), images_of_noun={"cat": 99}, last_kept=last)
     assert sum(keep(str(n), 0, pair("cat")) for n in numbers) == min(most, len(numbers))
+
+
+@pytest.mark.parametrize(("written", "kept"), [(0, 4), (1, 3), (4, 0), (9, 0)])
+def test_pairs_that_are_written_take_the_first_places_of_their_noun(tmp_path: Path, written: int, kept: int) -> None:
+    rows = [PairsRow(f"image{n}", (pair("cat"), pair(f"rare{n}")), None) for n in range(9)]
+    with (tmp_path / "index.parquet").open("wb") as file:
+        pq.write_table(pa.table({"noun": ["cat"] * written + ["dog"] * 9}), file)
+    filters = Filters(max_per_noun=4)
+    cuts = cap_nouns(filters, write_cells(tmp_path, rows, parts=2), written=[str(tmp_path / "index.parquet")])
+    keep = keep_pair(filters, images_of_noun={}, last_kept={c.noun: c.last for c in cuts})
+    by_hash = sorted((row.image_id for row in rows), key=lambda image_id: pair_hash(image_id, 0))
+    assert [image_id for image_id in by_hash if keep(image_id, 0, pair("cat"))] == by_hash[:kept]
+    assert all(keep(row.image_id, 1, row.pairs[1]) for row in rows)

@@ -40,6 +40,7 @@ CHECKS = [
     (conformance.real_models_give_the_same_bytes, 2),
     (conformance.regenerated_data_is_that_of_a_full_run, 1),
     (conformance.a_bottleneck_is_that_of_the_local_engine, 1),
+    (conformance.a_set_grows_to_the_same_bytes, 1),
     (conformance.only_missing_cells_are_made, 1),
     (conformance.poisonous_pictures_cost_themselves_alone, 2),
     (conformance.the_account_holds_whatever_fails, 2),

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_tagger")
 
 CHECKS = [
     conformance.same_bytes_as_local,
+    conformance.a_set_grows_to_the_same_bytes,
     conformance.only_missing_cells_are_made,
     conformance.poisonous_pictures_cost_themselves_alone,
     conformance.the_account_holds_whatever_fails,

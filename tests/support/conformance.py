@@ -245,3 +245,28 @@ def faults_reach_the_driver(engine: Engine, folder: Path) -> None:
     with pytest.raises(InputError, match=r"instances\.json") as caught:
         run_with(engine, toy.write_config(world, out=folder / "run"))
     assert "\n" not in str(caught.value)
+
+
+def a_set_grows_to_the_same_bytes(engine: Engine, folder: Path) -> None:
+    """What is appended twice, with levels and a cap for each noun, has the local engine's bytes; of the set that was
+    there no cell is made, and no shard written."""
+    from tests.support.growing import append_file, base_config, write_pieces
+    from tests.support.models import save_tiny_clip
+
+    world = write_pieces(folder / "world")
+    masks = {"kind": "ground_truth", "annotations": str(world / "instances.json")}
+    clip = {"model": str(save_tiny_clip(world / "clip")), "batch_size": 4}
+    regions = {"proposals": masks, "keep": {"min_area_px": 1}, "clip": clip, "device": "cpu", "decode_threads": 1}
+    pairs = {"rule": "best_region_per_noun", "max_per_noun": 1, "min_count": 1}
+    config = base_config(world, folder / "local", regions=regions, pairs=pairs, shards={"images_per_part": 2})
+    run_with(LocalEngine(), config)
+    before = {file: file.stat().st_mtime_ns for file in (folder / "local").rglob("[0-9]*.*")}
+    shutil.copytree(folder / "local", folder / "engine")
+    for name in ("second", "third"):
+        append_file(folder / "local", world / f"{name}.json")
+        made = append_file(folder / "engine", world / f"{name}.json", engine=engine)[1].made
+        assert {part for _, part in made} == {0, 2 if name == "second" else 3}
+        assert {step for step, part in made if not part} == {"vocabulary", "levels", "selection"}
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
+    assert [str(problem) for problem in verify_run(RunFolder(str(folder / "engine")))] == []

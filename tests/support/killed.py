@@ -105,6 +105,26 @@ def mine_and_die(config: str) -> None:
     sys.stdout.write(f"{killed}\n")
 
 
+def append_and_die(out: str, captions: str) -> None:
+    """As `mine_and_die`, of an append to the run in a folder."""
+    from tests.support.growing import append_file
+
+    Nouns.open = functools.cache(Nouns.open)  # type: ignore[method-assign]
+    load_mining(str(Path(out, "mining.yaml"))).nouns.open()
+    killed = 0
+    while True:
+        if not os.fork():
+            die_at(POINTS[killed % len(POINTS)], write=2 + killed)
+            append_file(Path(out), Path(captions))
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.wait()[1])
+        assert code in (0, -signal.SIGKILL), code
+        if not code:
+            break
+        killed += 1
+    sys.stdout.write(f"{killed}\n")
+
+
 def killed_at_each_write(
     write: Callable[[Path], object], scratch: Path, *, prepare: Callable[[Path], object] = lambda folder: None
 ) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -1,0 +1,1 @@
+"""Benches of sets that grow."""
