@@ -15,6 +15,7 @@ from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_ya
 from maskmine.mining.storage.stores import fault_line, fetch
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.planning.plan import Plan, require_plan
+from maskmine.pipelines.run_folder.caption_cells import read_captions_table, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
@@ -22,6 +23,7 @@ from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import IncompleteError, NotPublishedError
 from maskmine.schemas.manifest import Manifest, parse_manifest
 from maskmine.schemas.rows import (
+    CaptioningRow,
     CaptionsRow,
     EmbeddingsRow,
     ImageRow,
@@ -98,7 +100,8 @@ class FinishedRun:
         """A run of which every cell is there and none is being replaced. Raises as `open`."""
         finished = cls.open(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
-        missing = [step for step in (*_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
+        captions = [cells.folder for cells in finished.captioning]
+        missing = [step for step in (*captions, *_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
         current = {"fingerprint": finished.manifest.fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
@@ -129,12 +132,16 @@ class FinishedRun:
         return parse_mining(tree, place=place)
 
     def paths(self, row_type: type) -> list[str]:
-        """The paths of the cells of one type of row, one a part."""
-        return [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
+        """The paths of the cells of one type of row, one a part; of captions also of those that models wrote."""
+        written = self.captioning if row_type is CaptionsRow else ()
+        more = [cells.path(part) for cells in written for part in self.parts]
+        return more + [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
 
     def table(self, part: int, row_type: type) -> pa.Table:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
         is not this manifest's."""
+        if row_type is CaptionsRow and self.captioning:
+            return read_captions_table(Cells(self.folder, "captions", CaptionsRow), self.captioning, part)
         fingerprint = self.manifest.fingerprint if row_type is SampleRow else None
         path = (self._step(row_type), cell_name(part))
         table = self.folder.read_table(*path, fingerprint=fingerprint)
@@ -144,6 +151,8 @@ class FinishedRun:
 
     def columns(self, part: int, row_type: type, names: Sequence[str]) -> pa.Table:
         """Some columns of a cell, without reading the others. Raises IncompleteError when it is missing or broken."""
+        if row_type is CaptionsRow and self.captioning:
+            return self.table(part, row_type).select(list(names))
         path = (self._step(row_type), cell_name(part))
         try:
             with self.folder.open(*path) as file:
@@ -158,6 +167,11 @@ class FinishedRun:
         if row_type is RegionsRow:
             return list(chain.from_iterable(read_regions(*self._regions, part)))  # type: ignore[arg-type]
         return from_table(self.table(part, row_type), row_type)
+
+    @cached_property
+    def captioning(self) -> tuple[Cells[CaptioningRow], ...]:
+        """The cells of the models that wrote captions; none where all captions are from sources."""
+        return stored_captioning(self.folder)
 
     @cached_property
     def _regions(self) -> tuple[Cells[Any], Cells[EmbeddingsRow] | None]:

@@ -82,7 +82,9 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
     shards = tuple(_shard_entry(account) for account in accounts)
     totals, sources = _totals(run, plan, accounts)
     checks = settings.checks
-    models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
+    captioned = [captioner.record() for captioner in settings.captioners]
+    checked = [checks.record()] if checks is not None else []
+    models = (*captioned, settings.nouns.record(), *settings.regions.records(), *checked)
     manifest = Manifest(
         format_version=FORMAT_VERSION if checks is None else CHECKED_VERSION,
         fingerprint=steps[-1].fingerprint,

@@ -25,6 +25,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, VERDICTS_FOLDER, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError, InputError
@@ -152,13 +153,16 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
 
 def _check_additions(run: RunFolder, known: set[str], *, whole_folder: bool) -> Iterator[Problem]:
     """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own; embeddings by a CLIP
-    that the run had before, and checks by a verifier, are kept in folders of their own, of which the set needs none."""
+    that the run had before, checks by a verifier and captions by a model are kept in folders of their own, of which the
+    set needs none."""
     current = {posixpath.dirname(name) for name in known}
     for name in run.walk():
         folder = name.partition("/")[0]
         if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
             continue
         if folder in (EMBEDDINGS, CHECKS) and posixpath.dirname(name) not in {folder, *current}:
+            continue
+        if folder.startswith(CAPTIONING) and posixpath.dirname(name) not in current:
             continue
         is_account = name.endswith(".json")  # which earlier versions did not vouch for
         if whole_folder or (folder == "shards" and not is_account):

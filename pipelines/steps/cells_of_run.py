@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from maskmine.pipelines.planning.plan import PLANNED
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING, captioning_cells, read_captions, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.run_folder.region_cells import (
@@ -20,6 +21,7 @@ from maskmine.pipelines.run_folder.region_cells import (
 )
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import (
+    CaptioningRow,
     CaptionsRow,
     ChecksRow,
     EmbeddingsRow,
@@ -41,7 +43,7 @@ SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the accou
 @dataclass(frozen=True)
 class RunCells:
     """The cells of a run: what the plan wrote, then the steps in the order of their work; no embeddings without CLIP,
-    and no checks without a verifier.
+    no checks without a verifier, and nothing of `captioning` where no model writes captions.
 
     Of a run of an earlier version that is read, `proposals` are its cells of `regions`, which have both.
     """
@@ -57,6 +59,7 @@ class RunCells:
     checks: Cells[ChecksRow] | None
     selection: Cells[SelectionRow]
     shards: Cells[SampleRow]
+    captioning: tuple[Cells[CaptioningRow], ...] = ()
 
     @property
     def regions(self) -> tuple[Cells[Any], ...]:
@@ -67,13 +70,18 @@ class RunCells:
         """The regions of a part with their embeddings, one row group in memory at a time."""
         return read_regions(self.proposals, self.embeddings, part)
 
+    def read_captions(self, part: int) -> Iterator[CaptionsRow]:
+        """The captions of a part, those that models wrote behind those of the plan."""
+        return read_captions(self.captions, self.captioning, part)
+
 
 def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
     """Name the cell of a part that has other images than the others, as where files changed places.
 
     Raises IncompleteError.
     """
-    compared: tuple[Cells[Any], ...] = (cells.images, cells.captions, cells.nouns, *cells.regions)
+    planned: tuple[Cells[Any], ...] = (cells.images, cells.captions, *cells.captioning)
+    compared: tuple[Cells[Any], ...] = (*planned, cells.nouns, *cells.regions)
     found = {one.path(part): one.read_table(part)["image_id"].to_pylist() for one in compared if one.exists(part)}
     odd = min(found, key=lambda path: sum(images == found[path] for images in found.values()))
     raise IncompleteError(f"{odd}: has other images than part {part}; delete it and run the same command again")
@@ -84,11 +92,13 @@ def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> 
     of, prints = partial(Cells, run), fingerprints or {}
     if fingerprints is None:
         proposals, embeddings = stored_cells(run)
-        checks = stored_checks(run)
+        checks, captioning = stored_checks(run), stored_captioning(run)
     else:
         proposals = proposals_cells(run, prints["proposals"])
         embeddings = embeddings_cells(run, prints["embeddings"]) if "embeddings" in prints else None
         checks = checks_cells(run, prints["checks"]) if "checks" in prints else None
+        steps = (step for step in prints if step.startswith(CAPTIONING))
+        captioning = tuple(captioning_cells(run, step, prints[step]) for step in steps)
     unchecked = fingerprints is not None and checks is None  # their index has the columns that it always had
     index: Any = UncheckedSampleRow if unchecked else SampleRow
     return RunCells(
@@ -103,4 +113,5 @@ def run_cells(run: RunFolder, fingerprints: Mapping[str, str] | None = None) -> 
         checks=checks,
         selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),
         shards=of("shards", index, prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
+        captioning=captioning,
     )

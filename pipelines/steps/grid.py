@@ -14,6 +14,7 @@ from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
+from maskmine.pipelines.steps.captioning_job import CaptioningJob
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.pipelines.steps.checks_job import ChecksJob
 from maskmine.pipelines.steps.identity import READS, Identity, step_fingerprints
@@ -66,6 +67,11 @@ class Step:
         """Whether it runs models, for which a GPU is worth having."""
         return self.job.device is not None
 
+    @property
+    def one_worker(self) -> bool:
+        """Whether all its cells are to be made by one worker, which counts what it asks of a server."""
+        return getattr(self.job, "one_worker", False)
+
     def todo(self) -> list[int]:
         """The parts whose cells do not exist yet, in order."""
         if self.once:
@@ -91,8 +97,14 @@ def plan_steps(
     cells = run_cells(run, step_fingerprints(plan, identity))
     text_clip = regions.clip if isinstance(pairs, ClipPairs) else None
     vocabulary = VocabularyJob(cells, settings.vocabulary, regions, text_clip, parts, identity.text, reused)
+    written = [
+        Step(output, CaptioningJob(cells, output, captioner, regions), parts, "captions")
+        for output, captioner in zip(cells.captioning, settings.captioners, strict=True)
+    ]
+    reads_captions = (*READS["nouns"], *(step.name for step in written))
     steps = [
-        Step(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", READS["nouns"]),
+        *written,
+        Step(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", reads_captions),
         Step(cells.vocabulary, vocabulary, 1, "nouns", READS["vocabulary"]),
         Step(cells.proposals, ProposalsJob(cells, regions, parts, reused), parts, "regions", READS["proposals"]),
     ]

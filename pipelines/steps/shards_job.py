@@ -121,7 +121,7 @@ class ShardsJob:
     def _of_part(self) -> tuple[Cells[Any], ...]:
         """The cells of a part that its shard vouches for in its account."""
         checks = (self.cells.checks,) if self.cells.checks is not None else ()
-        return self.cells.nouns, *self.cells.regions, self.cells.pairs, *checks
+        return *self.cells.captioning, self.cells.nouns, *self.cells.regions, self.cells.pairs, *checks
 
     def _frequent_nouns(self) -> dict[str, int]:
         """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
@@ -136,7 +136,7 @@ class ShardsJob:
         checked = [cells.checks] if cells.checks is not None else []
         rows: Iterator[tuple[Any, ...]] = zip_longest(
             cells.images.read_rows(part),
-            cells.captions.read_rows(part),
+            cells.read_captions(part),
             cells.nouns.read_rows(part),
             cells.proposals.read_rows(part),
             cells.pairs.read_rows(part),

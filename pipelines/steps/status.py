@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from maskmine.pipelines.planning.plan import require_plan
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING, read_failures, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.steps.cells_of_run import run_cells
@@ -48,7 +49,7 @@ def run_status(run: RunFolder) -> RunStatus:
     pairs = (run.read_json(IDENTITY_FILE) or {}).get("pairs", {})
     levels = [cells.levels] if pairs.get("rule", "labels") != "labels" or cells.levels.exists(0) else []
     selection = [cells.selection] if pairs.get("max_per_noun") is not None else []
-    before: list[Cells[Any]] = [cells.nouns, cells.vocabulary, *cells.regions, *levels]
+    before: list[Cells[Any]] = [*cells.captioning, cells.nouns, cells.vocabulary, *cells.regions, *levels]
     checks = [cells.checks] if cells.checks is not None else []
     shown = [*before, cells.pairs, *checks, *selection, cells.shards]
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
@@ -75,6 +76,20 @@ def masks_left_out(run: RunFolder, *, most: int) -> Iterator[str]:
     if count:
         yield f"{counted(count, 'annotated mask')} cannot be read, unlike others of the same images:"
         yield from first
+
+
+def captions_left_out(run: RunFolder, *, most: int) -> Iterator[str]:
+    """How many captions each captioner did not write, and the first `most` of them."""
+    for cells in stored_captioning(run):
+        count, first = 0, list[str]()
+        for part in sorted(cells.done()):
+            for image_id, _, why in read_failures([cells], part):
+                count += 1
+                if len(first) < most:
+                    first.append(f"  {image_id}: {why.detail or why.reason}")
+        if count:
+            yield f"{counted(count, 'image')} without a caption by `{cells.step.removeprefix(CAPTIONING)}`:"
+            yield from first
 
 
 def render_status(status: RunStatus) -> TextTable:
