@@ -88,7 +88,7 @@ class Endpoint(Settings):
     """Tokens that an answer may have. One that is cut off by it loses its last word; null leaves it to the server."""
     temperature: Annotated[float, Field(ge=0, le=10)] | None = 0.0
     """How freely the model chooses its words; null leaves it to the server."""
-    extra: dict[str, JsonValue] = {}
+    extra: dict[str, JsonValue] = Field(default={})
     """Further fields of the request, such as `{seed: 0}`; null leaves out a field of the same name."""
     max_side_px: Annotated[int, Field(ge=16, le=8192)] = 1024
     """Longer side of the picture that is sent; larger ones are reduced to it. It is sent as JPEG."""

@@ -6,7 +6,7 @@ Shapes: B pictures of a batch, T tokens of a caption.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,9 +17,6 @@ from maskmine.mining.models.pretrained import Family, FromTransformers
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.schemas.rows import CaptioningRow, ImageRow, Rejection
 from maskmine.schemas.settings import LastBits, NameOrPath, RecordOnly
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Task = Literal["caption", "detailed_caption", "more_detailed_caption"]
 
@@ -113,16 +110,15 @@ class Florence2(FromTransformers):
                 tokens_BT = network.generate(
                     **inputs, max_new_tokens=self.max_tokens, num_beams=self.beams, do_sample=False
                 )
-            return [_caption(tokens_T, processor.tokenizer) for tokens_T in tokens_BT]
+            return [_caption(tokens_T.tolist(), processor.tokenizer, most=self.max_tokens) for tokens_T in tokens_BT]
 
         return write
 
 
-def _caption(tokens_T: Tensor, tokenizer: Any) -> tuple[str, ...]:
-    """The text of one caption, as one line; it is cut off where no end stands behind its beginning."""
-    ids = tokens_T.tolist()
-    text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
-    return caption_lines(text, cut_off=tokenizer.eos_token_id not in ids[1:])
+def _caption(tokens: list[int], tokenizer: Any, *, most: int) -> tuple[str, ...]:
+    """The text of one caption, as one line. One that is too long is cut off, and an end put in its last place."""
+    text = " ".join(tokenizer.decode(tokens, skip_special_tokens=True).split())
+    return caption_lines(text, cut_off=tokenizer.eos_token_id not in tokens[1:most])  # the first one is no word
 
 
 def _batches(

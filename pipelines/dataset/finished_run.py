@@ -101,7 +101,9 @@ class FinishedRun:
         finished = cls.open(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
         captions = [cells.folder for cells in finished.captioning]
-        missing = [step for step in (*captions, *_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)]
+        missing = [
+            step for step in (*captions, *_STEPS.values(), *regions) if len(folder.done(step)) < len(finished.parts)
+        ]
         current = {"fingerprint": finished.manifest.fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"

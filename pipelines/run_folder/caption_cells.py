@@ -24,7 +24,8 @@ from maskmine.schemas.tables import to_table
 
 CAPTIONING = "captioning-"
 """Begins the name of a step whose cells a captioner writes; what follows is the captioner's name."""
-_KINDS = ("endpoint", "florence2")
+CAPTIONER_KINDS = ("endpoint", "florence2")
+"""The kinds of `captions` that are captioners."""
 
 
 def captioning_cells(run: RunFolder, step: str, fingerprint: str) -> Cells[CaptioningRow]:
@@ -34,10 +35,8 @@ def captioning_cells(run: RunFolder, step: str, fingerprint: str) -> Cells[Capti
 
 def captioner_names(captions: Any) -> list[str]:
     """The names of the captioners in the `captions` of settings that were identified, in their order."""
-    entries = captions if isinstance(captions, list) else []
-    return [
-        str(one.get("name") or one["kind"]) for one in entries if isinstance(one, dict) and one.get("kind") in _KINDS
-    ]
+    entries = [one for one in captions if isinstance(one, dict)] if isinstance(captions, list) else []
+    return [str(one.get("name") or one["kind"]) for one in entries if one.get("kind") in CAPTIONER_KINDS]
 
 
 def stored_captioning(run: RunFolder) -> tuple[Cells[CaptioningRow], ...]:

@@ -1,4 +1,5 @@
 """A server of chat completions on loopback, in OpenAI's form: it says what it is told of each picture, and counts."""
+
 from __future__ import annotations
 
 import base64
@@ -30,13 +31,14 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a server sends. `pieces` come one after the other, `every_s` apart; `cut` closes the connection before the
-    end that the headers promise."""
+    end that the headers promise; without `length` they promise none."""
 
     status: int = 200
     pieces: tuple[bytes, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     every_s: float = 0.0
     cut: bool = False
+    length: bool = True
 
 
 def completion(text: str | None, *, ended: str = "stop", **more: Any) -> Reply:
@@ -106,15 +108,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path != "/v1/models":
-            return self._send(Reply(404, (b"not found",)))
         models = [{"id": name, "object": "model"} for name in self.captioner.models]
-        self._send(Reply(pieces=(json.dumps({"object": "list", "data": models}).encode(),)))
+        listed = Reply(pieces=(json.dumps({"object": "list", "data": models}).encode(),))
+        self._send(listed if self.path == "/v1/models" else Reply(404, (b"not found",)))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path != "/v1/chat/completions":
-            return self._send(Reply(404, (b"not found",)))
+            self._send(Reply(404, (b"not found",)))
+            return
         asked = self._asked(json.loads(body))
         captioner = self.captioner
         with captioner.lock:
@@ -147,14 +149,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)
-            size = sum(map(len, reply.pieces))
-            self.send_header("Content-Length", str(size + 1000 * reply.cut))
+            if reply.length:
+                size = sum(map(len, reply.pieces))
+                self.send_header("Content-Length", str(size + 1000 * reply.cut))
+            else:
+                self.send_header("Connection", "close")
             self.end_headers()
             for piece in reply.pieces:
                 self.wfile.write(piece)
                 self.wfile.flush()
                 time.sleep(reply.every_s)
-            if reply.cut:
+            if reply.cut or not reply.length:
                 self.close_connection = True
             return True
         self.close_connection = True
