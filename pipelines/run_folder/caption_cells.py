@@ -3,8 +3,7 @@ them.
 
     captioning-NAME/_fingerprint.json              which of the folders below is that of the set
     captioning-NAME/3f5b0c77a1d2/00017.parquet     what one model says to one prompt; those of others stand beside it
-
-While a part is being captioned, what came is in files of its own (`Cells.write_answers`).
+    captioning-NAME/3f5b0c77a1d2-answers/          what came for parts that are being captioned (`Cells.write_answers`)
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Row = TypeVar("Row")
 
 _MADE_FROM_KEY = "maskmine.made_from"
 _EARLIER = "earlier.parquet"  # ends the name of the copy of a cell that was deleted
-_ANSWERS = "answers.parquet"  # ends the names of files with the first rows of a cell that is being made
+_ANSWERS = "answers"  # ends the name of the folder with the first rows of cells that are being made
 _FOLDER_DIGITS = 12  # of a fingerprint, as the name of a folder
 _ANSWER_DIGITS = 16  # of the hash of some rows, as the name of a file
 
@@ -189,33 +189,39 @@ class Cells(Generic[Row]):
 
     def drop_earlier(self) -> None:
         """Remove copies of deleted cells, and first rows: all cells are there, and took over what was to be."""
-        for name in self.run.names(self.folder) if self.keep_earlier or self.keep_answers else []:
-            if name.endswith((f".{_EARLIER}", f".{_ANSWERS}")):
+        for name in self.run.names(self.folder) if self.keep_earlier else []:
+            if name.endswith(f".{_EARLIER}"):
                 self.run.delete(self.folder, name)
+        for name in self.run.names(self.answers_folder) if self.keep_answers else []:
+            self.run.delete(self.answers_folder, name)
+
+    @property
+    def answers_folder(self) -> str:
+        """Where the first rows of cells are that are being made: beside the cells, as parts may be many."""
+        return f"{self.folder}-{_ANSWERS}"
 
     def write_answers(self, part: int, rows: Sequence[Row]) -> None:
         """Write some rows of a cell that is being made, in any order; they are durable when this returns."""
         digest = hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()[:_ANSWER_DIGITS]
-        names = self.names(part, f"{digest}.{_ANSWERS}")
-        self.run.write_rows(*names, rows=rows, row_type=self.row_type, fingerprint=self.fingerprint)
+        name = cell_name(part, f"{digest}.parquet")
+        self.run.write_rows(self.answers_folder, name, rows=rows, row_type=self.row_type, fingerprint=self.fingerprint)
 
     def read_answers(self, part: int) -> list[Row]:
         """The rows that `write_answers` wrote for a part; of a file that is not whole none."""
         rows: list[Row] = []
-        for name in self._answers(part):
+        for names in self._answers(part):
             with suppress(IncompleteError):
-                rows += self.run.read_rows(self.folder, name, row_type=self.row_type, fingerprint=self.fingerprint)
+                rows += self.run.read_rows(*names, row_type=self.row_type, fingerprint=self.fingerprint)
         return rows
 
     def drop_answers(self, part: int) -> None:
         """Remove them: the cell is whole."""
-        for name in self._answers(part):
-            self.run.delete(self.folder, name)
+        for names in self._answers(part):
+            self.run.delete(*names)
 
-    def _answers(self, part: int) -> list[str]:
-        first = f"{cell_name(part, '')}"
-        names = self.run.names(self.folder)
-        return [name for name in names if name.startswith(first) and name.endswith(f".{_ANSWERS}")]
+    def _answers(self, part: int) -> list[tuple[str, str]]:
+        first, folder = cell_name(part, ""), self.answers_folder
+        return [(folder, name) for name in self.run.names(folder) if name.startswith(first)]
 
 
 def _tied(made_from: Mapping[str, str] | None) -> dict[str, str]:

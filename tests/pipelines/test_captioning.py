@@ -3,12 +3,17 @@ be."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from maskmine.mining.captioners.endpoint import Endpoint
+from maskmine.mining.captioners.florence2 import Florence2
 from maskmine.mining.images.encode import encode_reduced
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.finished_run import FinishedRun
@@ -127,39 +132,68 @@ def test_answers_of_a_part_that_was_not_finished_are_not_asked_for_again(world: 
         with pytest.raises(InputError, match="does not take the key"):
             run_toy(path)
         folder = Path(load_mining(str(path)).out) / STEP
-        assert len(list(folder.rglob("00001.*.answers.parquet"))) == 2, "of the second part, one for each answer"
+        assert len(list(folder.glob("*-answers/00001.*.parquet"))) == 2, "of the second part, one for each answer"
         broken[0] = False
         run_toy(path)
         assert len(server.answered) == len(toy.IMAGES)
-        assert list(folder.rglob("*.answers.parquet")) == []
+        assert list(folder.glob("*-answers/*")) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "again"),
-    [
-        ({"prompt": "Other?"}, True),
-        ({"model": "other"}, True),
-        ({"max_side_px": 32}, True),
-        ({"temperature": 0.5}, True),
-        ({"max_tokens": None}, True),
-        ({"extra": {"seed": 1}}, True),
-        ({"per_image": 2}, True),
-        ({"url": "https://elsewhere.example/v1", "key_env": "SOME_KEY"}, False),
-        ({"requests_at_once": 1, "timeout_s": 9.0, "per_minute": 1.0, "attempts": 2}, False),
-        ({"patience_s": 1.0, "most_failures": 3}, False),
-        ({"licence": "MIT"}, False),
-    ],
-)
+# Every setting of a server: whether another value makes its captions again.
+ASKED: list[tuple[str, Any, bool]] = [
+    *[("prompt", "Other?", True), ("model", "other", True), ("max_side_px", 32, True), ("temperature", 0.5, True)],
+    *[("max_tokens", None, True), ("extra", {"seed": 1}, True), ("per_image", 2, True)],
+    *[("url", "https://elsewhere.example/v1", False), ("key_env", "SOME_KEY", False), ("timeout_s", 9.0, False)],
+    *[("requests_at_once", 1, False), ("per_minute", 1.0, False), ("attempts", 2, False), ("patience_s", 1.0, False)],
+    *[("most_failures", 3, False), ("licence", "MIT", False)],
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "again"), ASKED)
 def test_what_the_model_is_asked_decides_its_captions_and_how_it_is_reached_does_not(
-    world: Path, change: dict[str, Any], again: bool
+    world: Path, setting: str, value: Any, again: bool
 ) -> None:
     nobody = Captioner("http://localhost:1/v1")
-    before, after = (prints(load_mining(str(config(world, nobody, **one)))) for one in ({}, change))
+    before, after = (prints(load_mining(str(config(world, nobody, **one)))) for one in ({}, {setting: value}))
     changed = {step for step in before if before[step] != after[step]}
     assert changed == ({STEP, "nouns", "vocabulary", "levels", "pairs", "selection", "shards"} if again else set())
-    renamed = prints(load_mining(str(config(world, nobody, name="renamed"))))
+
+
+def test_every_setting_of_a_server_is_in_the_table_above() -> None:
+    assert {setting for setting, _, _ in ASKED} == Endpoint.model_fields.keys() - {"kind", "name"}
+
+
+def test_a_renamed_captioner_has_another_folder_and_its_name_is_in_the_shards(world: Path) -> None:
+    nobody = Captioner("http://localhost:1/v1")
+    before, renamed = (prints(load_mining(str(config(world, nobody, name=name)))) for name in (None, "renamed"))
     assert renamed["captioning-renamed"] == before[STEP]
-    assert renamed["shards"] != before["shards"], "samples name their source"
+    assert renamed["shards"] != before["shards"]
+
+
+FLORENCE2: list[tuple[str, Any, bool]] = [
+    *[("checkpoint", "other", True), ("task", "caption", True), ("beams", 1, True), ("max_tokens", 9, True)],
+    *[("batch_size", 2, True), ("precision", "bfloat16", True)],
+    *[("licence", "MIT", False), ("revision", "main", False)],
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "again"), FLORENCE2)
+def test_what_florence_2_is_told_decides_its_captions(world: Path, setting: str, value: Any, again: bool) -> None:
+    assert {name for name, _, _ in FLORENCE2} == Florence2.model_fields.keys() - {"kind", "name"}
+    for name in ("florence", "other"):
+        (world / name).mkdir()
+        (world / name / "config.json").write_text("{}")
+        (world / name / "model.safetensors").write_text(name)
+    human = captions(world, Captioner("http://localhost:1/v1"))[0]
+    value = str(world / value) if setting == "checkpoint" else value
+    found = []
+    for change in ({}, {setting: value}):
+        own = {"kind": "florence2", "checkpoint": str(world / "florence"), **change}
+        found.append(prints(load_mining(str(toy.write_config(world, captions=[human, own])))))
+    step = "captioning-florence2"
+    assert (found[0][step] != found[1][step]) == again
+    assert (found[0]["nouns"] != found[1]["nouns"]) == again
+    assert found[0]["proposals"] == found[1]["proposals"]
 
 
 def prints(settings: Mining) -> dict[str, str]:
@@ -213,6 +247,29 @@ def test_an_image_without_any_caption_is_rejected_with_what_the_server_did(
     assert "8 images without a caption by `endpoint`:" in printed
 
 
+def test_a_run_that_is_killed_keeps_every_answer_that_was_written_and_ends_with_the_same_bytes(world: Path) -> None:
+    driver: list[subprocess.Popen[bytes]] = []
+    asked: list[str] = []
+
+    def says(request: Asked) -> str:
+        asked.append(request.token)
+        if driver and len(asked) == 4:
+            driver[0].kill()
+        return names_all(request)
+
+    with captioner_on_loopback(says) as server:
+        run_toy(config(world, server, out=world / "whole"))
+        asked.clear()
+        path = config(world, server, requests_at_once=1)
+        words = [sys.executable, "-m", "maskmine.pipelines.cli.main", "mine", str(path)]
+        driver.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        assert driver[0].wait(60) == -signal.SIGKILL
+        run, _, _ = run_toy(path)
+    assert hashes(run.root) == hashes(str(world / "whole"))
+    assert len(asked) == len(toy.IMAGES) + 1
+    assert asked[3] == asked[4], "what was on its way is asked for again, and nothing else"
+
+
 def test_a_lost_cell_of_captions_is_asked_for_again_and_what_depends_on_it_follows(
     world: Path, server: Captioner
 ) -> None:
@@ -259,6 +316,17 @@ def test_the_doctor_asks_for_the_models_and_for_no_caption(
     assert "missing: captions.endpoint: no connection at http://127.0.0.1:9/v1; start it" in findings(
         config(world, server)
     )
+
+
+def test_a_run_of_an_earlier_one_has_the_captions_that_a_model_wrote_for_it(world: Path, server: Captioner) -> None:
+    run, _, _ = run_toy(config(world, server))
+    earlier = toy.write_config(world, out=world / "new", captions={"kind": "run", "files": run.root})
+    asked = len(server.asked)
+    new, _, _ = run_toy(earlier)
+    texts = {row.image_id: row.captions for row in FinishedRun.open_complete(run).all_rows(CaptionsRow)}
+    found = {row.image_id: row.captions for row in FinishedRun.open_complete(new).all_rows(CaptionsRow)}
+    assert found == texts
+    assert len(server.asked) == asked
 
 
 def test_a_captioner_alone_names_no_images(world: Path, server: Captioner) -> None:
