@@ -9,15 +9,16 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
 from rich.filesize import decimal
 from rich.text import Text
 
+from maskmine.mining.captioners.endpoint import Endpoint
 from maskmine.mining.captions import AnySource
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.nouns import Nouns
@@ -27,6 +28,7 @@ from maskmine.mining.storage.locations import file_name_of
 from maskmine.mining.storage.names import is_file
 from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.engines.memory import free_memory_bytes
+from maskmine.pipelines.findings import Finding, State, fault, find_endpoint
 from maskmine.pipelines.planning.listing import count_urls, means_urls, refuse_urls
 from maskmine.pipelines.planning.plan import check_folder
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -37,8 +39,6 @@ from maskmine.schemas.errors import IncompleteError, InputError, OtherPlanError,
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.settings import IsPath, Settings, marker_of
 from maskmine.tuning.console import TextTable
-
-State = Literal["ok", "missing", "warning"]
 
 _REQUIRED = ("torch", "transformers", "open_clip_torch", "spacy", "pyarrow", "duckdb", "pillow", "pycocotools")
 # distribution → what it is for, how to get it
@@ -52,24 +52,16 @@ _OPTIONAL = {
 }
 _FEW_FREE_BYTES = 2_000_000_000
 _LISTED = 100
+_SETTINGS = {"clip": "regions.clip", "verifier": "checks.verifier", "captions": "captions"}  # by what a model does
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗", "red")}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check. `missing` stops the run, a `warning` does not; `remedy` is what to do about it."""
-
-    name: str
-    state: State
-    detail: str
-    remedy: str = ""
 
 
 def diagnose(settings: Mining | None) -> list[Finding]:
     """The libraries and the machine, and, for given settings, whether all that they name is there.
 
     Files are listed, the beginning of each source is read and weights are hashed; no model is loaded and nothing is
-    fetched. Whatever a run refuses before it begins is found.
+    fetched. A server that writes captions is asked for the list of its models. Whatever a run refuses before it begins
+    is found.
     """
     disk = _disk(settings.out if settings else os.getcwd())
     findings = [*_libraries(settings), *_gpus(settings), _cpus(), _memory(), disk]
@@ -168,7 +160,7 @@ def _gpus(settings: Mining | None) -> Iterator[Finding]:
         try:
             open_device(settings.regions.device)
         except InputError as error:
-            yield _fault("regions.device", error)
+            yield fault("regions.device", error)
 
 
 def _no_gpu(settings: Mining | None, *, cuda: str | None, reason: str) -> Finding:
@@ -234,7 +226,7 @@ def _out(settings: Mining) -> Iterator[Finding]:
         try:
             check_folder(RunFolder(settings.out), settings)
         except (InputError, OtherPlanError, IncompleteError) as error:
-            yield _fault("out", error)
+            yield fault("out", error)
 
 
 def _named(settings: Settings, place: str) -> Iterator[Finding]:
@@ -253,7 +245,7 @@ def _named(settings: Settings, place: str) -> Iterator[Finding]:
             try:
                 open_device(value)
             except InputError as error:
-                yield _fault(inner, error)
+                yield fault(inner, error)
 
 
 def _contents(settings: Settings) -> Iterator[Finding]:
@@ -266,7 +258,7 @@ def _contents(settings: Settings) -> Iterator[Finding]:
             asked = getattr(getattr(settings, "objective", None), "negatives", None)
             open_sets(settings.data, negatives=asked is not None)
     except (InputError, IncompleteError) as error:
-        yield _fault("settings", error)
+        yield fault("settings", error)
 
 
 def _existing(path: str) -> Path:
@@ -289,7 +281,7 @@ def _source(source: AnySource, settings: Mining) -> Finding:
         if (urls := count_urls(paths)) and (means_urls(source) or urls == len(paths)):
             refuse_urls(settings, source.location)
     except (InputError, IncompleteError) as error:
-        return _fault("captions", error)
+        return fault("captions", error)
     return Finding("captions", "ok", f"{source.kind}: {source.location}")
 
 
@@ -301,7 +293,7 @@ def _coco(source: CocoCaptions) -> Iterator[Finding]:
     try:
         listed = list(islice(source.read_images(), _LISTED))
     except InputError as error:
-        yield _fault("captions", error)
+        yield fault("captions", error)
         yield _image_folder(folder)
         return
     except OSError as error:
@@ -337,7 +329,7 @@ def _nouns_model(nouns: Nouns, *, absent: State) -> Finding:
     try:
         record = nouns.record()
     except InputError as error:
-        return replace(_fault("nouns", error), state=absent)
+        return replace(fault("nouns", error), state=absent)
     return Finding("nouns", "ok", f"{record.name}, installed, licence {record.licence}")
 
 
@@ -350,6 +342,12 @@ def _models(settings: Mining) -> Iterator[Finding]:
     if settings.checks is not None:
         yield _model("verifier", settings.checks.verifier)
         yield from _missing_folders(settings.checks.verifier)
+    for captioner in settings.captioners:
+        if isinstance(captioner, Endpoint):
+            yield from find_endpoint(captioner)
+        else:
+            yield _model("captions", captioner)
+            yield from _missing_folders(captioner)
 
 
 def _masks(settings: Mining) -> Iterator[Finding]:
@@ -370,7 +368,7 @@ def _masks(settings: Mining) -> Iterator[Finding]:
                 yield Finding("masks", "missing", detail, "give the annotations of these images")
                 return
     except (InputError, IncompleteError, OSError) as error:
-        yield _fault("masks", error)
+        yield fault("masks", error)
         return
     for line in truth.left_out.lines():
         yield Finding("masks", "warning", f"not used, {line}")
@@ -381,14 +379,14 @@ def _lists(settings: Mining) -> Iterator[Finding]:
     try:
         check_calibration(settings, identify(settings).settings)
     except (InputError, IncompleteError, ImportError, OSError) as error:
-        yield _fault("settings", error)
+        yield fault("settings", error)
 
 
 def _model(role: str, model: Any) -> Finding:
     try:
         return _recorded(model.record(), local=any(os.path.exists(path) for path in _paths(model)))
     except InputError as error:
-        return _fault(role, error)
+        return fault(role, error)
     except ImportError as error:
         return Finding(role, "missing", f"cannot be looked up: {error}", how_to_install())
 
@@ -417,7 +415,7 @@ def _recorded(record: ModelRecord, *, local: bool) -> Finding:
     if where == "not on this machine yet":
         remedies.append("the first run downloads it; without a network, name a local file or folder")
     if record.licence == "unknown":
-        setting = {"clip": "regions.clip", "verifier": "checks.verifier"}.get(record.role, "regions.proposals")
+        setting = _SETTINGS.get(record.role, "regions.proposals")
         remedies.append(f"state the licence as `{setting}.licence`")
     return Finding(record.role, "warning" if remedies else "ok", detail, "; ".join(remedies))
 
@@ -428,9 +426,3 @@ def _remote(name: str, url: str) -> Finding:
     except (ImportError, ValueError) as error:
         return Finding(name, "missing", f"{url} cannot be reached: {error}", "install the library that it names")
     return Finding(name, "warning", f"{url} is remote and was not looked into")
-
-
-def _fault(name: str, error: Exception) -> Finding:
-    """Messages of faults end with what to do, after the last semicolon."""
-    detail, _, remedy = str(error).rpartition("; ")
-    return Finding(name, "missing", detail or remedy, remedy if detail else "")

@@ -6,13 +6,16 @@ import os
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 from rich.text import Text
 
+from maskmine.mining.captioners.endpoint import Endpoint
+from maskmine.mining.captioners.florence2 import Florence2
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.models.hub import require_hub
 from maskmine.mining.pairs import ClipPairs
@@ -20,8 +23,10 @@ from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.mine import check_inputs, notes_of
 from maskmine.pipelines.planning.plan import Plan, check_folder, make_plan
+from maskmine.pipelines.regenerate import known_identity
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import Mining
+from maskmine.pipelines.steps.captioning_job import CaptioningJob, UnaskedJob
 from maskmine.pipelines.steps.grid import Step, plan_steps
 from maskmine.pipelines.steps.identity import identify
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, each_report, no_tick
@@ -49,13 +54,27 @@ class StepEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Requests:
+    """What a run asks of a server: so many requests, one for each image, of which `answered` are there already; at
+    most so many a minute."""
+
+    place: str
+    model: str
+    url: str
+    images: int
+    answered: int
+    per_minute: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """Time and disk of a whole run from nothing by the local engine on this machine, from `sampled` of its `images`.
 
     `steps` are the plan and then the steps of the run, of which the last writes the shards. `samples` are the pairs
     expected, `rejected` counts the rejected images of the sample by reason.
     `unfiltered` says that `pairs.min_count` or `pairs.max_per_noun` are set: they look at the whole set, so they were
-    left out, and there will be fewer pairs. Only `images`, `parts` and the size of the plan are exact.
+    left out, and there will be fewer pairs. `requests` go to servers that write captions, which an estimate does not
+    ask. Only `images`, `parts`, `requests` and the size of the plan are exact.
     """
 
     images: int
@@ -65,6 +84,7 @@ class Estimate:
     samples: int
     rejected: dict[str, int]
     unfiltered: bool
+    requests: tuple[Requests, ...] = ()
 
     @property
     def gpu_hours(self) -> float:
@@ -97,7 +117,8 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
     check_inputs(settings)
     check_calibration(settings, identify(settings).settings)
     checks = settings.checks
-    for model in (*settings.regions.records(), *([checks.record()] if checks is not None else [])):
+    local = [one.record() for one in settings.captioners if isinstance(one, Florence2)]
+    for model in (*local, *settings.regions.records(), *([checks.record()] if checks is not None else [])):
         if model.sha256 is None:
             require_hub(model.name)
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
@@ -120,7 +141,8 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
         run = RunFolder(f"{scratch}/sample")
         tried = _without_filters(settings)
         few = make_plan(run, tried, limit=min(sample, plan.images))
-        measured = [_measure(step) for step in plan_steps(run, few, tried, identify(tried))]
+        measured = [_measure(_unasked(step)) for step in plan_steps(run, few, tried, identify(tried))]
+        requests = tuple(_requests(settings, plan))
         steps = [_scale(step, few=few, plan=plan) for step in measured]
         rejected = Counter(f"{image.step}: {image.reason}" for image in rejected_images(run))
     return Estimate(
@@ -131,6 +153,7 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
         samples=round(measured[-1].made * plan.images / few.images),
         rejected=dict(rejected.most_common()),
         unfiltered=settings.pairs != tried.pairs,
+        requests=requests,
     )
 
 
@@ -175,6 +198,26 @@ def _without_filters(settings: Mining) -> Mining:
         off |= dict.fromkeys(("min_lift", "min_evidence", "min_separability", "min_confidence"))
     pairs = settings.pairs.model_copy(update=off)
     return settings.model_copy(update={"pairs": pairs})
+
+
+def _unasked(step: Step) -> Step:
+    """The step with a job that asks no server."""
+    job = step.job
+    if isinstance(job, CaptioningJob) and job.device is None:
+        return replace(step, job=UnaskedJob(job.cells, job.output))
+    return step
+
+
+def _requests(settings: Mining, plan: Plan) -> Iterator[Requests]:
+    """The requests of a run of this plan, and how many of their answers lie in its folder."""
+    run, known = RunFolder(settings.out), known_identity(RunFolder(settings.out), None)
+    for step in plan_steps(run, plan, settings, identify(settings, known)):
+        job = step.job
+        if isinstance(job, CaptioningJob) and isinstance(job.settings, Endpoint):
+            one = job.settings
+            answered = sum(plan.part_size(part) for part in step.existing())
+            answered += sum(len(step.output.read_answers(part)) for part in step.todo())
+            yield Requests(one.place, one.model, one.url, plan.images, min(answered, plan.images), one.per_minute)
 
 
 def _measure(step: Step) -> _Measured:
@@ -230,6 +273,14 @@ def _notes(estimate: Estimate) -> list[str]:
         notes.append(
             "A small sample errs upwards, its batches are not full; nouns are taken to grow with images to the power"
             f" {_NOUN_GROWTH}."
+        )
+    for one in estimate.requests:
+        there = f" ({one.answered:,} answers are there)" if one.answered else ""
+        left = one.images - one.answered
+        pace = f", {_duration(60 * left / one.per_minute)} at {one.per_minute:g} a minute" if one.per_minute else ""
+        notes.append(
+            f"{one.place}: {counted(left, 'request')} to {one.model} at {one.url}{there}{pace}, more where the server "
+            "fails. None was sent for this estimate, so what its captions add is not in it."
         )
     if rejected := sum(estimate.rejected.values()):
         reason = max(estimate.rejected, key=lambda reason: estimate.rejected[reason])

@@ -1,6 +1,6 @@
 """The pipeline on one page: captioned images in, verified shards of mask–noun pairs out.
 
-    captions ─▶ nouns ──────┐
+    captions ─▶ nouns ──────┐          (captions of a model: (captioning) ─▶ nouns, from the images)
                   │         │
                   ▼ all     │
               vocabulary ───┤
@@ -28,6 +28,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+from maskmine.mining.captioners.florence2 import Florence2
 from maskmine.mining.models.devices import open_device
 from maskmine.mining.proposers.ground_truth import GroundTruth, read_masks
 from maskmine.mining.sources.coco import CocoCaptions
@@ -64,6 +65,7 @@ from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
 from maskmine.pipelines.steps.annotated import check_annotated
+from maskmine.pipelines.steps.captioning_job import CaptioningJob
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.pipelines.steps.grid import (
     Step,
@@ -131,6 +133,8 @@ def mine(
 
     # Whatever may be wrong, before anything is deleted.
     check_inputs(settings)
+    for steps in grids:
+        _require_keys(steps, engine=engine)
     if may_run_models(grids):
         fetch_models(asked, settings, engine=engine)
         settings = settle(settings, known)  # the content of what was fetched is known only now
@@ -252,6 +256,16 @@ def fetch_models(asked: Mining, settings: Mining, *, engine: Engine) -> None:
     settings.regions.fetch()
     if settings.checks is not None:
         settings.checks.fetch()
+    for captioner in settings.captioners:
+        if isinstance(captioner, Florence2):
+            captioner.fetch()
+
+
+def _require_keys(steps: Sequence[Step], *, engine: Engine) -> None:
+    """Raises InputError where this process is to ask a server whose key it has not; other workers have their own."""
+    for step in steps:
+        if isinstance(step.job, CaptioningJob) and engine.models_run_here and step.has_work():
+            step.job.require_key()
 
 
 def may_run_models(grids: Sequence[Sequence[Step]]) -> bool:
@@ -283,7 +297,8 @@ def _refuse_changed(settings: Mining, known: Mapping[str, Any], identity: Identi
     now = identify(settings, known)
     asked = [name for name in ("checks", "negatives") if getattr(settings, name) is not None]
     named = ("nouns", "vocabulary", "regions", "pairs", *asked)
-    changes = (differences(deciding(identity.settings[k]), deciding(now.settings[k]), name=k) for k in named)
+    changes = [differences(deciding(identity.settings[k]), deciding(now.settings[k]), name=k) for k in named]
+    changes.append(differences(identity.captioning, now.captioning, name="captions"))
     changed = next(chain.from_iterable(changes), None)
     if changed is not None:
         name = changed[0].removesuffix(".sha256")
@@ -319,6 +334,8 @@ def check_inputs(settings: Mining) -> None:
             _refuse_locked_images(source)
     settings.nouns.record()
     settings.regions.records()
+    for captioner in settings.captioners:
+        captioner.record()
     if settings.checks is not None:
         settings.checks.record()
 

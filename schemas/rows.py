@@ -5,6 +5,7 @@ that is rejected keeps its row, with a `Rejection` in it. Rows of more than four
 
   ImageRow ─▶ ProposalsRow ─▶ EmbeddingsRow (both: RegionsRow) ─┐
   CaptionsRow ─▶ NounsRow ──────────────────────────────────────┴▶ PairsRow ─▶ SampleRow (a row for each sample)
+  (with the captions of a CaptioningRow, where a model writes some)
                     └▶ VocabularyRow, LevelRow (one for each noun)    └▶ ChecksRow, where a verifier checks them
 """
 
@@ -26,6 +27,7 @@ Fault = Literal[
     "broken_record",  # the source's record of the image is cut off, contradicts itself or cannot be read
     "fetch_failed",  # the image's URL did not give it: no answer, a fault, too slow, too large
     "fetch_refused",  # the image's URL is not to be read: not allowed, a private address, or its owner forbids it
+    "caption_failed",  # a model that was to caption the image gave no caption
 ]
 """Reasons why an image could not be used. `max_rejected` limits their share."""
 NothingFound = Literal[
@@ -74,6 +76,19 @@ class CaptionsRow:
     captions: tuple[str, ...]
     sources: tuple[str, ...] = ()
     additional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CaptioningRow:
+    """The captions that a model wrote for an image, and the SHA-256 of the picture's file that it saw.
+
+    `rejection` says why it has none: the picture cannot be had, or the model gave no caption (`caption_failed`).
+    """
+
+    image_id: str
+    sha256: str | None
+    captions: tuple[str, ...]
+    rejection: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

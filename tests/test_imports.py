@@ -19,7 +19,7 @@ MINING_ORDER = [
     {"images", "text"},
     {"models", "sources"},
     {"proposers", "evaluation", "exports", "scores"},
-    {"verifiers", "region_stages"},
+    {"verifiers", "captioners", "region_stages"},
     {"captions", "levels", "nouns", "pairs", "regions", "shards", "vocabulary"},
     {"selection", "checks", "negatives"},
 ]

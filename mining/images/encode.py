@@ -28,6 +28,15 @@ def encode_image(image: Image.Image, image_format: ImageFormat, *, quality: int)
     return buffer.getvalue()
 
 
+def encode_reduced(rgb_HW3: np.ndarray[Any, Any], *, max_side_px: int, quality: int) -> bytes:
+    """An image of shape [H, W, 3] as JPEG; where its longer side is more than `max_side_px`, it is reduced to that."""
+    image = Image.fromarray(rgb_HW3)
+    scale = max_side_px / max(image.size)
+    if scale < 1:
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    return encode_image(image, "jpg", quality=quality)
+
+
 def encode_mask(mask_HW: np.ndarray[Any, Any]) -> bytes:
     """A mask of shape [H, W], values 0 and 1, as an 8-bit grey PNG of 0 and 255.
 

@@ -15,6 +15,8 @@ _LICENCES = {
     "tue-mps/*eomt*dinov3*": "DINOv3 License",  # Meta's weights, or differences to them
     "Roboflow/rf-detr-seg-*": "Apache-2.0",  # detectors of its larger sizes have another, and no masks
     "google/owlv2-*": "Apache-2.0",
+    "florence-community/Florence-2-*": "MIT",
+    "microsoft/Florence-2-*": "MIT",
     "openmmlab-community/mm_grounding_dino_*": "Apache-2.0",
     "webli": "Apache-2.0",  # SigLIP and SigLIP 2, as open_clip calls their weights
     "timm/ViT-*-SigLIP*": "Apache-2.0",

@@ -39,7 +39,7 @@ _UNFIT = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, A
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
-Role = Literal["proposals", "verifier"]
+Role = Literal["proposals", "verifier", "captions"]
 """What a model of transformers does in mining, which is also the setting that names it."""
 
 KINDS: Mapping[Role, Mapping[str, str]] = {
@@ -55,6 +55,7 @@ KINDS: Mapping[Role, Mapping[str, str]] = {
         "owlv2": "owlv2",
         "mm-grounding-dino": "mm_grounding_dino",
     },
+    "captions": {"florence2": "florence2"},
 }
 """Which `kind` takes a model, by the type in its config.json."""
 

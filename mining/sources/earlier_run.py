@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -18,12 +19,14 @@ from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import parse_location, rejected_location
 from maskmine.mining.storage.stores import describe, open_store, os_errors
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.rows import CaptionsRow, ImageRow, Rejection
+from maskmine.schemas.rows import CaptioningRow, CaptionsRow, ImageRow, Rejection
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.settings import AnyPath
 from maskmine.schemas.tables import arrow_schema
 
 _READ_ROWS = 10_000
+# Where a run keeps the captions that models wrote: see `pipelines/run_folder/caption_cells.py`.
+_PLAIN_NAME, _HEX, _FOLDER_DIGITS = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII), re.compile(r"[0-9a-f]{64}"), 12
 _MINE_AGAIN = "run the same `maskmine mine` there again"  # ends every message about a damaged run
 
 
@@ -43,7 +46,8 @@ class EarlierRun(FileSource):
     """Folder, or prefix of an object store, that the earlier run's images have to lie below; null takes it at its word
     of where they are, as one of your own."""
     captions: bool = True
-    """Whether the captions of the earlier run are mined too; `false` takes its images alone."""
+    """Whether the captions of the earlier run are mined too, those of its models included; `false` takes its images
+    alone."""
     per_image: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     """Captions read of each image, the first ones: a number, or `all`."""
 
@@ -70,11 +74,16 @@ class EarlierRun(FileSource):
         return list_files(posixpath.join(self.files, "images"), suffixes=(".parquet",))
 
     def _entries(self, images_per_part: int, limits: Limits) -> Iterator[Entry]:
+        written = self._written_folders() if self.captions else []
         for part, name in enumerate(self._cells()):
             captions: dict[str, Any] = {}
             if self.captions:
                 path = posixpath.join(self.files, "captions", name)
                 captions = dict(zip(*_columns(path, CaptionsRow, limits, "image_id", "captions"), strict=True))
+            for folder in written:
+                path = posixpath.join(self.files, folder, name)
+                for image_id, more in zip(*_columns(path, CaptioningRow, limits, "image_id", "captions"), strict=True):
+                    captions[image_id] = [*(captions.get(image_id) or ()), *more]
             images = _columns(posixpath.join(self.files, "images", name), ImageRow, limits, "image_id", "path")
             position = 0
             for image_id, path in zip(*images, strict=True):
@@ -82,6 +91,27 @@ class EarlierRun(FileSource):
                 for caption in captions.get(image_id) or [None]:
                     yield image_id, location, part, position, caption, NOTHING_MORE
                     position += 1
+
+    def _written_folders(self) -> list[str]:
+        """The folders with the captions that models wrote for that run, in their order."""
+        captions = self._stored("identity.json").get("captions")
+        found = []
+        for one in captions if isinstance(captions, list) else []:
+            name = str(one.get("name") or one.get("kind")) if isinstance(one, dict) else ""
+            if name and one["kind"] in ("endpoint", "florence2") and _PLAIN_NAME.fullmatch(name):
+                stored = self._stored(f"captioning-{name}/_fingerprint.json").get("fingerprint")
+                if isinstance(stored, str) and _HEX.fullmatch(stored):
+                    found.append(f"captioning-{name}/{stored[:_FOLDER_DIGITS]}")
+        return found
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        """A JSON object of that run; an empty one where it has none."""
+        try:
+            with open_source(posixpath.join(self.files, name)) as file:
+                stored = json.load(file)
+        except (ValueError, RecursionError, InputError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
 
     def _location(self, path: str | None) -> str:
         """Where an image is, as the earlier run has it, whose words for locations are ours."""

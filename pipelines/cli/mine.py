@@ -171,7 +171,7 @@ def errors(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a rejected image.")] = False,
 ) -> None:
     """List the rejected images by step and reason, with examples."""
-    from maskmine.pipelines.steps.status import masks_left_out, rejected_images, render_rejected
+    from maskmine.pipelines.steps.status import captions_left_out, masks_left_out, rejected_images, render_rejected
 
     run = read_folder(folder)
     rejected = rejected_images(run)
@@ -181,7 +181,7 @@ def errors(
         return
     table = render_rejected(rejected, examples=most)
     out.print(table if table.rows else "no image was rejected")
-    for line in masks_left_out(run, most=most):
+    for line in (*captions_left_out(run, most=most), *masks_left_out(run, most=most)):
         print_line(line)
 
 

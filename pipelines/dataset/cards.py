@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from maskmine.pipelines.dataset.render import render
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONER_KINDS
 from maskmine.pipelines.settings.licences import strictest, terms_of
 from maskmine.schemas.manifest import Manifest, MixedSource
 
 # Hugging Face's `size_categories`, each with its upper limit.
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_PROMPT_CHARS = 300  # of a prompt in a card; `manifest.json` has all of it
 # SPDX licences that Hugging Face knows, under its own names: SPDX in lower case.
 _HUB_LICENCES = {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", "apache-2.0"}
 
@@ -20,7 +23,7 @@ def render_card(template: str, *, manifest: Manifest, **values: Any) -> str:
     licence, size = hub_licence(manifest.licences), size_category(manifest.totals.samples)
     terms = {name: known.asks for name in sorted(set(manifest.licences)) if (known := terms_of(name))}
     shared = {"manifest": manifest, "licence": licence, "size": size, "terms": terms, "ancestors": _ancestors}
-    given = {**shared, "reviewed": verdicts_of(manifest), **values}
+    given = {**shared, "reviewed": verdicts_of(manifest), "captioners": captioners_of(manifest), **values}
     return render("maskmine.pipelines.dataset", template, **given)
 
 
@@ -29,6 +32,24 @@ def _ancestors(sets: Sequence[MixedSource], depth: int = 0) -> Iterator[tuple[in
     for one in sets:
         yield depth, one
         yield from _ancestors(one.mixed_from, depth + 1)
+
+
+def captioners_of(manifest: Manifest) -> dict[str, dict[str, str]]:
+    """The models that wrote captions, by the name of their source: the model, and what it was asked for."""
+    stored = manifest.settings.get("captions")
+    found = {}
+    for one in stored if isinstance(stored, list) else []:
+        if one.get("kind") not in CAPTIONER_KINDS:
+            continue
+        model = one["model"] if one["kind"] == "endpoint" else one["checkpoint"]["name"]
+        asked = one.get("prompt") or one["task"]
+        shown = " ".join(asked.split()).replace("|", r"\|")
+        found[str(one.get("name") or one["kind"])] = {
+            "model": model,
+            "asked": shown if len(shown) <= _PROMPT_CHARS else f"{shown[:_PROMPT_CHARS]}…",
+            "sha256": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        }
+    return found
 
 
 def filters_of(manifest: Manifest) -> dict[str, Any]:

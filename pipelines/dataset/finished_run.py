@@ -19,6 +19,7 @@ from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.mined_images import MinedImage, images_of_samples
 from maskmine.pipelines.planning.plan import Plan, require_plan
 from maskmine.pipelines.planning.versions import VERSIONS, read_appended
+from maskmine.pipelines.run_folder.caption_cells import read_captions_table, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
@@ -27,6 +28,7 @@ from maskmine.schemas.errors import IncompleteError, InputError, NotPublishedErr
 from maskmine.schemas.manifest import Manifest, parse_manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import (
+    CaptioningRow,
     CaptionsRow,
     EmbeddingsRow,
     ImageRow,
@@ -97,7 +99,8 @@ class FinishedRun:
             return cls.open_published(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
         parts = set(finished.parts)
-        missing = [step for step in (*_STEPS.values(), *regions) if not parts <= folder.done(step)]
+        captions = [cells.folder for cells in finished.captioning]
+        missing = [step for step in (*captions, *_STEPS.values(), *regions) if not parts <= folder.done(step)]
         current = {"fingerprint": finished.manifest.shards_fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"
@@ -142,12 +145,16 @@ class FinishedRun:
         return parse_mining(tree, place=place)
 
     def paths(self, row_type: type) -> list[str]:
-        """The paths of the cells of one type of row, one a part."""
-        return [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
+        """The paths of the cells of one type of row, one a part; of captions also of those that models wrote."""
+        written = self.captioning if row_type is CaptionsRow else ()
+        more = [cells.path(part) for cells in written for part in self.parts]
+        return more + [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
 
     def table(self, part: int, row_type: type) -> pa.Table:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
         is not this manifest's."""
+        if row_type is CaptionsRow and self.captioning:
+            return read_captions_table(Cells(self.folder, "captions", CaptionsRow), self.captioning, part)
         fingerprint = self.manifest.shards_fingerprint if row_type is SampleRow else None
         path = (self._step(row_type), cell_name(part))
         table = self.folder.read_table(*path, fingerprint=fingerprint)
@@ -157,6 +164,8 @@ class FinishedRun:
 
     def columns(self, part: int, row_type: type, names: Sequence[str]) -> pa.Table:
         """Some columns of a cell, without reading the others. Raises IncompleteError when it is missing or broken."""
+        if row_type is CaptionsRow and self.captioning:
+            return self.table(part, row_type).select(list(names))
         path = (self._step(row_type), cell_name(part))
         try:
             with self.folder.open(*path) as file:
@@ -171,6 +180,11 @@ class FinishedRun:
         if row_type is RegionsRow:
             return list(chain.from_iterable(read_regions(*self._regions, part)))  # type: ignore[arg-type]
         return from_table(self.table(part, row_type), row_type)
+
+    @cached_property
+    def captioning(self) -> tuple[Cells[CaptioningRow], ...]:
+        """The cells of the models that wrote captions; none where all captions are from sources."""
+        return stored_captioning(self.folder)
 
     @cached_property
     def _regions(self) -> tuple[Cells[Any], Cells[EmbeddingsRow] | None]:

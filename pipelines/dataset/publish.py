@@ -28,7 +28,7 @@ from maskmine.pipelines.planning.versions import Version, all_parts, whole_plan
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, IDENTITY_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.identity import Identity
+from maskmine.pipelines.steps.identity import Identity, format_version
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import DerivedFrom, Manifest, ShardEntry, SourceEntry, Totals
 from maskmine.schemas.rows import RejectedImage
@@ -91,7 +91,9 @@ def publish(
     totals, sources = _totals(run, plan, accounts, checked=before)
     named = [source_names(version.captions or identity.settings["captions"]) for version in versions]
     checks = settings.checks
-    models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
+    captioned = [captioner.record() for captioner in settings.captioners]
+    checked = [checks.record()] if checks is not None else []
+    models = (*captioned, settings.nouns.record(), *settings.regions.records(), *checked)
     manifest = Manifest(
         format_version=format_version(settings, corrected=bool(identity.decisions.corrections)),
         fingerprint=set_fingerprint(versions, of_shards),

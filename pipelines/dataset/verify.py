@@ -26,6 +26,7 @@ from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.planning.versions import VERSIONS
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
 from maskmine.pipelines.run_folder.folder import (
     IDENTITY_FILE,
     MIX_FILE,
@@ -207,7 +208,8 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
 
 def _check_additions(run: RunFolder, known: set[str], *, parts: int, whole_folder: bool) -> Iterator[Problem]:
     """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own; embeddings by a CLIP
-    that the run had before, and checks by a verifier, are kept in folders of their own, of which the set needs none.
+    that the run had before, checks by a verifier and captions by a model are kept in folders of their own, of which the
+    set needs none.
 
     Cells behind the `parts` of the set, and what lies beside them, are of an append that was stopped.
     """
@@ -218,6 +220,8 @@ def _check_additions(run: RunFolder, known: set[str], *, parts: int, whole_folde
         if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
             continue
         if folder in (EMBEDDINGS, CHECKS) and posixpath.dirname(name) not in {folder, *current}:
+            continue
+        if folder.startswith(CAPTIONING) and posixpath.dirname(name) not in current:
             continue
         part = part_of_cell(posixpath.basename(name))
         if folder == VERSIONS or (part is not None and part >= parts and whole_folder):

@@ -126,7 +126,8 @@ class BeamEngine(Settings):
         before: list[PCollection] = []
         for step in steps:
             parts = pipeline | f"{step.name} parts" >> beam.Create(todo[step.name], reshuffle=False)
-            shuffled = parts | f"{step.name} shuffle" >> beam.Reshuffle()
+            # without a shuffle all parts stay one bundle, which one worker makes
+            shuffled = parts if step.one_worker else parts | f"{step.name} shuffle" >> beam.Reshuffle()
             make = beam.Map(CellMaker(run, step, messages), *map(AsIter, before)).with_output_types(type(None))
             before = [shuffled | step.name >> self._with_hints(make, step)]
         return pipeline

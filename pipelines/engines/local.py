@@ -78,12 +78,14 @@ class LocalEngine(Settings):
 
         on_gpu = {name for name, job in jobs.items() if gpus and runs_models(job)}
         gpu_pool, cpu_pool = WorkerPool(len(gpus), {"gpu": True}), WorkerPool(self.workers, {"gpu": False})
+        asking = {step.name: WorkerPool(1, {"gpu": False}) for step in steps if step.one_worker}
+        pool_of = dict.fromkeys(on_gpu, gpu_pool) | asking
         scheduler = Scheduler(
             queue=CellQueue(steps, todo),
             observer=observer,
             workers=Processes(jobs, gpus=gpus),
-            pools=[gpu_pool, cpu_pool],
-            pool_of=[gpu_pool if step.name in on_gpu else cpu_pool for step in steps],
+            pools=[gpu_pool, cpu_pool, *asking.values()],
+            pool_of=[pool_of.get(step.name, cpu_pool) for step in steps],
             max_attempts=_MAX_ATTEMPTS,
             no_progress_timeout_s=math.inf,
         )

@@ -92,12 +92,14 @@ class RayEngine(Settings):
             # GPU workers are placed first, before their nodes' CPUs are taken.
             gpu_pool = WorkerPool(sizes.gpu, {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker})
             cpu_pool = WorkerPool(sizes.cpu, {"num_cpus": self.cpus_per_worker, "num_gpus": 0})
+            asking = {step.name: WorkerPool(1, {"num_cpus": 0}) for step in steps if step.one_worker}
+            pool_of = dict.fromkeys(on_gpu, gpu_pool) | asking
             scheduler = Scheduler(
                 queue=CellQueue(steps, todo),
                 observer=observer,
                 workers=RayWorkers(jobs, seen_path, token),
-                pools=[gpu_pool, cpu_pool],
-                pool_of=[gpu_pool if step.name in on_gpu else cpu_pool for step in steps],
+                pools=[gpu_pool, cpu_pool, *asking.values()],
+                pool_of=[pool_of.get(step.name, cpu_pool) for step in steps],
                 max_attempts=self.max_attempts,
                 no_progress_timeout_s=self.no_progress_timeout_s,
             )

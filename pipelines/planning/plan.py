@@ -171,8 +171,9 @@ def check_folder(run: RunFolder, settings: Mining, *, limit: int | None = None) 
 def _source(settings: Mining, limit: int | None) -> dict[str, Any]:
     """The settings that decide which images there are and how they are cut; the hash of the images covers the rest."""
     source = {_PER_PART: settings.shards.images_per_part, "limit": limit}
-    if isinstance(settings.captions, CocoCaptions):
-        return {"captions.kind": settings.captions.kind, **source}
+    alone = settings.sources[0] if settings.captioners and len(settings.sources) == 1 else settings.captions
+    if isinstance(alone, CocoCaptions):  # captioners list no images, and come and go
+        return {"captions.kind": alone.kind, **source}
     return source
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
@@ -20,7 +22,9 @@ Row = TypeVar("Row")
 
 _MADE_FROM_KEY = "maskmine.made_from"
 _EARLIER = "earlier.parquet"  # ends the name of the copy of a cell that was deleted
+_ANSWERS = "answers"  # ends the name of the folder with the first rows of cells that are being made
 _FOLDER_DIGITS = 12  # of a fingerprint, as the name of a folder
+_ANSWER_DIGITS = 16  # of the hash of some rows, as the name of a file
 
 
 class Ties(NamedTuple):
@@ -38,7 +42,8 @@ class Cells(Generic[Row]):
     everything is read. A step that runs `once` has part 0 alone, as a file beside the folders of the others. A cell
     exists when its files of all `suffixes` do. Cells `by_fingerprint` lie in a folder for each fingerprint, so that
     those of several stand beside each other; the file that says which are current stands above them. Of cells that
-    `keep_earlier` the last one is kept when it is deleted, so that the next one can take over what it knew.
+    `keep_earlier` the last one is kept when it is deleted, so that the next one can take over what it knew. Of cells
+    that `keep_answers` the first rows may be written before the cell is whole, so that they need not be made twice.
     """
 
     run: RunFolder
@@ -50,11 +55,14 @@ class Cells(Generic[Row]):
     by_fingerprint: bool = False
     keep_earlier: bool = False
     within: str = ""
+    keep_answers: bool = False
 
     @property
     def title(self) -> str:
         """What tells these cells from all others of the run."""
         return f"{self.within}/{self.step}" if self.within else self.step
+
+    keep_answers: bool = False
 
     @property
     def folder(self) -> str:
@@ -188,10 +196,40 @@ class Cells(Generic[Row]):
             return []
 
     def drop_earlier(self) -> None:
-        """Remove the copies of deleted cells: all cells are there, and took over what was to be."""
+        """Remove copies of deleted cells, and first rows: all cells are there, and took over what was to be."""
         for name in self.run.names(self.folder) if self.keep_earlier else []:
             if name.endswith(f".{_EARLIER}"):
                 self.run.delete(self.folder, name)
+        for name in self.run.names(self.answers_folder) if self.keep_answers else []:
+            self.run.delete(self.answers_folder, name)
+
+    @property
+    def answers_folder(self) -> str:
+        """Where the first rows of cells are that are being made: beside the cells, as parts may be many."""
+        return f"{self.folder}-{_ANSWERS}"
+
+    def write_answers(self, part: int, rows: Sequence[Row]) -> None:
+        """Write some rows of a cell that is being made, in any order; they are durable when this returns."""
+        digest = hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()[:_ANSWER_DIGITS]
+        name = cell_name(part, f"{digest}.parquet")
+        self.run.write_rows(self.answers_folder, name, rows=rows, row_type=self.row_type, fingerprint=self.fingerprint)
+
+    def read_answers(self, part: int) -> list[Row]:
+        """The rows that `write_answers` wrote for a part; of a file that is not whole none."""
+        rows: list[Row] = []
+        for names in self._answers(part):
+            with suppress(IncompleteError):
+                rows += self.run.read_rows(*names, row_type=self.row_type, fingerprint=self.fingerprint)
+        return rows
+
+    def drop_answers(self, part: int) -> None:
+        """Remove them: the cell is whole."""
+        for names in self._answers(part):
+            self.run.delete(*names)
+
+    def _answers(self, part: int) -> list[tuple[str, str]]:
+        first, folder = cell_name(part, ""), self.answers_folder
+        return [(folder, name) for name in self.run.names(folder) if name.startswith(first)]
 
 
 def _tied(made_from: Mapping[str, str] | None) -> dict[str, str]:

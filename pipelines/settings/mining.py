@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from maskmine.mining.captioners.kinds import AnyCaptioner
 from maskmine.mining.captions import AnySource, SomeSources, source_name
 from maskmine.mining.checks import Checks
 from maskmine.mining.levels import Levels
@@ -34,7 +35,8 @@ class Mining(Settings):
     """The whole of a mining run."""
 
     captions: SomeSources
-    """Where captions and images come from: one source, or a list of several. `kind` chooses the format."""
+    """Where captions and images come from: one source, or a list of several. `kind` chooses the format, or the model
+    that writes captions for the images of the others."""
     nouns: Nouns = Nouns()
     """How nouns are found in captions."""
     regions: Regions
@@ -68,15 +70,34 @@ class Mining(Settings):
 
     @property
     def sources(self) -> tuple[AnySource, ...]:
-        """The caption sources in their order, also when there is but one."""
+        """The caption sources in their order, also when there is but one; without captioners, which list no images."""
+        return tuple(one for one in self._all_captions if not isinstance(one, AnyCaptioner))
+
+    @property
+    def captioners(self) -> tuple[AnyCaptioner, ...]:
+        """The models that write captions, in their order."""
+        return tuple(one for one in self._all_captions if isinstance(one, AnyCaptioner))
+
+    @property
+    def _all_captions(self) -> tuple[AnySource | AnyCaptioner, ...]:
         return self.captions if isinstance(self.captions, tuple) else (self.captions,)
 
     @model_validator(mode="after")
     def _sources_have_names_of_their_own(self) -> Mining:
-        names = [source_name(source) for source in self.sources]
+        names = [source_name(one) for one in self._all_captions]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"two of `captions` are called `{twice}`; give each a `name` of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _images_for_captioners(self) -> Mining:
+        if not self.sources:
+            kind = self.captioners[0].kind
+            raise ValueError(
+                f"`captions` names no images: `kind: {kind}` writes captions for the images of other sources; make it "
+                "a list with a source beside it, such as {kind: folder, files: FOLDER}"
+            )
         return self
 
     @model_validator(mode="after")

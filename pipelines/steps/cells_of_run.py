@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from maskmine.pipelines.planning.plan import PLANNED
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING, captioning_cells, read_captions, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import (
@@ -20,6 +21,7 @@ from maskmine.pipelines.run_folder.region_cells import (
 )
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import (
+    CaptioningRow,
     CaptionsRow,
     ChecksRow,
     EmbeddingsRow,
@@ -43,7 +45,8 @@ SHARD_SUFFIXES = ("tar", "parquet", "json")  # the tar, its index, and the accou
 @dataclass(frozen=True)
 class RunCells:
     """The cells of a run: what the plan wrote, then the steps in the order of their work; no embeddings without CLIP,
-    no checks without a verifier, and no negatives where none are asked for.
+    no checks without a verifier, no negatives where none are asked for, and nothing of `captioning` where no model
+    writes captions.
 
     Of a run of an earlier version that is read, `proposals` are its cells of `regions`, which have both.
     """
@@ -60,6 +63,7 @@ class RunCells:
     selection: Cells[SelectionRow]
     negatives: Cells[NegativesRow] | None
     shards: Cells[SampleRow]
+    captioning: tuple[Cells[CaptioningRow], ...] = ()
 
     @property
     def regions(self) -> tuple[Cells[Any], ...]:
@@ -70,13 +74,18 @@ class RunCells:
         """The regions of a part with their embeddings, one row group in memory at a time."""
         return read_regions(self.proposals, self.embeddings, part)
 
+    def read_captions(self, part: int) -> Iterator[CaptionsRow]:
+        """The captions of a part, those that models wrote behind those of the plan."""
+        return read_captions(self.captions, self.captioning, part)
+
 
 def refuse_mixed(cells: RunCells, part: int) -> NoReturn:
     """Name the cell of a part that has other images than the others, as where files changed places.
 
     Raises IncompleteError.
     """
-    compared: tuple[Cells[Any], ...] = (cells.images, cells.captions, cells.nouns, *cells.regions)
+    planned: tuple[Cells[Any], ...] = (cells.images, cells.captions, *cells.captioning)
+    compared: tuple[Cells[Any], ...] = (*planned, cells.nouns, *cells.regions)
     found = {one.path(part): one.read_table(part)["image_id"].to_pylist() for one in compared if one.exists(part)}
     odd = min(found, key=lambda path: sum(images == found[path] for images in found.values()))
     raise IncompleteError(f"{odd}: has other images than part {part}; delete it and run the same command again")
@@ -92,13 +101,15 @@ def run_cells(
     of, prints = partial(Cells, run), fingerprints or {}
     if fingerprints is None:
         proposals, embeddings = stored_cells(run)
-        checks = stored_checks(run)
+        checks, captioning = stored_checks(run), stored_captioning(run)
         negatives = run.read_json(NEGATIVES, FINGERPRINT_FILE) is not None
     else:
         proposals = proposals_cells(run, prints["proposals"])
         embeddings = embeddings_cells(run, prints["embeddings"]) if "embeddings" in prints else None
         checks = checks_cells(run, prints["checks"]) if "checks" in prints else None
         negatives = NEGATIVES in prints
+        steps = (step for step in prints if step.startswith(CAPTIONING))
+        captioning = tuple(captioning_cells(run, step, prints[step]) for step in steps)
     return RunCells(
         images=of("images", ImageRow, PLANNED),
         captions=of("captions", CaptionsRow, PLANNED),
@@ -112,6 +123,7 @@ def run_cells(
         selection=of("selection", SelectionRow, prints.get("selection", ""), once=True),
         negatives=of(NEGATIVES, NegativesRow, prints.get(NEGATIVES, "")) if negatives else None,
         shards=of("shards", index_type(version), prints.get("shards", ""), suffixes=SHARD_SUFFIXES),
+        captioning=captioning,
     )
 
 

@@ -18,6 +18,7 @@ from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.appended_levels import AppendedLevelsJob
+from maskmine.pipelines.steps.captioning_job import CaptioningJob
 from maskmine.pipelines.steps.cells_of_run import NEGATIVES, RunCells, cells_of_version, run_cells
 from maskmine.pipelines.steps.checks_job import ChecksJob
 from maskmine.pipelines.steps.identity import READS, Identity, format_version, step_fingerprints
@@ -72,6 +73,11 @@ class Step:
     def uses_models(self) -> bool:
         """Whether it runs models, for which a GPU is worth having."""
         return self.job.device is not None
+
+    @property
+    def one_worker(self) -> bool:
+        """Whether all its cells are to be made by one worker, which counts what it asks of a server."""
+        return getattr(self.job, "one_worker", False)
 
     def todo(self) -> list[int]:
         """The parts whose cells do not exist yet, in order."""
@@ -141,8 +147,14 @@ def _steps(
     )
     grid = partial(Step, first=first)
     propose = ProposalsJob(cells, regions, parts, reused, first=first)
+    written = [
+        grid(output, CaptioningJob(cells, output, captioner, regions), parts, "captions")
+        for output, captioner in zip(cells.captioning, settings.captioners, strict=True)
+    ]
+    reads_captions = (*READS["nouns"], *(step.name for step in written))
     steps = [
-        grid(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", READS["nouns"]),
+        *written,
+        grid(cells.nouns, NounsJob(cells, settings.nouns), parts, "nouns", reads_captions),
         Step(cells.vocabulary, vocabulary, 1, "nouns", READS["vocabulary"]),
         grid(cells.proposals, propose, parts, "regions", READS["proposals"]),
     ]

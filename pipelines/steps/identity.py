@@ -9,10 +9,13 @@ file, of a model's weights, of a list's words.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskmine.mining.captioners.florence2 import Florence2
+from maskmine.mining.captioners.kinds import AnyCaptioner
+from maskmine.mining.captions import source_name
 from maskmine.mining.checks import how_checked
 from maskmine.mining.evaluation.corrections import Decisions
 from maskmine.mining.evaluation.verdicts import Verdicts, read_verdicts
@@ -21,6 +24,7 @@ from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import THRESHOLDS
 from maskmine.mining.shards import MOST_IN_PART
 from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
 from maskmine.pipelines.run_folder.region_cells import OLDER
 from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
 from maskmine.pipelines.settings.mining import Mining
@@ -29,7 +33,8 @@ from maskmine.schemas.settings import fingerprint
 
 # The steps whose fingerprints enter a step's own, in this order; those that they read in turn follow through them. Each
 # step stands after those that it reads. `shards` also waits for `selection`, whose cut follows from `pairs` and filters
-# that it has too; and `checks` for `pairs`: what it knew of a pair holds for that pair among any others.
+# that it has too; and `checks` for `pairs`: what it knew of a pair holds for that pair among any others. Where models
+# write captions, `nouns` reads a step for each, whose names begin with `captioning-`.
 READS: Mapping[str, tuple[str, ...]] = {
     "nouns": (),
     "vocabulary": ("nouns",),
@@ -55,6 +60,7 @@ STEP_VERSIONS = {
     "negatives": 1,
     "shards": FORMAT_VERSION,
 }
+_CAPTIONING_VERSION = 1
 _OLDER_REGIONS = 2  # the last version of the step `regions`, which was both
 _HOW = ("device", "batch_size", "cpu_threads")  # of `regions`: decide the last bits of models
 # The settings of `pairs` that `shards` applies: pairs that fall to them are in the cells of `pairs` all the same.
@@ -66,7 +72,8 @@ class Identity:
     """What decides the results of a run, as plain values: `settings` whole as the manifest has them, and by step.
 
     `text` is the fingerprint of what text embeddings are made by; `fetching` are the limits on images at URLs, which
-    count where there are any; `decisions` are those of verdicts on pairs.
+    count where there are any; `decisions` are those of verdicts on pairs; `captioning` is what decides the captions of
+    each captioner, by the name of its step.
     """
 
     settings: Mapping[str, Any]
@@ -74,6 +81,7 @@ class Identity:
     text: str
     fetching: Sequence[Any] = ()
     decisions: Decisions = field(default_factory=Decisions)
+    captioning: Mapping[str, Any] = field(default_factory=dict)
 
 
 def settle(
@@ -86,8 +94,9 @@ def settle(
     """
     before = (known or {}).get("regions", {})
     regions = settings.regions
-    checked = (known or {}).get("checks") or {}
-    kind = (before.get("device") or checked.get("device")) if regions.device == "auto" else None
+    checked, captioned = (known or {}).get("checks") or {}, _known_captioners(known)
+    devices = [one.get("device") for one in (before, checked, *captioned.values())]
+    kind = next(filter(None, devices), None) if regions.device == "auto" else None
     kind = kind if kind is not None else here(regions.device)
     settled = regions.settled(kind)
     pinned = _pinned(settled.proposals, before.get("proposals", {}))
@@ -95,6 +104,11 @@ def settle(
     if settings.checks is not None:
         verifier = _pinned(settings.checks.verifier.settled(kind), checked.get("verifier", {}))
         update["checks"] = settings.checks.model_copy(update={"verifier": verifier})
+    if isinstance(settings.captions, tuple):
+        update["captions"] = tuple(
+            _pinned(one.settled(kind), captioned.get(source_name(one), {})) if isinstance(one, Florence2) else one
+            for one in settings.captions
+        )
     return settings.model_copy(update=update)
 
 
@@ -117,6 +131,7 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
     values, pairs = with_known(portable(settled), known), settings.pairs
     if settled.checks is not None:
         values["checks"] = {**values["checks"], **how_checked(settled.regions)}
+    captioning = dict(_identified_captioners(settled, values, _known_captioners(known)))
     clip = values["regions"]["clip"]
     of_text = None
     if clip and isinstance(pairs, ClipPairs):  # prompts are of its image side
@@ -140,7 +155,7 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         "levels": (values["levels"] if isinstance(pairs, ClipPairs) else None,),
         "pairs": (deciding(rule),),
         "selection": (filters, *decided),
-        "shards": (filters, shards, *decided),
+        "shards": (filters, shards, *decided, *captioning),
     }
     if settings.checks is not None:
         by_step = {"checks": (deciding(values["checks"]),), **by_step}
@@ -148,7 +163,31 @@ def identify(settings: Mining, known: Mapping[str, Any] | None = None) -> Identi
         by_step = {"negatives": (deciding(values["negatives"]),), **by_step}
     fetch = settings.regions.decoding.fetch
     fetching = (fetch.most_megabytes, fetch.redirects, fetch.robots, *([fetch.intranet] if fetch.intranet else []))
-    return Identity(values, by_step, text, fetching, verdicts.decisions)
+    return Identity(values, by_step, text, fetching, verdicts.decisions, captioning)
+
+
+def _known_captioners(known: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The captioners of settings that were identified before, by name."""
+    stored = (known or {}).get("captions")
+    entries = stored if isinstance(stored, list) else []
+    return {str(one.get("name") or one.get("kind")): one for one in entries if isinstance(one, Mapping)}
+
+
+def _identified_captioners(
+    settings: Mining, values: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    """What decides the captions of each captioner, by its step; `values` then say on what a model runs."""
+    entries = settings.captions if isinstance(settings.captions, tuple) else ()
+    for number, one in enumerate(entries):
+        if not isinstance(one, AnyCaptioner):
+            continue
+        name = source_name(one)
+        if isinstance(one, Florence2):
+            values["captions"][number] = with_known(values["captions"][number], known.get(name)) | how_checked(
+                settings.regions
+            )
+        decides = {key: value for key, value in values["captions"][number].items() if key != "name"}
+        yield f"{CAPTIONING}{name}", deciding(decides)
 
 
 def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
@@ -158,9 +197,11 @@ def step_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
         "shards": (plan.captions_sha256, plan.sources_sha256),
     }
     of_regions = region_fingerprints(plan, identity.settings["regions"], fetching=identity.fetching)
-    prints = {step: of_regions[step] for step in READS if step in of_regions}
+    prints = _captioning_fingerprints(plan, identity)
+    written = list(prints)
+    prints |= {step: of_regions[step] for step in READS if step in of_regions}
     for step in (step for step in READS if step in identity.by_step):
-        read = [prints[name] for name in READS[step] if name in prints]
+        read = [prints[name] for name in (*(written if step == "nouns" else ()), *READS[step]) if name in prints]
         prints[step] = fingerprint([step, STEP_VERSIONS[step], *of_plan.get(step, ()), *read, *identity.by_step[step]])
     return prints
 
@@ -173,6 +214,15 @@ def format_version(settings: Mining, *, corrected: bool = False) -> int:
     if corrected or settings.negatives is not None:
         return WHOLE_VERSION
     return FORMAT_VERSION if settings.checks is None else CHECKED_VERSION
+
+
+def _captioning_fingerprints(plan: Plan, identity: Identity) -> dict[str, str]:
+    """The fingerprint of the captions of each captioner: of model, prompt and images, and of no other captions."""
+    of_plan = (plan.images_sha256, plan.parts, *(identity.fetching if plan.urls else ()))
+    return {
+        step: fingerprint([CAPTIONING, _CAPTIONING_VERSION, *of_plan, decides])
+        for step, decides in identity.captioning.items()
+    }
 
 
 def checks_fingerprint(proposals: str, checks: Mapping[str, Any]) -> str:

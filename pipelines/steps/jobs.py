@@ -24,18 +24,28 @@ from maskmine.mining.regions import Regions
 from maskmine.mining.scores.noun_tables import NounTables
 from maskmine.mining.scores.scale import LevelScale
 from maskmine.mining.vocabulary import Count, Vocabulary, count_nouns
+from maskmine.pipelines.run_folder.caption_cells import read_failures
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.region_cells import embeddings_cells
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.gpu_use import watch_gpu
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
-from maskmine.schemas.rows import ChecksRow, LevelRow, NounsRow, PairsRow, RegionsRow, VocabularyRow
+from maskmine.schemas.rows import (
+    CaptioningRow,
+    ChecksRow,
+    LevelRow,
+    NounsRow,
+    PairsRow,
+    RegionsRow,
+    Rejection,
+    VocabularyRow,
+)
 from maskmine.schemas.tables import from_pieces, from_table
 
 Tick = Callable[[int], None]  # takes how many more records of a cell are finished
 
-Counted = TypeVar("Counted", NounsRow, RegionsRow, PairsRow, ChecksRow)  # rows that may be rejected
+Counted = TypeVar("Counted", CaptioningRow, NounsRow, RegionsRow, PairsRow, ChecksRow)  # rows that may be rejected
 
 _TEXT_KEY = "maskmine.text"  # in the footer of a vocabulary: the fingerprint of what its embeddings were made by
 
@@ -102,24 +112,42 @@ def no_tick(records: int) -> None:
 
 @dataclass(frozen=True)
 class NounsJob:
-    """captions → nouns."""
+    """captions, those that models wrote included → nouns."""
 
     device = None
-    inputs = ()
     cells: RunCells
     settings: Nouns
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        return tuple(map(Input, self.cells.captioning))
 
     def open(self) -> MakeCell:
         find_nouns = self.settings.open()
 
         def make(part: int, tick: Tick) -> PartReport:
             start_s, counts = time.monotonic(), Counts()
-            rows = find_nouns(self.cells.captions.read(part))
-            self.cells.nouns.write(part, counts.of(rows, lambda row: len(row.nouns)))
+            made_from = identities(self.inputs, part) if self.inputs else None
+            rows = self._with_failures(part, find_nouns(list(self.cells.read_captions(part))))
+            self.cells.nouns.write(part, counts.of(rows, lambda row: len(row.nouns)), made_from=made_from)
             tick(len(rows))
             return counts.report("nouns", part, start_s=start_s)
 
         return make
+
+    def _with_failures(self, part: int, rows: list[NounsRow]) -> list[NounsRow]:
+        """Where an image has no caption because a model failed to write one, that is the reason."""
+        failed = {
+            image_id: Rejection(why.reason, f"{name}: {why.detail}")
+            for image_id, name, why in read_failures(self.cells.captioning, part)
+            if why.reason == "caption_failed"
+        }
+        return [
+            replace(row, rejection=failed[row.image_id])
+            if row.image_id in failed and row.rejection is not None and row.rejection.reason == "no_caption"
+            else row
+            for row in rows
+        ]
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ class ShardsJob:
         """The cells of a part that its shard vouches for in its account."""
         checks = (self.cells.checks,) if self.cells.checks is not None else ()
         negatives = (self.cells.negatives,) if self.cells.negatives is not None else ()
-        return self.cells.nouns, *self.cells.regions, self.cells.pairs, *checks, *negatives
+        of_captions = (*self.cells.captioning, self.cells.nouns)
+        return *of_captions, *self.cells.regions, self.cells.pairs, *checks, *negatives
 
     def _frequent_nouns(self) -> dict[str, int]:
         """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
@@ -166,7 +167,7 @@ class ShardsJob:
         more = [one for one in (cells.checks, cells.negatives) if one is not None]
         rows: Iterator[tuple[Any, ...]] = zip_longest(
             cells.images.read_rows(part),
-            cells.captions.read_rows(part),
+            cells.read_captions(part),
             cells.nouns.read_rows(part),
             cells.proposals.read_rows(part),
             cells.pairs.read_rows(part),

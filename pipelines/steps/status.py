@@ -10,6 +10,7 @@ from typing import Any
 
 from maskmine.pipelines.planning.plan import require_plan
 from maskmine.pipelines.planning.versions import versions_of, whole_plan
+from maskmine.pipelines.run_folder.caption_cells import CAPTIONING, read_failures, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES, run_cells
@@ -57,7 +58,7 @@ def run_status(run: RunFolder) -> RunStatus:
     pairs = (run.read_json(IDENTITY_FILE) or {}).get("pairs", {})
     levels = [cells.levels] if pairs.get("rule", "labels") != "labels" or cells.levels.exists(0) else []
     selection = [cells.selection] if pairs.get("max_per_noun") is not None else []
-    before: list[Cells[Any]] = [cells.nouns, cells.vocabulary, *cells.regions, *levels]
+    before: list[Cells[Any]] = [*cells.captioning, cells.nouns, cells.vocabulary, *cells.regions, *levels]
     checks = [cells.checks] if cells.checks is not None else []
     negatives = [cells.negatives] if cells.negatives is not None else []
     shown = [*before, cells.pairs, *checks, *selection, *negatives, cells.shards]
@@ -99,6 +100,20 @@ def masks_left_out(run: RunFolder, *, most: int) -> Iterator[str]:
     if count:
         yield f"{counted(count, 'annotated mask')} cannot be read, unlike others of the same images:"
         yield from first
+
+
+def captions_left_out(run: RunFolder, *, most: int) -> Iterator[str]:
+    """How many captions each captioner did not write, and the first `most` of them."""
+    for cells in stored_captioning(run):
+        count, first = 0, list[str]()
+        for part in sorted(cells.done()):
+            for image_id, _, why in read_failures([cells], part):
+                count += 1
+                if len(first) < most:
+                    first.append(f"  {image_id}: {why.detail or why.reason}")
+        if count:
+            yield f"{counted(count, 'image')} without a caption by `{cells.step.removeprefix(CAPTIONING)}`:"
+            yield from first
 
 
 def render_status(status: RunStatus) -> TextTable:

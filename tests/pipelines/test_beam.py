@@ -38,6 +38,7 @@ CHECKS = [
     (conformance.same_bytes_as_local, 1),
     (conformance.same_bytes_as_local, 2),
     (conformance.real_models_give_the_same_bytes, 2),
+    (conformance.captions_of_models_are_those_of_the_local_run, 2),
     (conformance.regenerated_data_is_that_of_a_full_run, 1),
     (conformance.a_bottleneck_is_that_of_the_local_engine, 1),
     (conformance.a_set_grows_to_the_same_bytes, 1),

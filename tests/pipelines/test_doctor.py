@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 
 from maskmine.pipelines import doctor
-from maskmine.pipelines.doctor import Finding, diagnose, ready, render
+from maskmine.pipelines.doctor import diagnose, ready, render
+from maskmine.pipelines.findings import Finding
 from maskmine.pipelines.settings.mining import Mining, load_mining
 from tests.support import toy
 from tests.support.paths import HEAVY, ROOT

@@ -142,7 +142,7 @@ def test_a_kind_that_is_missing_is_named_with_its_choices(tmp_path: Path) -> Non
 def test_all_that_is_missing_is_told_in_one_answer(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(tmp_path, "nouns: {}\n")
-    sources = "coco, img2dataset, parquet, jsonl, csv, tsv, hf, folder, run"
+    sources = "coco, img2dataset, parquet, jsonl, csv, tsv, hf, folder, run, endpoint, florence2"
     config = tmp_path / "mining.yaml"
     assert caught.value.args == (
         f"{config}: captions.kind: missing, choose one of {sources}",

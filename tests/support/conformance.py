@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import IncompleteError, InputError
+from maskmine.scripts.captioner.server import Asked, captioner_on_loopback
 from tests.support import toy
 from tests.support.runs import Recorder, hashes, samples
 
@@ -88,6 +90,35 @@ def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
     assert len({row.presence for row in found}) > 2
     assert max(row.agreement or 0.0 for row in found) > 0
     assert any(row.negatives for row in found)
+
+
+def captions_of_models_are_those_of_the_local_run(engine: Engine, folder: Path) -> None:
+    """A server and a tiny Florence-2 caption the same pictures with the same words; the server gets no more requests at
+    once than the settings allow, however many workers there are, and none for what it has answered."""
+    from tests.support.tiny_captioners import save_florence2
+
+    world = toy.write_toy_world(folder / "world")
+    florence2 = {"kind": "florence2", "checkpoint": str(save_florence2(world / "florence")), "max_tokens": 8}
+    human = {"kind": "coco", "annotations": str(world / "captions.json"), "images": str(world / "images")}
+
+    def says(asked: Asked) -> str:
+        time.sleep(0.02)
+        return f"A square, and {len(asked.jpeg)} discs."
+
+    with captioner_on_loopback(says) as server:
+        endpoint = {"kind": "endpoint", "url": server.url, "model": "m", "requests_at_once": 2}
+        captions = [human, endpoint, florence2]
+        run_with(LocalEngine(), toy.write_config(world, out=folder / "local", captions=captions))
+        server.most_at_once = 0
+        run_with(engine, toy.write_config(world, out=folder / "engine", captions=captions))
+        assert hashes(str(folder / "engine")) == hashes(str(folder / "local"))
+        assert server.most_at_once == 2
+        (folder / "engine/nouns/00001.parquet").unlink()
+        run_with(engine, toy.write_config(world, out=folder / "engine", captions=captions))
+        assert len(server.asked) == 2 * len(toy.IMAGES)
+    found = {row.source for row in samples(RunFolder(str(folder / "engine")))}
+    assert found == {"coco", "endpoint", "florence2"}
+    assert [str(problem) for problem in verify_run(RunFolder(str(folder / "engine")))] == []
 
 
 def regenerated_data_is_that_of_a_full_run(engine: Engine, folder: Path) -> None:
