@@ -62,8 +62,6 @@ class Cells(Generic[Row]):
         """What tells these cells from all others of the run."""
         return f"{self.within}/{self.step}" if self.within else self.step
 
-    keep_answers: bool = False
-
     @property
     def folder(self) -> str:
         """The folder of the cells, relative to that of the run."""
