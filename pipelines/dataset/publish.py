@@ -79,7 +79,7 @@ def publish(run: RunFolder, plan: Plan, settings: Mining, identity: Identity, st
     """
     _refuse_other_writer(run, steps)
     accounts, sums = _read_accounts(run, plan, fingerprint=steps[-1].fingerprint)
-    shards = tuple(_shard_entry(account) for account in accounts)
+    shards = tuple(shard_entry(account) for account in accounts)
     totals, sources = _totals(run, plan, accounts)
     checks = settings.checks
     models = (settings.nouns.record(), *settings.regions.records(), *([checks.record()] if checks is not None else []))
@@ -181,7 +181,8 @@ def _refuse_other(account: Mapping[str, Any], path: str, *, fingerprint: str) ->
         )
 
 
-def _shard_entry(account: Mapping[str, Any]) -> ShardEntry:
+def shard_entry(account: Mapping[str, Any]) -> ShardEntry:
+    """A shard as the manifest has it, from its account."""
     return ShardEntry(
         name=cell_name(account["part"], "tar"),
         images=account["images"],
