@@ -87,7 +87,7 @@ def publish(
     _refuse_other_writer(run, steps)
     of_shards = steps[-1].fingerprint
     accounts, sums = _read_accounts(run, plan, fingerprint=of_shards)
-    shards = tuple(_shard_entry(account) for account in accounts)
+    shards = tuple(shard_entry(account) for account in accounts)
     totals, sources = _totals(run, plan, accounts, checked=before)
     named = [source_names(version.captions or identity.settings["captions"]) for version in versions]
     checks = settings.checks
@@ -193,7 +193,8 @@ def _refuse_other(account: Mapping[str, Any], path: str, *, fingerprint: str) ->
         )
 
 
-def _shard_entry(account: Mapping[str, Any]) -> ShardEntry:
+def shard_entry(account: Mapping[str, Any]) -> ShardEntry:
+    """A shard as the manifest has it, from its account."""
     return ShardEntry(
         name=cell_name(account["part"], "tar"),
         images=account["images"],

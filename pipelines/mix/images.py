@@ -65,7 +65,9 @@ def _cells_of(
     names = None if source.run.is_mix else FileNames(source.run)
     for part in parts_of(source.run):
         cell = (WORK_FOLDER, f"{made_from[:16]}-{cell_name(part)}")
-        if folder.read_fingerprint(*cell) != made_from:
+        if folder.read_fingerprint(*cell) == made_from:
+            tick(len(folder.read_columns(*cell, columns=["image_id"])))
+        else:
             wanted = set(_read_index(source.run, part)["image_id"].to_pylist())
             known = _of_mix(source, part) if names is None else _of_run(source, part, wanted, names, pool, looks=looks)
             rows = [facts for facts in known if facts.image_id in wanted]

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from maskmine.mining.storage.query import query_cells
 from maskmine.pipelines.dataset.cards import render_card
 from maskmine.pipelines.dataset.croissant import describe_run
-from maskmine.pipelines.dataset.publish import SUMS_FILE, Sums, hash_all, sums_text, write_text
+from maskmine.pipelines.dataset.publish import SUMS_FILE, Sums, hash_all, shard_entry, sums_text, write_text
 from maskmine.pipelines.mix.choice import SourceCounts
-from maskmine.pipelines.mix.shards import ORIGINS, SHARDS, entry_of
+from maskmine.pipelines.mix.shards import ORIGINS, SHARDS
 from maskmine.pipelines.mix.sources import MixSource, common_format
 from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder
 from maskmine.schemas.manifest import Manifest, MixedSource, ModelRecord, ShardEntry, SourceEntry, Totals
@@ -35,7 +35,7 @@ def publish_mix(
     settings: dict[str, Any],
 ) -> Manifest:
     """Write what describes the set of these shards, `_SUCCESS` last. `identity` is the fingerprint of the mix."""
-    shards = tuple(map(entry_of, accounts))
+    shards = tuple(map(shard_entry, accounts))
     mixed_from = tuple(_entry(*pair) for pair in zip(sources, counts, strict=True))
     calibrations = {source.calibration for source in mixed_from}
     manifest = Manifest(

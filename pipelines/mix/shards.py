@@ -18,7 +18,6 @@ from maskmine.pipelines.mix.choice import Taken
 from maskmine.pipelines.mix.sources import MixSource
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.rows import OriginRow, SampleRow
 from maskmine.schemas.sample import (
     cell_name,
@@ -121,18 +120,6 @@ class ShardWriter:
 
     def _sha256(self, *names: str) -> str:
         return hashlib.sha256(self.folder.read_bytes(*names)).hexdigest()
-
-
-def entry_of(account: dict[str, Any]) -> ShardEntry:
-    """The shard as the manifest has it."""
-    return ShardEntry(
-        name=cell_name(account["part"], "tar"),
-        images=account["images"],
-        samples=account["samples"],
-        size_bytes=account["bytes"],
-        sha256=account["sha256"],
-        index_sha256=account["index_sha256"],
-    )
 
 
 @dataclass(frozen=True, slots=True)

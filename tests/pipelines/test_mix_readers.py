@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,16 @@ def test_the_cards_examples_run_as_they_are_printed(mixed: Path, monkeypatch: py
     assert len(ours) == 2
     for example in ours:
         exec(example, {})
+
+
+@READERS_WARN
+def test_catalogues_read_the_records_of_a_mix(mixed: Path) -> None:
+    import mlcroissant
+
+    dataset = mlcroissant.Dataset(jsonld=str(mixed / "croissant.json"))
+    assert dataset.metadata.ctx.issues.errors == set()
+    records = [record["pairs/noun"].decode() for record in dataset.records("pairs")]
+    assert sorted(records) == sorted(mixes.index(mixed)["noun"].to_pylist())
 
 
 @READERS_WARN
@@ -213,6 +224,21 @@ def test_status_and_verify_know_a_mix(mixed: Path, capsys: pytest.CaptureFixture
     assert "no image was rejected" in said(capsys)
     assert run_app(["verify", str(mixed)]) == 0
     assert f"{len(mixes.index(mixed))} samples verified" in said(capsys)
+
+
+def test_status_of_a_mix_that_was_stopped_says_what_to_run(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = tmp_path / "mix"
+    stopped.mkdir()
+    (stopped / "mix.json").write_bytes((mixed / "mix.json").read_bytes())
+    assert run_app(["status", str(stopped)]) == 0
+    assert "0 images in 0 parts: not complete, run `maskmine mix` again" in said(capsys)
+    shutil.copytree(mixed / "shards", stopped / "shards")
+    (stopped / "shards/00001.json").unlink()
+    assert run_app(["status", str(stopped), "--json"]) == 0
+    (step,) = json.loads(said(capsys))["steps"]
+    assert step["done"] == len(list(mixed.glob("shards/*.tar"))) - 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import CHECKED_VERSION, member_names, sample_members, write_end_of_tar, write_members
 from maskmine.schemas.settings import canonical_json
 from maskmine.schemas.tables import from_table, read_parquet, write_parquet_rows
-from maskmine.scripts.demo_world.draw import draw_world
 from tests.support.runs import run_toy
 
 SCENES = 10
@@ -31,6 +30,8 @@ SCENES = 10
 def mine_sets(folder: Path) -> dict[str, Path]:
     """Runs of `red` and of `blue` scenes, which have the same ids; `copies`, the red scenes as JPEGs of low quality,
     which have the same fingerprint; and `again`, the red scenes with wider crops in other parts."""
+    from maskmine.scripts.demo_world.draw import draw_world
+
     for name, seed in (("red", 3), ("blue", 4)):
         draw_world(folder / "worlds" / name, scenes=SCENES, seed=seed)
     copied = shutil.copytree(folder / "worlds/red", folder / "worlds/copies")
