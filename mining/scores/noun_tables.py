@@ -31,7 +31,7 @@ class NounTables:
     @classmethod
     def open(cls, scale: LevelScale, levels: Iterable[pa.Table], vocabulary: Iterable[pa.Table]) -> NounTables:
         """From the row groups of both. Raises ValueError where they are not of the same nouns."""
-        stored_levels, stored = on_disk(levels), on_disk(vocabulary)
+        stored_levels, stored = _on_disk(levels), _on_disk(vocabulary)
         if not stored["noun"].equals(stored_levels["noun"]):
             raise ValueError("levels and vocabulary are not of the same nouns")
         rows = zip(from_pieces(stored_levels, LevelRow), from_pieces(stored, VocabularyRow), strict=True)
@@ -45,8 +45,8 @@ class NounTables:
         return {row.noun: row.embedding for row in rows if row.embedding is not None}, scorer
 
 
-def on_disk(tables: Iterable[pa.Table]) -> pa.Table:
-    """One table of several, mapped from a temporary file without a name. Raises ValueError where there is none."""
+def _on_disk(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table of several, mapped from a temporary file."""
     with tempfile.NamedTemporaryFile(prefix=owned_prefix(SCRATCH)) as file:
         writer = None
         for table in tables:
