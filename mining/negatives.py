@@ -17,18 +17,19 @@ an image, R its regions, A its said nouns, D width of the embedding.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from maskmine.mining.models.embeddings import unpack
-from maskmine.mining.scores.noun_tables import NounTables, on_disk
+from maskmine.mining.scores.noun_tables import NounTables
 from maskmine.mining.scores.statistics import Array, unit
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.mining.text.labels import label_names
 from maskmine.mining.text.relations import (
     Relations,
@@ -100,57 +101,50 @@ class ImageToSearch:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Nouns that may be negatives, [C], in the order of the vocabulary; embeddings lie in a file without a name.
+    """Nouns that may be negatives, [C], in the order of the vocabulary.
 
-    A noun is absent where no similarity reaches its `bound`.
+    `text_CD` are their text embeddings as float16, `prototype_CD` their prototypes as float32, all 0 where there is
+    none; both lie in files without a name. A noun is absent where no similarity reaches its `bound`.
     """
 
-    table: pa.Table
     nouns: Sequence[str]
     lemmas: Sequence[str]
     bound_C: Array
+    text_CD: Any
+    prototype_CD: Any
 
     @classmethod
     def of(cls, tables: NounTables, settings: Negatives) -> Candidates:
         """Of a vocabulary and its levels: those that can be seen, and that enough images say."""
-        spread = tables.scorer.scale.spread
-
-        def chosen() -> Iterator[pa.Table]:
-            batches = zip(_batches(tables.vocabulary), _batches(tables.levels), strict=True)
-            for vocabulary, levels in batches:
-                seen = pc.and_(
-                    pc.greater_equal(vocabulary["images"], settings.min_images),
-                    pc.fill_null(pc.greater_equal(levels["separability"], settings.min_separability), False),
-                )
-                known = pc.and_(pc.is_valid(levels["level"]), pc.is_valid(vocabulary["embedding"]))
-                of = pc.and_(seen, known)
-                spreads = pc.fill_null(levels["spread"], spread)
-                yield pa.table(
-                    {
-                        "noun": vocabulary["noun"],
-                        "lemma": pc.coalesce(vocabulary["lemma"], vocabulary["noun"]),
-                        "bound": pc.subtract(levels["level"], pc.multiply(spreads, settings.margin)),
-                        "embedding": vocabulary["embedding"],
-                        "prototype": levels["prototype"],
-                    }
-                ).filter(of)
-
-        table = on_disk(chosen())
-        bound_C = np.asarray(table["bound"].to_numpy(), np.float64)
-        return cls(table, table["noun"].to_pylist(), table["lemma"].to_pylist(), bound_C)
+        spread, dim = tables.scorer.scale.spread, len(tables.scorer.scale.centre_D)
+        names: list[tuple[str, str, float]] = []
+        with _scratch() as texts, _scratch() as prototypes:
+            for vocabulary, levels in zip(_batches(tables.vocabulary), _batches(tables.levels), strict=True):
+                for row, level in zip(vocabulary.to_pylist(), levels.to_pylist(), strict=True):
+                    if not _may_be_negative(row, level, settings):
+                        continue
+                    own = spread if level["spread"] is None else level["spread"]
+                    bound = level["level"] - settings.margin * own
+                    names.append((row["noun"], row["lemma"] or row["noun"], bound))
+                    texts.write(row["embedding"])
+                    prototypes.write(level["prototype"] or bytes(4 * dim))
+            text_CD, prototype_CD = (
+                _mapped(file, dtype, (len(names), dim)) for file, dtype in ((texts, "<f2"), (prototypes, "<f4"))
+            )
+        bound_C = np.array([bound for *_, bound in names], np.float64)
+        return cls([noun for noun, *_ in names], [lemma for _, lemma, _ in names], bound_C, text_CD, prototype_CD)
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
         """The unit vectors of the candidates, a block at a time, each with the number of its first one."""
-        first = 0
-        for start in range(0, len(self.nouns), _CANDIDATES_AT_ONCE):
-            packed = self.table["embedding"].slice(start, _CANDIDATES_AT_ONCE).to_pylist()
-            yield first, unit(unpack(packed).astype(np.float64))
-            first += len(packed)
+        for first in range(0, len(self.nouns), _CANDIDATES_AT_ONCE):
+            yield first, unit(self.text_CD[first : first + _CANDIDATES_AT_ONCE].astype(np.float64))
 
-    def vectors(self, numbers_P: Any) -> tuple[Array, list[bytes | None]]:
-        """The unit vectors of some candidates, [P, D], and their prototypes."""
-        rows = self.table.select(["embedding", "prototype"]).take(pa.array(numbers_P))
-        return unit(unpack(rows["embedding"].to_pylist()).astype(np.float64)), rows["prototype"].to_pylist()
+    def vectors(self, numbers_P: Any) -> tuple[Array, Array]:
+        """The unit vectors of some candidates, [P, D], and those of their prototypes, 0 where there is none."""
+        texts_PD, prototypes_PD = (
+            unit(vectors_CD[numbers_P].astype(np.float64)) for vectors_CD in (self.text_CD, self.prototype_CD)
+        )
+        return texts_PD, prototypes_PD
 
 
 @dataclass(frozen=True)
@@ -253,16 +247,13 @@ def _by_nearness(near_P2: Array) -> Any:
     return numbers_P[order_P][np.sort(first)]
 
 
-def _agreement(packed: Sequence[bytes | None], said: Sequence[Array | None]) -> Array:
+def _agreement(own_PD: Array, said: Sequence[Array | None]) -> Array:
     """The highest cosine of each candidate's prototype with that of a noun that is said, [P]; −1 where one has none."""
     known = [prototype_D for prototype_D in said if prototype_D is not None]
-    agreement_P = np.full(len(packed), -1.0)
-    with_one = [number for number, prototype in enumerate(packed) if prototype is not None]
-    if known and with_one:
-        own_PD = np.stack([np.frombuffer(packed[number] or b"", "<f4") for number in with_one]).astype(np.float64)
-        cosine_PA = unit(own_PD) @ unit(np.stack(known)).T
-        agreement_P[with_one] = np.round(cosine_PA, 6).max(axis=1)
-    return agreement_P
+    if not known:
+        return np.full(len(own_PD), -1.0)
+    best_P = np.round(own_PD @ unit(np.stack(known)).T, 6).max(axis=1)
+    return np.where(own_PD.any(axis=1), best_P, -1.0)
 
 
 def _has_words(words: Sequence[str], noun: str) -> bool:
@@ -276,3 +267,25 @@ def _batches(table: pa.Table) -> Iterator[pa.Table]:
     """Some rows at a time, at the same places of every table of as many rows; of an empty one no row, once."""
     for start in range(0, max(1, len(table)), _CANDIDATES_AT_ONCE):
         yield table.slice(start, _CANDIDATES_AT_ONCE)
+
+
+def _may_be_negative(row: Mapping[str, Any], level: Mapping[str, Any], settings: Negatives) -> bool:
+    """Whether a noun of the vocabulary has a level, can be seen, and is said by enough images."""
+    if level["level"] is None or level["separability"] is None or row["embedding"] is None:
+        return False
+    return bool(level["separability"] >= settings.min_separability and row["images"] >= settings.min_images)
+
+
+def _scratch() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix=owned_prefix(SCRATCH))
+
+
+def _mapped(file: IO[bytes], dtype: str, shape: tuple[int, int]) -> Any:
+    """What was written to a file as an array of that shape, whose pages belong to the system.
+
+    Raises ValueError when it was not of that size.
+    """
+    file.flush()
+    if file.tell() != np.dtype(dtype).itemsize * shape[0] * shape[1]:
+        raise ValueError(f"{file.tell()} bytes are no {shape} of {dtype}")
+    return np.memmap(file, dtype, "r", shape=shape) if all(shape) else np.empty(shape, dtype)

@@ -39,7 +39,7 @@ class NounTables:
     ) -> NounTables:
         """From the row groups of both. `competitors` are the nouns among which those that compete are chosen, where
         they are not these. Raises ValueError where the tables are not of the same nouns."""
-        stored_levels, stored = on_disk(levels), on_disk(vocabulary)
+        stored_levels, stored = _on_disk(levels), _on_disk(vocabulary)
         if not stored["noun"].equals(stored_levels["noun"]):
             raise ValueError("levels and vocabulary are not of the same nouns")
         if competitors is None:
@@ -54,8 +54,8 @@ class NounTables:
         return {row.noun: row.embedding for row in rows if row.embedding is not None}, scorer
 
 
-def on_disk(tables: Iterable[pa.Table]) -> pa.Table:
-    """One table of several, mapped from a temporary file without a name. Raises ValueError where there is none."""
+def _on_disk(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table of several, mapped from a temporary file."""
     with tempfile.NamedTemporaryFile(prefix=owned_prefix(SCRATCH)) as file:
         writer = None
         for table in tables:
