@@ -205,6 +205,8 @@ def _open_set(source: Source, *, crop: Crop) -> ShardSet:
     for name, minimum in least.items():
         if minimum is not None:  # a pair without the score, as of a noun that every image says, does not reach it
             passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], minimum), False))
+    if len(index):  # pairs that a person corrected have no scores, and need none
+        passes = pc.or_(passes, pc.fill_null(pc.greater(pc.list_value_length(index["corrected"]), 0), False))
     index = index.filter(passes)
     return ShardSet(folder, manifest.fingerprint, index.select(_COLUMNS).combine_chunks())
 
@@ -235,4 +237,4 @@ def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != shard.index_sha256 or size_bytes != shard.size_bytes:
         raise InputError(f"{path}: not the index that the manifest names; run `maskmine verify {folder}`")
     table = with_later_columns(read_parquet(io.BytesIO(content)), SampleRow)
-    return table.select([*_COLUMNS, *_SCORES]).replace_schema_metadata(None)
+    return table.select([*_COLUMNS, *_SCORES, "corrected"]).replace_schema_metadata(None)
