@@ -98,11 +98,11 @@ pairs = [mask.attrib for mask in xml.etree.ElementTree.parse("FIRST.xml").iter("
 _TO_CVAT = """A task takes `labels.json` in its constructor (Raw), the photographs as its files, and `FIRST.xml` by
 *Upload annotations*, `CVAT 1.1`. What it exports as `CVAT for images 1.1` or `COCO 1.0` goes back with
 `maskmine import-verdicts RUN FILE`."""
-_FIFTYONE = """import fiftyone
+_FIFTYONE = """from pycocotools.coco import COCO
 
-pairs = fiftyone.Dataset.from_dir(
-    "FIRST", fiftyone.types.COCODetectionDataset, label_types="segmentations", label_field="pairs"
-)"""
+pairs = COCO("FIRST/labels.json").anns"""
+_TO_FIFTYONE = """FiftyOne opens it as a `COCODetectionDataset`, with `label_types="segmentations"`. What it exports in
+that form goes back with `maskmine import-verdicts RUN labels.json`."""
 _TABLE = """import duckdb
 
 pairs = duckdb.sql(
@@ -154,6 +154,6 @@ FORMATS = {
         more=_TO_LABEL_STUDIO,
     ),
     "cvat": Format(cvat.write_cvat, cvat.write_cvat_labels, whole=True, example=_CVAT, more=_TO_CVAT),
-    "fiftyone": Format(fiftyone.write_fiftyone, whole=True, example=_FIFTYONE),
+    "fiftyone": Format(fiftyone.write_fiftyone, whole=True, example=_FIFTYONE, more=_TO_FIFTYONE),
 }
 """The forms by their names, in the order of `docs/exports.md`."""

@@ -122,8 +122,8 @@ _ANSWER: dict[Form, Callable[[Path, Judge, Path], Path]] = {
 def _judged_xml(export: Path, judge: Judge) -> ElementTree.Element:
     """The annotations with what people changed, as CVAT writes them."""
     root = ElementTree.parse(export / "train.xml").getroot()
-    meta = ElementTree.SubElement(root, "meta")
-    ElementTree.SubElement(ElementTree.SubElement(meta, "task"), "updated").text = "2026-03-01 00:00:00.000001+00:00"
+    (task,) = root.iter("task")
+    ElementTree.SubElement(task, "updated").text = "2026-03-01 00:00:00.000001+00:00"
     for image in root.iter("image"):
         size = int(image.attrib["height"]), int(image.attrib["width"])
         for mask in image.iter("mask"):

@@ -13,7 +13,7 @@ import pytest
 from maskmine.mining.evaluation.corrections import Correction, checked_noun, span_of
 from maskmine.mining.evaluation.verdicts import Verdicts, read_verdicts, write_verdicts
 from maskmine.mining.evaluation.wrong_pairs import PairNumber
-from maskmine.mining.pairs import Filters
+from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import cap_nouns, keep_corrected, pair_hash
 from maskmine.schemas.annotation_tools import pair_line, parse_pair_line
 from maskmine.schemas.errors import InputError
@@ -166,6 +166,10 @@ def test_a_corrected_pair_takes_its_place_under_its_new_noun_whatever_its_scores
     hashes = sorted([*(pair_hash(str(n), 0) for n in range(4)), pair_hash("2", 1)])
     assert cuts == {"cat": hashes[3]}
     assert cap_nouns(Filters(max_per_noun=3), [cell], corrected=corrected)[1:] == [], "three dogs are left"
+    strict = ClipPairs(rule="best_region_per_noun", min_similarity=0.9, max_per_noun=1)
+    two: dict[PairNumber, str] = {("2", 1): "cat", ("3", 1): "cat"}
+    (cut,) = cap_nouns(strict, [cell], corrected=two)
+    assert (cut.noun, cut.last) == ("cat", min(pair_hash("2", 1), pair_hash("3", 1)))
     keep = keep_corrected(cuts)
     assert keep("2", 1, "cat") is (pair_hash("2", 1) <= hashes[3])
     assert keep("2", 1, "dog")

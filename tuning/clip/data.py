@@ -244,6 +244,8 @@ def _open_set(source: Source, *, crop: Crop, negatives: bool) -> ShardSet:
     for name, minimum in least.items():
         if minimum is not None:  # a pair without the score, as of a noun that every image says, does not reach it
             passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], minimum), False))
+    if len(index):  # pairs that a person corrected have no scores, and need none
+        passes = pc.or_(passes, pc.fill_null(pc.greater(pc.list_value_length(index["corrected"]), 0), False))
     index = index.filter(passes)
     selected = index.select(_COLUMNS).combine_chunks()
     return ShardSet(folder, manifest.fingerprint, selected, unshown and unshown.filter(passes))

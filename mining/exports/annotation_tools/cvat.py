@@ -18,6 +18,7 @@ from maskmine.schemas.annotation_tools import CVAT_LABEL, NOUN, PAIR, UNJUDGED, 
 from maskmine.schemas.rows import VERDICTS
 from maskmine.schemas.sample import StoredSample
 
+_ATTRIBUTES = ((VERDICT, "select", (UNJUDGED, *VERDICTS)), (NOUN, "text", ("",)), (PAIR, "text", ("",)))
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -25,6 +26,7 @@ def write_cvat(folder: Folder, shard: ExportShard) -> None:
     """`SPLIT.xml`: an image with a mask for each of its pairs. Images are known by their names."""
     with folder.write(f"{shard.split}.xml") as file:
         file.write(b'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
+        file.write(_meta(shard.split, images=shard.totals.images[shard.split]).encode())
         for number, photograph in enumerate(photographs(folder, shard, below=("images",))):
             _write_image(file, number, photograph)
         file.write(b"</annotations>\n")
@@ -32,12 +34,25 @@ def write_cvat(folder: Folder, shard: ExportShard) -> None:
 
 def write_cvat_labels(folder: Folder, summary: ExportSummary) -> None:
     """`labels.json`, for the constructor of a task (`Raw`): one label and its attributes."""
-    choices = {"name": VERDICT, "input_type": "select", "mutable": False, "values": [UNJUDGED, *VERDICTS]}
-    texts = [{"name": name, "input_type": "text", "mutable": False, "values": [""]} for name in (NOUN, PAIR)]
-    attributes = [{**choices, "default_value": UNJUDGED}, *({**text, "default_value": ""} for text in texts)]
+    attributes = [
+        {"name": name, "input_type": kind, "mutable": False, "values": list(values), "default_value": values[0]}
+        for name, kind, values in _ATTRIBUTES
+    ]
     label = {"name": CVAT_LABEL, "type": "mask", "color": "#d60093", "attributes": attributes}
     with folder.write("labels.json") as file:
         file.write((json.dumps([label], indent=1) + "\n").encode())
+
+
+def _meta(split: str, *, images: int) -> str:
+    """What CVAT says of a task before its images: its size and its label, with the attributes of the masks."""
+    attributes = "".join(
+        f"<attribute><name>{name}</name><mutable>False</mutable><input_type>{kind}</input_type>"
+        f"<default_value>{values[0]}</default_value><values>{chr(10).join(values)}</values></attribute>"
+        for name, kind, values in _ATTRIBUTES
+    )
+    label = f"<label><name>{CVAT_LABEL}</name><type>mask</type><attributes>{attributes}</attributes></label>"
+    about = f"<name>{split}</name><size>{images}</size><mode>annotation</mode>"
+    return f"  <meta><task>{about}<labels>{label}</labels></task></meta>\n"
 
 
 def _write_image(file: IO[bytes], number: int, photograph: Photograph) -> None:
