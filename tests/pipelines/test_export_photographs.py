@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from maskmine.mining.exports import photographs
 from maskmine.mining.exports.filters import Selection
 from maskmine.mining.exports.images import Pictures
 from maskmine.pipelines.cli.main import run_app
@@ -114,6 +116,16 @@ def test_a_turned_photograph_is_stored_upright(tmp_path: Path) -> None:
     with Image.open(out / "images" / "train" / "12.png") as stored:
         assert stored.getexif() == {}
         assert (np.asarray(stored) == toy.draw(("bar",))).all()
+
+
+def test_half_a_turn_which_the_sides_do_not_tell_is_made_too() -> None:
+    exif, buffer = Image.Exif(), BytesIO()
+    exif[0x0112] = 3
+    Image.fromarray(toy.draw(("bar",))).rotate(180).save(buffer, "PNG", exif=exif)
+    size = (toy.WIDTH_PX, toy.HEIGHT_PX)
+    made = photographs._file(buffer.getvalue(), Pictures(image_format="png"), size, height_px=size[1], width_px=size[0])
+    assert isinstance(made, tuple)
+    assert (np.asarray(Image.open(BytesIO(made[1]))) == toy.draw(("bar",))).all()
 
 
 def test_smaller_photographs_have_smaller_masks(mined: Path, tmp_path: Path) -> None:
