@@ -114,7 +114,7 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
             size_bytes=_folder_bytes(f"{scratch}/whole"),
         )
 
-        list(notes_of(RunFolder(f"{scratch}/whole"), plan, settings))
+        list(notes_of(RunFolder(f"{scratch}/whole"), range(plan.parts), settings))
 
         # The steps are run on a sample of them.
         run = RunFolder(f"{scratch}/sample")
