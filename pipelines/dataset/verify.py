@@ -11,7 +11,7 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
-from maskmine.pipelines.planning.versions import VERSIONS
+from maskmine.pipelines.planning.versions import Version, all_parts, read_appended
 from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
 from maskmine.pipelines.run_folder.folder import (
     IDENTITY_FILE,
@@ -89,7 +89,7 @@ def _problems_of_mix(finished: FinishedRun) -> Iterator[Problem]:
     of_set = _read_sums(run, SUMS_FILE)
     yield from _check_sums_of_set(run, manifest, of_set, MIX_FILE)
     if run.exists(SUMS_FILE):
-        yield from _check_additions(run, set(of_set.sums), parts=len(manifest.shards), whole_folder=not unsigned)
+        yield from _check_additions(run, set(of_set.sums), begun=(), whole_folder=not unsigned)
     yield from _check_set(run, manifest)
     for shard in manifest.shards:
         yield from _check_origins(run, shard.name.replace(".tar", ".parquet"))
@@ -124,8 +124,8 @@ def _problems_of_run(finished: FinishedRun) -> Iterator[Problem]:
     if signed:
         yield from _check_listed(run, RUN_SUMS_FILE, of_rest, (PLAN_FILE, IDENTITY_FILE, "mining.yaml"))
     if all(run.exists(name) for name in (_SUMS_FILES if signed else (SUMS_FILE,))):  # else it is unknown what belongs
-        known, parts = {*of_set.sums, *of_rest.sums, *shards}, len(manifest.shards)
-        yield from _check_additions(run, known, parts=parts, whole_folder=signed and not unsigned)
+        known, begun = {*of_set.sums, *of_rest.sums, *shards}, _begun(run, manifest)
+        yield from _check_additions(run, known, begun=begun, whole_folder=signed and not unsigned)
     yield from _check_set(run, manifest)
 
 
@@ -206,15 +206,25 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
             yield Problem(file, f"cannot be read, though {name} names it ({_reason(error)}); {_REMEDY}")
 
 
-def _check_additions(run: RunFolder, known: set[str], *, parts: int, whole_folder: bool) -> Iterator[Problem]:
+def _begun(run: RunFolder, manifest: Manifest) -> list[Version]:
+    """What is being appended to the set of a manifest."""
+    with suppress(InputError):
+        return [version for version in read_appended(run) if version.name not in {v.name for v in manifest.versions}]
+    return []
+
+
+def _check_additions(
+    run: RunFolder, known: set[str], *, begun: Sequence[Version], whole_folder: bool
+) -> Iterator[Problem]:
     """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own; embeddings by a CLIP
     that the run had before, checks by a verifier and captions by a model are kept in folders of their own, of which the
     set needs none.
 
-    Cells behind the `parts` of the set, and what lies beside them, are of an append that was stopped.
+    Cells of versions that are `begun`, and what lies beside them, are those of an append that was stopped.
     """
     current = {posixpath.dirname(name) for name in known}
-    begun = ""
+    folders, parts = tuple(f"{version.folder}/" for version in begun), set(all_parts(begun))
+    unfinished = ""
     for name in run.walk():
         folder = name.partition("/")[0]
         if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
@@ -223,15 +233,15 @@ def _check_additions(run: RunFolder, known: set[str], *, parts: int, whole_folde
             continue
         if folder.startswith(CAPTIONING) and posixpath.dirname(name) not in current:
             continue
-        part = part_of_cell(posixpath.basename(name))
-        if folder == VERSIONS or (part is not None and part >= parts and whole_folder):
-            begun = begun or name
+        is_cell = posixpath.dirname(name) in current and part_of_cell(posixpath.basename(name)) in parts
+        if begun and (is_cell or name.startswith(folders)):
+            unfinished = unfinished or name
             continue
         is_account = name.endswith(".json")  # which earlier versions did not vouch for
         if whole_folder or (folder == "shards" and not is_account):
             yield Problem(name, "is no file of this run; move it away")
-    if begun:
-        yield Problem(begun, "of an append that is not finished; run that, or `maskmine mine`, again")
+    if unfinished:
+        yield Problem(unfinished, "of an append that is not finished; run that, or `maskmine mine`, again")
 
 
 def _files_of(shard: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -66,8 +66,7 @@ def run_status(run: RunFolder) -> RunStatus:
     with ThreadPoolExecutor(len(shown)) as pool:  # a store lists 1,000 names at a time, so folders do not wait in turn
         steps = tuple(pool.map(lambda cells: _step_status(cells, plan.parts, folders), shown))
     appended = tuple((version.name, version.plan.images) for version in versions[1:])
-    listed = {version["name"] for version in (run.read_json("manifest.json") or {}).get("versions", ())}
-    begun = next((name for name, _ in appended if name not in listed), None)
+    begun = next((name for name, _ in appended if name not in _listed(run)), None)
     return RunStatus(plan.images, plan.parts, run.exists(SUCCESS_FILE) and not begun, steps, appended, begun)
 
 
@@ -79,6 +78,13 @@ def _mix_status(run: RunFolder) -> RunStatus:
     missing = tuple(sorted(set(range(shards)) - set(done)))
     steps = (StepStatus("shards", len(done), shards, missing),) if shards else ()
     return RunStatus(images, shards, run.exists(SUCCESS_FILE) and not missing, steps)
+
+
+def _listed(run: RunFolder) -> list[str]:
+    """The versions that the manifest has."""
+    stored = run.read_json("manifest.json")
+    versions = stored.get("versions", ()) if isinstance(stored, dict) else ()
+    return [version["name"] for version in versions if isinstance(version, dict) and "name" in version]
 
 
 def rejected_images(run: RunFolder) -> Iterator[RejectedImage]:
