@@ -93,7 +93,7 @@ def main(
         with captioner_on_loopback(asked) as server:
             trial = prepare(scratch, server, asked, at_once=at_once, images=scenes)
             endings = []
-            for number, ending in enumerate(kill_each(scratch, trial, server, asked, kills=kills, seed=seed), start=1):
+            for number, ending in enumerate(kill_each(scratch, trial, asked, kills=kills, seed=seed), start=1):
                 endings.append(ending)
                 what = "; ".join(ending.faults) or f"same bytes, {ending.again} asked for again"
                 CONSOLE.print(f"{number}/{kills}: {ending.answered} answered, {ending.kept} kept: {what}", style="dim")
@@ -130,15 +130,12 @@ def prepare(scratch: Path, server: Captioner, asked: AskedImages, *, at_once: in
     return Trial(config, at_once, images, hashes(out))
 
 
-def kill_each(
-    scratch: Path, trial: Trial, server: Captioner, asked: AskedImages, *, kills: int, seed: int
-) -> Iterator[Ending]:
+def kill_each(scratch: Path, trial: Trial, asked: AskedImages, *, kills: int, seed: int) -> Iterator[Ending]:
     """Kill when the server was asked for a random number of images, and a random moment later."""
     for number in range(kills):
         chance = random.Random(f"{seed} {number}")
         folder = scratch / f"{number:03d}"
         folder.mkdir()
-        server.answered.clear()
         asked.images.clear()
         out, ending = folder / "run", Ending()
         driver = _start(trial.config, out, folder / "log-0.txt")
