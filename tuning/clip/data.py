@@ -231,7 +231,7 @@ def _open_set(source: Source, *, crop: Crop, negatives: bool) -> ShardSet:
             f"objective.negatives: the pairs of {folder} have none; mine them with `negatives: {{}}`, which makes only "
             "the shards again, or leave it out"
         )
-    columns = [*_COLUMNS, *_SCORES, *(_OF_IMAGES if negatives else ())]
+    columns = [*_COLUMNS, *_SCORES, "corrected", *(_OF_IMAGES if negatives else ())]
     tables = [_read_index(folder, shard).select(columns) for shard in manifest.shards]
     index = pa.concat_tables(tables) if tables else arrow_schema(SampleRow).empty_table().select(columns)
     unshown = Unshown.of(index) if negatives else None
