@@ -96,6 +96,7 @@ def test_ways_share_a_folder_exactly_where_they_are_trained_alike() -> None:
                 "prompts, 1 caption an image",
                 "prompts, equal nouns are positives",
                 "prompts, mined pairs",
+                "prompts, no hard negatives",
                 "prompts, the clean set",
             ],
             ["prompts, true pairs"],
@@ -106,6 +107,11 @@ def test_ways_share_a_folder_exactly_where_they_are_trained_alike() -> None:
             ["prompts, 5 captions an image"],
             ["prompts, every pair of the paper's rule"],
             ["prompts, the paper's loss"],
+            ["prompts, those of the own image"],
+            ["prompts, those of the whole batch"],
+            ["fine-tuned, no hard negatives"],
+            ["fine-tuned, those of the own image"],
+            ["fine-tuned, those of the whole batch"],
         ]
     )
 
@@ -186,7 +192,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["depht"], "unknown depht; known: ways, sets, depth, captions, positives"),
+        (["depht"], "unknown depht; known: ways, sets, depth, captions, positives, negatives"),
         (["depth", "--clip", "/nowhere"], "--clip /nowhere: no such folder; give one with a saved model"),
     ],
 )
