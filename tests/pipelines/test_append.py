@@ -431,7 +431,7 @@ def test_appends_that_are_killed_at_every_few_writes_come_to_the_same_bytes(
         ["show", "RUN", "--to", "OUT.png"],
         ["report", "RUN", "--to", "OUT.html"],
         ["duplicates", "RUN"],
-        ["evaluate-pairs", "RUN", "--truth", "TRUTH"],
+        ["evaluate-pairs", "RUN", "--truth", "TRUTH", "--to", "OUT"],
         ["export", "RUN", "--to", "coco", "--out", "OUT"],
         ["export", "RUN", "--to", "hf", "--out", "OUT"],
         ["diff", "BASE", "RUN"],

@@ -49,7 +49,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         run.write_rows("proposals", f"{part:05d}.parquet", rows=regions, row_type=ProposalsRow, fingerprint="")
     plan = Plan(images=8, parts=2, images_sha256="", captions_sha256="", source={}, inputs=None)
     run.write_json("plan.json", value=asdict(plan))
-    manifest = cast("Manifest", SimpleNamespace(mixed_from=()))  # of a run; no more is read of it here
+    manifest = cast("Manifest", SimpleNamespace(mixed_from=(), versions=()))  # of a run; no more is read of it here
     monkeypatch.setattr(FinishedRun, "open_complete", lambda folder: FinishedRun(folder, manifest))
     return run
 
