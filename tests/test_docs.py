@@ -17,6 +17,7 @@ import yaml
 
 from maskmine.pipelines.cli.main import app
 from maskmine.pipelines.engines.beam import BeamEngine
+from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.ray import RayEngine
 from maskmine.pipelines.settings.mining import load_mining, load_settings
@@ -104,7 +105,7 @@ def test_a_command_that_is_named_in_a_sentence_has_such_options(page: Path) -> N
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_an_option_of_an_engine_that_is_named_exists(page: Path) -> None:
     named = set(re.findall(r"--engine-opt '?([a-z_]+)=", page.read_text()))
-    assert named <= {*RayEngine.model_fields, *BeamEngine.model_fields}
+    assert named <= {*RayEngine.model_fields, *BeamEngine.model_fields, *LocalEngine.model_fields}
 
 
 @pytest.mark.parametrize("words", [case for case in all_of_maskmine() if "--engine" in case.values[0]])
