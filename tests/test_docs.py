@@ -17,8 +17,8 @@ import yaml
 
 from maskmine.pipelines.cli.main import app
 from maskmine.pipelines.engines.beam import BeamEngine
-from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.engines.choose import choose_engine
+from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.engines.ray import RayEngine
 from maskmine.pipelines.settings.mining import load_mining, load_settings
 from maskmine.schemas.rows import FAULTS, NOTHING_FOUND, REASONS
