@@ -26,6 +26,7 @@ from maskmine.scripts.crashes.trial import (
     Trial,
     await_agents,
     hashes,
+    keep_where_failed,
     run_trial,
     undisturbed,
 )
@@ -111,10 +112,7 @@ def main(
         failed = any(ending.faults for _, ending in ended)
         CONSOLE.print(trials_table(ended) if verbose else summary_table(ended))
     finally:
-        if failed:
-            CONSOLE.print(f"what failed is in {scratch}")
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
+        keep_where_failed(scratch, failed=failed, console=CONSOLE)
     if failed:
         raise typer.Exit(1)
 

@@ -31,7 +31,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.captioner.server import Asked, Captioner, captioner_on_loopback, picture_key
 from maskmine.scripts.captioner.truth import picture_ids, says_what_is_left_out
-from maskmine.scripts.crashes.trial import differences, hashes
+from maskmine.scripts.crashes.trial import differences, hashes, keep_where_failed
 from maskmine.scripts.demo_world.draw import draw_world
 from maskmine.tuning.console import TextTable, plain_console
 
@@ -100,10 +100,7 @@ def main(
         CONSOLE.print(summary(endings, trial))
         failed = any(ending.faults for ending in endings)
     finally:
-        if failed:
-            CONSOLE.print(f"what failed is in {scratch}")
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
+        keep_where_failed(scratch, failed=failed, console=CONSOLE)
     if failed:
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
 
 from maskmine.mining.storage.ownership import owner_state
 from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE
@@ -177,6 +179,14 @@ def cells(out: Path) -> Cells:
     if vocabulary.exists():
         found["vocabulary"] = ((vocabulary.stat().st_ino, vocabulary.stat().st_mtime_ns),)
     return found
+
+
+def keep_where_failed(scratch: Path, *, failed: bool, console: Console) -> None:
+    """Remove the folder of all trials, or say where what failed is."""
+    if failed:
+        console.print(f"what failed is in {scratch}")
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def hashes(out: Path) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_settings
 from tests.support import mixes, toy, toy_shards
 from tests.support.paths import ROOT
@@ -21,6 +23,21 @@ if TYPE_CHECKING:
     from maskmine.pipelines.serve.service import Service, Serving
 
 CLIP, MASKFORMER = ROOT / "scripts" / "models" / "clip", ROOT / "scripts" / "models" / "maskformer"
+
+
+@pytest.fixture
+def empty_run(tmp_path: Path) -> RunFolder:
+    """A run folder with nothing in it."""
+    (tmp_path / "run").mkdir()
+    return RunFolder(str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def workers_find_the_tests() -> Iterator[None]:
+    """Processes that are started meanwhile can import what the tests' jobs are made of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import conformance
 from tests.support.models import save_tiny_clip
-from tests.support.paths import ROOT
 from tests.support.runs import Recorder, fake_step
 from tests.support.toy_jobs import (
     Events,
@@ -37,18 +36,12 @@ from tests.support.toy_jobs import (
     wants_something,
 )
 
+pytestmark = pytest.mark.usefixtures("workers_find_the_tests")
+
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    (tmp_path / "run").mkdir()
-    return RunFolder(str(tmp_path / "run"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _workers_find_the_tests() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        yield
+def run(empty_run: RunFolder) -> RunFolder:
+    return empty_run
 
 
 def test_local_workers_conform(tmp_path: Path) -> None:

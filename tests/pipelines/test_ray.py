@@ -32,7 +32,6 @@ from maskmine.pipelines.steps.jobs import PartReport, Tick
 from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import conformance
-from tests.support.paths import ROOT
 from tests.support.runs import Recorder, fake_step
 from tests.support.toy_jobs import (
     Events,
@@ -63,24 +62,19 @@ CHECKS = [
 ]
 
 # Ray leaves the handles of the processes that it starts to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("workers_find_the_tests"),
+    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
+]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    (tmp_path / "run").mkdir()
-    return RunFolder(str(tmp_path / "run"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _workers_find_the_tests() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        yield
+def run(empty_run: RunFolder) -> RunFolder:
+    return empty_run
 
 
 @pytest.fixture(scope="module")
-def _ray_ends_with_its_tests(_workers_find_the_tests: None) -> Iterator[None]:
+def _ray_ends_with_its_tests(workers_find_the_tests: None) -> Iterator[None]:
     yield
     ray.shutdown()
 

@@ -10,15 +10,17 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+
+HubT = TypeVar("HubT")
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".h5"}
 
@@ -75,9 +77,16 @@ class Hub:
 @contextmanager
 def hub_on_loopback() -> Iterator[Hub]:
     """A hub without repositories, for as long as the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    with serving(_Handler, Hub) as hub:
+        yield hub
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], hub_at: Callable[[str], HubT]) -> Iterator[HubT]:
+    """A server on loopback for as long as the block runs; its handlers find the hub as `server.hub`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    hub = hub_at(f"http://127.0.0.1:{server.server_address[1]}")
     server.hub = hub  # type: ignore[attr-defined]
     thread = Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +25,8 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub.constants
 import pytest
 from huggingface_hub.utils import _http
+
+from tests.support.hub.server import serving
 
 _TEXTS = (".md", ".json", ".txt", ".yaml", ".csv", "SHA256SUMS", ".gitattributes", ".jsonl")
 _BLOCK_BYTES = 1 << 13
@@ -94,18 +96,8 @@ class UploadHub:
 @contextmanager
 def upload_hub() -> Iterator[UploadHub]:
     """A hub without repositories, for as long as the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    hub = UploadHub(f"http://127.0.0.1:{server.server_address[1]}")
-    server.hub = hub  # type: ignore[attr-defined]
-    thread = Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(_Handler, UploadHub) as hub:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _CutError(Exception):
