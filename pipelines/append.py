@@ -121,8 +121,8 @@ def _asked(finished: FinishedRun, captions: Any, *, fetch: bool | None) -> Minin
 
 def _plain(settings: Mining) -> Any:
     """The caption sources of settings as plain values."""
-    stored = settings.model_dump(mode="json", include={"captions"})["captions"]
-    return json.loads(json.dumps(stored))
+    stored = [source.model_dump(mode="json") for source in settings.sources]
+    return json.loads(json.dumps(stored if len(stored) > 1 else stored[0]))
 
 
 def _identify(settings: Mining, known: Mapping[str, Any]) -> Identity:

@@ -132,8 +132,12 @@ def cut_version(run: RunFolder, settings: Mining, before: Sequence[Version], *, 
 
 
 def settings_for(settings: Mining, captions: Any) -> Mining:
-    """The settings with other caption sources, given as plain values. Raises ValidationError."""
-    return settings.model_copy(update={"captions": _SOURCES.validate_json(json.dumps(captions))})
+    """The settings with other caption sources, given as plain values, and the captioners that they have. Raises
+    ValidationError."""
+    sources = _SOURCES.validate_json(json.dumps(captions))
+    if settings.captioners:
+        sources = (*(sources if isinstance(sources, tuple) else (sources,)), *settings.captioners)
+    return settings.model_copy(update={"captions": sources})
 
 
 def restore_version(

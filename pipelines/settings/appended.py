@@ -26,8 +26,9 @@ def captions_to_append(
     """The caption sources to append to a run of these settings, as plain values with absolute paths.
 
     What is found out takes as many captions of an image as the run does, and has its source's name where both are of
-    one kind. Raises InputError when both or neither of `captions` and `config` is given, when the files are of no known
-    kind, or when a configuration has other settings than the run.
+    one kind. Models that write captions for the run write them for these images too. Raises InputError when both or
+    neither of `captions` and `config` is given, when the files are of no known kind, or when a configuration has other
+    settings than the run.
     """
     if (captions is None) == (config is None):
         raise InputError("append: give --captions with a file or folder, or --config with `captions:`, and not both")
@@ -42,7 +43,8 @@ def captions_to_append(
         found = _found(str(captions), kind=kind, images=images, caption_col=caption_col, path_col=path_col)
         asked = load_mining({**tree, "captions": {**_like(run, found), **found}})
         check_source(asked)
-    return json.loads(json.dumps(asked.model_dump(mode="json", include={"captions"})["captions"]))
+    sources = [source.model_dump(mode="json") for source in asked.sources]
+    return json.loads(json.dumps(sources if isinstance(asked.captions, tuple) else sources[0]))
 
 
 def _given(config: str | Mapping[str, Any], *, place: str) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def _refuse_other_settings(run: Mining, asked: Mining, *, place: str) -> None:
     """Raises InputError when a configuration asks for anything else than the run was mined with."""
     names = (name for name in Mining.model_fields if name not in ("captions", "out"))
     other = next((name for name in names if getattr(asked, name) != getattr(run, name)), None)
+    if other is None and asked.captioners and asked.captioners != run.captioners:
+        other = "captions"
     if other is not None:
         raise InputError(
             f"{place}: `{other}` is not that of the run, whose own settings count for all that is appended; leave it "
