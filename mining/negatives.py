@@ -81,13 +81,14 @@ class Negatives(Settings):
             "wordnet": None if self.wordnet is None else wordnet_identity(self.wordnet),
         }
 
-    def open(self, tables: NounTables) -> FindNegatives:
-        """A function from the images of a part to their negatives. Raises InputError when a list cannot be read."""
+    def open(self, tables: NounTables, *, among: NounTables | None = None) -> FindNegatives:
+        """A function from the images of a part to their negatives, which are nouns of `among`, where it is not those of
+        the images themselves. Raises InputError when a list cannot be read."""
         relations = Relations(
             read_synonym_groups(self.synonyms) if self.synonyms is not None else {},
             read_wordnet(self.wordnet) if self.wordnet is not None else None,
         )
-        return _Search(self, relations, tables, Candidates.of(tables, self)).find
+        return _Search(self, relations, tables, Candidates.of(among or tables, self)).find
 
 
 @dataclass(frozen=True, slots=True)

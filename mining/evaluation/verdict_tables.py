@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +20,15 @@ COLUMNS, KEY_COLUMNS = ("image_id", "noun", "mask", "verdict"), ("key", "verdict
 
 @dataclass(frozen=True, slots=True)
 class CsvLine:
-    """A line with a verdict: its row, or the key that nobody knows, or what is wrong with it, one of the three."""
+    """A line with a verdict: its row, or the key that nobody knows, or what is wrong with it, one of the three.
+
+    A row is without a correction that cannot be one; `refused` says why, by what it is of, `mask` or `noun`.
+    """
 
     row: VerdictRow | None = None
     unknown_key: str = ""
     fault: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def csv_lines(
@@ -44,7 +48,8 @@ def csv_lines(
         values = {name: str(text or "").strip() for name, text in record.items()}
         if values["verdict"]:
             try:
-                yield _line(values, columns, pair_of_key)
+                line = _line(values, columns, pair_of_key)
+                yield replace(line, refused={of: f"line {number}: {why}" for of, why in line.refused.items()})
             except ValueError as error:
                 yield CsvLine(fault=f"line {number}: {error}")
 
@@ -97,17 +102,21 @@ def _line(values: Mapping[str, str], columns: tuple[str, ...], pair_of_key: Mapp
         pair = (pair_of_key or {}).get(values["key"])
     if pair is None:
         return CsvLine(unknown_key=values["key"])
-    return CsvLine(_row(pair, values))
+    refused: dict[str, str] = {}
+    return CsvLine(_row(pair, values, refused), refused=refused)
 
 
-def _row(pair: PairId, values: Mapping[str, str]) -> VerdictRow:
+def _row(pair: PairId, values: Mapping[str, str], refused: dict[str, str]) -> VerdictRow:
+    """Raises ValueError; a correction that cannot be one is left out, and told in `refused`."""
     word: Any = verdict_word(values["verdict"])
     image_id, noun, mask = pair
     optional: dict[str, Any] = {}
-    if values.get("corrected_noun"):
-        optional["corrected_noun"] = checked_noun(values["corrected_noun"])
-    if values.get("corrected_mask"):
-        optional["corrected_mask"] = _mask_of(values["corrected_mask"])
+    for name, check in (("noun", checked_noun), ("mask", _mask_of)):
+        if text := values.get(f"corrected_{name}"):
+            try:
+                optional[f"corrected_{name}"] = check(text)
+            except ValueError as error:
+                refused[name] = str(error)
     try:
         if values.get("seconds"):
             optional["seconds"] = float(values["seconds"])
@@ -127,12 +136,13 @@ def _row(pair: PairId, values: Mapping[str, str]) -> VerdictRow:
 
 def _mask_of(text: str) -> Any:
     """A corrected mask as COCO's run lengths in JSON, which give its size. Raises ValueError."""
+    what = '`corrected_mask` is no run lengths ({}); give {{"size": [height, width], "counts": …}} of COCO'
     try:
         stored = json.loads(text)
         height_px, width_px = stored["size"]
-        return checked_mask(stored, height_px=height_px, width_px=width_px)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"`corrected_mask` is no run lengths ({' '.join(str(error).split())[:60]}); give "
-            '{"size": [height, width], "counts": …} of COCO'
-        ) from error
+        raise ValueError(what.format("no JSON with a `size` of two sides")) from error
+    try:
+        return checked_mask(stored, height_px=height_px, width_px=width_px)
+    except ValueError as error:
+        raise ValueError(what.format(" ".join(str(error).split())[:60])) from error

@@ -129,8 +129,8 @@ def read_verdicts(path: str, *, pair_of_key: Mapping[str, PairId] | None = None)
         return Verdicts(tuple(read_verdict_file(path)))
     rows, unknown = list[VerdictRow](), list[str]()
     for line in csv_lines(path, pair_of_key):
-        if line.fault:
-            raise InputError(f"{path}: {line.fault}")
+        if fault := line.fault or next(iter(line.refused.values()), ""):
+            raise InputError(f"{path}: {fault}")
         if line.row is not None:
             rows.append(line.row)
         else:

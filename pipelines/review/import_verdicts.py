@@ -183,6 +183,10 @@ def _digest(mask: Mask | None) -> str | None:
 def _noun(answer: Answer, known: KnownPair, imported: Imported) -> str:
     """The noun that an answer leaves the pair with: as shown where it gives none, or one that cannot be."""
     shown = known.shown.noun or known.pair[1]
+    if answer.refused_noun:
+        imported.refused["noun"] += 1
+        imported.tell(answer.place, answer.refused_noun)
+        return shown
     if answer.noun is None or answer.noun == shown:
         return shown
     try:

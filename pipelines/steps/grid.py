@@ -173,7 +173,7 @@ def _steps(
         check = ChecksJob(cells, cells.checks, settings.checks, regions, reused)
         steps.append(grid(cells.checks, check, parts, "checks", (*READS["checks"], "pairs")))
     if settings.negatives is not None and cells.negatives is not None:
-        search = NegativesJob(cells, cells.negatives, settings.negatives)
+        search = NegativesJob(cells, cells.negatives, settings.negatives, before[0] if before else None)
         steps.append(grid(cells.negatives, search, parts, "negatives", READS[NEGATIVES]))
     format_ = format_version(settings, corrected=bool(identity.decisions.corrections))
     write = ShardsJob(cells, settings.shards, pairs, regions, format_, identity.decisions, known)

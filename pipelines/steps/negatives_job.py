@@ -22,22 +22,27 @@ from maskmine.schemas.rows import NegativesRow
 
 @dataclass(frozen=True)
 class NegativesJob:
-    """captions, nouns, regions, vocabulary, levels → negatives."""
+    """captions, nouns, regions, vocabulary, levels → negatives.
+
+    Where something is appended to a set, its negatives are nouns of the set's `base`, of which enough images tell.
+    """
 
     device = None
     cells: RunCells
     output: Cells[NegativesRow]
     settings: Negatives
+    base: RunCells | None = None
 
     @property
     def inputs(self) -> Sequence[Input]:
         cells = self.cells
-        return tuple(map(Input, (cells.nouns, *cells.regions, cells.vocabulary, cells.levels)))
+        of_base = (self.base.vocabulary, self.base.levels) if self.base is not None else ()
+        return tuple(map(Input, (cells.nouns, *cells.regions, cells.vocabulary, cells.levels, *of_base)))
 
     def open(self) -> MakeCell:
         cells, read = self.cells, remember_once(self.inputs)
-        scale = LevelScale.read(cells.levels.read_metadata())
-        find = self.settings.open(NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups()))
+        among = _tables(self.base) if self.base is not None else None
+        find = self.settings.open(_tables(cells), among=among)
 
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part, read=read)
@@ -62,10 +67,15 @@ class NegativesJob:
         cells = self.cells
         rows: Iterator[tuple[Any, ...]] = zip_longest(
             cells.nouns.read_rows(part),
-            cells.captions.read_rows(part),
+            cells.read_captions(part),
             chain.from_iterable(cells.read_regions(part)),
         )
         for row in rows:
             if len({one and one.image_id for one in row}) != 1:
                 refuse_mixed(cells, part)
             yield ImageToSearch(*row)
+
+
+def _tables(cells: RunCells) -> NounTables:
+    scale = LevelScale.read(cells.levels.read_metadata())
+    return NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups())

@@ -65,6 +65,9 @@ def test_appended_images_have_negatives_of_their_own(tmp_path: Path) -> None:
         name: digest for name, digest in before.items() if name.startswith(("shards/0", "negatives/0"))
     }
     assert all(row.noun not in row.negatives for row in samples(run))
+    of_base = {row.noun for row in run_cells(run).vocabulary.read_rows(0)}
+    given = [noun for part in finished.parts for row in cells.read_rows(part) for noun in row.negatives]
+    assert set(given) <= of_base
     assert [str(problem) for problem in verify_run(run)] == []
 
 

@@ -261,14 +261,46 @@ def test_a_table_is_held_against_the_run_and_each_fault_is_counted(config: Path,
     assert taken(run, imported) == {
         BAR: ("wrong_noun", "café"),
         DISC: ("bad_mask", None),
+        pair("13", "bar", "bar"): ("wrong_noun", None),
         pair("14", "disc", "disc"): ("right", None),
     }
-    assert (imported.answers, imported.unknown, imported.unreadable, imported.contradictions) == (8, 2, 2, 1)
-    assert imported.refused == {"mask": 1}
+    assert (imported.answers, imported.unknown, imported.unreadable, imported.contradictions) == (8, 2, 1, 1)
+    assert imported.refused == {"mask": 1, "noun": 1}
     assert "a mask for 4 × 4 pixels, the image has 48 × 64" in "; ".join(imported.told)
     assert {row.reviewer for row in read_verdicts(imported.file).rows} == {"ann"}
     with pytest.raises(InputError, match="none of 1 answer can be used"):
         import_verdicts(run, table(tmp_path / "one.csv", [rows[3]], encoding="cp1252"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"size": [48, 64], "counts": "abc"}',
+        '{"size": [1e9, 1e9], "counts": [1, 2]}',
+        '{"size": "x", "counts": {"a": 1}}',
+        "[[1, 2, 3]]",
+        "null",
+        "no JSON",
+    ],
+)
+def test_a_mask_in_a_table_that_cannot_be_costs_the_correction_and_not_the_verdict(
+    config: Path, tmp_path: Path, text: str
+) -> None:
+    run, _, _ = run_toy(config)
+    imported = import_verdicts(run, table(tmp_path / "one.csv", [line(DISC, "bad mask", corrected_mask=text)]))
+    assert taken(run, imported) == {DISC: ("bad_mask", None)}
+    assert (imported.unreadable, imported.refused) == (0, {"mask": 1})
+    assert "line 2: `corrected_mask` is no run lengths (" in imported.told[0]
+    assert "indices" not in imported.told[0]
+    assert "unpack" not in imported.told[0]
+
+
+def test_tasks_that_nobody_answered_are_without_a_verdict(config: Path, tmp_path: Path) -> None:
+    run, _, _ = run_toy(config)
+    tasks = [{"data": {"pair": pair_line(one)}, "predictions": []} for one in (BAR, DISC)]
+    (tmp_path / "train.json").write_text(json.dumps(tasks))
+    with pytest.raises(InputError, match=r"none of 2 answers can be used.*2 without a verdict"):
+        import_verdicts(run, str(tmp_path / "train.json"))
 
 
 def test_keys_of_samples_name_pairs_too(config: Path, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ class Answer:
     """What one person says of a pair; `place` is where it stands in the file.
 
     The pair is known by `pair`, or by the `key` of its sample. None: nothing is said. `noun` and `mask` may be the
-    pair's own. `at` is empty where the file has no time, `reviewer` where it names nobody.
+    pair's own; `refused_noun` says why a noun that was given cannot be. `at` is empty where the file has no time,
+    `reviewer` where it names nobody.
     """
 
     place: str
@@ -40,6 +41,7 @@ class Answer:
     reviewer: str = ""
     at: str = ""
     seconds: float | None = None
+    refused_noun: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO, Literal
 
 from maskmine.mining.evaluation.answers.answer import Answer, Fault, UnfoldMask, refuse_other_size
@@ -71,7 +72,7 @@ class AnswerFile:
         for number, line in enumerate(csv_lines(self.path, pair_of_key, encoding=self.encoding), start=1):
             place = f"answer {number}"
             if line.row is not None:
-                yield _answer(place, line.row)
+                yield _answer(place, line.row, refused=line.refused)
             elif line.unknown_key:
                 yield Answer(place=place, pair=None, key=line.unknown_key)
             else:
@@ -162,17 +163,27 @@ def _copy(member: IO[bytes], copy: IO[bytes], budget: int, path: str) -> int:
     return budget
 
 
-def _answer(place: str, row: VerdictRow) -> Answer:
+def _answer(place: str, row: VerdictRow, *, refused: Mapping[str, str] = MappingProxyType({})) -> Answer:
+    """The answer of a row; corrections that are `refused` are told where it is held against its pair."""
+    mask = None if row.corrected_mask is None else _as_it_is(row.corrected_mask)
     return Answer(
         place=place,
         pair=(row.image_id, row.noun, row.mask),
         verdict=row.verdict,
         noun=row.corrected_noun,
-        mask=None if row.corrected_mask is None else _as_it_is(row.corrected_mask),
+        mask=_refuses(refused["mask"]) if "mask" in refused else mask,
+        refused_noun=refused.get("noun", ""),
         reviewer=row.reviewer,
         at=row.at,
         seconds=row.seconds,
     )
+
+
+def _refuses(why: str) -> UnfoldMask:
+    def unfold(height_px: int, width_px: int) -> Mask:
+        raise ValueError(why)
+
+    return unfold
 
 
 def _as_it_is(mask: Mask) -> UnfoldMask:

@@ -36,6 +36,8 @@ def label_studio_answers(path: str) -> Iterator[Answer | Fault]:
             yield Fault(place, record)
         elif "annotations" in record:
             yield from _of_task(place, record)
+        elif isinstance(record.get("data"), dict):  # a task as it went out, which nobody has answered
+            yield _made(place, record["data"], [], [], [], {})
         else:
             yield _short(place, record)
 
