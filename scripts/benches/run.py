@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,9 @@ import typer
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
-from maskmine.scripts.benches.gates.gates import check_gates, read_gates
+from maskmine.scripts.benches.gates.alone import run_alone, write_measures
+from maskmine.scripts.benches.gates.gates import Held, choose_gates, hold, read_gates
+from maskmine.scripts.benches.gates.report import print_held, write_held
 from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
 from maskmine.scripts.benches.growing.append import bench_append
@@ -43,7 +45,8 @@ def main(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
             "proposers, checked-run, device-busy, side-by-side, local-workers, engines (or a part of it: "
             "engines-start-up, engines-time, engines-memory), "
-            "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to them."
+            "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to "
+            "them, or some of these by their names: gates regions shards."
         ),
     ] = None,
     captions: Annotated[Path, typer.Option(help="COCO captions JSON.")] = SHARED / "captions_val2017_half.json",
@@ -55,8 +58,11 @@ def main(
         int, typer.Option(min=1, help="Generated images that planning is measured on.")
     ] = PLANNED,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
+    json: Annotated[Path | None, typer.Option(help="A file for the result, as JSON.")] = None,
 ) -> None:
     """Print a table of measures, each with its goal."""
+    if json is not None and not json.absolute().parent.is_dir():
+        raise InputError(f"bench: --json {json}: there is no folder {json.parent}; make it")
     images = sorted(photos.glob("*.jpg"))
     benches: dict[str, Callable[[], Iterable[Measure]]] = {
         "nouns": lambda: bench_nouns(_present(captions, "--captions")),
@@ -84,35 +90,47 @@ def main(
         "gpu-tuning": bench_gpu_tuning,
         "gpu-segment": lambda: bench_gpu_segment(images),
     }
-    if only == ["gates"]:
-        _print_gates(benches)
+    if only and only[0] == "gates":
+        options = {"--captions": captions, "--photos": photos, "--coco-mini": coco_mini}
+        _hold_gates(only[1:], known=benches, options=options, json=json)
         return
     unknown = set(only or ()) - benches.keys()
     if unknown:
         raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
+    _print_measures({name: benches[name] for name in only or filter(_is_default, benches)}, json=json)
+
+
+def _print_measures(benches: Mapping[str, Callable[[], Iterable[Measure]]], *, json: Path | None) -> None:
     table = TextTable("bench", "measure", "value", "unit", "goal", "reached", box=None, pad_edge=False)
+    measured: list[tuple[str, Measure]] = []
     try:
-        for name in only or [name for name in benches if _is_default(name)]:
+        for name, bench in benches.items():
             CONSOLE.print(f"{name} …", style="dim")
-            for measure in benches[name]():
+            for measure in bench():
                 reached = "" if measure.reached is None else _yes(measure.reached)
                 table.add_row(name, measure.name, f"{measure.value:,.4g}", measure.unit, measure.goal, reached)
+                measured.append((name, measure))
     finally:  # results so far are printed even if a later bench fails
         CONSOLE.print(table)
+        if json is not None:
+            write_measures(json, measured)
 
 
-def _print_gates(benches: Mapping[str, Callable[[], Iterable[Measure]]]) -> None:
-    """Hold the benches to their floors; exit code 1 where one is missed."""
-    table = TextTable("bench", "measure", "value", "limit", "passes", box=None, pad_edge=False)
-    failed = 0
+def _hold_gates(only: Sequence[str], *, known: Collection[str], options: Mapping[str, Path], json: Path | None) -> None:
+    """Hold the benches to their floors, each in a process of its own; exit code 1 where one fails or is missed."""
+    chosen = choose_gates(read_gates(known=known), only)
+    held: list[Held] = []
+    words = [str(word) for option in options.items() for word in option]
     try:
-        for checked in check_gates(benches, read_gates()):
-            failed += not checked.passes
-            value = "missing" if checked.value is None else f"{checked.value:,.4g}"
-            table.add_row(checked.bench, checked.gate.measure, value, checked.gate.limit, _yes(checked.passes))
+        for name, gates in chosen.items():
+            CONSOLE.print(f"{name} …", style="dim")
+            command = [sys.executable, "-m", "maskmine.scripts.benches.run", name, *words]
+            held.append(hold(name, run_alone(command), gates))
     finally:
-        CONSOLE.print(table)
-    if failed:
+        print_held(held, console=CONSOLE)
+        if json is not None:
+            write_held(json, held)
+    if not all(one.passes for one in held):
         raise typer.Exit(1)
 
 
