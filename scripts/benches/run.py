@@ -21,6 +21,7 @@ from maskmine.scripts.benches.gpu import bench_gpu
 from maskmine.scripts.benches.gpu_tuning import bench_gpu_tuning
 from maskmine.scripts.benches.growing.append import bench_append
 from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, bench_nouns
+from maskmine.scripts.benches.parts.part_time import bench_part
 from maskmine.scripts.benches.proposers import bench_checked_run, bench_proposers
 from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
 from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
@@ -43,7 +44,7 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
-            "proposers, checked-run, device-busy, side-by-side, local-workers, engines (or a part of it: "
+            "proposers, checked-run, part, device-busy, side-by-side, local-workers, engines (or a part of it: "
             "engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to "
             "them, or some of these by their names: gates regions shards."
@@ -78,6 +79,7 @@ def main(
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
+        "part": lambda: bench_part(coco_mini),
         "device-busy": lambda: bench_device_busy(images),
         "side-by-side": bench_side_by_side,
         "local-workers": bench_local_workers,
