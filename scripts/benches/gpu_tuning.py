@@ -17,7 +17,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch.nn.functional import max_pool2d, normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskmine.mining.models.mask_prompts import new_prompts
+from maskmine.pipelines.steps.gpu_use import GpuUse, watch_gpu
 from maskmine.scripts.benches.tuning import Mode, new_learner
 from maskmine.scripts.measures import Measure, at_least
 from maskmine.tuning.clip.data import Batch
@@ -54,11 +55,15 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step of N images, and the most memory that it took on the GPU; None where there is none."""
+    """Seconds of a step of N images, and the most memory that it took on the GPU; None where there is none.
+
+    `use` is that of the GPU during all steps that were timed.
+    """
 
     seconds: float
     images: int
     peak_bytes: int | None
+    use: GpuUse = field(default_factory=GpuUse)
 
     @property
     def images_per_s(self) -> float:
@@ -116,15 +121,20 @@ def time_step(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(processes.device)
     step = start(new_clip(name).to(processes.device), processes, images)
-    seconds = []
-    for _ in range(_WARM_STEPS + steps):
+
+    def timed() -> float:
         start_s = time.perf_counter()
         step()
         if on_gpu:
             torch.cuda.synchronize(processes.device)
-        seconds.append(time.perf_counter() - start_s)
+        return time.perf_counter() - start_s
+
+    for _ in range(_WARM_STEPS):
+        timed()
+    with watch_gpu(str(processes.device)) as use:
+        seconds = [timed() for _ in range(steps)]
     peak_bytes = torch.cuda.max_memory_allocated(processes.device) if on_gpu else None
-    return StepTime(statistics.median(seconds[_WARM_STEPS:]), images, peak_bytes)
+    return StepTime(statistics.median(seconds), images, peak_bytes, use)
 
 
 def at_a_size_that_fits(measure: Callable[[int], StepTime], images: int) -> StepTime:
@@ -245,6 +255,8 @@ def _figures(
     yield Measure(f"{name}, batches of {timed.images}", timed.images_per_s, "images/s")
     if timed.peak_bytes is not None:
         yield Measure(f"{name}: peak memory", timed.peak_bytes / 1e9, "GB")
+    if timed.use.percent is not None:
+        yield Measure(f"{name}: GPU busy", timed.use.percent, "%")
     flops_per_s = timed.images_per_s * flops
     yield Measure(f"{name}: operations that it needs", flops_per_s / 1e12, "TFLOP/s")
     if peak_flops is not None:
