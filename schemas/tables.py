@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import IO, Any, TypeVar
 
@@ -37,6 +37,7 @@ _SCALARS: dict[Any, pa.DataType] = {
 
 
 @functools.cache
+@functools.cache
 def arrow_schema(row_type: Any) -> pa.Schema:
     """The Arrow schema of a dataclass of scalars, optionals, tuples and further dataclasses.
 
@@ -56,16 +57,15 @@ def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
     Last columns that an earlier version of the row did not have are filled with the fields' defaults.
     """
-    if not _holds(table.schema, typing.cast(Any, row_type)):
-        raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
-    build: Any = _builder(typing.cast(Any, row_type))
+    build = _checked_builder(table, row_type)
     return [build(values) for values in table.to_pylist()]
 
 
 def from_pieces(table: pa.Table, row_type: type[Row]) -> Iterator[Row]:
     """`from_table`, a few rows in memory at a time."""
+    build = _checked_builder(table, row_type)
     for start in range(0, len(table), PIECE_ROWS):
-        yield from from_table(table.slice(start, PIECE_ROWS), row_type)
+        yield from map(build, table.slice(start, PIECE_ROWS).to_pylist())
 
 
 def rows_in_order(table: pa.Table, order: Sequence[int]) -> Iterator[pa.Table]:
@@ -188,6 +188,14 @@ def _own(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(own_metadata(table.schema.metadata))
 
 
+def _checked_builder(table: pa.Table, row_type: type[Row]) -> Callable[[dict[str, Any]], Row]:
+    """The function that makes a row of a type from the values of one in a table. Raises as `from_table`."""
+    if not _holds(table.schema, typing.cast(Any, row_type)):
+        raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
+    build: Callable[[dict[str, Any]], Row] = _builder(typing.cast(Any, row_type))
+    return build
+
+
 def _holds(fields: Iterable[pa.Field], row_type: Any) -> bool:
     """Whether Arrow fields are those of a dataclass, of which last ones with a default may be missing, at any depth."""
     found, wanted = list(fields), list(arrow_schema(row_type))
@@ -242,29 +250,53 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    names = _field_names(type(value))
+    if names is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
 
 
 @functools.cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """The fields of a dataclass; None for what is none."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+
+
+@functools.cache
 def _builder(hint: Any) -> Any:
-    """A function from plain Python (dict, list, scalar) to what `hint` says."""
+    """A function from plain Python (dict, list, scalar) to what `hint` says; the dicts that it is given are used up."""
+    return _builder_or_none(hint) or (lambda value: value)
+
+
+@functools.cache
+def _builder_or_none(hint: Any) -> Any:
+    """As `_builder`; None where plain values are what the hint says."""
     inner, nullable = _without_none(hint)
     if nullable:
-        build_inner = _builder(inner)
-        return lambda value: None if value is None else build_inner(value)
+        build_inner = _builder_or_none(inner)
+        return build_inner and (lambda value: None if value is None else build_inner(value))
     if dataclasses.is_dataclass(inner):
-        hints = typing.get_type_hints(inner)
-        builders = [(f.name, _builder(hints[f.name])) for f in dataclasses.fields(inner)]
-        make: Any = inner
-        return lambda value: make(**{name: build(value[name]) for name, build in builders if name in value})
+        return _dataclass_builder(inner)
     if typing.get_origin(inner) is tuple:
-        build_item = _builder(typing.get_args(inner)[0])
-        return lambda value: tuple(build_item(item) for item in value)
-    return lambda value: value
+        build_item = _builder_or_none(typing.get_args(inner)[0])
+        return (lambda value: tuple(map(build_item, value))) if build_item else tuple
+    return None
+
+
+def _dataclass_builder(make: Any) -> Any:
+    hints = typing.get_type_hints(make)
+    builders = [(field.name, _builder_or_none(hints[field.name])) for field in dataclasses.fields(make)]
+    deep = [(name, build) for name, build in builders if build]
+
+    def build(values: dict[str, Any]) -> Any:
+        for name, build_value in deep:
+            if name in values:  # else an earlier version of the dataclass, which did not have it
+                values[name] = build_value(values[name])
+        return make(**values)
+
+    return build
 
 
 def check_index(table: pa.Table, *, shard: ShardEntry, path: str) -> None:
