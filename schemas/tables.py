@@ -12,6 +12,7 @@ from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import ShardEntry
@@ -23,6 +24,7 @@ Row = TypeVar("Row")
 MAX_GROUP_BYTES = 64 << 20
 """Bytes of text and binary values in a row group: a reader of a cell has so much in memory at a time."""
 MAX_GROUP_ROWS = 4096
+_LARGE_GROUP_BYTES = 4 << 20
 PIECE_ROWS = 16
 """Rows that are made a table at a time; divides MAX_GROUP_ROWS."""
 
@@ -132,7 +134,7 @@ def read_parquet_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
     """The row groups of a Parquet file, one after the other; damage is found as in `open_sealed`."""
     parquet = open_sealed(file)
     for number in range(parquet.num_row_groups):
-        yield _own(parquet.read_row_group(number))
+        yield _own(_read_group(parquet, number))
 
 
 def read_parquet(file: IO[bytes]) -> pa.Table:
@@ -142,8 +144,14 @@ def read_parquet(file: IO[bytes]) -> pa.Table:
     """
     check_sealed(file)
     parquet = open_sealed(file)
-    groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]
+    groups = [_read_group(parquet, number) for number in range(parquet.num_row_groups)]
     return _own(pa.concat_tables(groups) if groups else parquet.read())
+
+
+def _read_group(parquet: pq.ParquetFile, number: int) -> pa.Table:
+    """A row group; a small one by this thread alone, as others that wait for a busy core cost more than they save."""
+    is_large = parquet.metadata.row_group(number).total_byte_size > _LARGE_GROUP_BYTES
+    return parquet.read_row_group(number, use_threads=is_large)
 
 
 def with_later_columns(table: pa.Table, row_type: Any) -> pa.Table:
