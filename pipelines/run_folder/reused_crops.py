@@ -153,7 +153,7 @@ class ReusedCrops:
         run, masks = self.reused.run, self.reused.proposals
         indexes = Cells(run, "shards", UncheckedSampleRow, self.fingerprint)
         try:
-            index, made_from = indexes.read_with_ties(part)
+            index, made_from = indexes.read_columns_with_ties(part, _COLUMNS)
             if made_from is None or made_from.get(PROPOSALS) != masks.identity(part):
                 return None
             hashes = run.read_columns(*masks.names(part), columns=["image_id", "sha256"]).drop_null()
@@ -162,7 +162,7 @@ class ReusedCrops:
         except _UNREADABLE:
             return None
         spans: dict[str, list[_Span]] = defaultdict(list)
-        for row in index.select(_COLUMNS).to_pylist():
+        for row in index.to_pylist():
             offset, length = row["offset"], row["size_bytes"]
             if row["crc32"] is not None and offset >= 0 and 0 < length <= size_bytes - offset:
                 spans[row["image_id"]].append(_Span(row["key"], tuple(row["crop_xyxy"]), offset, length, row["crc32"]))
