@@ -258,7 +258,8 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _plain(value: Any) -> Any:
-    names = _field_names(type(value))
+    kind: Any = type(value)
+    names = _field_names(kind)
     if names is not None:
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
