@@ -61,7 +61,8 @@ from maskmine.tuning.segmentation.work_size import enlarged, reduced, work_size
 MAX_CLASSES = 65_535
 """A label map of 16 bits has room for these, and for the number of no class."""
 
-_CPU_BATCH = 32  # a CPU is no faster with larger batches
+_CPU_BATCH, _CPU_BATCH_LARGE = 32, 16  # a CPU is no faster with larger batches, and a large model is slower
+_LARGE = 20_000_000  # parameters of an image tower
 
 Rgb = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int32]]
@@ -287,6 +288,9 @@ def open_region_classifier(
     plain = clip.open_whole()
     visual = tuned_tower(tuned, plain, device=device, place="tuned") if tuned else None
     tower = visual or bare_tower(plain.model.visual.to(device))
+    batches = functools.partial(
+        _batches_of_regions, size=_most_at_once(clip, plain.model.visual, device), device=device
+    )
     sees_masks = tuned is not None and not (tuned.prompts is None and tuned.ovseg is None)
     size_px, dim, dtype = plain.size_px, plain.dim, _dtype(clip.precision, device)
     embed_nouns = Vocabulary(templates=templates).open_names(clip, str(device))
@@ -299,7 +303,7 @@ def open_region_classifier(
     def embed_regions(images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
         counts = [len(masks_NHW) for masks_NHW in masks]
         parts = [torch.empty(0, dim, device=device)]
-        for chunk, batch_size in _batches_of_regions(counts, size=clip.batch_size, device=device):
+        for chunk, batch_size in batches(counts):
             rgb, masks_of = [images[i] for i, _ in chunk], [masks[i][span] for i, span in chunk]
             seen_RXSS = cut_regions(rgb, masks_of, size_px=size_px, mean=plain.mean, std=plain.std, crop=crop)
             if sees_masks:
@@ -315,6 +319,14 @@ def open_region_classifier(
     return RegionClassifier(embed_regions, embed_names)
 
 
+def _most_at_once(clip: Clip, tower: torch.nn.Module, device: torch.device) -> int:
+    """The regions that CLIP sees at once."""
+    if device.type != "cpu":
+        return clip.batch_size
+    large = sum(weights.numel() for weights in tower.parameters()) > _LARGE
+    return min(clip.batch_size, _CPU_BATCH_LARGE if large else _CPU_BATCH)
+
+
 def _batches_of_regions(
     counts: Sequence[int], *, size: int, device: torch.device
 ) -> Iterator[tuple[list[tuple[int, slice]], int]]:
@@ -328,7 +340,7 @@ def _batches_of_regions(
         yield from ((chunk, size) for chunk in chunk_regions(counts, size=size))
         return
     for number, count in enumerate(counts):
-        batches = -(-count // min(size, _CPU_BATCH))
+        batches = -(-count // size)
         for first, last in pairwise(count * n // max(1, batches) for n in range(batches + 1)):
             yield [(number, slice(first, last))], last - first
 
