@@ -39,7 +39,6 @@ _SCALARS: dict[Any, pa.DataType] = {
 
 
 @functools.cache
-@functools.cache
 def arrow_schema(row_type: Any) -> pa.Schema:
     """The Arrow schema of a dataclass of scalars, optionals, tuples and further dataclasses.
 
