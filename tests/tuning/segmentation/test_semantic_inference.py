@@ -167,9 +167,8 @@ def test_sets_of_masks_are_sought_once_a_run_of_pixels_and_not_once_a_pixel(monk
     masks_2HW = torch.zeros(2, 50, 60, dtype=torch.bool)
     masks_2HW[0, 10:20, 5:40], masks_2HW[1, 15:30, 20:60] = True, True
     found_HW = paint_hard(torch.tensor([[0.9, 0.2], [0.1, 0.8]]), masks_2HW)
-    # Five rows of the first alone, five of both, ten of the second alone, which ends with the row: where it begins
-    # and, but for the last row of the picture, where the next row begins.
-    assert sizes == [1 + 5 * 2 + 5 * 3 + 1 + 10 * 2 - 1]
+    # Five rows of the first alone, five of both, ten of the second alone, which ends where the next row begins.
+    assert sizes == [1 + 5 * 2 + 5 * 4 + 10 * 2]
     expected_HW = torch.full((50, 60), IGNORE)
     expected_HW[15:30, 20:60], expected_HW[10:20, 5:40] = 1, 0
     assert torch.equal(found_HW, expected_HW)
