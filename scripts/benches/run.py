@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import Exit, InputError
 from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gates.gates import check_gates, read_gates
@@ -87,6 +87,8 @@ def main(
     if only == ["gates"]:
         _print_gates(benches)
         return
+    if "gates" in (only or ()):
+        raise InputError("bench: gates runs the benches that have floors; give it alone")
     unknown = set(only or ()) - benches.keys()
     if unknown:
         raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
@@ -143,4 +145,5 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except InputError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(Exit.BAD_INPUT)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Self
 
 import yaml
-from pydantic import TypeAdapter, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.settings import Settings
 from maskmine.scripts.measures import Measure
 
@@ -69,14 +70,27 @@ class Checked:
 
 
 def read_gates(path: Path = FLOORS) -> dict[str, list[Gate]]:
-    """The gates by the bench whose measures they hold."""
-    return TypeAdapter(dict[str, list[Gate]]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """The gates by the bench whose measures they hold. Raises InputError for a file that cannot be read as such."""
+    try:
+        gates = TypeAdapter(dict[str, list[Gate]]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    return gates
 
 
 def check_gates(
     benches: Mapping[str, Callable[[], Iterable[Measure]]], gates: Mapping[str, list[Gate]]
 ) -> Iterator[Checked]:
-    """Run each bench that has gates once, and hold its measures to them."""
+    """Run each bench that has gates once, and hold its measures to them.
+
+    Raises InputError, before any of them runs, where a floor is of a bench that does not exist.
+    """
+    if unknown := sorted(gates.keys() - benches.keys()):
+        raise InputError(f"bench: floors of {', '.join(unknown)}, which is no bench; known: {', '.join(benches)}")
     for name, of_bench in gates.items():
         values = {measure.name: measure.value for measure in benches[name]()}
         for gate in of_bench:
