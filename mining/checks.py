@@ -12,7 +12,7 @@ from typing import Any
 
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.devices import DeviceKind, fix_threads, kind_of
-from maskmine.mining.models.pretrained import FromTransformers
+from maskmine.mining.models.pretrained import HasWeights
 from maskmine.mining.regions import OTHER_PICTURE, Regions
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.mining.verifiers.checks import Verify
@@ -101,7 +101,7 @@ class Checks(Settings):
 
     def weights_bytes(self) -> int:
         """The size of the verifier's weights; 0 where they are not on this machine."""
-        return self.verifier.weights_bytes() if isinstance(self.verifier, FromTransformers) else 0
+        return self.verifier.weights_bytes() if isinstance(self.verifier, HasWeights) else 0
 
     def record(self) -> ModelRecord:
         """The verifier and its licence. Raises InputError for settings that name nothing."""

@@ -22,7 +22,7 @@ from maskmine.mining.images.crops import Crop, PictureCrop
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.clip import ImageTower, RegionClip
 from maskmine.mining.models.devices import DeviceKind, fix_threads, kind_of, open_device
-from maskmine.mining.models.pretrained import FromTransformers
+from maskmine.mining.models.pretrained import HasWeights
 from maskmine.mining.proposers.detectron2 import Detectron2
 from maskmine.mining.proposers.eomt import Eomt
 from maskmine.mining.proposers.ground_truth import GroundTruth
@@ -207,8 +207,7 @@ class Regions(Settings):
 
     def weights_bytes(self) -> int:
         """The size of the weights of proposer and CLIP; 0 for those that are not on this machine."""
-        models = [self.proposals] if isinstance(self.proposals, FromTransformers) else []
-        return sum(model.weights_bytes() for model in (*models, *([self.clip] if self.clip else [])))
+        return sum(model.weights_bytes() for model in (self.proposals, self.clip) if isinstance(model, HasWeights))
 
     def records(self) -> list[ModelRecord]:
         """The models that make the regions. Raises InputError for settings that name nothing."""

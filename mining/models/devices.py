@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.wording import counted
@@ -27,10 +27,13 @@ def open_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unknown = InputError(f"device: `{name}` is unknown; use auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device: `{name}` is unknown; use auto, cpu, cuda or cuda:N") from error
+        raise unknown from error
+    if device.type not in get_args(DeviceKind):  # PyTorch has more of them, on which nothing here was tried
+        raise unknown
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = counted(torch.cuda.device_count(), "GPU") if torch.cuda.device_count() else "no GPU"
         raise InputError(f"device: `{name}` was asked for, and this machine has {there}; use auto or cpu")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from maskmine.mining.models.devices import PROPOSALS_ON_GPU, DeviceKind, Precision, settled_precision
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
@@ -41,6 +41,15 @@ Answer = TypeVar("Answer")
 
 Role = Literal["proposals", "verifier", "captions"]
 """What a model of transformers does in mining, which is also the setting that names it."""
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """Settings that name weights."""
+
+    def weights_bytes(self) -> int:
+        """The size of the weights; 0 for those that are not on this machine."""
+
 
 KINDS: Mapping[Role, Mapping[str, str]] = {
     "proposals": {

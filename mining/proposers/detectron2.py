@@ -104,6 +104,10 @@ class Detectron2(Settings):
     def fetch(self) -> None:
         """There is nothing to fetch."""
 
+    def weights_bytes(self) -> int:
+        """The size of the checkpoint. Raises InputError where there is none."""
+        return _weights(self).stat().st_size
+
     def record(self) -> ModelRecord:
         """The weights and their licence; `sha256` is that of the weights and of the configuration's files.
 

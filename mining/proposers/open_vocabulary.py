@@ -91,6 +91,11 @@ class OpenMaskFormer(Settings):
     licence: Annotated[str | None, RecordOnly()] = None
     """Licence of the weights (SPDX) where it is not known."""
 
+    def weights_bytes(self) -> int:
+        """The size of its weights, of another MaskFormer's below its head too; 0 where they are not there."""
+        files = Path(self.checkpoint).rglob("*.safetensors")
+        return sum(file.stat().st_size for file in files)
+
     def open(self, *, device: str) -> Proposer:
         """Load the model; returns a function from images of one size, on its device, to their proposals.
 

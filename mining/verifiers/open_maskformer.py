@@ -85,6 +85,10 @@ class OpenMaskFormerVerifier(Settings):
 
         return verify_pairs(TextCache(read), find)
 
+    def weights_bytes(self) -> int:
+        """The size of the weights of both models; 0 for those that are not there."""
+        return self._model.weights_bytes() + self.clip.weights_bytes()
+
     def contents(self) -> dict[str, Any]:
         """The checkpoint as `OpenMaskFormer` has it."""
         return self._model.contents()

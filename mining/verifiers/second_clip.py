@@ -63,6 +63,10 @@ class SecondClip(Settings):
 
         return verify_pairs(TextCache(lambda nouns: read_nouns(nouns, templates=templates, tower=texts)), find)
 
+    def weights_bytes(self) -> int:
+        """The size of CLIP's weights; 0 where they are not there."""
+        return self.clip.weights_bytes()
+
     def contents(self) -> dict[str, Any]:
         """The sentences by a hash. Raises InputError when a file of them cannot be read."""
         return {"templates": templates_identity(self.templates)}

@@ -30,6 +30,7 @@ from pydantic import Field
 from maskmine.mining.storage.ownership import BEAM, owned_prefix
 from maskmine.pipelines.engines.beam_worker import FAULT, OPEN, CellMaker, message_name
 from maskmine.pipelines.engines.engine import RunObserver
+from maskmine.pipelines.engines.memory import refuse_too_many
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step, missing_cells
 from maskmine.pipelines.steps.jobs import PartReport
@@ -82,6 +83,8 @@ class BeamEngine(Settings):
         if not todo:
             return
         steps = [step for step in steps if step.name in todo]
+        if self.workers > 1:
+            refuse_too_many(self.workers, [step.job for step in steps])
         folder = f"{owned_prefix(BEAM)}{secrets.token_hex(4)}"
         messages = _MessageFolder(run, folder, list(steps), todo, observer)
         with _quiet_beam():

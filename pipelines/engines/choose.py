@@ -35,7 +35,11 @@ def choose_engine(name: str, *, options: Sequence[str] = (), pipeline_options: S
         raise InputError(f"unexpected `{pipeline_options[0]}`; only --engine beam takes options of its own, after `--`")
     module, attribute = _ENGINES[name]
     engine_type: type[Settings] = getattr(importlib.import_module(module), attribute)
-    values = dict(_option(option) for option in options)
+    values: dict[str, object] = {}
+    for key, value in map(_option, options):
+        if key in values:
+            raise InputError(f"--engine-opt {key}: given twice; give it once")
+        values[key] = value
     if pipeline_options:
         values["pipeline_options"] = tuple(pipeline_options)
     try:

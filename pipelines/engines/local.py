@@ -74,9 +74,10 @@ class LocalEngine(Settings):
         if self.workers == 1 and len(gpus) <= 1:
             _run_here(steps, observer)
             return
-        refuse_too_many(self.workers + len(gpus), jobs.values())
-
         on_gpu = {name for name, job in jobs.items() if gpus and runs_models(job)}
+        on_cpu = [job for name, job in jobs.items() if name not in on_gpu]
+        refuse_too_many(self.workers, on_cpu, gpus=len(gpus), on_gpu=[jobs[name] for name in on_gpu])
+
         gpu_pool, cpu_pool = WorkerPool(len(gpus), {"gpu": True}), WorkerPool(self.workers, {"gpu": False})
         asking = {step.name: WorkerPool(1, {"gpu": False}) for step in steps if step.one_worker}
         pool_of = dict.fromkeys(on_gpu, gpu_pool) | asking
@@ -105,8 +106,13 @@ class LocalEngine(Settings):
         device = asked.pop() or "cpu"  # all are those of `regions`
         there = _gpus_here() if device != "cpu" else 0
         if self.gpus is not None and self.gpus > there:
-            have = "`regions.device` is cpu" if device == "cpu" else f"this machine has {counted(there, 'GPU')}"
-            raise InputError(f"gpus: {self.gpus} asked for, and {have}; leave gpus out, or choose {there} at most")
+            have = (
+                "`regions.device` is cpu"
+                if device == "cpu"
+                else f"this machine has {counted(there, 'GPU') if there else 'no GPU'}"
+            )
+            fewer = f", or choose {there} at most" if there else ""
+            raise InputError(f"gpus: {self.gpus} asked for, and {have}; leave gpus out{fewer}")
         if device.startswith("cuda:"):
             if (self.gpus or 1) > 1:
                 raise InputError(f"gpus: {self.gpus} asked for, and `regions.device` is {device}; set it to cuda")

@@ -21,7 +21,8 @@ from pydantic import Field
 import maskmine
 from maskmine.pipelines.engines.cell_queue import CellQueue
 from maskmine.pipelines.engines.engine import RunObserver
-from maskmine.pipelines.engines.ray_sizes import Node, Sizes, pool_sizes
+from maskmine.pipelines.engines.memory import worker_bytes
+from maskmine.pipelines.engines.ray_sizes import Node, Sizes, Takes, pool_sizes
 from maskmine.pipelines.engines.ray_workers import RayWorkers, alive_nodes, seen_file
 from maskmine.pipelines.engines.scheduler import Scheduler, WorkerPool
 from maskmine.pipelines.run_folder.folder import RunFolder
@@ -49,7 +50,7 @@ class RayEngine(Settings):
     """`auto`, `host:port` or `ray://host:port` of a running cluster, which receives this code but must have its
     dependencies; null starts Ray on this machine."""
     cpu_workers: Annotated[int, Field(ge=1)] | None = None
-    """Workers without a GPU; null is as many as fit, with one CPU left free."""
+    """Workers without a GPU; null is as many as fit by CPUs and memory, with one CPU left free."""
     gpu_workers: Annotated[int, Field(ge=1)] | None = None
     """Workers with a GPU; null is as many as fit."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
@@ -87,11 +88,17 @@ class RayEngine(Settings):
             on_gpu = {name for name, job in jobs.items() if _wants_gpu(job, gpus=gpus)}
             if self.gpu_workers is not None and not on_gpu:
                 self._refuse_idle_gpu_workers(jobs, gpus=gpus)
-            sizes = self._sizes(nodes, gpu_steps=bool(on_gpu))
+            takes = Takes(
+                worker_bytes(job for name, job in jobs.items() if name not in on_gpu),
+                worker_bytes(jobs[name] for name in on_gpu),
+            ).within(nodes)
+            sizes = self._sizes(nodes, gpu_steps=bool(on_gpu), takes=takes)
 
             # GPU workers are placed first, before their nodes' CPUs are taken.
-            gpu_pool = WorkerPool(sizes.gpu, {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker})
-            cpu_pool = WorkerPool(sizes.cpu, {"num_cpus": self.cpus_per_worker, "num_gpus": 0})
+            cpus = {"num_cpus": self.cpus_per_worker}
+            gpu_options = {**cpus, "num_gpus": self.gpus_per_worker, "memory": int(takes.gpu_bytes)}
+            gpu_pool = WorkerPool(sizes.gpu, gpu_options)
+            cpu_pool = WorkerPool(sizes.cpu, {**cpus, "num_gpus": 0, "memory": int(takes.cpu_bytes)})
             asking = {step.name: WorkerPool(1, {"num_cpus": 0}) for step in steps if step.one_worker}
             pool_of = dict.fromkeys(on_gpu, gpu_pool) | asking
             scheduler = Scheduler(
@@ -107,7 +114,7 @@ class RayEngine(Settings):
             def resize() -> None:
                 """With the cluster, where it is left to this engine how many workers there are."""
                 with suppress(InputError):  # no machine of a kind is left; another one may come
-                    sizes = self._sizes(alive_nodes(), gpu_steps=bool(on_gpu))
+                    sizes = self._sizes(alive_nodes(), gpu_steps=bool(on_gpu), takes=takes)
                     cpu_pool.size, gpu_pool.size = sizes.cpu, sizes.gpu
 
             scheduler.resize = resize
@@ -116,9 +123,9 @@ class RayEngine(Settings):
             finally:
                 scheduler.kill_workers()
 
-    def _sizes(self, nodes: Sequence[Node], *, gpu_steps: bool) -> Sizes:
+    def _sizes(self, nodes: Sequence[Node], *, gpu_steps: bool, takes: Takes) -> Sizes:
         fields = {"cpu_workers", "gpu_workers", "cpus_per_worker", "gpus_per_worker"}
-        return pool_sizes(nodes, gpu_steps=gpu_steps, **self.model_dump(include=fields))
+        return pool_sizes(nodes, gpu_steps=gpu_steps, takes=takes, **self.model_dump(include=fields))
 
     def _refuse_idle_gpu_workers(self, jobs: Mapping[str, Job], *, gpus: float) -> None:
         """Raises InputError where a step runs a model and would do so on the CPU, though GPU workers were asked for."""

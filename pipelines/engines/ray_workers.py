@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import secrets
 import time
@@ -126,7 +127,7 @@ def alive_nodes() -> list[Node]:
 
     list_nodes: Any = ray.nodes  # it has no types
     alive = [node["Resources"] for node in list_nodes() if node["Alive"]]
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", math.inf)) for has in alive]
 
 
 def _holds(path: str, token: str) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from maskmine.mining.checks import Checks
-from maskmine.mining.regions import Regions
-from maskmine.pipelines.steps.jobs import Job
-from maskmine.pipelines.steps.regions_jobs import ProposalsJob
+from maskmine.mining.models.pretrained import HasWeights
+from maskmine.pipelines.steps.jobs import Job, VocabularyJob
+from maskmine.pipelines.steps.regions_jobs import EmbeddingsJob, ProposalsJob
 
 
 def runs_models(job: Job) -> bool:
@@ -16,4 +15,8 @@ def runs_models(job: Job) -> bool:
 def weights_bytes(job: Job) -> int:
     """The size of the weights that a worker loads for a job; 0 where it is not known."""
     settings = getattr(job, "settings", None)
-    return settings.weights_bytes() if isinstance(settings, Regions | Checks) else 0
+    if isinstance(job, EmbeddingsJob):  # the masks are known
+        settings = job.settings.clip
+    elif isinstance(job, VocabularyJob):
+        settings = job.clip
+    return settings.weights_bytes() if isinstance(settings, HasWeights) else 0

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import Exit, InputError
 from maskmine.scripts.benches.engines import SECTIONS, bench_engines
 from maskmine.scripts.benches.export import bench_exports
 from maskmine.scripts.benches.gates.alone import run_alone, write_measures
@@ -96,6 +96,8 @@ def main(
         options = {"--captions": captions, "--photos": photos, "--coco-mini": coco_mini}
         _hold_gates(only[1:], known=benches, options=options, json=json)
         return
+    if "gates" in (only or ()):
+        raise InputError("bench: gates runs the benches that have floors; give it alone")
     unknown = set(only or ()) - benches.keys()
     if unknown:
         raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
@@ -163,4 +165,5 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except InputError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(Exit.BAD_INPUT)

@@ -14,7 +14,15 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) 
     assert open_device("auto").type == "cpu"
 
 
-@pytest.mark.parametrize(("name", "said"), [("cuda:99", "this machine has"), ("tpus", "use auto, cpu, cuda or cuda:N")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda:99", "this machine has"),
+        ("tpus", "use auto, cpu, cuda or cuda:N"),
+        ("mps", "use auto, cpu"),
+        ("meta", "use auto, cpu"),
+    ],
+)
 def test_a_device_that_is_not_there_is_one_line(name: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         open_device(name)

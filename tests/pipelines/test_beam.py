@@ -16,6 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from maskmine.pipelines.engines import beam as on_beam
+from maskmine.pipelines.engines import memory
 from maskmine.pipelines.engines.beam import BeamEngine
 from maskmine.pipelines.engines.beam_worker import FAULT, OPEN, CellMaker
 from maskmine.pipelines.engines.local import LocalEngine
@@ -244,6 +245,13 @@ def test_a_runner_that_cannot_be_reached_is_a_line_and_can_be_tried_again(run: R
     with pytest.raises(IncompleteError, match=r"^engine beam: PortableRunner failed: .*runner=FnApiRunner") as caught:
         engine.run(run, [beam_step(run)], Recorder())
     assert "\n" not in str(caught.value)
+
+
+def test_workers_that_the_memory_does_not_hold_are_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 1000 * memory.WORKER_BYTES - 1)
+    with pytest.raises(InputError, match=r"^workers: 1000 of .* choose 999 at most$"):
+        BeamEngine(workers=1000).run(run, [beam_step(run)], Recorder())
+    assert run.names("nouns") == []
 
 
 def test_no_worker_at_all_is_refused() -> None:

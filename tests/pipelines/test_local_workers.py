@@ -14,6 +14,7 @@ import pytest
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.engines import local, memory
+from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps import job_models
@@ -157,6 +158,7 @@ def test_each_gpu_has_a_worker_that_sees_it_alone(run: RunFolder, clip: Path, mo
     ("there", "device", "line"),
     [
         (1, "cuda", "gpus: 2 asked for, and this machine has 1 GPU; leave gpus out, or choose 1 at most"),
+        (0, "cuda", "gpus: 2 asked for, and this machine has no GPU; leave gpus out"),
         (2, "cpu", "gpus: 2 asked for, and `regions.device` is cpu; leave gpus out"),
         (2, "cuda:1", "gpus: 2 asked for, and `regions.device` is cuda:1; set it to cuda"),
     ],
@@ -183,3 +185,36 @@ def test_workers_that_the_memory_does_not_hold_are_refused_before_they_start(
     assert run.names("proposals") == []
     LocalEngine(workers=3).run(run, [step], Recorder())
     assert run.done("proposals") == {0}
+
+
+def test_beside_gpus_a_worker_is_reckoned_without_models(
+    run: RunFolder, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four processes with the models would not fit; one with them and three without do."""
+    monkeypatch.setattr(local, "_gpus_here", lambda: 1)
+    monkeypatch.setattr(job_models, "weights_bytes", lambda job: 10**9)
+    monkeypatch.setattr(memory, "weights_bytes", lambda job: 10**9)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 4 * memory.WORKER_BYTES + 2 * 10**9)
+    step = regions_step(run, "cuda", clip, parts=1)
+    with pytest.raises(
+        InputError, match=r"^workers: 4 of about 700\.0 MB each \(no model\) beside 1 GPU worker of 2\.7 GB"
+    ):
+        LocalEngine(workers=4).run(run, [step], Recorder())
+    LocalEngine(workers=3).run(run, [step], Recorder())
+    assert run.done("proposals") == {0}
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--engine-opt gpus: given twice; give it once$"):
+        choose_engine("local", options=["gpus=2", "workers=2", "gpus=3"])
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux says how much memory is free there")
+def test_the_limit_of_a_container_is_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [tmp_path / "v2", tmp_path / "v1"]
+    monkeypatch.setattr(memory, "_MEMORY_LIMITS", [str(limit) for limit in limits])
+    free = memory.free_memory_bytes()
+    assert free is not None
+    limits[0].write_text("max\n")
+    limits[1].write_text("1000000\n")
+    assert memory.free_memory_bytes() == 1_000_000 < free

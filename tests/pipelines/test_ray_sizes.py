@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from maskmine.pipelines.engines.ray import RayEngine
-from maskmine.pipelines.engines.ray_sizes import Node, Sizes, pool_sizes
+from maskmine.pipelines.engines.ray_sizes import Node, Sizes, Takes, pool_sizes
 from maskmine.schemas.errors import InputError
 
 
@@ -51,3 +51,39 @@ def test_more_than_there_is_is_refused(settings: dict[str, Any], nodes: list[Nod
     with pytest.raises(InputError) as caught:
         sizes(settings, nodes, gpu_steps=any(node.gpus for node in nodes))
     assert str(caught.value).startswith(message)
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("nodes", "takes", "gpu_steps", "expected"),
+    [
+        ([Node(64, 0, 20 * GB)], Takes(5 * GB), False, Sizes(4, 0)),
+        ([Node(64, 0, 20 * GB), Node(8, 0, 6 * GB)], Takes(5 * GB), False, Sizes(5, 0)),
+        ([Node(64, 2, 16 * GB)], Takes(1 * GB, 5 * GB), True, Sizes(6, 2)),
+        ([Node(64, 8, 16 * GB)], Takes(1 * GB, 5 * GB), True, Sizes(1, 3)),
+        ([Node(4, 0, 1 * GB)], Takes(5 * GB), False, Sizes(1, 0)),
+    ],
+)
+def test_pools_are_no_larger_than_the_memory_and_one_worker_is_always_tried(
+    nodes: list[Node], takes: Takes, gpu_steps: bool, expected: Sizes
+) -> None:
+    settings = {"cpu_workers": None, "gpu_workers": None, "cpus_per_worker": 1, "gpus_per_worker": 1}
+    assert pool_sizes(nodes, gpu_steps=gpu_steps, takes=takes.within(nodes), **settings) == expected  # type: ignore[arg-type]
+
+
+def test_more_workers_than_the_memory_of_the_cluster_holds_are_refused() -> None:
+    nodes = [Node(64, 0, 20 * GB)]
+    with pytest.raises(
+        InputError, match=r"with 20\.0 GB of memory, of which a worker takes about 5\.0 GB; lower cpu_w"
+    ):
+        pool_sizes(
+            nodes,
+            cpu_workers=5,
+            gpu_workers=None,
+            cpus_per_worker=1,
+            gpus_per_worker=1,
+            gpu_steps=False,
+            takes=Takes(5 * GB).within(nodes),
+        )

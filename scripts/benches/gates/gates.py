@@ -133,7 +133,7 @@ def read_gates(path: Path = FLOORS, *, known: Collection[str]) -> dict[str, list
     """The gates by the bench whose measures they hold. Raises InputError for a file with faults, or unknown benches."""
     try:
         gates = TypeAdapter(dict[str, list[Gate]]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"bench: {path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -208,3 +210,16 @@ def test_measures_survive_their_file(tmp_path: Path) -> None:
 def test_a_file_in_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--json .*: there is no folder"):
         run.main(["shards"], json=tmp_path / "none" / "measures.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores of a process are Linux'")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [(["side-by-side"], "may use 1 core, and workers are measured on 2"), (["no-such"], "bench: unknown no-such")],
+)
+def test_a_bench_that_cannot_be_run_is_one_line_and_exit_code_2(arguments: list[str], line: str) -> None:
+    core = min(os.sched_getaffinity(0))
+    command = ["taskset", "-c", str(core), sys.executable, "-m", "maskmine.scripts.benches.run", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert [said for said in ended.stderr.splitlines() if line in said] == ended.stderr.splitlines()
