@@ -21,7 +21,8 @@ from tests.support.models import SCENES, save_tiny_clip, save_tiny_models
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return save_tiny_models(tmp_path_factory.mktemp("models"))
+    models = save_tiny_models(tmp_path_factory.mktemp("models"))
+    return {**models, "keep": {**models["keep"], "max_iou": 1.0}}
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def by_name(measures: list[Measure]) -> dict[str, Measure]:
 
 def images_in(folder: Path) -> list[str]:
     for number, scene in enumerate(SCENES):
-        Image.fromarray(scene.image_HW3).save(folder / f"{number}.png")
+        Image.fromarray(scene.picture_HW3).save(folder / f"{number}.png")
     return [str(path) for path in sorted(folder.glob("*.png"))]
 
 
@@ -73,7 +74,7 @@ def test_where_nvml_tells_nothing_a_line_says_so(capsys: pytest.CaptureFixture[s
 
 def test_images_and_crops_a_second_and_the_share_busy_of_segmenting(tree: dict[str, Any], watched: list[str]) -> None:
     settings = Segmenter.model_validate({**tree, "templates": "raw"})
-    load = segmenter._Load([scene.image_HW3 for scene in SCENES], [], segmenter.CLASSES)
+    load = segmenter._Load([scene.picture_HW3 for scene in SCENES], [], segmenter.CLASSES)
     measures = by_name(segmenter._on_gpu(settings, load, name="tiny", batches=2))
     images_s, regions = measures["tiny: images a second"].value, measures["tiny: regions an image"].value
     assert regions > 1
