@@ -198,7 +198,7 @@ class Asker:
     ) -> Answered | Unanswered | _Busy | _TryAgain:
         status, chat = response.status, self.chat
         if status in _BUSY:
-            return _Busy(_retry_after_s(response.headers.get("Retry-After")))
+            return _Busy(_retry_after_s(response.headers.get("Retry-After"), now=response.headers.get("Date")))
         if status in _AGAIN or status >= 500:
             return _TryAgain(f"the server answers {status}")
         if status in _REDIRECTS:
@@ -275,8 +275,11 @@ def _backoff_s(attempt: int) -> float:
     return float(min(_MAX_PAUSE_S, 2.0**attempt))
 
 
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds from a `Retry-After` in seconds or as a date; None without one."""
+def _retry_after_s(value: str | None, *, now: str | None = None) -> float | None:
+    """Seconds from a `Retry-After` in seconds or as a date; None without one.
+
+    `now` is the `Date` of the same answer: the clock of the server, which may be hours from this machine's.
+    """
     if value is None:
         return None
     try:
@@ -284,6 +287,13 @@ def _retry_after_s(value: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - _time_s(now))
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _time_s(date: str | None) -> float:
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return time.time()

@@ -187,11 +187,16 @@ class _Child:
 
 
 def _take_child() -> _Child:
-    """A waiting child, or a new one."""
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _start_child()
+    """A waiting child, or a new one. Those that were killed while they waited, as where memory was short, are no
+    attempt at an image."""
+    while True:
+        try:
+            child = _idle.pop()
+        except IndexError:
+            return _start_child()
+        if child.process.poll() is None:
+            return child
+        child.end()
 
 
 def _start_child(*, tries: int = 3) -> _Child:

@@ -11,7 +11,6 @@ import secrets
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -383,12 +382,21 @@ def _folders_in(fs: Any, folder: str) -> list[str]:
 
 
 def _untouched_s(fs: Any, path: str) -> float:
-    """How long ago the newest file of a path was written; 0 where the file system does not say."""
+    """How long ago the newest file of a path was written; 0 where the file system does not say.
+
+    By the clock of the file system, which stamps what all machines write: that of this machine may be days off.
+    """
+    probe = posixpath.join(posixpath.dirname(path), f"{owned_prefix(WRITING)}{secrets.token_hex(4)}")
     try:
         written = max(fs.modified(file).timestamp() for file in fs.find(path) or [path])
-    except (FileNotFoundError, NotImplementedError):
+        fs.pipe_file(probe, b"0")
+        try:
+            now = fs.modified(probe).timestamp()
+        finally:
+            fs.rm_file(probe)
+    except (OSError, NotImplementedError):
         return 0.0
-    return time.time() - float(written)
+    return float(now) - float(written)
 
 
 def _is_local(fs: Any) -> bool:

@@ -338,6 +338,14 @@ def test_the_time_to_wait_may_be_seconds_or_a_date() -> None:
     assert [_retry_after_s(value) for value in (None, "soon", "inf", "nan")] == [None] * 4
 
 
+def test_a_date_to_wait_for_is_by_the_clock_of_the_server() -> None:
+    later = "Fri, 01 Jan 2100 00:00:07 GMT"
+    assert _retry_after_s(later, now="Fri, 01 Jan 2100 00:00:00 GMT") == 7.0
+    assert _retry_after_s(later, now="Fri, 01 Jan 2100 00:01:00 GMT") == 0.0
+    assert _retry_after_s("7", now="Fri, 01 Jan 2100 00:01:00 GMT") == 7.0
+    assert (_retry_after_s(later, now="some day") or 0.0) > 1e6
+
+
 def test_a_small_picture_is_sent_as_it_is_and_a_large_one_reduced_the_same_way_each_time() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (30, 90, 3), np.uint8)
     assert Image.open(BytesIO(encode_reduced(rgb, max_side_px=90, quality=90))).size == (90, 30)

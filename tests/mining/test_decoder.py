@@ -126,6 +126,17 @@ def test_an_idle_child_that_was_killed_rejects_no_picture(starts: list[int], tmp
     assert len(starts) == 2
 
 
+def test_idle_children_that_were_all_killed_reject_no_picture(starts: list[int], tmp_path: Path) -> None:
+    path = picture(tmp_path)
+    idle = [decoder._start_child() for _ in range(3)]
+    decoder._idle.extend(idle)
+    for child in idle:
+        os.kill(child.process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
+    assert isinstance(read(path), DecodedImage)
+    assert len(starts) == 4
+
+
 def test_threads_use_as_many_children_as_there_are_threads(starts: list[int], tmp_path: Path) -> None:
     paths = [picture(tmp_path, name=f"{n}.png") for n in range(40)]
     with ThreadPoolExecutor(3) as pool:

@@ -149,6 +149,20 @@ def test_a_run_sweeps_what_nobody_needs_any_more(
     assert os.path.exists(run.path(name)) is stays
 
 
+@pytest.mark.parametrize("off_days", [-40, 40])
+def test_what_another_machine_writes_now_stays_however_wrong_the_clock_of_this_one_is(
+    run: RunFolder, names: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch, off_days: float
+) -> None:
+    name, old = names(WRITING, "elsewhere"), names(WRITING, "elsewhere") + "0"
+    for file in (name, old):
+        run.write_json(file, value=None)
+    os.utime(run.path(old), (0, time.time() - 2 * DAY_S))
+    right = time.time()
+    monkeypatch.setattr(time, "time", lambda: right + off_days * DAY_S)
+    sweep(run)
+    assert os.listdir(run.root) == [name]
+
+
 def test_letters_of_a_dead_driver_are_swept_and_those_of_a_living_one_are_not(
     run: RunFolder, names: Callable[[str, str], str]
 ) -> None:

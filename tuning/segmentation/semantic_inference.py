@@ -177,7 +177,7 @@ def _paint_tile(sums_Chw: Tensor, down: _Tile, across: _Tile) -> Tensor:
     best_HW = torch.zeros(size_px, device=sums_Chw.device)
     labels_HW = torch.full(size_px, IGNORE, device=sums_Chw.device)
     step = max(1, _CHUNK_VALUES // (size_px[0] * size_px[1]))
-    for numbers_k in candidates_K.split(step):
+    for numbers_k in torch.split(candidates_K, step):
         wide_khW = _between(sums_Chw[numbers_k], across, dim=2)
         sum_HW, class_HW = _between(wide_khW, down, dim=1).max(dim=0)
         better_HW = sum_HW > best_HW
