@@ -62,10 +62,15 @@ class Gate(Settings):
         return value <= self.floor * (1 + SLACK)
 
     def is_low(self, value: float) -> bool:
-        """Whether a value is so much better than the floor that it would still pass where the value is the floor."""
+        """Whether a value is so much better than the floor that it would still pass where the value is the floor.
+
+        An `at_most` that is ten times the value was never measured: it is a bound, which is kept.
+        """
         if self.equals is not None:
             return False
-        return value * (1 - SLACK) > self.floor if self.at_least is not None else value * (1 + SLACK) < self.floor
+        if self.at_least is not None:
+            return value * (1 - SLACK) > self.floor
+        return self.floor / 10 < value * (1 + SLACK) < self.floor
 
 
 @dataclass(frozen=True, slots=True)

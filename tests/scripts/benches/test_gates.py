@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,9 @@ def test_a_gate_has_one_limit(limits: dict[str, float]) -> None:
 
 def test_a_floor_far_below_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     gates = [SPEED, Gate(measure="memory", at_most=10.0), Gate(measure="near", at_least=2.0)]
-    measures = ran(Measure("speed", 2.4, "×"), Measure("memory", 8.0, "MB"), Measure("near", 2.3, "×"))
+    gates.append(Gate(measure="bound", at_most=0.001))
+    measures = ran(*(Measure(*of) for of in (("speed", 2.4, "×"), ("memory", 8.0, "MB"), ("near", 2.3, "×"))))
+    measures = replace(measures, measures=(*measures.measures, Measure("bound", 4e-6, "")))
     print_held([hold("bench", measures, gates)], console=plain_console(width=200))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("floors that may be raised"))
     assert line.endswith("bench: speed (2.4, floor 2); bench: memory (8, floor 10)")
