@@ -17,13 +17,15 @@ from maskmine.scripts.measures import Measure
 FLOORS = Path(__file__).parents[2] / "data" / "bench_floors.yaml"
 SLACK = 0.15
 """By how much of itself a ratio may miss its floor: machines differ, and so do two runs on one."""
+BY_NAME = ("sources", "levels", "memory")
+"""Benches that are held only when they are named, as they take as long as all others together."""
 
 
 class Gate(Settings):
     """What one measure of a bench is held to: exactly one of `at_least`, `at_most` and `equals`."""
 
     measure: str
-    """Name of the measure, as the bench prints it."""
+    """Name of the measure, as the bench prints it, without spaces around it."""
     unit: str | None = None
     """Its unit, where the bench prints several measures of this name."""
     at_least: float | None = None
@@ -60,10 +62,15 @@ class Gate(Settings):
         return value <= self.floor * (1 + SLACK)
 
     def is_low(self, value: float) -> bool:
-        """Whether a value is so much better than the floor that it would still pass where the value is the floor."""
+        """Whether a value is so much better than the floor that it would still pass where the value is the floor.
+
+        An `at_most` that is ten times the value was never measured: it is a bound, which is kept.
+        """
         if self.equals is not None:
             return False
-        return value * (1 - SLACK) > self.floor if self.at_least is not None else value * (1 + SLACK) < self.floor
+        if self.at_least is not None:
+            return value * (1 - SLACK) > self.floor
+        return self.floor / 10 < value * (1 + SLACK) < self.floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,7 @@ class Held:
         """A line for the bench if it failed, then one for each gate that does not pass."""
         lines = [f"{self.bench}: the bench failed: {self.ran.problem}"] if self.ran.problem else []
         for one in self.checked:
-            name = f"{self.bench}: {one.gate.measure.strip()}"
+            name = f"{self.bench}: {one.gate.measure}"
             if one.value is None:
                 lines.append(f"{name}: {one.problem} (limit {one.gate.limit}, floor {one.gate.floor:g})")
             elif not one.passes:
@@ -122,7 +129,7 @@ def hold(bench: str, ran: Ran, gates: Sequence[Gate]) -> Held:
 
 
 def _check(gate: Gate, measures: Sequence[Measure]) -> Checked:
-    found = [one for one in measures if one.name == gate.measure and gate.unit in (None, one.unit)]
+    found = [one for one in measures if one.name.strip() == gate.measure and gate.unit in (None, one.unit)]
     if len(found) == 1:
         return Checked(gate, found[0].value)
     units = ", ".join(f"`{one.unit}`" for one in found)
@@ -144,7 +151,7 @@ def read_gates(path: Path = FLOORS, *, known: Collection[str]) -> dict[str, list
 
 
 def choose_gates(gates: Mapping[str, list[Gate]], only: Sequence[str]) -> dict[str, list[Gate]]:
-    """Those of some benches, or all. Raises InputError for a bench without floors."""
+    """Those of some benches, or all but BY_NAME. Raises InputError for a bench without floors."""
     if without := [name for name in only if name not in gates]:
         raise InputError(f"bench: no floors for {', '.join(without)} in {FLOORS}; it has {', '.join(gates)}")
-    return {name: gates[name] for name in only or gates}
+    return {name: gates[name] for name in only or [name for name in gates if name not in BY_NAME]}

@@ -30,9 +30,9 @@ def print_held(held: Sequence[Held], *, console: Console) -> None:
             gate, value = one.gate, "–" if one.value is None else f"{one.value:,.4g}"
             passes = "yes" if one.passes else "NO"
             unit = _unit(of_bench, one)
-            table.add_row(of_bench.bench, gate.measure.strip(), value, unit, f"{gate.floor:g}", gate.limit, passes)
+            table.add_row(of_bench.bench, gate.measure, value, unit, f"{gate.floor:g}", gate.limit, passes)
             if one.value is not None and gate.is_low(one.value):
-                low.append(f"{of_bench.bench}: {gate.measure.strip()} ({value}, floor {gate.floor:g})")
+                low.append(f"{of_bench.bench}: {gate.measure} ({value}, floor {gate.floor:g})")
     console.print(table)
     seconds = sum(one.ran.seconds for one in held)
     console.print(f"{len(held)} benches, {seconds / 60:.1f} minutes on {os.cpu_count()} cores")
@@ -81,7 +81,7 @@ def _as_json(held: Held) -> dict[str, Any]:
 
 
 def _unit(held: Held, checked: Checked) -> str:
-    names = (one.unit for one in held.ran.measures if one.name == checked.gate.measure)
+    names = (one.unit for one in held.ran.measures if one.name.strip() == checked.gate.measure)
     return checked.gate.unit or next(names, "")
 
 

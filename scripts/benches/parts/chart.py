@@ -16,7 +16,7 @@ import typer
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.benches.gates.alone import read_measures
 from maskmine.scripts.benches.parts.part_time import DEMO, PAPER
-from maskmine.scripts.benches.parts.stages import ON_DEVICE, STAGES
+from maskmine.scripts.benches.parts.stages import CUT, NOUNS, ON_DEVICE, PROPOSE, STAGES, WRITE_DECODE
 from maskmine.scripts.command import run_command
 from maskmine.scripts.measures import Measure
 
@@ -26,7 +26,8 @@ _COLOURS = (
     *("#a33b00", "#d55e00", "#e98b4e", "#f3b48b", "#f9d7c0"),  # the shards
     "#bbbbbb",
 )
-_NAMED_FROM = 0.05
+_DARK = (PROPOSE, CUT, NOUNS, WRITE_DECODE)
+_NAMED_FROM = 0.06
 """The share of a bar from which a stage is named in it; the others are in the legend."""
 
 
@@ -83,11 +84,10 @@ def draw_bars(bars: Sequence[Bar], to: Path) -> None:
             axes.barh(row, share, left=left, height=0.62, color=colours[stage], edgecolor="white", linewidth=0.6)
             if share >= _NAMED_FROM:
                 text = stage.replace(": ", ":\n").replace(" ", "\n", 1) if share < 2 * _NAMED_FROM else stage
-                axes.text(left + share / 2, row, text, ha="center", va="center", fontsize=7.5, color="black")
+                ink = "white" if stage in _DARK else "black"
+                axes.text(left + share / 2, row, text, ha="center", va="center", fontsize=7.5, color=ink)
             left += share
-        axes.text(
-            1.01, row, f"{bar.total_s:,.3g} core s" if bar.total_s < 1000 else f"{bar.total_s:,.0f} core s", va="center"
-        )
+        axes.text(1.01, row, f"{float(f'{bar.total_s:.3g}'):,g} core s", va="center")
     for stage in STAGES:
         axes.barh(0, 0, color=colours[stage], label=stage)
     axes.set(xlim=(0, 1), yticks=range(len(bars)), yticklabels=[bar.title for bar in bars])

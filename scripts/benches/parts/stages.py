@@ -32,7 +32,7 @@ OF_REGIONS = (DECODE, PROPOSE, CUT, EMBED, MASKS, CELLS)
 OF_SHARDS = (WRITE_DECODE, WRITE_CROP, WRITE_IMAGE, WRITE_MASK, WRITE_TAR)
 STAGES = (*OF_REGIONS, NOUNS, VOCABULARY, PAIRS, *OF_SHARDS, ELSE)
 ON_DEVICE = (PROPOSE, CUT, EMBED, VOCABULARY)
-"""What a GPU does where there is one."""
+"""What a GPU does where there is one; of the vocabulary, nearly all is text that CLIP embeds."""
 _JOBS: dict[Any, str] = {
     NounsJob: NOUNS,
     VocabularyJob: VOCABULARY,

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from rich.console import Console
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.benches import run
 from maskmine.scripts.benches.gates.alone import read_measures, run_alone, write_measures
-from maskmine.scripts.benches.gates.gates import Gate, Held, Ran, choose_gates, hold, read_gates
+from maskmine.scripts.benches.gates.gates import BY_NAME, Gate, Held, Ran, choose_gates, hold, read_gates
 from maskmine.scripts.benches.gates.report import print_held, write_held
 from maskmine.scripts.measures import Measure
 from maskmine.tuning.console import plain_console
@@ -70,6 +71,10 @@ def test_a_measure_of_which_there_are_two_needs_its_unit() -> None:
     assert hold("bench", both, [Gate(measure="speed", unit="×", at_least=2)]).checked[0].value == 2
 
 
+def test_a_measure_that_is_printed_below_another_has_its_name_without_the_spaces() -> None:
+    assert hold("bench", ran(Measure("  speed", 2.0, "×")), [SPEED]).passes
+
+
 def test_a_bench_that_failed_after_its_measures_fails() -> None:
     held = hold("bench", ran(Measure("speed", 9, "×"), problem="it broke (exit code 1)"), [SPEED])
     assert not held.passes
@@ -84,7 +89,9 @@ def test_a_gate_has_one_limit(limits: dict[str, float]) -> None:
 
 def test_a_floor_far_below_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     gates = [SPEED, Gate(measure="memory", at_most=10.0), Gate(measure="near", at_least=2.0)]
-    measures = ran(Measure("speed", 2.4, "×"), Measure("memory", 8.0, "MB"), Measure("near", 2.3, "×"))
+    gates.append(Gate(measure="bound", at_most=0.001))
+    measures = ran(*(Measure(*of) for of in (("speed", 2.4, "×"), ("memory", 8.0, "MB"), ("near", 2.3, "×"))))
+    measures = replace(measures, measures=(*measures.measures, Measure("bound", 4e-6, "")))
     print_held([hold("bench", measures, gates)], console=plain_console(width=200))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("floors that may be raised"))
     assert line.endswith("bench: speed (2.4, floor 2); bench: memory (8, floor 10)")
@@ -98,8 +105,8 @@ def test_the_kept_floors_are_of_benches_that_exist_and_are_run_by_all_of_their_n
     with pytest.raises(typer.Exit):  # as nothing was measured
         run.main(["gates"], planning_images=1)
     names = [command[3] for command in asked]
-    gates = read_gates(known=names)
-    assert list(gates) == names
+    gates = read_gates(known=[*names, *BY_NAME])
+    assert [name for name in gates if name not in BY_NAME] == names
     assert all(gates.values())
 
 
@@ -123,6 +130,9 @@ def test_only_benches_with_floors_can_be_held() -> None:
     gates = {"shards": [SPEED], "regions": [SPEED]}
     assert choose_gates(gates, []) == gates
     assert list(choose_gates(gates, ["regions"])) == ["regions"]
+    slow = {**gates, **{name: [SPEED] for name in BY_NAME}}
+    assert choose_gates(slow, []) == gates
+    assert list(choose_gates(slow, ["memory", "shards"])) == ["memory", "shards"]
     with pytest.raises(InputError, match=r"no floors for shrads in .*; it has shards, regions"):
         choose_gates(gates, ["shrads"])
 
