@@ -15,7 +15,7 @@ from maskmine.mining.storage.ownership import RAY, owned_prefix
 from maskmine.pipelines.engines.ray_sizes import Node
 from maskmine.pipelines.engines.scheduler import OpenJobs, WorkerDiedError
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.steps.jobs import Job
+from maskmine.pipelines.steps.jobs import Job, PartReport
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.tuning.ray_start import last_line
 
@@ -30,6 +30,16 @@ class Worker(OpenJobs):
         super().__init__(jobs)
         self._seen_path = seen_path
         self._token = token
+
+    def make(self, step: str, part: int) -> Sequence[PartReport]:
+        """As `OpenJobs.make`. Raises InputError, which names this machine, where it lacks a package."""
+        try:
+            return super().make(step, part)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"{step}: the Ray worker on {platform.node()} has no package `{error.name}`; install there what this "
+                "machine has, in the same versions, and run the same command again"
+            ) from error
 
     def blind_host(self) -> str | None:
         """The name of this machine if it does not see the run folder, else None."""

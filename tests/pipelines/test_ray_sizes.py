@@ -1,7 +1,8 @@
-"""Sizes of the Ray engine's pools: what fits, and what is refused."""
+"""Sizes of the Ray engine's pools: what fits, and what is refused; a machine that lacks a package."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 from maskmine.pipelines.engines.ray import RayEngine
 from maskmine.pipelines.engines.ray_sizes import Node, Sizes, Takes, pool_sizes
+from maskmine.pipelines.engines.ray_workers import Worker
+from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
+from tests.support.toy_jobs import toy_step
 
 
 def sizes(settings: dict[str, Any], nodes: Sequence[Node], *, gpu_steps: bool) -> Sizes:
@@ -87,3 +91,13 @@ def test_more_workers_than_the_memory_of_the_cluster_holds_are_refused() -> None
             gpu_steps=False,
             takes=Takes(5 * GB).within(nodes),
         )
+
+
+def lacks_a_package(run: RunFolder, part: int) -> None:
+    import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+
+
+def test_a_machine_without_a_package_is_named(empty_run: RunFolder) -> None:
+    worker = Worker(jobs={"nouns": toy_step(empty_run, "nouns", lacks_a_package).job}, seen_path=None, token="")
+    with pytest.raises(InputError, match=f"on {platform.node()} has no package `no_such_package`; install there"):
+        worker.make("nouns", 0)
