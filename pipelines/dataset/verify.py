@@ -23,7 +23,7 @@ from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
-from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
+from maskmine.pipelines.dataset.sums import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.planning.versions import Version, all_parts, read_appended
 from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
@@ -37,10 +37,11 @@ from maskmine.pipelines.run_folder.folder import (
 )
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.schemas.manifest import Manifest, ShardEntry
+from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
+from maskmine.schemas.shard_entries import ShardEntry
 
 # What .json and index both have, and only a mistake in writing can make differ.
 _SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
