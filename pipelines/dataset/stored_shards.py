@@ -35,7 +35,7 @@ def store_shards(run: RunFolder, tables: Iterable[pa.Table], *, count: int) -> S
         return tuple(entries_of(tables))
     with run.write(SHARDS_TABLE) as file:
         rows = write_shards_table(tables, file)
-    named = TableOfShards(table=SHARDS_TABLE, rows=rows, sha256=hash_file(run, SHARDS_TABLE))
+    named = TableOfShards(table="shards.parquet", rows=rows, sha256=hash_file(run, SHARDS_TABLE))
     return ShardsInTable(named, path=run.path(SHARDS_TABLE), open_file=run.open)
 
 

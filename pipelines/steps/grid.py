@@ -246,7 +246,7 @@ def drop_untied(steps: Sequence[Step]) -> dict[str, int]:
             for one in step.job.inputs if parts else ():
                 if one.cells.once:  # before many threads ask for it
                     ties.identity(one.cells, 0)
-            tied = map_in_order(lambda part, step=step: _is_tied(step, part, ties), iter(parts), threads=_AT_ONCE)
+            tied = map_in_order(partial(_is_tied, step, ties), iter(parts), threads=_AT_ONCE)
             untied = Parts(part for part, is_tied in zip(parts, tied, strict=True) if not is_tied)
             for part in untied:
                 ties.delete(step.output, part)
@@ -286,7 +286,7 @@ def _reads(later: Step, existing: Parts, step: Step, todo: Parts) -> bool:
     return bool(existing) if step.once or later.once else not existing.isdisjoint(todo)
 
 
-def _is_tied(step: Step, part: int, ties: TiesReader) -> bool:
+def _is_tied(step: Step, ties: TiesReader, part: int) -> bool:
     wanted = identities(step.job.inputs, part, read=ties.identity)
     return wanted is None or ties.read(step.output, part).made_from == wanted
 

@@ -11,6 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from maskmine.mining.storage.prefetch import map_in_order
@@ -48,7 +49,7 @@ def identities(inputs: Sequence[Input], part: int, *, read: ReadIdentity = read_
     found: dict[str, str] = {}
     for one in inputs:
         if one.parts is not None:
-            each = map_in_order(lambda other, cells=one.cells: read(cells, other), one.numbers, threads=_AT_ONCE)
+            each = map_in_order(partial(read, one.cells), one.numbers, threads=_AT_ONCE)
             identity = _together(each)
         else:
             identity = read(one.cells, 0 if one.cells.once else part)
