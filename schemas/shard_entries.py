@@ -155,12 +155,14 @@ class ShardsInTable(Sequence[ShardEntry]):
         try:
             yield
         except FileNotFoundError as error:
-            raise IncompleteError(f"{self._path}: missing; {_REMEDY}") from error
+            raise IncompleteError(f"{self._path}: missing; {_AGAIN}") from error
         except (pa.ArrowInvalid, OSError) as error:
-            raise IncompleteError(f"{self._path}: not the table that manifest.json names; {_REMEDY}") from error
+            raise IncompleteError(
+                f"{self._path}: not the table that manifest.json names; delete it and {_AGAIN}"
+            ) from error
 
 
-_REMEDY = "put it back from a copy, or run the command that made the set again"
+_AGAIN = "run the command that made the set again"
 Shards = tuple[ShardEntry, ...] | ShardsInTable
 """The shards of a set, in the order of their numbers."""
 
@@ -172,7 +174,7 @@ def shard_named(shards: Sequence[ShardEntry], name: str) -> ShardEntry:
         return shard
     found = next((shard for shard in shards if shard.name == name), None)  # numbers with a gap
     if found is None:
-        raise IncompleteError(f"manifest.json: has no shard {name}; {_REMEDY}")
+        raise IncompleteError(f"manifest.json: has no shard {name}; {_AGAIN}")
     return found
 
 

@@ -33,7 +33,7 @@ from maskmine.pipelines.steps.identity import Identity, format_version
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import DerivedFrom, Manifest, SourceEntry, Totals
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.shard_entries import Shards
+from maskmine.schemas.shard_entries import SHARDS_TABLE, Shards
 
 DERIVED_FILE = "derived_from.json"  # names the run whose regions were reused
 # Libraries whose version can change the bytes of a set.
@@ -55,6 +55,7 @@ def published(run: RunFolder, versions: Sequence[Version], grids: Sequence[Seque
         and all(step.once or step.output.is_current() for step in steps)
         and isinstance(manifest, dict)
         and manifest.get("fingerprint") == set_fingerprint(versions, steps[-1].fingerprint)
+        and (isinstance(manifest.get("shards"), list) or run.exists(SHARDS_TABLE))
         and manifest.get("settings") == json.loads(json.dumps(identity.settings))  # also what is for the record alone
     )
 

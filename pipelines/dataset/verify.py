@@ -41,7 +41,7 @@ from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
-from maskmine.schemas.shard_entries import ShardEntry
+from maskmine.schemas.shard_entries import SHARDS_TABLE, ShardEntry
 
 # What .json and index both have, and only a mistake in writing can make differ.
 _SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
@@ -73,6 +73,12 @@ def verify_run(run: RunFolder) -> Iterator[Problem]:
     Of format version 3 on every file of the folder is vouched for, see `publish.py`; of earlier ones the set alone.
     """
     finished = FinishedRun.open(run)
+    try:
+        next(iter(finished.manifest.shards), None)
+    except IncompleteError as error:  # without its shards, nothing can be said of them
+        what = str(error).removeprefix(f"{run.path(SHARDS_TABLE)}: ")
+        yield Problem(SHARDS_TABLE, what)
+        return
     for problem in _problems_of_mix(finished) if finished.is_mix else _problems_of_run(finished):
         what = problem.what.replace(_AGAIN, finished.again)
         yield Problem(problem.file, what, problem.mend_settings)
