@@ -6,17 +6,20 @@ import hashlib
 import heapq
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.pipelines.run_folder.folder import RunFolder, part_of_cell
 from maskmine.pipelines.run_folder.hashes import HashColumns
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.sample import cell_name
 
 SUMS_FILE, RUN_SUMS_FILE = "SHA256SUMS", "SHA256SUMS.run"
 Sum = tuple[str, str]
 """A file, relative to the folder, and its SHA-256."""
 _SUM = re.compile(r"([0-9a-f]{64})  ((?!/)[^\\]+)")
+_MOST_COLUMNS, _MOST_PARTS = 64, 1 << 24  # beyond what any run has: a line may name anything
 _AT_ONCE = 16  # files that are hashed at a time
 
 
@@ -42,24 +45,28 @@ class FileSums:
 
     def put(self, name: str, sha256: str) -> None:
         """Note that of any file. Raises ValueError for what is none."""
-        folder, _, file = name.rpartition("/")
-        part, suffix = part_of_cell(file), file.rpartition(".")[2]
-        if folder and part is not None and file == cell_name(part, suffix):
+        cell = _cell_of(name)
+        if cell is not None and (self._cells.get(*cell[::2]) or len(self._cells.names()) < _MOST_COLUMNS):
+            folder, part, suffix = cell
             self.put_cell(folder, part, sha256, suffix=suffix)
         else:
             self._single[name] = sha256
 
     def of_cell(self, folder: str, part: int, *, suffix: str = "parquet") -> str | None:
         """That of a cell; None where none was noted."""
-        return self._cells.column(folder, suffix).get(part)
+        column = self._cells.get(folder, suffix)
+        return None if column is None else column.get(part)
 
     def get(self, name: str) -> str | None:
         """That of any file; None where none was noted."""
-        folder, _, file = name.rpartition("/")
-        part, suffix = part_of_cell(file), file.rpartition(".")[2]
-        if folder and part is not None and file == cell_name(part, suffix):
-            return self.of_cell(folder, part, suffix=suffix)
-        return self._single.get(name)
+        cell = _cell_of(name)
+        found = None if cell is None else self.of_cell(cell[0], cell[1], suffix=cell[2])
+        return found or self._single.get(name)
+
+    @property
+    def folders(self) -> set[str]:
+        """The folders of the files; that of the folder itself is empty."""
+        return {folder for folder, _ in self._cells.names()} | {posixpath.dirname(name) for name in self._single}
 
     def sorted(self) -> Iterator[Sum]:
         """All of them by the names of the files."""
@@ -69,6 +76,14 @@ class FileSums:
     def _of_column(self, folder: str, suffix: str) -> Iterator[Sum]:
         for part, sha256 in self._cells.column(folder, suffix).by_name():
             yield f"{folder}/{cell_name(part, suffix)}", sha256
+
+
+def _cell_of(name: str) -> tuple[str, int, str] | None:
+    """Folder, part and suffix of the name of a cell; None for another file."""
+    folder, _, file = name.rpartition("/")
+    part, suffix = part_of_cell(file), file.rpartition(".")[2]
+    is_cell = folder and part is not None and part < _MOST_PARTS and file == cell_name(part, suffix)
+    return (folder, part, suffix) if is_cell and part is not None else None
 
 
 def write_sums(run: RunFolder, name: str, sums: Iterable[Sum]) -> None:
@@ -97,6 +112,20 @@ def read_sums(run: RunFolder, name: str) -> Iterator[Sum | str]:
             text = line.decode("utf-8", "replace").removesuffix("\n")
             match = _SUM.fullmatch(text)
             yield (match[2], match[1]) if match is not None and _is_below(match[2]) else text
+
+
+def lookup(run: RunFolder) -> Callable[[str], bool]:
+    """Whether a file of a folder is there; of cells by one listing of each folder."""
+
+    @cache
+    def cells(step: str, suffix: str) -> Parts:
+        return run.done(step, suffixes=(suffix,))
+
+    def is_there(name: str) -> bool:
+        cell = _cell_of(name)
+        return run.exists(*name.split("/")) if cell is None else cell[1] in cells(cell[0], cell[2])
+
+    return is_there
 
 
 def _is_below(name: str) -> bool:

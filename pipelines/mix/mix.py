@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from itertools import chain
 from typing import Any
 
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.pipelines.dataset.limits import read_manifest
-from maskmine.pipelines.dataset.sums import SUMS_FILE, Sum, read_sums
+from maskmine.pipelines.dataset.sums import SUMS_FILE, lookup, read_sums
 from maskmine.pipelines.mix.choice import Choice, Mixing, choose
 from maskmine.pipelines.mix.images import WORK_FOLDER, Tick, check_indexes, read_facts
 from maskmine.pipelines.mix.publish import publish_mix
@@ -32,7 +31,6 @@ from maskmine.pipelines.mix.sources import (
     open_sources,
 )
 from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder, folder_at, part_of_cell, sweep
-from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.settings.licences import LicencePolicy, refuse_other_licences
 from maskmine.schemas.errors import InputError, OtherPlanError
 from maskmine.schemas.manifest import Manifest
@@ -158,28 +156,12 @@ def _complete(folder: RunFolder) -> Manifest | None:
     stored = folder.read_json("manifest.json")
     listed = (one for one in read_sums(folder, SUMS_FILE)) if folder.exists(SUMS_FILE) else iter(())
     first = next(listed, None)
-    are_there = _lookup(folder)
-    if stored is None or first is None or not all(map(are_there, chain([first], listed))):
+    is_there = lookup(folder)
+    lines = chain([first], listed)
+    if stored is None or first is None or not all(isinstance(one, tuple) and is_there(one[0]) for one in lines):
         folder.delete(SUCCESS_FILE)
         return None
     return read_manifest(stored, folder)
-
-
-def _lookup(folder: RunFolder) -> Callable[[Sum | str], bool]:
-    """Whether the file of a line of sums is there; of cells by one listing of each folder."""
-
-    @cache
-    def cells(step: str, suffix: str) -> Parts:
-        return folder.done(step, suffixes=(suffix,))
-
-    def is_there(one: Sum | str) -> bool:
-        if isinstance(one, str):
-            return False
-        step, _, name = one[0].rpartition("/")
-        part = part_of_cell(name)
-        return folder.exists(*one[0].split("/")) if part is None else part in cells(step, name.rpartition(".")[2])
-
-    return is_there
 
 
 def _write_shards(writer: ShardWriter, choice: Choice, begin: Begin) -> None:

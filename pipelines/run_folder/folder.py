@@ -287,12 +287,14 @@ class RunFolder:
             return None
         return identity_of(metadata) or self.check_table(*names).identity
 
-    def walk(self) -> list[str]:
-        """The paths of all files below the folder, relative to it, sorted; without those of processes at work."""
+    def walk(self) -> Iterator[str]:
+        """The paths of all files below the folder, relative to it, in any order; without those of processes at work."""
         fs, root = self._fs()
         with _one_line_faults(self.root):
-            found = sorted(posixpath.relpath(str(path), root) for path in fs.find(root))
-        return [path for path in found if not any(map(owner_state, path.split("/")))]
+            for path in _each_file(root) if scheme_of(self.root) == "file" else fs.find(root):
+                name = posixpath.relpath(str(path), root)
+                if not any(map(owner_state, name.split("/"))):
+                    yield name
 
     @contextmanager
     def _open_whole(self, *names: str) -> Iterator[Any]:
@@ -384,6 +386,16 @@ def _listing(fs: Any, folder: str) -> list[str]:
         return [str(entry).rstrip("/") for entry in fs.ls(folder, detail=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _each_file(folder: str) -> Iterator[str]:
+    """All files below a folder on a disk, which are not in memory all at once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _each_file(entry.path)
+            else:
+                yield entry.path
 
 
 def _each_entry(fs: Any, folder: str) -> Iterator[str]:

@@ -74,6 +74,10 @@ class HashColumns:
             self._columns[name] = PartHashes()
         return self._columns[name]
 
+    def get(self, *name: str) -> PartHashes | None:
+        """The column of a name; None where there is none."""
+        return self._columns.get(name)
+
     def names(self) -> list[tuple[str, ...]]:
         """The names of the columns, sorted."""
         return sorted(self._columns)
