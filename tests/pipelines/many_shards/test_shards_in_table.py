@@ -177,6 +177,13 @@ def test_a_missing_table_is_written_again(run: Path, world: Path, tabled: Path) 
     assert hashes(str(run)) == hashes(str(tabled))
 
 
+def test_sizes_for_loaders_are_checked_against_the_table(run: Path) -> None:
+    sizes = run / "shards" / "sizes.json"
+    for other in (b" " + sizes.read_bytes(), sizes.read_bytes()[:-1], sizes.read_bytes() + b"\n"):
+        sizes.write_bytes(other)
+        assert any(fault.startswith("shards/sizes.json: not the samples of the manifest") for fault in faults(run))
+
+
 def test_a_table_of_other_rows_than_the_manifest_says_is_refused(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["shards"]["rows"] == 2
