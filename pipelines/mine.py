@@ -33,9 +33,10 @@ from maskmine.mining.models.devices import open_device
 from maskmine.mining.proposers.ground_truth import GroundTruth, read_masks
 from maskmine.mining.sources.coco import CocoCaptions
 from maskmine.mining.storage.stores import OBJECT_STORES, fault_line, refusal, scheme_of
+from maskmine.pipelines.dataset.accounts import BrokenShardsError
 from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.dataset.limits import Exceeded, find_exceeded
-from maskmine.pipelines.dataset.publish import DERIVED_FILE, BrokenShardsError, mark_success, publish, published
+from maskmine.pipelines.dataset.publish import DERIVED_FILE, mark_success, publish, published
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
 from maskmine.pipelines.planning.listing import refuse_urls
 from maskmine.pipelines.planning.plan import make_plan, read_plan

@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.mining.storage.stores import describe
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.publish import DERIVED_FILE
@@ -155,8 +155,8 @@ def reuse_regions(steps: Sequence[Step], reused: ReusedRun) -> None:
     for step, cells in zip(steps, (reused.proposals, reused.embeddings), strict=False):
         if cells is not None and step.fingerprint == cells.fingerprint:
             link = partial(_link, run, reused.run, step)
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(link, step.todo()))
+            for _ in map_in_order(link, step.todo(), threads=_AT_ONCE):
+                pass
 
 
 def _link(run: RunFolder, other: RunFolder, step: Step, part: int) -> None:

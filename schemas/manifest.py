@@ -12,23 +12,11 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import NOTHING_FOUND
 from maskmine.schemas.sample import FORMAT_VERSION, READABLE_VERSIONS, ImageFormat
 from maskmine.schemas.settings import Settings
+from maskmine.schemas.shard_entries import SHARDS_TABLE, OpenFile, Shards, ShardsInTable, TableOfShards
 
-
-class ShardEntry(Settings):
-    """A shard of the set, in the order of its number."""
-
-    name: str
-    """File name of the tar."""
-    images: int
-    """Images of its part."""
-    samples: int
-    """Samples in it."""
-    size_bytes: int
-    """Size of the tar."""
-    sha256: str
-    """SHA-256 of the tar."""
-    index_sha256: str
-    """SHA-256 of the Parquet index beside it."""
+TABLE_VERSION = 6
+"""The format version that a `manifest.json` states whose shards stand in a table; `sample_version` is then that of its
+samples."""
 
 
 class ModelRecord(Settings):
@@ -228,8 +216,8 @@ class Manifest(Settings):
     """Models that took part."""
     libraries: dict[str, str]
     """Versions of the libraries by name."""
-    shards: tuple[ShardEntry, ...]
-    """The shards in order."""
+    shards: Shards
+    """The shards in order: a tuple, or read in pieces from the table beside the manifest where they are many."""
     totals: Totals
     """The accounting of the run."""
     sources: tuple[SourceEntry, ...] = ()
@@ -249,8 +237,13 @@ class Manifest(Settings):
         return self.versions[0].fingerprint if self.versions else self.fingerprint
 
     def as_stored(self) -> dict[str, Any]:
-        """Plain values for `manifest.json`: of a set to which nothing was appended, as they always were."""
+        """Plain values for `manifest.json`: of a set to which nothing was appended, as they always were.
+
+        One whose shards stand in a table has a format version of its own, which earlier readers refuse in one line.
+        """
         stored = self.model_dump(mode="json")
+        if isinstance(self.shards, ShardsInTable):
+            stored |= {"format_version": TABLE_VERSION, "sample_version": self.format_version}
         return stored if self.versions else {name: value for name, value in stored.items() if name != "versions"}
 
     def setting(self, *names: str) -> Any:
@@ -286,14 +279,27 @@ def refuse_wider_crops(manifest: Manifest, ratio: float, *, name: str, folder: s
         )
 
 
-def parse_manifest(stored: Any, *, path: str) -> Manifest:
-    """The manifest from the content of a `manifest.json`. Raises InputError when this maskmine cannot read it."""
-    version = stored.get("format_version") if isinstance(stored, dict) else None
+def parse_manifest(stored: Any, *, path: str, open_file: OpenFile) -> Manifest:
+    """The manifest from the content of a `manifest.json`. Raises InputError when this maskmine cannot read it.
+
+    `open_file` opens a file beside it: the table of its shards, where it has one, when that is asked for.
+    """
+    fields = stored if isinstance(stored, dict) else {}
+    in_table = fields.get("format_version") == TABLE_VERSION
+    version = fields.get("sample_version" if in_table else "format_version")
     if isinstance(version, int) and version not in READABLE_VERSIONS:
         raise InputError(
             f"{path}: format version {version}, this maskmine reads {FORMAT_VERSION}; use the maskmine that wrote it"
         )
+    if in_table:
+        fields = {name: value for name, value in fields.items() if name != "sample_version"}
+        stored = fields | {"format_version": version, "shards": []}
     try:
-        return Manifest.model_validate_json(json.dumps(stored))  # lists become the tuples of a strict model
+        named = TableOfShards.model_validate(fields.get("shards")) if in_table else None
+        manifest = Manifest.model_validate_json(json.dumps(stored))  # lists become the tuples of a strict model
     except ValidationError as error:
         raise InputError(f"{path}: not a manifest of this version; delete it and run `maskmine mine` again") from error
+    if named is None:
+        return manifest
+    table = ShardsInTable(named, path=path.replace("manifest.json", SHARDS_TABLE), open_file=open_file)
+    return manifest.model_copy(update={"shards": table})

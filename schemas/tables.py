@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.sample import KEY_PATTERN
 from maskmine.schemas.seal import check_sealed, open_sealed, own_metadata, write_sealed
+from maskmine.schemas.shard_entries import ShardEntry
 
 Row = TypeVar("Row")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -36,11 +36,41 @@ def query_cells(
     `?` and `[` in them are no wildcards, and folders called `name=value` make no columns. Raises IncompleteError when
     they cannot be fetched, or are damaged.
     """
+    with _connect(memory_limit) as (connection, scratch):
+        yield connection, _for_duckdb(_local_paths(paths, scratch, unchecked))
+
+
+@contextmanager
+def query_slices(
+    slices: Iterable[tuple[Sequence[str], Collection[str]]], *, memory_limit: str = "1GB"
+) -> Iterator[tuple[Any, Iterator[list[str]]]]:
+    """`query_cells` of more cells than one query can have open: slices of paths, and which of them stay unchecked.
+
+    All slices have one connection; those of object stores are on the disk one after the other.
+    """
+    with _connect(memory_limit) as (connection, scratch):
+
+        def local() -> Iterator[list[str]]:
+            for paths, unchecked in slices:
+                with TemporaryDirectory(dir=scratch) as folder:
+                    yield _for_duckdb(_local_paths(paths, folder, unchecked))
+
+        yield connection, local()
+
+
+@contextmanager
+def _connect(memory_limit: str) -> Iterator[tuple[Any, str]]:
+    """A connection with a folder for temporary files."""
     with TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch, duckdb.connect() as connection:
         connection.execute("SET memory_limit = ?", [memory_limit])
         connection.execute("SET temp_directory = ?", [scratch])
         connection.execute("SET preserve_insertion_order = false")
-        yield connection, [re.sub(r"([*?\[])", r"[\1]", path) for path in _local_paths(paths, scratch, unchecked)]
+        yield connection, scratch
+
+
+def _for_duckdb(paths: Sequence[str]) -> list[str]:
+    """Paths in which nothing is a wildcard."""
+    return [re.sub(r"([*?\[])", r"[\1]", path) for path in paths]
 
 
 def columns_of(connection: Any, cells: Sequence[str]) -> frozenset[str]:

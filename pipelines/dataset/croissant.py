@@ -13,6 +13,7 @@ from maskmine.pipelines.dataset.cards import filters_of
 from maskmine.pipelines.settings.licences import strictest, url_of
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.sample import index_type
+from maskmine.schemas.shard_entries import Shards, ShardsInTable
 from maskmine.schemas.tables import arrow_schema
 
 # The JSON-LD context of Croissant 1.1, which validators compare word for word.
@@ -36,6 +37,8 @@ _CONTEXT: dict[str, Any] = {
 }
 # Column types that Croissant can describe; lists are left out.
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "double": "sc:Float"}
+_PARQUET = "application/x-parquet"
+_TARS = "the shards, each a tar of samples; their sizes and checksums stand in the table of shards"
 _INDEXES = "the index of each shard, a row a pair"
 # What the columns hold, where the name alone does not say it.
 _WORDS = {
@@ -111,7 +114,7 @@ def describe_run(manifest: Manifest) -> dict[str, Any]:
         "rai:dataPreprocessingProtocol": _selection(manifest),
         "rai:machineAnnotationTools": [f"{m.role}: {m.name} ({m.licence}, {m.sha256})" for m in manifest.models],
         "rai:dataLimitations": "Masks and nouns were chosen by models, not by people; see `evidence` and `confidence`.",
-        "distribution": [*_files(manifest), _file_set("shards/*.parquet", name="indexes", of=_INDEXES)],
+        "distribution": [*_files(manifest.shards), _file_set("shards/*.parquet", name="indexes", of=_INDEXES)],
         "recordSet": [_records(manifest)],
     }
 
@@ -135,11 +138,16 @@ def _licence_urls(licences: Iterable[str]) -> list[str]:
     return urls if strictest(list(licences)) != "other" or urls else ["unknown"]
 
 
-def _files(manifest: Manifest) -> Iterable[dict[str, Any]]:
-    for shard in manifest.shards:
+def _files(shards: Shards) -> Iterable[dict[str, Any]]:
+    """The shards with their indexes; of many, whose checksums stand in a table, that table and all of them as one."""
+    if isinstance(shards, ShardsInTable):
+        yield _file(shards.named.table, _PARQUET, shards.named.sha256, folder="")
+        yield _file_set("shards/*.tar", name="shards", of=_TARS) | {"encodingFormat": "application/x-tar"}
+        return
+    for shard in shards:
         index = shard.name.replace(".tar", ".parquet")
         yield _file(shard.name, "application/x-tar", shard.sha256) | {"contentSize": f"{shard.size_bytes} B"}
-        yield _file(index, "application/x-parquet", shard.index_sha256)
+        yield _file(index, _PARQUET, shard.index_sha256)
 
 
 def _file(name: str, kind: str, sha256: str, *, folder: str = "shards/") -> dict[str, Any]:
@@ -159,7 +167,7 @@ def _file_set(includes: str, *, name: str, of: str) -> dict[str, Any]:
         "@id": name,
         "name": name,
         "description": of,
-        "encodingFormat": "application/x-parquet",
+        "encodingFormat": _PARQUET,
         "includes": includes,
     }
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from maskmine.mining.exports.coco import whole_mask
 from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml
 from maskmine.mining.storage.stores import fault_line, fetch
-from maskmine.pipelines.dataset.limits import why_not_published
+from maskmine.pipelines.dataset.limits import read_manifest, why_not_published
 from maskmine.pipelines.dataset.mined_images import MinedImage, images_of_samples
 from maskmine.pipelines.planning.plan import Plan, require_plan
 from maskmine.pipelines.planning.versions import VERSIONS, read_appended
@@ -25,7 +25,7 @@ from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, MIX_FILE, SUC
 from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import IncompleteError, InputError, NotPublishedError
-from maskmine.schemas.manifest import Manifest, parse_manifest
+from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import (
     CaptioningRow,
@@ -76,7 +76,7 @@ class FinishedRun:
         stored = folder.read_json("manifest.json")
         if stored is None:
             raise IncompleteError(f"{folder.root}: not finished (no manifest.json); {_again(folder)}")
-        return cls(folder, parse_manifest(stored, path=folder.path("manifest.json")))
+        return cls(folder, read_manifest(stored, folder))
 
     @classmethod
     def open_published(cls, folder: RunFolder) -> FinishedRun:
@@ -98,9 +98,9 @@ class FinishedRun:
         if finished.is_mix:
             return cls.open_published(folder)
         regions = [cells.folder for cells in stored_cells(folder) if cells is not None]
-        parts = set(finished.parts)
+        parts = finished.parts
         captions = [cells.folder for cells in finished.captioning]
-        missing = [step for step in (*captions, *_STEPS.values(), *regions) if not parts <= folder.done(step)]
+        missing = [step for step in (*captions, *_STEPS.values(), *regions) if folder.done(step).missing(parts)]
         current = {"fingerprint": finished.manifest.shards_fingerprint}
         if missing or folder.read_json("shards", FINGERPRINT_FILE) != current:
             why = f"cells of {missing[0]} are missing" if missing else "settings or inputs have changed"

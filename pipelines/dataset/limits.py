@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, SUCCESS_FILE, RunFolder
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.manifest import Totals, parse_manifest
+from maskmine.schemas.manifest import Manifest, Totals, parse_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,11 @@ def find_exceeded(totals: Totals, settings: Mining) -> Iterator[Exceeded]:
             yield Exceeded(setting, limit, images, totals.images, max(counts, key=counts.__getitem__))
 
 
+def read_manifest(stored: Any, folder: RunFolder) -> Manifest:
+    """The manifest of a folder from the content of its `manifest.json`. Raises as `parse_manifest`."""
+    return parse_manifest(stored, path=folder.path("manifest.json"), open_file=folder.open)
+
+
 def why_not_published(run: RunFolder) -> str | None:
     """What keeps a run from being published though all of it is made; None where nothing does.
 
@@ -58,7 +63,7 @@ def why_not_published(run: RunFolder) -> str | None:
     if stored is None:
         return None
     try:
-        manifest = parse_manifest(stored, path=run.path("manifest.json"))
+        manifest = read_manifest(stored, run)
         if run.read_json("shards", FINGERPRINT_FILE) != {"fingerprint": manifest.shards_fingerprint}:
             return None
         if len(run.done("shards", suffixes=("json",))) < len(manifest.shards):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.planning.versions import Version
-from maskmine.schemas.manifest import Manifest, ShardEntry, VersionEntry
+from maskmine.schemas.manifest import Manifest, VersionEntry
 from maskmine.schemas.settings import fingerprint
+from maskmine.schemas.shard_entries import ShardEntry
 
 
 def set_fingerprint(versions: Sequence[Version], shards: str) -> str:
@@ -27,19 +29,21 @@ def planned_sha256(versions: Sequence[Version]) -> str:
 
 
 def version_entries(
-    versions: Sequence[Version], shards: Sequence[ShardEntry], *, fingerprint: str, sources: Sequence[Sequence[str]]
+    versions: Sequence[Version], shards: Iterable[ShardEntry], *, fingerprint: str, sources: Sequence[Sequence[str]]
 ) -> tuple[VersionEntry, ...]:
     """What the manifest says of each version; nothing where nothing was appended. `fingerprint` is that of the shards,
     `sources` are the names of the sources of each version."""
     if len(versions) == 1:
         return ()
+    remaining = iter(shards)
+    samples = [sum(shard.samples for shard in islice(remaining, version.plan.parts)) for version in versions]
     return tuple(
         VersionEntry(
             name=version.name,
             first=version.first,
             parts=version.plan.parts,
             images=version.plan.images,
-            samples=sum(shard.samples for shard in shards[version.first : version.parts.stop]),
+            samples=samples[number],
             known=version.known,
             fingerprint=_fingerprint(version.plan, fingerprint) if number else fingerprint,
             sources=tuple(names),

@@ -6,24 +6,28 @@ from when it was written reveal that.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import posixpath
-import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
+from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
-from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
+from maskmine.pipelines.dataset.stored_shards import SIZES_FILE, sizes_lines
+from maskmine.pipelines.dataset.sums import RUN_SUMS_FILE, SUMS_FILE, FileSums, hash_file, lookup, read_sums
+from maskmine.pipelines.planning.external_sort import read_spilled, sorted_tables, spilling
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.planning.versions import Version, all_parts, read_appended
 from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
@@ -35,12 +39,15 @@ from maskmine.pipelines.run_folder.folder import (
     RunFolder,
     part_of_cell,
 )
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.schemas.manifest import Manifest, ShardEntry
+from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
+from maskmine.schemas.seal import open_sealed
+from maskmine.schemas.shard_entries import SHARDS_TABLE, ShardEntry, ShardsInTable, shard_named
 
 # What .json and index both have, and only a mistake in writing can make differ.
 _SCORES = ("similarity", "margin", "rank", "score", "lift", "evidence", "confidence", "presence", "agreement")
@@ -48,7 +55,7 @@ _IN_BOTH = ("image_id", *_SCORES, "negatives", "corrected")
 _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
-_SUM = re.compile(r"([0-9a-f]{64})  ((?!/)[^\\]+)")
+_KEYS = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("shard", pa.int64(), nullable=False)])
 _DECODING = Decoding()
 _SIGNED_SINCE = 3  # the format version that brought SHA256SUMS.run
 
@@ -66,32 +73,42 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
-def verify_run(run: RunFolder) -> Iterator[Problem]:
+def verify_run(run: RunFolder, *, index_only: bool = False) -> Iterator[Problem]:
     """Every problem of a finished run or a mix. Nothing is changed.
+
+    `index_only` reads no tar and no cell of a step, which only have to be there: what describes the set is hashed, with
+    the indexes and accounts of its shards, and counts are compared. In memory is a shard at a time, and no more for
+    many of them.
 
     Of format version 3 on every file of the folder is vouched for, see `publish.py`; of earlier ones the set alone.
     """
     finished = FinishedRun.open(run)
-    for problem in _problems_of_mix(finished) if finished.is_mix else _problems_of_run(finished):
+    try:
+        next(iter(finished.manifest.shards), None)
+    except IncompleteError as error:  # without its shards, nothing can be said of them
+        what = str(error).removeprefix(f"{run.path(SHARDS_TABLE)}: ")
+        yield Problem(SHARDS_TABLE, what)
+        return
+    for problem in (_problems_of_mix if finished.is_mix else _problems_of_run)(finished, index_only=index_only):
         what = problem.what.replace(_AGAIN, finished.again)
         yield Problem(problem.file, what, problem.mend_settings)
 
 
-def _problems_of_mix(finished: FinishedRun) -> Iterator[Problem]:
+def _problems_of_mix(finished: FinishedRun, *, index_only: bool) -> Iterator[Problem]:
     """One file of sums vouches for all of a mix."""
     run, manifest = finished.folder, finished.manifest
     unsigned: list[Problem] = []
-    if not run.exists(SUCCESS_FILE):
-        yield Problem(SUCCESS_FILE, f"missing: the set is not complete; {_AGAIN}")
-    else:
-        unsigned = list(_check_listed(run, SUCCESS_FILE, _read_sums(run, SUCCESS_FILE), (SUMS_FILE,)))
-        yield from unsigned
-    of_set = _read_sums(run, SUMS_FILE)
-    yield from _check_sums_of_set(run, manifest, of_set, MIX_FILE)
-    if run.exists(SUMS_FILE):
-        yield from _check_additions(run, set(of_set.sums), begun=(), whole_folder=not unsigned)
-    yield from _check_set(run, manifest)
-    for shard in manifest.shards:
+    with _read_sums(run, SUCCESS_FILE) as of_success, _read_sums(run, SUMS_FILE) as of_set:
+        if not run.exists(SUCCESS_FILE):
+            yield Problem(SUCCESS_FILE, f"missing: the set is not complete; {_AGAIN}")
+        else:
+            unsigned = list(_check_listed(run, SUCCESS_FILE, of_success, (SUMS_FILE,)))
+            yield from unsigned
+        yield from _check_sums_of_set(run, manifest, of_set, (MIX_FILE,), index_only=index_only)
+        if run.exists(SUMS_FILE):
+            yield from _check_additions(run, manifest, (of_set,), begun=(), whole_folder=not unsigned)
+    yield from _check_set(run, manifest, index_only=index_only)
+    for shard in () if index_only else manifest.shards:
         yield from _check_origins(run, shard.name.replace(".tar", ".parquet"))
 
 
@@ -107,71 +124,92 @@ def _check_origins(run: RunFolder, cell: str) -> Iterator[Problem]:
         yield Problem(f"origins/{cell}", f"not of the images in the index; {_REMEDY}")
 
 
-def _problems_of_run(finished: FinishedRun) -> Iterator[Problem]:
+def _problems_of_run(finished: FinishedRun, *, index_only: bool) -> Iterator[Problem]:
     run, manifest = finished.folder, finished.manifest
     signed = manifest.format_version >= _SIGNED_SINCE
     unsigned: list[Problem] = []
-    if not run.exists(SUCCESS_FILE):
-        why = why_not_published(run)
-        yield Problem(SUCCESS_FILE, f"missing: {why or f'the set is not complete; {_AGAIN}'}", why is not None)
-    elif signed:
-        unsigned = list(_check_listed(run, SUCCESS_FILE, _read_sums(run, SUCCESS_FILE), _SUMS_FILES))
-        yield from unsigned
-    shards = {f"shards/{name}": sha256 for shard in manifest.shards for name, sha256 in _files_of(shard)}
-    of_set = _read_sums(run, SUMS_FILE)
-    yield from _check_sums_of_set(run, manifest, of_set)
-    of_rest = _read_sums(run, RUN_SUMS_FILE) if signed else _Sums({}, [])
-    if signed:
-        yield from _check_listed(run, RUN_SUMS_FILE, of_rest, (PLAN_FILE, IDENTITY_FILE, "mining.yaml"))
-    if all(run.exists(name) for name in (_SUMS_FILES if signed else (SUMS_FILE,))):  # else it is unknown what belongs
-        known, begun = {*of_set.sums, *of_rest.sums, *shards}, _begun(run, manifest)
-        yield from _check_additions(run, known, begun=begun, whole_folder=signed and not unsigned)
-    yield from _check_set(run, manifest)
+    with ExitStack() as stack:
+        if not run.exists(SUCCESS_FILE):
+            why = why_not_published(run)
+            yield Problem(SUCCESS_FILE, f"missing: {why or f'the set is not complete; {_AGAIN}'}", why is not None)
+        elif signed:
+            of_success = stack.enter_context(_read_sums(run, SUCCESS_FILE))
+            unsigned = list(_check_listed(run, SUCCESS_FILE, of_success, _SUMS_FILES))
+            yield from unsigned
+        sums = [stack.enter_context(_read_sums(run, name)) for name in (_SUMS_FILES if signed else (SUMS_FILE,))]
+        yield from _check_sums_of_set(run, manifest, sums[0], index_only=index_only)
+        for of_rest in sums[1:]:
+            wanted = (PLAN_FILE, IDENTITY_FILE, "mining.yaml")
+            yield from _check_listed(run, RUN_SUMS_FILE, of_rest, wanted, index_only=index_only)
+        if all(run.exists(name) for name in (_SUMS_FILES if signed else (SUMS_FILE,))):  # else what belongs is unknown
+            begun, whole = _begun(run, manifest), signed and not unsigned
+            yield from _check_additions(run, manifest, sums, begun=begun, whole_folder=whole)
+    yield from _check_set(run, manifest, index_only=index_only)
 
 
-def _check_sums_of_set(run: RunFolder, manifest: Manifest, of_set: _Sums, *more: str) -> Iterator[Problem]:
-    shards = {f"shards/{name}": sha256 for shard in manifest.shards for name, sha256 in _files_of(shard)}
-    yield from _check_listed(run, SUMS_FILE, of_set, (*shards, "manifest.json", *more))
-    yield from (
-        Problem(name, f"its SHA-256 in {SUMS_FILE} is not the one in manifest.json; {_REMEDY}")
-        for name, sha256 in shards.items()
-        if of_set.sums.get(name, sha256) != sha256
-    )
+def _check_sums_of_set(
+    run: RunFolder, manifest: Manifest, of_set: _Sums, more: Sequence[str] = (), *, index_only: bool
+) -> Iterator[Problem]:
+    wanted = chain((f"shards/{name}" for name, _ in _files_of(manifest)), ("manifest.json", *more))
+    yield from _check_listed(run, SUMS_FILE, of_set, wanted, index_only=index_only)
+    for name, sha256 in _files_of(manifest):
+        if (of_set.get(f"shards/{name}") or sha256) != sha256:
+            yield Problem(f"shards/{name}", f"its SHA-256 in {SUMS_FILE} is not the one in manifest.json; {_REMEDY}")
 
 
-def _check_set(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
+def _check_set(run: RunFolder, manifest: Manifest, *, index_only: bool) -> Iterator[Problem]:
     yield from _check_counts(run, manifest)
-    keys: set[str] = set()
     try:
         image_format: ImageFormat = manifest.setting("shards", "image_format")
     except InputError as error:
         place, _, what = str(error).partition(": ")
         yield Problem(place, what)
         return
-    for shard in manifest.shards:
-        yield from _check_shard(run, shard, manifest.format_version, image_format, keys)
+    with TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
+        spilled = os.path.join(scratch, "keys")
+        with spilling(spilled, schema=_KEYS) as writer:
+            for number, shard in enumerate(manifest.shards):
+                rows = yield from _read_index(run, shard, index_only=index_only)
+                if rows is None:
+                    continue
+                keys = rows if index_only else [row.key for row in rows]
+                writer.write_table(pa.table({"key": keys, "shard": [number] * len(keys)}, schema=_KEYS))
+                if not index_only:
+                    yield from _check_shard(run, shard, rows, manifest.format_version, image_format)
+        yield from _check_keys(sorted_tables(read_spilled(spilled), scratch, by=("key", "shard")), manifest)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """What a file of sums says: SHA-256 by file, and its lines that say nothing."""
+def _check_keys(tables: Iterable[pa.Table], manifest: Manifest) -> Iterator[Problem]:
+    """Whether each key is in the set once; they come sorted."""
+    last = None
+    for table in tables:
+        for key, number in zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True):
+            if key == last:
+                yield Problem(f"shards/{manifest.shards[number].name}", f"key {key} is in the set twice")
+            last = key
 
-    sums: dict[str, str]
-    broken: list[str]
+
+class _Sums(FileSums):
+    """What a file of sums says, and its lines that say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken: list[str] = []
+
+    def __enter__(self) -> _Sums:
+        return self
 
 
 def _read_sums(run: RunFolder, name: str) -> _Sums:
-    found = _Sums({}, [])
-    try:
-        content = run.read_bytes(name)
-    except (FileNotFoundError, NotADirectoryError, IncompleteError):  # found where it is named
-        return found
-    for line in content.decode("utf-8", "replace").splitlines():
-        match = _SUM.fullmatch(line)
-        if match is None or match[2] in found.sums or not _is_below(match[2]):
-            found.broken.append(line)
-        else:
-            found.sums[match[2]] = match[1]
+    found = _Sums()
+    with suppress(FileNotFoundError, NotADirectoryError, IncompleteError):  # found where it is named
+        for line in read_sums(run, name):
+            if isinstance(line, str):
+                found.broken.append(line)
+            elif found.get(line[0]) is not None:
+                found.broken.append(f"{line[1]}  {line[0]}")
+            else:
+                found.put(*line)
     return found
 
 
@@ -180,12 +218,9 @@ def _reason(error: IncompleteError) -> str:
     return getattr(error.__cause__, "strerror", None) or str(error)
 
 
-def _is_below(name: str) -> bool:
-    """Whether a name is that of something in the folder, and not of what lies outside or can be no file at all."""
-    return posixpath.normpath(name) == name != "." and name.partition("/")[0] != ".." and "\0" not in name
-
-
-def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]) -> Iterator[Problem]:
+def _check_listed(
+    run: RunFolder, name: str, found: _Sums, wanted: Iterable[str], *, index_only: bool = False
+) -> Iterator[Problem]:
     """The files that a file of sums names, and whether it names those that it has to."""
     if not run.exists(name):
         yield Problem(name, f"missing; {_AGAIN}")
@@ -193,17 +228,26 @@ def _check_listed(run: RunFolder, name: str, found: _Sums, wanted: Iterable[str]
     yield from (
         Problem(name, f"a line is no sum of a file of its own ({line[:80]!r}); {_REMEDY}") for line in found.broken
     )
-    yield from (Problem(name, f"has no line for {file}; {_REMEDY}") for file in wanted if file not in found.sums)
-    for file, expected in found.sums.items():
+    yield from (Problem(name, f"has no line for {file}; {_REMEDY}") for file in wanted if found.get(file) is None)
+    is_there = lookup(run)
+    for file, expected in found.sorted():
         try:
-            with run.open(*file.split("/")) as opened:
-                if hashlib.file_digest(opened, "sha256").hexdigest() != expected:  # type: ignore[arg-type]
-                    yield Problem(file, f"its SHA-256 is not the one in {name}; {_REMEDY}")
+            if index_only and _is_content(file):
+                if not is_there(file):
+                    raise FileNotFoundError(file)
+            elif hash_file(run, file) != expected:
+                yield Problem(file, f"its SHA-256 is not the one in {name}; {_REMEDY}")
         except (FileNotFoundError, NotADirectoryError):
             if file not in _SUMS_FILES:  # which say so themselves
                 yield Problem(file, f"missing, though {name} names it; {_AGAIN}")
         except IncompleteError as error:  # a folder, or what may not be read
             yield Problem(file, f"cannot be read, though {name} names it ({_reason(error)}); {_REMEDY}")
+
+
+def _is_content(file: str) -> bool:
+    """Whether a file is a tar or a cell of a step, and no index, account or description."""
+    folder = file.rpartition("/")[0]
+    return file.endswith(".tar") if folder == "shards" else folder != ""
 
 
 def _begun(run: RunFolder, manifest: Manifest) -> list[Version]:
@@ -214,7 +258,7 @@ def _begun(run: RunFolder, manifest: Manifest) -> list[Version]:
 
 
 def _check_additions(
-    run: RunFolder, known: set[str], *, begun: Sequence[Version], whole_folder: bool
+    run: RunFolder, manifest: Manifest, sums: Sequence[_Sums], *, begun: Sequence[Version], whole_folder: bool
 ) -> Iterator[Problem]:
     """Files that belong to no run. Verdicts come after a run, and lie in a folder of their own; embeddings by a CLIP
     that the run had before, checks by a verifier and captions by a model are kept in folders of their own, of which the
@@ -222,18 +266,18 @@ def _check_additions(
 
     Cells of versions that are `begun`, and what lies beside them, are those of an append that was stopped.
     """
-    current = {posixpath.dirname(name) for name in known}
-    folders, parts = tuple(f"{version.folder}/" for version in begun), set(all_parts(begun))
+    current = {"shards"}.union(*(one.folders for one in sums))
+    folders, parts = tuple(f"{version.folder}/" for version in begun), Parts(all_parts(begun))
     unfinished = ""
-    for name in run.walk():
-        folder = name.partition("/")[0]
-        if name in known or name in (*_SUMS_FILES, SUCCESS_FILE) or folder == VERDICTS_FOLDER:
+    ours = (*_SUMS_FILES, SUCCESS_FILE)
+    others = (name for name in run.walk() if name not in ours and not any(one.get(name) for one in sums))
+    for name in sorted(name for name in others if not _is_of_shards(manifest, name)):
+        folder, within = name.partition("/")[0], posixpath.dirname(name)
+        if folder == VERDICTS_FOLDER or (folder in (EMBEDDINGS, CHECKS) and within not in {folder, *current}):
             continue
-        if folder in (EMBEDDINGS, CHECKS) and posixpath.dirname(name) not in {folder, *current}:
+        if folder.startswith(CAPTIONING) and within not in current:
             continue
-        if folder.startswith(CAPTIONING) and posixpath.dirname(name) not in current:
-            continue
-        is_cell = posixpath.dirname(name) in current and part_of_cell(posixpath.basename(name)) in parts
+        is_cell = within in current and part_of_cell(posixpath.basename(name)) in parts
         if begun and (is_cell or name.startswith(folders)):
             unfinished = unfinished or name
             continue
@@ -244,8 +288,19 @@ def _check_additions(
         yield Problem(unfinished, "of an append that is not finished; run that, or `maskmine mine`, again")
 
 
-def _files_of(shard: ShardEntry) -> tuple[tuple[str, str], tuple[str, str]]:
-    return (shard.name, shard.sha256), (shard.name.replace(".tar", ".parquet"), shard.index_sha256)
+def _is_of_shards(manifest: Manifest, name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    stem, _, suffix = file.rpartition(".")
+    with suppress(IncompleteError):
+        return folder == "shards" and suffix in ("tar", "parquet") and bool(shard_named(manifest.shards, f"{stem}.tar"))
+    return False
+
+
+def _files_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Tars and indexes of the shards, with their SHA-256."""
+    for shard in manifest.shards:
+        yield shard.name, shard.sha256
+        yield shard.name.replace(".tar", ".parquet"), shard.index_sha256
 
 
 def _check_counts(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
@@ -254,28 +309,43 @@ def _check_counts(run: RunFolder, manifest: Manifest) -> Iterator[Problem]:
         yield Problem("manifest.json", "images are not those with pairs plus those rejected")
     if totals.samples != sum(shard.samples for shard in manifest.shards):
         yield Problem("manifest.json", "the shards' samples do not add up to the total")
-    if [shard.name for shard in manifest.shards] != [cell_name(n, "tar") for n in range(len(manifest.shards))]:
+    if any(shard.name != cell_name(number, "tar") for number, shard in enumerate(manifest.shards)):
         yield Problem("manifest.json", "the shards' numbers have a gap")
-    samples = {shard.name: shard.samples for shard in manifest.shards}
-    with suppress(IncompleteError):  # a folder, found where it is named
-        if run.read_json("shards", "sizes.json") == samples:
+    with suppress(IncompleteError, FileNotFoundError, NotADirectoryError):  # a folder is found where it is named
+        if _has_sizes(run, manifest):
             return
-    yield Problem("shards/sizes.json", f"not the samples of the manifest; {_REMEDY}")
+    yield Problem(SIZES_FILE, f"not the samples of the manifest; {_REMEDY}")
+
+
+def _has_sizes(run: RunFolder, manifest: Manifest) -> bool:
+    if not isinstance(manifest.shards, ShardsInTable):
+        stored: Any = run.read_json(*SIZES_FILE.split("/"))
+        return bool(stored == {shard.name: shard.samples for shard in manifest.shards})
+    with run.open(*SIZES_FILE.split("/")) as file:
+        return all(file.read(len(line)) == line for line in sizes_lines(manifest.shards)) and not file.read(1)
+
+
+def _read_index(run: RunFolder, shard: ShardEntry, *, index_only: bool) -> Generator[Problem, None, Any]:
+    """The rows of an index, or only their keys; None when it cannot be read."""
+    name, index = f"shards/{shard.name}", shard.name.replace(".tar", ".parquet")
+    try:
+        if index_only:
+            with run.open("shards", index) as file:
+                rows = open_sealed(file).read(columns=["key"])["key"].to_pylist()
+        else:
+            rows = run.read_rows("shards", index, row_type=SampleRow)
+    except (IncompleteError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+        yield Problem(name, f"its index cannot be read: {error}")
+        return None
+    if len(rows) != shard.samples:
+        yield Problem(name, f"the index has {len(rows)} samples, the manifest {shard.samples}")
+    return rows
 
 
 def _check_shard(
-    run: RunFolder, shard: ShardEntry, version: int, image_format: ImageFormat, keys: set[str]
+    run: RunFolder, shard: ShardEntry, index: Sequence[SampleRow], version: int, image_format: ImageFormat
 ) -> Iterator[Problem]:
     name = f"shards/{shard.name}"
-    try:
-        index = run.read_rows("shards", shard.name.replace(".tar", ".parquet"), row_type=SampleRow)
-    except (IncompleteError, ValueError) as error:
-        yield Problem(name, f"its index cannot be read: {error}")
-        return
-    if len(index) != shard.samples:
-        yield Problem(name, f"the index has {len(index)} samples, the manifest {shard.samples}")
-    yield from (Problem(name, f"key {row.key} is in the set twice") for row in index if row.key in keys)
-    keys.update(row.key for row in index)
     if not run.exists("shards", shard.name):
         return  # reported with the checksums
     try:

@@ -79,7 +79,7 @@ class BeamEngine(Settings):
         settings; IncompleteError when a worker process dies, or when the pipeline ends well without all of its cells.
         """
         options = self._options()
-        todo = {step.name: parts for step in steps if (parts := step.todo())}
+        todo = {step.name: parts for step in steps if (parts := list(step.todo()))}
         if not todo:
             return
         steps = [step for step in steps if step.name in todo]

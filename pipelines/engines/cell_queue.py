@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.steps.grid import Step
 
 
@@ -15,6 +16,29 @@ class Cell(NamedTuple):
     part: int
 
 
+class ReadyCells:
+    """Cells that can be made, of which the first one is that of the least step and part."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, Parts] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts.values()))
+
+    def push(self, cell: Cell) -> None:
+        """Put a cell in."""
+        self._parts.setdefault(cell.step, Parts()).add(cell.part)
+
+    def pop(self) -> Cell:
+        """Take the first one out. Raises IndexError when there is none."""
+        for step in sorted(self._parts):
+            if parts := self._parts[step]:
+                cell = Cell(step, parts.first)
+                parts.discard(cell.part)
+                return cell
+        raise IndexError("no cell is ready")
+
+
 class CellQueue:
     """The cells to make: each waits for the cells that its step reads, directly or through other steps.
 
@@ -22,57 +46,62 @@ class CellQueue:
     same part.
     """
 
-    def __init__(self, steps: Sequence[Step], todo: Sequence[Sequence[int]]) -> None:
+    def __init__(self, steps: Sequence[Step], todo: Sequence[Iterable[int]]) -> None:
         self.steps = steps
-        self.todo = [sorted(parts) for parts in todo]
+        self.todo = [Parts(parts) for parts in todo]
         number = {step.name: index for index, step in enumerate(steps)}
         self._reads: list[set[int]] = []
         for step in steps:  # each stands after those that it reads
             direct = {number[name] for name in step.reads}
             self._reads.append(direct.union(*(self._reads[index] for index in direct)))
-        self._left = [set(parts) for parts in todo]
-        self._blockers = {
-            Cell(index, part): sum(self._blocking(index, part, read) for read in self._reads[index])
-            for index, parts in enumerate(self.todo)
-            for part in parts
-        }
+        self._left = [Parts(parts) for parts in self.todo]
 
-    def ready(self) -> list[Cell]:
+    def ready(self) -> Iterator[Cell]:
         """The cells that can be made at the start."""
-        return [cell for cell, blockers in self._blockers.items() if not blockers]
+        return (
+            Cell(index, part)
+            for index, parts in enumerate(self._left)
+            for part in parts
+            if not self._is_blocked(index, part)
+        )
 
-    def finish(self, cell: Cell) -> list[Cell]:
-        """A cell is made; returns the cells that can be made now and waited for this one alone."""
-        self._left[cell.step].remove(cell.part)
-        freed = []
-        for index, reads in enumerate(self._reads):
-            if cell.step not in reads:
-                continue
-            for waiting in self._waiting(index, cell):
-                if waiting in self._blockers and waiting.part in self._left[waiting.step]:
-                    self._blockers[waiting] -= 1
-                    if not self._blockers[waiting]:
-                        freed.append(waiting)
-        return freed
+    def finish(self, cell: Cell) -> Iterator[Cell]:
+        """A cell is made; gives the cells that can be made now and waited for this one alone, for use at once."""
+        if cell.part not in self._left[cell.step]:
+            raise KeyError(cell)
+        self._left[cell.step].discard(cell.part)
+        readers = (index for index, reads in enumerate(self._reads) if cell.step in reads)
+        return (
+            Cell(index, part)
+            for index in readers
+            for part in self._waiting(index, cell)
+            if part in self._left[index] and not self._is_blocked(index, part)
+        )
 
     def is_complete(self, step: int) -> bool:
         """Whether all cells of a step are made."""
         return not self._left[step]
 
-    def _waiting(self, index: int, cell: Cell) -> list[Cell]:
-        """The cells of a step that wait for a cell of another step, which it reads."""
+    def _waiting(self, index: int, cell: Cell) -> Iterable[int]:
+        """The parts of a step that wait for a cell of another step, which it reads."""
         if self.steps[cell.step].once:
-            return [Cell(index, part) for part in self.todo[index]]
+            return self.todo[index]
         if self.steps[index].once:
-            return [Cell(index, part) for part in self.todo[index] if self._is_read(index, cell.part)]
-        return [Cell(index, cell.part)]
+            return self.todo[index] if self._is_read(index, cell.part) else ()
+        return (cell.part,)
 
-    def _blocking(self, index: int, part: int, read: int) -> int:
+    def _is_blocked(self, index: int, part: int) -> bool:
+        """Whether a cell waits for others that are not made yet."""
+        return any(self._waits_for(index, part, read) for read in self._reads[index])
+
+    def _waits_for(self, index: int, part: int, read: int) -> bool:
+        """Whether a cell waits for any of another step; the least part that is left tells for a step that runs once."""
+        left = self._left[read]
         if self.steps[read].once:
-            return len(self._left[read])
+            return bool(left)
         if self.steps[index].once:
-            return sum(self._is_read(index, other) for other in self._left[read])
-        return int(part in self._left[read])
+            return bool(left) and self._is_read(index, left.first)
+        return part in left
 
     def _is_read(self, index: int, part: int) -> bool:
         """Whether a `once` step reads a part."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 from maskmine.mining.models.devices import DeviceKind, kind_of
@@ -21,7 +21,7 @@ class RunObserver:
     def on_line(self, line: str) -> None:
         """What a person should know before the work begins; comes after the plan, before any step."""
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         """A step begins; `todo` are the parts that it will make."""
 
     def on_total(self, step: str, records: int) -> None:

@@ -20,6 +20,7 @@ from maskmine.pipelines.engines.memory import refuse_too_many
 from maskmine.pipelines.engines.processes import Processes
 from maskmine.pipelines.engines.scheduler import Scheduler, WorkerPool
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.job_models import runs_models
 from maskmine.pipelines.steps.jobs import Job
@@ -72,7 +73,7 @@ class LocalEngine(Settings):
             return
         gpus = self._gpus(jobs)
         if self.workers == 1 and len(gpus) <= 1:
-            _run_here(steps, observer)
+            _run_here(steps, {step.name: parts for step, parts in zip(steps, todo, strict=True)}, observer)
             return
         on_gpu = {name for name, job in jobs.items() if gpus and runs_models(job)}
         on_cpu = [job for name, job in jobs.items() if name not in on_gpu]
@@ -128,10 +129,9 @@ def _gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _run_here(steps: Sequence[Step], observer: RunObserver) -> None:
+def _run_here(steps: Sequence[Step], todo: Mapping[str, Parts], observer: RunObserver) -> None:
     """Make every missing cell in this process, step after step."""
-    todo = {step.name: step.todo() for step in steps}
-    left = {name: set(parts) for name, parts in todo.items()}
+    left = {name: Parts(parts) for name, parts in todo.items()}
     started: set[str] = set()
 
     def start(step: Step) -> None:
@@ -143,7 +143,7 @@ def _run_here(steps: Sequence[Step], observer: RunObserver) -> None:
         if not todo[step.name]:
             continue
         start(step)
-        if parts := sorted(left[step.name]):  # an earlier step may have made some in its pass
+        if parts := Parts(left[step.name]):  # an earlier step may have made some in its pass
             make = step.job.open()
             for part in parts:
                 for report, of in reports_by_step(make(part, _Ticks(observer, step.name)), steps):

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol
 
-from maskmine.pipelines.engines.cell_queue import Cell, CellQueue
+from maskmine.pipelines.engines.cell_queue import Cell, CellQueue, ReadyCells
 from maskmine.pipelines.engines.engine import RunObserver, reports_by_step
 from maskmine.pipelines.steps.jobs import Job, MakeCell, PartReport, each_report, no_tick
 from maskmine.schemas.errors import IncompleteError
@@ -78,7 +77,7 @@ class WorkerPool:
 
     size: int
     options: dict[str, Any]
-    ready: list[Cell] = field(default_factory=list)
+    ready: ReadyCells = field(default_factory=ReadyCells)
     workers: list[Any] = field(default_factory=list)
     idle: list[Any] = field(default_factory=list)
     starting: int = 0
@@ -150,14 +149,14 @@ class Scheduler:
             for worker in pool.workers:
                 self.workers.kill(worker)
 
-    def _enqueue(self, cells: Sequence[Cell]) -> None:
+    def _enqueue(self, cells: Iterable[Cell]) -> None:
         for cell in cells:
-            heappush(self.pool_of[cell.step].ready, cell)
+            self.pool_of[cell.step].ready.push(cell)
 
     def _submit(self, pool: WorkerPool) -> None:
         """Give cells to idle workers, and start workers for the cells that are left."""
         while pool.ready and pool.idle:
-            cell, worker = heappop(pool.ready), pool.idle.pop()
+            cell, worker = pool.ready.pop(), pool.idle.pop()
             self._start(cell.step)
             self._calls[self.workers.make(worker, self.queue.steps[cell.step].name, cell.part)] = _Call(
                 pool, worker, cell

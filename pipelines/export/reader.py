@@ -20,9 +20,9 @@ from maskmine.mining.storage.urls import Fetch
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.file_names import FileNames
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.rows import ImageRow, OriginRow, ProposalsRow, Rejection, SampleRow
 from maskmine.schemas.sample import StoredSample, index_type, parse_sample
+from maskmine.schemas.shard_entries import ShardEntry, shard_named
 from maskmine.schemas.tables import check_index, read_parquet, with_later_columns
 
 _BLOCK_BYTES = 1 << 20  # of a copy from an object store
@@ -33,7 +33,7 @@ class RunReader:
 
     def __init__(self, finished: FinishedRun) -> None:
         self._finished, self._run, self._is_mix = finished, finished.folder, finished.is_mix
-        self._shards = {shard.name: shard for shard in finished.manifest.shards}
+        self._shards = finished.manifest.shards
         self.version = finished.manifest.format_version
         self._row_type = index_type(self.version)
         self._checked: set[str] = set()
@@ -51,7 +51,7 @@ class RunReader:
 
     def tables(self, selection: Selection, split: str | None = None) -> Iterator[pa.Table]:
         """The selected rows of each shard, in order, with a column `split`; of one split, or of all."""
-        for shard in self._shards.values():
+        for shard in self._shards:
             rows = select_rows(self._index(shard), selection)
             if split is not None:
                 rows = rows.filter(pa.compute.equal(rows["split"], split))
@@ -60,7 +60,7 @@ class RunReader:
 
     def has_score(self, score: str) -> bool:
         """Whether any pair of the run has a score."""
-        tables = map(self._index, self._shards.values())
+        tables = map(self._index, self._shards)
         return any(score in table.column_names and table[score].null_count < len(table) for table in tables)
 
     def read(self, row: SampleRow) -> StoredSample:
@@ -154,7 +154,7 @@ class RunReader:
             file = copy
         if name not in self._checked:
             file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != self._shards[name].sha256:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard_named(self._shards, name).sha256:
                 raise self._broken(name)
             self._checked.add(name)
         return cast("IO[bytes]", file)

@@ -12,9 +12,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from maskmine.mining.storage.stores import scheme_of
+from maskmine.pipelines.dataset.limits import read_manifest
+from maskmine.pipelines.dataset.sums import SUMS_FILE, lookup, read_sums
 from maskmine.pipelines.mix.choice import Choice, Mixing, choose
 from maskmine.pipelines.mix.images import WORK_FOLDER, Tick, check_indexes, read_facts
 from maskmine.pipelines.mix.publish import publish_mix
@@ -27,10 +30,10 @@ from maskmine.pipelines.mix.sources import (
     notes_on,
     open_sources,
 )
-from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder, folder_at, is_cell, sweep
+from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder, folder_at, part_of_cell, sweep
 from maskmine.pipelines.settings.licences import LicencePolicy, refuse_other_licences
 from maskmine.schemas.errors import InputError, OtherPlanError
-from maskmine.schemas.manifest import Manifest, parse_manifest
+from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.settings import fingerprint
 
 MIX_VERSION = 1
@@ -81,10 +84,17 @@ def mix_sets(
         identity = fingerprint([settings, choice.digest])
         version = max(source.run.manifest.format_version for source in sources)
         writer = ShardWriter(folder, sources, identity, version, common_format(sources)[0], threads)
-        accounts = _write_shards(writer, choice, begin)
+        _write_shards(writer, choice, begin)
     # The files that describe the whole.
     manifest = publish_mix(
-        folder, sources, choice.counts, accounts, identity=identity, version=version, settings=settings
+        folder,
+        sources,
+        choice.counts,
+        writer.accounts(choice.parts),
+        parts=choice.parts,
+        identity=identity,
+        version=version,
+        settings=settings,
     )
     _clean(folder, manifest)
     return Mixed(manifest, False, (*notes, *_notes_after(manifest, mixing)))
@@ -144,35 +154,35 @@ def _complete(folder: RunFolder) -> Manifest | None:
     if not folder.exists(SUCCESS_FILE):
         return None
     stored = folder.read_json("manifest.json")
-    sums = folder.read_bytes("SHA256SUMS").decode().splitlines() if folder.exists("SHA256SUMS") else []
-    missing = {line.partition("  ")[2] for line in sums} - set(folder.walk())
-    if stored is None or not sums or missing:
+    listed = (one for one in read_sums(folder, SUMS_FILE)) if folder.exists(SUMS_FILE) else iter(())
+    first = next(listed, None)
+    is_there = lookup(folder)
+    lines = chain([first], listed)
+    if stored is None or first is None or not all(isinstance(one, tuple) and is_there(one[0]) for one in lines):
         folder.delete(SUCCESS_FILE)
         return None
-    return parse_manifest(stored, path=folder.path("manifest.json"))
+    return read_manifest(stored, folder)
 
 
-def _write_shards(writer: ShardWriter, choice: Choice, begin: Begin) -> list[dict[str, Any]]:
-    """Write the shards that are missing; returns the accounts of all."""
+def _write_shards(writer: ShardWriter, choice: Choice, begin: Begin) -> None:
+    """Write the shards that are missing."""
     missing = writer.missing(choice.parts)
-    tick = begin("pairs", sum(counts.samples for counts in choice.counts))
-    there = [account for part in range(choice.parts) if (account := writer.account(part)) and part not in missing]
-    tick(sum(account["samples"] for account in there))
+    tick, absent = begin("pairs", sum(counts.samples for counts in choice.counts)), set(missing)
+    tick(sum(account["samples"] for account in writer.accounts(choice.parts) if account["part"] not in absent))
     if missing:
         writer.write(choice.taken(missing), tick=tick)
-    accounts = [account for part in range(choice.parts) if (account := writer.account(part))]
-    wanted, written = sum(counts.samples for counts in choice.counts), sum(account["samples"] for account in accounts)
+    wanted = sum(counts.samples for counts in choice.counts)
+    written = sum(account["samples"] for account in writer.accounts(choice.parts))
     if written != wanted:
         raise AssertionError(f"{wanted} pairs chosen, {written} written: the mix has lost pairs")
-    return accounts
 
 
 def _clean(folder: RunFolder, manifest: Manifest) -> None:
     """Delete what was needed on the way, and shards of another choice of pairs that was not finished."""
-    names = {shard.name.partition(".")[0] for shard in manifest.shards}
+    parts = len(manifest.shards)
     for step in (SHARDS, ORIGINS):
         for name in folder.names(step):
-            if is_cell(name) and name.partition(".")[0] not in names:
+            if (part := part_of_cell(name)) is not None and part >= parts:
                 folder.delete(step, name)
     for name in folder.names(WORK_FOLDER):
         folder.delete(WORK_FOLDER, name)

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from maskmine.mining.storage.query import query_cells
-from maskmine.pipelines.dataset.cards import render_card
-from maskmine.pipelines.dataset.croissant import describe_run
-from maskmine.pipelines.dataset.publish import SUMS_FILE, Sums, hash_all, shard_entry, sums_text, write_text
+from maskmine.pipelines.dataset.accounts import shard_entry
+from maskmine.pipelines.dataset.publish import count_nouns, describe_set
+from maskmine.pipelines.dataset.stored_shards import describing_files, in_tables, store_shards
+from maskmine.pipelines.dataset.sums import SUMS_FILE, FileSums, hash_all, write_sums
 from maskmine.pipelines.mix.choice import SourceCounts
 from maskmine.pipelines.mix.shards import ORIGINS, SHARDS
 from maskmine.pipelines.mix.sources import MixSource, common_format
 from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder
-from maskmine.schemas.manifest import Manifest, MixedSource, ModelRecord, ShardEntry, SourceEntry, Totals
-from maskmine.schemas.sample import cell_name, part_name
+from maskmine.schemas.manifest import Manifest, MixedSource, ModelRecord, SourceEntry, Totals
+from maskmine.schemas.sample import cell_name
 from maskmine.schemas.settings import fingerprint
+from maskmine.schemas.shard_entries import ShardEntry, Shards
 
 # Libraries whose version can change what is chosen, or the bytes of what is written.
 _LIBRARIES = ("maskmine", "duckdb", "imagehash", "numpy", "pillow", "pyarrow")
 Entry = TypeVar("Entry", ModelRecord, SourceEntry)
-_DESCRIBING = ("README.md", "croissant.json", "manifest.json", MIX_FILE, "shards/sizes.json")
+_DESCRIBING = ("README.md", "croissant.json", "manifest.json", MIX_FILE)
 
 
 def publish_mix(
     folder: RunFolder,
     sources: Sequence[MixSource],
     counts: Sequence[SourceCounts],
-    accounts: Sequence[dict[str, Any]],
+    accounts: Iterable[dict[str, Any]],
+    *,
+    parts: int,
+    identity: str,
+    version: int,
+    settings: dict[str, Any],
+) -> Manifest:
+    """Write what describes the set of so many shards with these accounts, `_SUCCESS` last. `identity` is the
+    fingerprint of the mix."""
+    with FileSums() as sums:
+        shards = store_shards(folder, in_tables(_entries(accounts, sums)), count=parts)
+        manifest = _manifest(folder, sources, counts, shards, identity=identity, version=version, settings=settings)
+        describe_set(folder, manifest, filters={})
+        for name, sha256 in hash_all(folder, _all_else(shards)):
+            sums.put(name, sha256)
+        write_sums(folder, SUMS_FILE, sums.sorted())
+    write_sums(folder, SUCCESS_FILE, hash_all(folder, [SUMS_FILE]))
+    return manifest
+
+
+def _manifest(
+    folder: RunFolder,
+    sources: Sequence[MixSource],
+    counts: Sequence[SourceCounts],
+    shards: Shards,
     *,
     identity: str,
     version: int,
     settings: dict[str, Any],
 ) -> Manifest:
-    """Write what describes the set of these shards, `_SUCCESS` last. `identity` is the fingerprint of the mix."""
-    shards = tuple(map(shard_entry, accounts))
     mixed_from = tuple(_entry(*pair) for pair in zip(sources, counts, strict=True))
     calibrations = {source.calibration for source in mixed_from}
-    manifest = Manifest(
+    return Manifest(
         format_version=version,
         fingerprint=identity,
         plan_sha256=fingerprint(settings),
@@ -51,18 +74,6 @@ def publish_mix(
         calibration=mixed_from[0].calibration if len(calibrations) == 1 else None,
         mixed_from=mixed_from,
     )
-    folder.write_json(SHARDS, "sizes.json", value={shard.name: shard.samples for shard in shards})
-    folder.write_json("manifest.json", value=manifest.model_dump(mode="json"))
-    folder.write_json("croissant.json", value=describe_run(manifest))
-    last = part_name(len(shards) - 1)
-    write_text(
-        folder,
-        "README.md",
-        text=render_card("dataset_card.md", manifest=manifest, shards=f"{{00000..{last}}}", filters={}),
-    )
-    write_text(folder, SUMS_FILE, text=sums_text(_sums_of_shards(accounts) | hash_all(folder, _all_else(accounts))))
-    write_text(folder, SUCCESS_FILE, text=sums_text(hash_all(folder, [SUMS_FILE])))
-    return manifest
 
 
 def _entry(source: MixSource, counts: SourceCounts) -> MixedSource:
@@ -129,30 +140,25 @@ def _distinct(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple({entry.model_dump_json(): entry for entry in entries}.values())
 
 
-def _totals(folder: RunFolder, shards: Sequence[ShardEntry]) -> Totals:
+def _totals(folder: RunFolder, shards: Shards) -> Totals:
     """Every image of a mix has pairs, and none was rejected."""
-    with query_cells([folder.cell_path(SHARDS, part) for part in range(len(shards))]) as (db, cells):
-        (nouns,) = db.execute("SELECT count(DISTINCT noun) FROM read_parquet($cells)", {"cells": cells}).fetchone()
-    images = sum(shard.images for shard in shards)
-    return Totals(
-        images=images,
-        with_pairs=images,
-        rejected={},
-        samples=sum(shard.samples for shard in shards),
-        nouns=nouns,
-        size_bytes=sum(shard.size_bytes for shard in shards),
-    )
+    nouns, _ = count_nouns(folder, len(shards))
+    images = samples = size_bytes = 0
+    for shard in shards:
+        images, samples, size_bytes = images + shard.images, samples + shard.samples, size_bytes + shard.size_bytes
+    return Totals(images=images, with_pairs=images, rejected={}, samples=samples, nouns=nouns, size_bytes=size_bytes)
 
 
-def _sums_of_shards(accounts: Sequence[dict[str, Any]]) -> Sums:
-    sums: Sums = {}
+def _entries(accounts: Iterable[dict[str, Any]], sums: FileSums) -> Iterator[ShardEntry]:
+    """The shards of accounts; the sums of their files are noted on the way."""
     for account in accounts:
         part = account["part"]
-        sums[f"{SHARDS}/{cell_name(part, 'tar')}"] = account["sha256"]
-        sums[f"{SHARDS}/{cell_name(part)}"] = account["index_sha256"]
-        sums[f"{ORIGINS}/{cell_name(part)}"] = account["origins_sha256"]
-    return sums
+        sums.put_cell(SHARDS, part, account["sha256"], suffix="tar")
+        sums.put_cell(SHARDS, part, account["index_sha256"])
+        sums.put_cell(ORIGINS, part, account["origins_sha256"])
+        yield shard_entry(account)
 
 
-def _all_else(accounts: Sequence[dict[str, Any]]) -> list[str]:
-    return [*_DESCRIBING, *(f"{SHARDS}/{cell_name(account['part'], 'json')}" for account in accounts)]
+def _all_else(shards: Shards) -> Iterator[str]:
+    yield from (*_DESCRIBING, *describing_files(shards))
+    yield from (f"{SHARDS}/{cell_name(part, 'json')}" for part in range(len(shards)))

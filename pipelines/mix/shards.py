@@ -31,6 +31,7 @@ from maskmine.schemas.sample import (
     write_members,
 )
 from maskmine.schemas.settings import canonical_json
+from maskmine.schemas.shard_entries import shard_named
 
 ORIGINS, SHARDS = "origins", "shards"
 Tick = Callable[[int], None]
@@ -56,6 +57,10 @@ class ShardWriter:
         """What is known of a shard that is there; None where it belongs to another choice, or was not finished."""
         stored = self.folder.read_json(SHARDS, cell_name(part, "json"))
         return stored if isinstance(stored, dict) and stored.get("fingerprint") == self.fingerprint else None
+
+    def accounts(self, parts: int) -> Iterator[dict[str, Any]]:
+        """The accounts of so many shards, without those that are not there."""
+        return (account for part in range(parts) if (account := self.account(part)) is not None)
 
     def write(self, taken: Iterable[Taken], *, tick: Tick) -> None:
         """Write shards of all of these pairs, which follow each other by shard and image.
@@ -186,7 +191,7 @@ class _Copier:
         with self._lock:
             if (taken.of_set, name) in self._checked:
                 return
-            wanted = next(shard.sha256 for shard in run.manifest.shards if shard.name == name)
+            wanted = shard_named(run.manifest.shards, name).sha256
             path = run.folder.path(SHARDS, name)
             try:
                 with run.folder.open(SHARDS, name) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.run_folder.folder import read_folder
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import MixedSource, ModelRecord, SourceEntry
-from maskmine.schemas.settings import fingerprint
+from maskmine.schemas.settings import canonical_json
 
 _DIGITS = 8  # of a SHA-256, which tell sets of one name apart
 _UNKNOWN = "unknown"
@@ -57,8 +58,12 @@ def content_of(run: FinishedRun) -> str:
 
     A fingerprint does not cover the bytes of image files, so sets of one fingerprint may have other crops.
     """
-    manifest = run.manifest
-    return fingerprint([manifest.fingerprint, [shard.sha256 for shard in manifest.shards]])
+    digest, between = hashlib.sha256(f"[{canonical_json(run.manifest.fingerprint)},[".encode()), ""
+    for shard in run.manifest.shards:  # the text that `fingerprint` has of both, piece by piece
+        digest.update(f"{between}{canonical_json(shard.sha256)}".encode())
+        between = ","
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
 def parse_weights(given: Sequence[str]) -> list[tuple[str, Fraction]]:

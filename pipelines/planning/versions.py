@@ -151,7 +151,7 @@ def restore_version(
     """
     settings = settings_for(settings, captions or version.captions)
     moved = captions is not None and roots_of(settings) != version.plan.roots
-    if not moved and all(set(version.parts) <= run.done(name) for name in PLANNED_CELLS):
+    if not moved and not any(run.done(name).missing(version.parts) for name in PLANNED_CELLS):
         return version
     others = all_parts([one for one in versions if one.name != version.name])
     lost = IncompleteError(
@@ -195,10 +195,9 @@ def drop_version(run: RunFolder, version: Version) -> None:
 def drop_beyond(run: RunFolder, parts: int) -> None:
     """Delete the cells of the plan of parts that belong to no version: of one whose cut was stopped."""
     for name in PLANNED_CELLS:
-        for cell in run.names(name):
-            part = part_of_cell(cell)
-            if part is not None and part >= parts:
-                run.delete(name, cell)
+        beyond = [cell for cell in run.each_name(name) if (part_of_cell(cell) or 0) >= parts]
+        for cell in sorted(beyond):
+            run.delete(name, cell)
 
 
 def _cut_as(settings: Mining, base: Plan) -> Mining:

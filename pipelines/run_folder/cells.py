@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 import pyarrow as pa
 
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.seal import CheckedFile
@@ -161,15 +162,15 @@ class Cells(Generic[Row]):
         """Whether a cell is there, whatever it was made from."""
         return all(self.run.exists(*self.names(part, suffix)) for suffix in self.suffixes)
 
-    def done(self) -> set[int]:
+    def done(self) -> Parts:
         """The parts whose cells are there, whatever they were made from, by one listing."""
         if self.once:
-            return {0} if self.exists(0) else set()
+            return Parts([0] if self.exists(0) else ())
         return self.run.done(self.folder, suffixes=self.suffixes)
 
-    def missing(self, parts: int, *, first: int = 0) -> list[int]:
+    def missing(self, parts: int, *, first: int = 0) -> Parts:
         """Of so many parts from the `first` on, those whose cells are not there."""
-        return sorted(set(range(first, first + parts)) - self.done())
+        return self.done().missing(range(first, first + parts))
 
     def is_current(self) -> bool:
         """Whether all that is there was made with this fingerprint, as the folder says; of `once` cells the file."""

@@ -32,6 +32,7 @@ from maskmine.mining.storage.stores import (
     scheme_of,
     upload,
 )
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.seal import CheckedFile, DamagedFileError, check_sealed, identity_of, open_sealed, read_footer
@@ -73,21 +74,30 @@ class RunFolder:
         """The path of a cell."""
         return self.path(step, cell_name(part, suffix))
 
-    def done(self, step: str, *, suffixes: Sequence[str] = ("parquet",)) -> set[int]:
+    def done(self, step: str, *, suffixes: Sequence[str] = ("parquet",)) -> Parts:
         """The parts whose cells exist, by one listing of the step's folder; every suffix must be there."""
-        found: dict[str, set[int]] = {suffix: set() for suffix in suffixes}
-        for name in self.names(step):
+        found = {suffix: Parts() for suffix in suffixes}
+        for name in self.each_name(step):
             match = _CELL.fullmatch(name)
             if match and match[2] in found:
                 found[match[2]].add(int(match[1]))
-        return set.intersection(*found.values())
+        whole, *others = found.values()
+        for part in whole if others else ():
+            if not all(part in other for other in others):
+                whole.discard(part)
+        return whole
 
     def names(self, *names: str) -> list[str]:
         """The names in a folder, sorted; none when there is no folder. What is still being written is not there yet."""
+        return sorted(self.each_name(*names))
+
+    def each_name(self, *names: str) -> Iterator[str]:
+        """`names` one after the other, in any order; those of a folder on a disk are not in memory all at once."""
         fs, path = self._fs(*names)
         with _one_line_faults(self.path(*names)):
-            found = sorted(posixpath.basename(entry) for entry in _listing(fs, path))
-        return [name for name in found if not name.startswith(f"{WRITING}-")]
+            for entry in _each_entry(fs, path):
+                if not entry.startswith(f"{WRITING}-"):
+                    yield entry
 
     def exists(self, *names: str) -> bool:
         """Whether a file is there."""
@@ -276,12 +286,14 @@ class RunFolder:
             return None
         return identity_of(metadata) or self.check_table(*names).identity
 
-    def walk(self) -> list[str]:
-        """The paths of all files below the folder, relative to it, sorted; without those of processes at work."""
+    def walk(self) -> Iterator[str]:
+        """The paths of all files below the folder, relative to it, in any order; without those of processes at work."""
         fs, root = self._fs()
         with _one_line_faults(self.root):
-            found = sorted(posixpath.relpath(str(path), root) for path in fs.find(root))
-        return [path for path in found if not any(map(owner_state, path.split("/")))]
+            for path in _each_file(root) if scheme_of(self.root) == "file" else fs.find(root):
+                name = posixpath.relpath(str(path), root)
+                if not any(map(owner_state, name.split("/"))):
+                    yield name
 
     @contextmanager
     def _open_whole(self, *names: str) -> Iterator[Any]:
@@ -358,12 +370,10 @@ def sweep(run: RunFolder) -> None:
     fs, root = open_store(run.root)
     folders = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
     if _is_local(fs):
-        steps = _folders_in(fs, root)
-        folders += [(fs, path) for step in steps for path in (step, *_folders_in(fs, step))]
+        folders += [(fs, path) for step in _folders_in(root) for path in (step, *_folders_in(step))]
     for fs, folder in folders:
-        for path in _listing(fs, folder):
-            name = posixpath.basename(path)
-            state = owner_state(name)
+        for name in _each_entry(fs, folder):
+            path, state = posixpath.join(folder, name), owner_state(name)
             patience_s = 30 * _DAY_S if name.startswith((BEAM, RAY)) else _DAY_S
             if state == "dead" or (state == "elsewhere" and _untouched_s(fs, path) > patience_s):
                 with suppress(OSError):  # another user's, or another driver sweeps too; it does no harm where it lies
@@ -377,8 +387,31 @@ def _listing(fs: Any, folder: str) -> list[str]:
         return []
 
 
-def _folders_in(fs: Any, folder: str) -> list[str]:
-    return [path for path in _listing(fs, folder) if os.path.isdir(path) and not os.path.islink(path)]
+def _each_file(folder: str) -> Iterator[str]:
+    """All files below a folder on a disk, which are not in memory all at once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _each_file(entry.path)
+            else:
+                yield entry.path
+
+
+def _each_entry(fs: Any, folder: str) -> Iterator[str]:
+    """The names in a folder; on a disk they come as the system gives them."""
+    if not _is_local(fs):
+        yield from map(posixpath.basename, _listing(fs, folder))
+        return
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name
+
+
+def _folders_in(folder: str) -> list[str]:
+    """The folders in a folder on a disk."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
 
 
 def _untouched_s(fs: Any, path: str) -> float:

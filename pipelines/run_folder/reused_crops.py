@@ -107,7 +107,9 @@ class ReusedCrops:
             return None
         try:
             content = reused.run.read_bytes("manifest.json")
-            manifest = parse_manifest(json.loads(content), path=reused.run.path("manifest.json"))
+            manifest = parse_manifest(
+                json.loads(content), path=reused.run.path("manifest.json"), open_file=reused.run.open
+            )
         except (*_UNREADABLE, ValueError, RecursionError):
             return None
         is_same = hashlib.sha256(content).hexdigest() == reused.manifest_sha256

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from maskmine.mining.pairs import ClipPairs
+from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.planning.versions import BASE, Version
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.settings.mining import Mining
@@ -79,10 +80,10 @@ class Step:
         """Whether all its cells are to be made by one worker, which counts what it asks of a server."""
         return getattr(self.job, "one_worker", False)
 
-    def todo(self) -> list[int]:
-        """The parts whose cells do not exist yet, in order."""
+    def todo(self) -> Parts:
+        """The parts whose cells do not exist yet, in order, by one listing."""
         if self.once:
-            return [] if self.output.is_current() else [0]
+            return Parts(() if self.output.is_current() else [0])
         return self.output.missing(self.parts, first=self.first)
 
     @property
@@ -90,9 +91,10 @@ class Step:
         """The numbers of its parts."""
         return range(self.first, self.first + self.parts)
 
-    def existing(self) -> set[int]:
-        """The parts whose cells are there, and were made from these settings and inputs."""
-        return set(self.numbers) - set(self.todo())
+    def existing(self, todo: Parts | None = None) -> Parts:
+        """The parts whose cells are there, and were made from these settings and inputs; all but `todo`, where it is
+        known."""
+        return (self.todo() if todo is None else todo).missing(self.numbers)
 
     def has_work(self) -> bool:
         """Whether a run will make cells of this step: some are missing, or may be stale."""
@@ -237,17 +239,19 @@ def drop_untied(steps: Sequence[Step]) -> dict[str, int]:
 
     Footers alone are read, each once. Nothing is known of a cell while one that it was made from is missing.
     """
-    ties = TiesReader()
     dropped: dict[str, int] = {}
-    for step in steps:
-        parts = sorted(step.existing()) if step.job.inputs else []
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            tied = list(pool.map(lambda part, step=step: _is_tied(step, part, ties), parts))
-        untied = [part for part, is_tied in zip(parts, tied, strict=True) if not is_tied]
-        for part in untied:
-            ties.delete(step.output, part)
-        if untied:
-            dropped[step.name] = len(untied)
+    with TiesReader() as ties:
+        for step in steps:
+            parts = step.existing() if step.job.inputs else Parts()
+            for one in step.job.inputs if parts else ():
+                if one.cells.once:  # before many threads ask for it
+                    ties.identity(one.cells, 0)
+            tied = map_in_order(partial(_is_tied, step, ties), iter(parts), threads=_AT_ONCE)
+            untied = Parts(part for part, is_tied in zip(parts, tied, strict=True) if not is_tied)
+            for part in untied:
+                ties.delete(step.output, part)
+            if untied:
+                dropped[step.name] = len(untied)
     return dropped
 
 
@@ -256,9 +260,10 @@ def steps_before_doubt(steps: Sequence[Step]) -> int:
 
     A cell that is made anew may differ from the one that existing cells were made from.
     """
+    todo = {step.name: step.todo() for step in steps}
     for number, step in enumerate(steps[:-1]):
-        todo = step.todo()
-        if todo and any(_reads(later, step, todo) for later in _readers(step, steps)):
+        wanted = todo[step.name]
+        if wanted and any(_reads(one, one.existing(todo[one.name]), step, wanted) for one in _readers(step, steps)):
             return number + 1
     return len(steps)
 
@@ -274,15 +279,14 @@ def _readers(step: Step, steps: Sequence[Step]) -> list[Step]:
     return readers
 
 
-def _reads(later: Step, step: Step, todo: Sequence[int]) -> bool:
-    """Whether any cell of a later step exists that may have been made from the cells `todo` of a step."""
-    existing = later.existing()
+def _reads(later: Step, existing: Parts, step: Step, todo: Parts) -> bool:
+    """Whether any of the `existing` cells of a later step may have been made from the cells `todo` of a step."""
     if later.once and later.first_parts is not None and not step.once:
-        return bool(existing) and min(todo) < later.first_parts
+        return bool(existing) and todo.first < later.first_parts
     return bool(existing) if step.once or later.once else not existing.isdisjoint(todo)
 
 
-def _is_tied(step: Step, part: int, ties: TiesReader) -> bool:
+def _is_tied(step: Step, ties: TiesReader, part: int) -> bool:
     wanted = identities(step.job.inputs, part, read=ties.identity)
     return wanted is None or ties.read(step.output, part).made_from == wanted
 
@@ -290,11 +294,13 @@ def _is_tied(step: Step, part: int, ties: TiesReader) -> bool:
 def _delete_stale(cells: Cells[Any]) -> list[str]:
     """Look into all cells of a step, some at a time: each is a request or two where the folder is far away."""
     run, step = cells.run, cells.folder
-    names = [name for name in run.names(step) if name != FINGERPRINT_FILE]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        current = list(pool.map(lambda name: _is_current(cells, name), names))
-        stale = [name for name, is_current in zip(names, current, strict=True) if not is_current]
-        list(pool.map(lambda name: run.delete(step, name), stale))
+    stale: list[str] = []
+    names = (name for name in run.each_name(step) if name != FINGERPRINT_FILE)
+    for name, is_current in map_in_order(lambda name: (name, _is_current(cells, name)), names, threads=_AT_ONCE):
+        if not is_current:
+            stale.append(name)
+    for _ in map_in_order(lambda name: run.delete(step, name), stale, threads=_AT_ONCE):
+        pass
     return stale
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.pipelines.run_folder.cells import Cells, Ties
+from maskmine.pipelines.run_folder.hashes import HashColumns
+from maskmine.pipelines.run_folder.parts import Parts
 
 _AT_ONCE = 16  # footers read at a time
 
@@ -46,8 +49,8 @@ def identities(inputs: Sequence[Input], part: int, *, read: ReadIdentity = read_
     found: dict[str, str] = {}
     for one in inputs:
         if one.parts is not None:
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                identity = _together(pool.map(lambda other, cells=one.cells: read(cells, other), one.numbers))
+            each = map_in_order(partial(read, one.cells), one.numbers, threads=_AT_ONCE)
+            identity = _together(each)
         else:
             identity = read(one.cells, 0 if one.cells.once else part)
         if identity is None:
@@ -63,34 +66,48 @@ def remember_once(inputs: Sequence[Input]) -> ReadIdentity:
 
 
 class TiesReader:
-    """`Cells.ties` that reads each footer once, whichever threads ask for it."""
+    """`Cells.ties` that reads each footer once, and keeps what later steps ask for: the identities, on the disk.
+
+    A context, which closes their files. Threads may ask for different parts at once.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int], Future[Ties]] = {}
-        self._lock = threading.Lock()
+        self._known, self._lock = HashColumns(), threading.Lock()
+        self._missing: dict[str, Parts] = {}
+
+    def __enter__(self) -> TiesReader:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._known.__exit__(None, None, None)
 
     def read(self, cells: Cells[Any], part: int) -> Ties:
-        """The ties of a cell as they were when it was first asked for."""
-        with self._lock:
-            is_first = (cells.title, part) not in self._known
-            future = self._known.setdefault((cells.title, part), Future())
-        if is_first:
-            try:
-                future.set_result(cells.ties(part))
-            except Exception as error:
-                future.set_exception(error)
-                raise
-        return future.result()
+        """The ties of a cell as they are now; nothing of one that was found to be missing."""
+        if part in self._missing.get(cells.title, ()):
+            return Ties(None, None)
+        ties = cells.ties(part)
+        self._note(cells, part, ties.identity)
+        return ties
 
     def identity(self, cells: Cells[Any], part: int) -> str | None:
-        """As `read_identity`."""
-        return self.read(cells, part).identity
+        """As `read_identity`, as it was when the cell was first read."""
+        if part in self._missing.get(cells.title, ()):
+            return None
+        with self._lock:
+            column = self._known.column(cells.title)
+        return column.get(part) or self.read(cells, part).identity
 
     def delete(self, cells: Cells[Any], part: int) -> None:
         """Delete a cell; from here on it is missing."""
         cells.delete(part)
-        future = self._known[cells.title, part] = Future[Ties]()
-        future.set_result(Ties(None, None))
+        self._note(cells, part, None)
+
+    def _note(self, cells: Cells[Any], part: int, identity: str | None) -> None:
+        with self._lock:
+            if identity is None:
+                self._missing.setdefault(cells.title, Parts()).add(part)
+            else:
+                self._known.column(cells.title).put(part, identity)
 
 
 def _together(parts: Iterable[str | None]) -> str | None:

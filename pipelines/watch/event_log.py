@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,7 +42,7 @@ class EventLog(RunObserver):
     def on_line(self, line: str) -> None:
         self._write("note", line=line)
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         self._write("stage_begins", step=step.name, parts=step.parts, todo=len(todo))
 
     def on_part_done(self, report: PartReport) -> None:

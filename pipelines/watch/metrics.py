@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from maskmine.pipelines.engines.engine import RunObserver
@@ -64,7 +64,7 @@ class Metrics(RunObserver):
         else:
             raise InputError(f"--metrics {where}: give a port, HOST:PORT, or a file that ends in .prom")
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         self._write()
 
     def on_part_done(self, report: PartReport) -> None:

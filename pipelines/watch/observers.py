@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Literal
@@ -40,7 +40,7 @@ class RunObservers(RunObserver):
         for observer in self._observers:
             observer.on_line(line)
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         for observer in self._observers:
             observer.on_step_start(step, todo)
 

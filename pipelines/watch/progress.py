@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.planning.plan import Plan
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.jobs import PartReport
 
@@ -71,7 +72,7 @@ class RunProgress(RunObserver):
             self._plan = plan
             self._moved_s = self._clock()
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         with self._lock:
             self._moved_s = self._clock()
             images, images_before = None, 0
@@ -84,7 +85,7 @@ class RunProgress(RunObserver):
                 begun.grow(step, images=images or 0, images_before=images_before, todo=todo)
                 return
             self._steps[step.name] = _Step(
-                step.name, step.label, step.once, step.parts, images, images_before, set(todo), first=step.first
+                step.name, step.label, step.once, step.parts, images, images_before, Parts(todo), first=step.first
             )
 
     def on_total(self, step: str, records: int) -> None:
@@ -211,7 +212,7 @@ class _Step:
     parts: int
     images: int | None
     images_before: int
-    left: set[int]
+    left: Parts
     first: int = 0
     ended: bool = False
     images_ticked: int = 0
@@ -226,12 +227,13 @@ class _Step:
     gpu: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=32))  # percent, seconds
     gpu_peak_bytes: int | None = None
 
-    def grow(self, step: Step, *, images: int, images_before: int, todo: Sequence[int]) -> None:
+    def grow(self, step: Step, *, images: int, images_before: int, todo: Collection[int]) -> None:
         """The same step goes on with further parts."""
         self.parts, self.first, self.ended = self.parts + step.parts, step.first, False
         self.images = (self.images or 0) + images
         self.images_before += images_before
-        self.left |= set(todo)
+        for part in todo:
+            self.left.add(part)
 
     def tick(self, now_s: float, records: int) -> None:
         self.images_ticked += records

@@ -8,12 +8,12 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE, SUMS_FILE
+from maskmine.pipelines.dataset.sums import RUN_SUMS_FILE, SUMS_FILE
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
@@ -53,7 +53,7 @@ class Watched(RunObserver):
         """Seconds of no step: the plan, what becomes of the earlier run, accounts and checksums at the end."""
         return self.work_s - sum(self.seconds.values())
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         self._begun = time.monotonic()
 
     def on_part_done(self, report: PartReport) -> None:

@@ -19,7 +19,7 @@ import psutil
 from rich.console import Console
 
 from maskmine.mining.storage.ownership import owner_state
-from maskmine.pipelines.dataset.publish import RUN_SUMS_FILE
+from maskmine.pipelines.dataset.sums import RUN_SUMS_FILE
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
 from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES

@@ -274,7 +274,7 @@ def finds_the_missing(found: list[tuple[str, list[int]]]) -> Engine:
     """An engine that only says what it would make."""
 
     def find(run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
-        found.extend((step.name, todo) for step in steps if (todo := step.todo()))
+        found.extend((step.name, list(todo)) for step in steps if (todo := step.todo()))
         raise KeyboardInterrupt
 
     return FunctionEngine(find)

@@ -21,11 +21,11 @@ from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.dataset.cards import hub_licence, size_category
 from maskmine.pipelines.dataset.croissant import describe_run
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.dataset.limits import read_manifest
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.licences import Licences, refuse_other_licences
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.manifest import parse_manifest
 from tests.support import toy
 from tests.support.paths import ROOT
 from tests.support.runs import hashes, run_toy
@@ -147,7 +147,7 @@ def test_the_card_says_how_many_pairs_the_rule_made_and_which_filters_left_some_
 def test_a_manifest_of_an_earlier_version_has_no_number_of_pairs(run: Path) -> None:
     stored = json.loads((run / "manifest.json").read_text()) | {"format_version": 2}
     del stored["totals"]["pairs"]
-    manifest = parse_manifest(stored, path="")
+    manifest = read_manifest(stored, RunFolder(str(run)))
     assert manifest.totals.pairs is None
     assert describe_run(manifest)["rai:dataPreprocessingProtocol"] == ["rule: labels"]
 

@@ -116,7 +116,7 @@ PASS = [
 def test_every_missing_cell_is_made_once_and_after_all_that_its_step_reads(data: st.DataObject) -> None:
     todo = [sorted(data.draw(st.sets(st.integers(0, step.parts - 1)))) for step in GRID]
     queue = CellQueue(GRID, todo)
-    ready, made = queue.ready(), []
+    ready, made = list(queue.ready()), list[Cell]()
     while ready:
         cell = ready.pop(data.draw(st.integers(0, len(ready) - 1)))
         made.append(cell)
@@ -134,23 +134,23 @@ def test_every_missing_cell_is_made_once_and_after_all_that_its_step_reads(data:
 
 def test_a_part_goes_on_before_the_others_of_its_step_are_made() -> None:
     queue = CellQueue(GRID, [[], [], [0, 1, 2], [], [0, 1, 2], [], []])
-    assert queue.finish(Cell(2, 1)) == [Cell(4, 1)]
+    assert list(queue.finish(Cell(2, 1))) == [Cell(4, 1)]
 
 
 def test_what_one_pass_made_with_another_cell_is_not_given_out_again() -> None:
     queue = CellQueue(PASS, [[0, 1], [0, 1, 2], [0]])
-    assert queue.ready() == [Cell(0, 0), Cell(0, 1), Cell(1, 2)]
-    assert queue.finish(Cell(1, 0)) == []  # the last of a pass comes first
-    assert queue.finish(Cell(0, 0)) == [Cell(2, 0)]
-    assert queue.finish(Cell(0, 1)) == [Cell(1, 1)]
+    assert list(queue.ready()) == [Cell(0, 0), Cell(0, 1), Cell(1, 2)]
+    assert list(queue.finish(Cell(1, 0))) == []  # the last of a pass comes first
+    assert list(queue.finish(Cell(0, 0))) == [Cell(2, 0)]
+    assert list(queue.finish(Cell(0, 1))) == [Cell(1, 1)]
 
 
 def test_pairs_wait_for_the_levels_of_the_first_parts_and_not_for_the_others() -> None:
     queue = CellQueue(GRID, [[], [], [0, 1, 2], [0], [0, 1, 2], [], []])
-    assert queue.finish(Cell(2, 0)) == []
-    assert queue.finish(Cell(2, 1)) == [Cell(3, 0)]
-    assert queue.finish(Cell(3, 0)) == [Cell(4, 0), Cell(4, 1)]
-    assert queue.finish(Cell(2, 2)) == [Cell(4, 2)]
+    assert list(queue.finish(Cell(2, 0))) == []
+    assert list(queue.finish(Cell(2, 1))) == [Cell(3, 0)]
+    assert list(queue.finish(Cell(3, 0))) == [Cell(4, 0), Cell(4, 1)]
+    assert list(queue.finish(Cell(2, 2))) == [Cell(4, 2)]
 
 
 def test_a_worker_keeps_two_steps_open(run: RunFolder) -> None:

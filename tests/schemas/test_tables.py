@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskmine.schemas import rows
-from maskmine.schemas.manifest import ShardEntry
 from maskmine.schemas.mask import Mask
+from maskmine.schemas.shard_entries import ShardEntry
 from maskmine.schemas.tables import arrow_schema, check_index, from_table, read_parquet, to_table, write_parquet
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)

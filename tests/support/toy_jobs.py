@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Events(Recorder):
         super().__init__()
         self.seen: list[tuple[Any, ...]] = []
 
-    def on_step_start(self, step: Step, todo: Sequence[int]) -> None:
+    def on_step_start(self, step: Step, todo: Collection[int]) -> None:
         self.seen.append(("begins", step.name, list(todo)))
 
     def on_part_done(self, report: PartReport) -> None:

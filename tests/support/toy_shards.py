@@ -23,7 +23,7 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.export import Export, export_run
 from maskmine.pipelines.export.reader import RunReader
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
-from maskmine.schemas.manifest import Manifest, ShardEntry, Totals
+from maskmine.schemas.manifest import Manifest, Totals
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import (
     FORMAT_VERSION,
@@ -41,6 +41,7 @@ from maskmine.schemas.sample import (
 )
 from maskmine.schemas.seal import own_metadata
 from maskmine.schemas.settings import canonical_json
+from maskmine.schemas.shard_entries import ShardEntry
 from maskmine.schemas.tables import from_table, to_table, write_parquet
 
 COLOURS = {"cherry": (220, 40, 40), "sky": (60, 90, 230), "leaf": (40, 170, 60), "lemon": (230, 220, 40)}

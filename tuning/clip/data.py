@@ -15,7 +15,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +28,10 @@ from torch.utils.data import Dataset
 
 from maskmine.mining.images.crops import Crop
 from maskmine.schemas.errors import InputError
-from maskmine.schemas.manifest import Manifest, ShardEntry, parse_manifest, refuse_wider_crops
+from maskmine.schemas.manifest import Manifest, parse_manifest, refuse_wider_crops
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import WHOLE_VERSION, is_damaged, why_no_score
+from maskmine.schemas.shard_entries import ShardEntry
 from maskmine.schemas.tables import arrow_schema, read_parquet, with_later_columns
 from maskmine.tuning.clip.negatives import Columns, Held, Lists, Unshown, columns_of
 from maskmine.tuning.clip.settings import Data, Source
@@ -261,7 +264,11 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a manifest ({type(error).__name__}); mine again") from error
-    return parse_manifest(stored, path=str(path))
+    return parse_manifest(stored, path=str(path), open_file=partial(_open_in, folder))
+
+
+def _open_in(folder: Path, name: str) -> IO[bytes]:
+    return (folder / name).open("rb")
 
 
 def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
