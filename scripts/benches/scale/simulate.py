@@ -114,7 +114,7 @@ def simulate(folder: Path, *, parts: int) -> RunFolder:
 def _plan(of_templates: Plan, parts: int) -> Plan:
     """The plan of the copies. No source lists their images, so it is never cut again."""
     content = f"{parts} copies of {of_templates.images_sha256}"
-    digests = {name: hashlib.sha256(f"{name}: {content}".encode()).hexdigest() for name in _DIGESTS}
+    digests: dict[str, Any] = {name: hashlib.sha256(f"{name}: {content}".encode()).hexdigest() for name in _DIGESTS}
     return replace(of_templates, images=parts * IMAGES, parts=parts, **digests)
 
 
@@ -171,8 +171,8 @@ def _vocabulary(stored: RunCells, parts: int) -> Iterator[VocabularyRow]:
             said = Counter(noun.text for noun in row.nouns)
             images.update(dict.fromkeys(said, copies))
             mentions.update({noun: copies * count for noun, count in said.items()})
-    for row in stored.vocabulary.read():
-        yield replace(row, images=images[row.noun], mentions=mentions[row.noun])
+    for noun in stored.vocabulary.read():
+        yield replace(noun, images=images[noun.noun], mentions=mentions[noun.noun])
 
 
 def _cut(
