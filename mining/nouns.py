@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -27,7 +26,7 @@ from pydantic import Field
 from maskmine.mining.models.foreign_code import nothing_is_run
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.bounded.small_files import read_list
-from maskmine.mining.storage.content_hash import file_sha256
+from maskmine.mining.storage.content_hash import file_sha256, named_sha256
 from maskmine.mining.text.pipeline_config import check_loaded, check_pipeline
 from maskmine.mining.text.plain import UNREADABLE, PlainText, plain_text
 from maskmine.mining.text.units import PARSED, Mention, Unit, Words, find_mentions, join_compounds, one_line
@@ -435,7 +434,4 @@ def _identity_sha256(folder: Path, unit: Unit) -> str:
 def _pipeline_sha256(folder: Path, unit: Unit) -> str:
     used, _ = _split_components(folder, unit)
     files = [folder / "tokenizer", *(file for name in ("vocab", *used) for file in (folder / name).rglob("*"))]
-    digest = hashlib.sha256()
-    for file in sorted(file for file in files if file.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return named_sha256((file.relative_to(folder).as_posix(), file) for file in sorted(files) if file.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ Tick = Callable[[int], None]
 KeepPair = Callable[[str, int, Pair, PairCheck | None], bool]
 KeepCorrected = Callable[[str, int, str], bool]
 ReadImage = Callable[[str | None], DecodedImage | Rejection]
+ReadFile = Callable[[str | None], bytes | Rejection]
 Cut = list[tuple[Sample, Proposal]]
 
 MOST_IN_PART = 1000
@@ -107,6 +109,18 @@ class ImageToWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownCrops:
+    """Crops that need not be cut again, as they have the bytes that would be encoded here.
+
+    `find` has those of `(image id, SHA-256 of its file)` by their boxes; `read_file` gives the bytes that `read` of
+    `write_shard` decodes, for whether a file is still that one.
+    """
+
+    find: Callable[[str, str], Mapping[Box, bytes]]
+    read_file: ReadFile
+
+
+@dataclass(frozen=True, slots=True)
 class ShardAccount:
     """The outcome of the images of a part: `images = with_pairs + sum(rejections)`, checked where it is made.
 
@@ -141,14 +155,16 @@ def write_shard(
     version: int = FORMAT_VERSION,
     decisions: Decisions = _NOTHING_DECIDED,
     keep_corrected: KeepCorrected = lambda *_: True,
+    known: KnownCrops | None = None,
     tick: Tick = lambda _: None,
 ) -> tuple[list[SampleRow], ShardAccount]:
     """Write the samples of a part to an open file; returns the index and the account.
 
     `keep` decides for `(image id, number, pair, its check)` whether it is written, `keep_corrected` for `(image id,
     number, noun)` of those that a reviewer corrected; those that `decisions` call wrong never are.
-    `shard` is the tar's name in the index. `read` gives the image at a path, and is called in several threads. A few
-    images are in memory at a time. Raises OSError when the file cannot be written.
+    `shard` is the tar's name in the index. `read` gives the image at a path, and is called in several threads. An image
+    whose crops are all `known` is not decoded; only its file is read. A few images are in memory at a time. Raises
+    OSError when the file cannot be written.
     """
     out = HashingFile(file)
     index: list[SampleRow] = []
@@ -160,7 +176,7 @@ def write_shard(
         if item.rejected:
             return item, item.rejected
         chosen = list(_chosen(item, keep, keep_corrected, decisions))
-        return item, cut_samples(item, chosen, shards=shards, read=read, version=version)
+        return item, cut_samples(item, chosen, shards=shards, read=read, version=version, known=known)
 
     for item, result in map_in_order(cut, images, threads=shards.threads):
         image_count += 1
@@ -225,27 +241,78 @@ def _chosen(
 
 
 def cut_samples(
-    item: ImageToWrite, chosen: Sequence[ChosenPair], *, shards: Shards, read: ReadImage, version: int = FORMAT_VERSION
+    item: ImageToWrite,
+    chosen: Sequence[ChosenPair],
+    *,
+    shards: Shards,
+    read: ReadImage,
+    version: int = FORMAT_VERSION,
+    known: KnownCrops | None = None,
 ) -> Cut | tuple[str, Rejection]:
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
     if not chosen:
         return "shards", Rejection("filtered", f"{len(item.pairs.pairs)} pairs")
+    crops = known.find(item.image.image_id, item.regions.sha256 or "") if known is not None else {}
+    image = (
+        None if known is not None and _needs_no_picture(item, chosen, crops, known, shards) else _picture(item, read)
+    )
+    if isinstance(image, Rejection):
+        return "shards", image
+    size = (item.regions.width_px, item.regions.height_px) if image is None else image.size
+    # A region that several nouns chose is encoded once.
+    encode = cache(partial(_encode_region, image, crops, size=size, shards=shards))
+    return [(_sample(one, item, size, *encode(one.region), version=version), one.region) for one in chosen]
+
+
+def _picture(item: ImageToWrite, read: ReadImage) -> Image.Image | Rejection:
+    """The pixels that the masks of an image were made from."""
     decoded = read(item.image.path)
     if isinstance(decoded, Rejection):
-        return "shards", decoded
+        return decoded
     if decoded.sha256 != item.regions.sha256:
-        return "shards", Rejection("image_changed", "the file is not the one that its masks were made from")
-    image = Image.fromarray(decoded.rgb_HW3)
-    encode = cache(partial(_encode_region, image, shards=shards))  # a region that several nouns chose is encoded once
-    return [(_sample(one, item, image.size, *encode(one.region), version=version), one.region) for one in chosen]
+        return Rejection("image_changed", "the file is not the one that its masks were made from")
+    return Image.fromarray(decoded.rgb_HW3)
 
 
-def _encode_region(image: Image.Image, region: Proposal, *, shards: Shards) -> tuple[Box, bytes, bytes]:
-    width_px, height_px = image.size
-    crop = grow_box(region.box_xyxy, ratio=shards.expand_ratio, height_px=height_px, width_px=width_px)
+def _needs_no_picture(
+    item: ImageToWrite, chosen: Sequence[ChosenPair], crops: Mapping[Box, bytes], known: KnownCrops, shards: Shards
+) -> bool:
+    """Whether all crops of an image are known and its file is the one that they were cut from.
+
+    Of another file, or of none, `_picture` says what is wrong.
+    """
+    size = item.regions.width_px, item.regions.height_px
+    if not all(_crop_box(one.region, size, shards=shards) in crops for one in chosen):
+        return False
+    data = known.read_file(item.image.path)
+    return isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == item.regions.sha256
+
+
+def _encode_region(
+    image: Image.Image | None,
+    crops: Mapping[Box, bytes],
+    region: Proposal,
+    *,
+    size: tuple[int, int],
+    shards: Shards,
+) -> tuple[Box, bytes, bytes]:
+    crop = _crop_box(region, size, shards=shards)
     x0, y0, x1, y1 = crop
-    encoded = encode_image(image.crop(crop), shards.image_format, quality=shards.quality)
+    encoded = crops.get(crop)
+    if encoded is None:
+        assert image is not None, "only an image whose crops are all known is not decoded"
+        encoded = encode_crop(image, crop, shards=shards)
     return crop, encoded, encode_mask(region.mask.to_array()[y0:y1, x0:x1])
+
+
+def encode_crop(image: Image.Image, crop: Box, *, shards: Shards) -> bytes:
+    """The file of a crop: of a box in an image."""
+    return encode_image(image.crop(crop), shards.image_format, quality=shards.quality)
+
+
+def _crop_box(region: Proposal, size: tuple[int, int], *, shards: Shards) -> Box:
+    width_px, height_px = size
+    return grow_box(region.box_xyxy, ratio=shards.expand_ratio, height_px=height_px, width_px=width_px)
 
 
 def _sample(

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.manifest import ShardEntry
@@ -23,6 +24,7 @@ Row = TypeVar("Row")
 MAX_GROUP_BYTES = 64 << 20
 """Bytes of text and binary values in a row group: a reader of a cell has so much in memory at a time."""
 MAX_GROUP_ROWS = 4096
+_LARGE_GROUP_BYTES = 4 << 20
 PIECE_ROWS = 16
 """Rows that are made a table at a time; divides MAX_GROUP_ROWS."""
 
@@ -56,16 +58,15 @@ def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
     Last columns that an earlier version of the row did not have are filled with the fields' defaults.
     """
-    if not _holds(table.schema, typing.cast(Any, row_type)):
-        raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
-    build: Any = _builder(typing.cast(Any, row_type))
+    build = _checked_builder(table, row_type)
     return [build(values) for values in table.to_pylist()]
 
 
 def from_pieces(table: pa.Table, row_type: type[Row]) -> Iterator[Row]:
     """`from_table`, a few rows in memory at a time."""
+    build = _checked_builder(table, row_type)
     for start in range(0, len(table), PIECE_ROWS):
-        yield from from_table(table.slice(start, PIECE_ROWS), row_type)
+        yield from map(build, table.slice(start, PIECE_ROWS).to_pylist())
 
 
 def rows_in_order(table: pa.Table, order: Sequence[int]) -> Iterator[pa.Table]:
@@ -132,7 +133,7 @@ def read_parquet_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
     """The row groups of a Parquet file, one after the other; damage is found as in `open_sealed`."""
     parquet = open_sealed(file)
     for number in range(parquet.num_row_groups):
-        yield _own(parquet.read_row_group(number))
+        yield _own(_read_group(parquet, number))
 
 
 def read_parquet(file: IO[bytes]) -> pa.Table:
@@ -142,8 +143,14 @@ def read_parquet(file: IO[bytes]) -> pa.Table:
     """
     check_sealed(file)
     parquet = open_sealed(file)
-    groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]
+    groups = [_read_group(parquet, number) for number in range(parquet.num_row_groups)]
     return _own(pa.concat_tables(groups) if groups else parquet.read())
+
+
+def _read_group(parquet: pq.ParquetFile, number: int) -> pa.Table:
+    """A row group; a small one by this thread alone, as others that wait for a busy core cost more than they save."""
+    is_large = parquet.metadata.row_group(number).total_byte_size > _LARGE_GROUP_BYTES
+    return parquet.read_row_group(number, use_threads=is_large)
 
 
 def with_later_columns(table: pa.Table, row_type: Any) -> pa.Table:
@@ -186,6 +193,14 @@ def _value_bytes(values: pa.Array) -> int:
 
 def _own(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(own_metadata(table.schema.metadata))
+
+
+def _checked_builder(table: pa.Table, row_type: type[Row]) -> Callable[[dict[str, Any]], Row]:
+    """The function that makes a row of a type from the values of one in a table. Raises as `from_table`."""
+    if not _holds(table.schema, typing.cast(Any, row_type)):
+        raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
+    build: Callable[[dict[str, Any]], Row] = _builder(typing.cast(Any, row_type))
+    return build
 
 
 def _holds(fields: Iterable[pa.Field], row_type: Any) -> bool:
@@ -242,29 +257,54 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kind: Any = type(value)
+    names = _field_names(kind)
+    if names is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
 
 
 @functools.cache
+def _field_names(kind: Any) -> tuple[str, ...] | None:
+    """The fields of a dataclass; None for what is none."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+
+
+@functools.cache
 def _builder(hint: Any) -> Any:
-    """A function from plain Python (dict, list, scalar) to what `hint` says."""
+    """A function from plain Python (dict, list, scalar) to what `hint` says; the dicts that it is given are used up."""
+    return _builder_or_none(hint) or (lambda value: value)
+
+
+@functools.cache
+def _builder_or_none(hint: Any) -> Any:
+    """As `_builder`; None where plain values are what the hint says."""
     inner, nullable = _without_none(hint)
     if nullable:
-        build_inner = _builder(inner)
-        return lambda value: None if value is None else build_inner(value)
+        build_inner = _builder_or_none(inner)
+        return build_inner and (lambda value: None if value is None else build_inner(value))
     if dataclasses.is_dataclass(inner):
-        hints = typing.get_type_hints(inner)
-        builders = [(f.name, _builder(hints[f.name])) for f in dataclasses.fields(inner)]
-        make: Any = inner
-        return lambda value: make(**{name: build(value[name]) for name, build in builders if name in value})
+        return _dataclass_builder(inner)
     if typing.get_origin(inner) is tuple:
-        build_item = _builder(typing.get_args(inner)[0])
-        return lambda value: tuple(build_item(item) for item in value)
-    return lambda value: value
+        build_item = _builder_or_none(typing.get_args(inner)[0])
+        return (lambda value: tuple(map(build_item, value))) if build_item else tuple
+    return None
+
+
+def _dataclass_builder(make: Any) -> Any:
+    hints = typing.get_type_hints(make)
+    builders = [(field.name, _builder_or_none(hints[field.name])) for field in dataclasses.fields(make)]
+    deep = [(name, build) for name, build in builders if build]
+
+    def build(values: dict[str, Any]) -> Any:
+        for name, build_value in deep:
+            if name in values:  # else an earlier version of the dataclass, which did not have it
+                values[name] = build_value(values[name])
+        return make(**values)
+
+    return build
 
 
 def check_index(table: pa.Table, *, shard: ShardEntry, path: str) -> None:

@@ -81,8 +81,12 @@ class Decoding(Settings):
         `image_too_large`. Raises OSError for a fault of the disk, IncompleteError for one of an object store, and
         InputError when the library for such a store is not installed or no child can be started.
         """
-        data = read_bytes(path, max_bytes=max_bytes(max_pixels), urls=self.fetch)
+        data = self.read_file(path, max_pixels=max_pixels)
         return data if isinstance(data, Rejection) else self.decode(data, max_pixels=max_pixels)
+
+    def read_file(self, path: str | None, *, max_pixels: int) -> bytes | Rejection:
+        """The bytes that `read` decodes; rejects and raises as that before it does."""
+        return read_bytes(path, max_bytes=max_bytes(max_pixels), urls=self.fetch)
 
     def decode(self, data: bytes, *, max_pixels: int) -> DecodedImage | Rejection:
         """The image in the bytes of a file; as `decode.decode_image`, in a child process; rejects as `read`."""

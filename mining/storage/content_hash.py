@@ -33,7 +33,12 @@ def weights_sha256(path: str | Path) -> str:
     if path.is_file():
         return file_sha256(path)
     files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES | {".json"} and f.is_file())
-    return _named_sha256(tuple((file.name, str(file), _version(file)) for file in files))
+    return named_sha256((file.name, file) for file in files)
+
+
+def named_sha256(files: Iterable[tuple[str, Path]]) -> str:
+    """One SHA-256 of several files in their order, each by a name and its content; read again as `file_sha256`."""
+    return _named_sha256(tuple((name, str(file), _version(file)) for name, file in files))
 
 
 def file_sha256(path: str | Path) -> str:

@@ -83,6 +83,12 @@ class Cells(Generic[Row]):
         """The rows of a cell as a table."""
         return self.run.read_table(*self.names(part), fingerprint=self.fingerprint or None)
 
+    def read_columns_with_ties(self, part: int, columns: Sequence[str]) -> tuple[pa.Table, dict[str, str] | None]:
+        """Some columns of a cell, without reading the others, and what it was made from, as `ties` has it."""
+        table = self.run.read_columns(*self.names(part), columns=columns, fingerprint=self.fingerprint or None)
+        metadata = table.schema.metadata or {}
+        return table, _made_from({key.decode(): value.decode() for key, value in metadata.items()})
+
     def read_metadata(self, part: int = 0) -> dict[str, str]:
         """The metadata in the footer of a cell; empty when there is none."""
         return self.run.read_metadata(*self.names(part))

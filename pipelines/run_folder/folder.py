@@ -240,10 +240,13 @@ class RunFolder:
         self._refuse_foreign(*names, found=found, wanted=fingerprint)
         return table
 
-    def read_columns(self, *names: str, columns: Sequence[str]) -> pa.Table:
+    def read_columns(self, *names: str, columns: Sequence[str], fingerprint: str | None = None) -> pa.Table:
         """Some columns of a Parquet file, of which the others are not read; faults as in `read_table`."""
         with self._parquet_faults(*names), self.open(*names) as file:
-            return open_sealed(file).read(columns=list(columns))
+            table = open_sealed(file).read(columns=list(columns))
+        found = (table.schema.metadata or {}).get(_FINGERPRINT_KEY.encode(), b"").decode()
+        self._refuse_foreign(*names, found=found, wanted=fingerprint)
+        return table
 
     def read_rows(self, *names: str, row_type: type[Row], fingerprint: str | None = None) -> list[Row]:
         """The rows of a cell; faults as in `read_table`."""

@@ -66,7 +66,7 @@ class ReusedRun:
         return None if self.checks is None else self._open(self.checks, ChecksRow)
 
     def _open(self, cells: Cells[Any], row_type: type) -> RowsOf:
-        part_of, there = self._open_parts(), cells.done()
+        part_of, there = self.open_parts(), cells.done()
         schema = arrow_schema(row_type)
 
         @lru_cache(maxsize=_CELLS_KEPT)
@@ -83,7 +83,7 @@ class ReusedRun:
 
         return rows_of
 
-    def _open_parts(self) -> Callable[[str], int | None]:
+    def open_parts(self) -> Callable[[str], int | None]:
         """A function from an image's id to the only part that can have it."""
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             cells = pool.map(self._image_ids, range(self.parts))

@@ -176,7 +176,7 @@ def _steps(
         search = NegativesJob(cells, cells.negatives, settings.negatives, before[0] if before else None)
         steps.append(grid(cells.negatives, search, parts, "negatives", READS[NEGATIVES]))
     format_ = format_version(settings, corrected=bool(identity.decisions.corrections))
-    write = ShardsJob(cells, settings.shards, pairs, regions, format_, identity.decisions, known)
+    write = ShardsJob(cells, settings.shards, pairs, regions, format_, identity.decisions, known, reused)
     last = tuple(name for name in READS["shards"] if name in {step.name for step in steps})
     shards = grid(cells.shards, write, parts, "samples", last)
     if pairs.max_per_noun is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
@@ -18,8 +19,10 @@ from maskmine.mining.evaluation.wrong_pairs import find_judged_pairs
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
 from maskmine.mining.selection import cap_nouns, keep_corrected, keep_pair
-from maskmine.mining.shards import ImageToWrite, ShardAccount, Shards, first_rejection, write_shard
+from maskmine.mining.shards import ImageToWrite, KnownCrops, ShardAccount, Shards, first_rejection, write_shard
 from maskmine.pipelines.run_folder.cells import Cells
+from maskmine.pipelines.run_folder.reused_crops import ReusedCrops
+from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
@@ -79,7 +82,8 @@ class ShardsJob:
     Of embeddings it reads why an image has none.
 
     Verdicts were read when the run began and travel here as `decisions`: reviewers may go on meanwhile. What is
-    appended counts how many images say a noun with those of the `earlier` versions.
+    appended counts how many images say a noun with those of the `earlier` versions. Crops that the shards of a `reused`
+    run have are taken as they are.
     """
 
     device = None
@@ -90,6 +94,7 @@ class ShardsJob:
     version: int
     decisions: Decisions = field(default_factory=Decisions)
     earlier: tuple[Cells[VocabularyRow], ...] = ()
+    reused: ReusedRun | None = None
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -106,13 +111,13 @@ class ShardsJob:
         last_kept = {row.noun: row.last for row in capped}
         keep = keep_pair(self.pairs, images_of_noun=counts, last_kept=last_kept)
         read = partial(self.regions.decoding.read, max_pixels=self.regions.max_image_pixels)
-        shards = self.cells.shards
+        shards, open_crops = self.cells.shards, self._crops()
 
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part, read=remembered)
             sums = {cells.folder: cells.check(part).sha256 for cells in self._of_part()}
             folder, name = shards.names(part, "tar")
-            with shards.run.write(folder, name) as file:
+            with shards.run.write(folder, name) as file, open_crops(part) as known:
                 index, account = write_shard(
                     file,
                     self._images(part),
@@ -123,6 +128,7 @@ class ShardsJob:
                     version=self.version,
                     decisions=self.decisions,
                     keep_corrected=keep_corrected(last_kept),
+                    known=known,
                     tick=tick,
                 )
             shards.write(part, index, made_from=made_from)
@@ -139,6 +145,16 @@ class ShardsJob:
             )
 
         return make
+
+    def _crops(self) -> Callable[[int], AbstractContextManager[KnownCrops | None]]:
+        """A function that opens what is known of the crops of a part."""
+        crops = ReusedCrops.of(self.reused, self.cells.proposals, self.settings)
+        if crops is None:
+            return lambda part: nullcontext()
+        decoding, max_pixels = self.regions.decoding, self.regions.max_image_pixels
+        read_file = partial(decoding.read_file, max_pixels=max_pixels)
+        decode = partial(decoding.decode, max_pixels=max_pixels)
+        return lambda part: crops.open_part(part, self.cells.images.read(part), read_file=read_file, decode=decode)
 
     def _of_part(self) -> tuple[Cells[Any], ...]:
         """The cells of a part that its shard vouches for in its account."""

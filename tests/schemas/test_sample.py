@@ -6,10 +6,19 @@ import io
 import json
 import tarfile
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskmine.schemas.sample import Sample, member_names, safe_id, sample_key, write_end_of_tar, write_sample
+from maskmine.schemas.sample import (
+    Sample,
+    _tar_header,
+    member_names,
+    safe_id,
+    sample_key,
+    write_end_of_tar,
+    write_sample,
+)
 
 KEYS = st.from_regex(r"[A-Za-z0-9_-]{1,64}-\d{3}", fullmatch=True)
 SAMPLES = st.builds(
@@ -76,3 +85,11 @@ def test_every_key_is_safe_for_every_reader(image_id: str) -> None:
     key = sample_key(image_id, 12)
     assert len(key) <= 68
     assert set(key) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 512, 10**6, 8**11 - 1])
+@pytest.mark.parametrize("name", ["7-000.jpg", "a" * 100, "a/" + "b" * 99, "é-000.txt", "x"])
+def test_a_header_is_the_one_that_tarfile_writes(name: str, size_bytes: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size_bytes, 0o644
+    assert _tar_header(name, size_bytes) == info.tobuf(tarfile.USTAR_FORMAT)

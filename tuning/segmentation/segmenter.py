@@ -20,7 +20,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -61,7 +61,8 @@ from maskmine.tuning.segmentation.work_size import enlarged, reduced, work_size
 MAX_CLASSES = 65_535
 """A label map of 16 bits has room for these, and for the number of no class."""
 
-_CPU_BATCH = 8  # a CPU is no faster with larger batches, and the last one is padded
+_CPU_BATCH, _CPU_BATCH_LARGE = 32, 16  # a CPU is no faster with larger batches, and a large model is slower
+_LARGE = 20_000_000  # parameters of an image tower
 
 Rgb = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int32]]
@@ -284,28 +285,31 @@ def open_region_classifier(
     clip: Clip, tuned: Tuned | None, *, crop: Crop, templates: str, device: torch.device
 ) -> RegionClassifier:
     """The CLIP of a `Segmenter` on `device`. Raises InputError when it cannot be had."""
-    if device.type == "cpu":
-        clip = clip.model_copy(update={"batch_size": min(clip.batch_size, _CPU_BATCH)})
     plain = clip.open_whole()
     visual = tuned_tower(tuned, plain, device=device, place="tuned") if tuned else None
     tower = visual or bare_tower(plain.model.visual.to(device))
-    size_px, dim, mean, std = plain.size_px, plain.dim, plain.mean, plain.std
-    batch_size, dtype = clip.batch_size, _dtype(clip.precision, device)
+    batches = functools.partial(
+        _batches_of_regions, size=_most_at_once(clip, plain.model.visual, device), device=device
+    )
+    sees_masks = tuned is not None and not (tuned.prompts is None and tuned.ovseg is None)
+    size_px, dim, dtype = plain.size_px, plain.dim, _dtype(clip.precision, device)
     embed_nouns = Vocabulary(templates=templates).open_names(clip, str(device))
 
-    def forward(pixels_and_masks_B4SS: Tensor) -> Tensor:
+    def forward(pixels_and_masks_BXSS: Tensor) -> Tensor:
+        masks_BSS = pixels_and_masks_BXSS[:, 3] > 0 if sees_masks else None
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return tower(pixels_and_masks_B4SS[:, :3], pixels_and_masks_B4SS[:, 3] > 0)
+            return tower(pixels_and_masks_BXSS[:, :3], masks_BSS)
 
     def embed_regions(images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
         counts = [len(masks_NHW) for masks_NHW in masks]
         parts = [torch.empty(0, dim, device=device)]
-        for chunk in chunk_regions(counts, size=batch_size):  # across images: memory is bounded by one batch
+        for chunk, batch_size in batches(counts):
             rgb, masks_of = [images[i] for i, _ in chunk], [masks[i][span] for i, span in chunk]
-            pixels_R3SS = cut_regions(rgb, masks_of, size_px=size_px, mean=mean, std=std, crop=crop)
-            masks_RSS = cut_masks(masks_of, size_px=size_px, crop=crop)
-            joined_R4SS = torch.cat([pixels_R3SS, masks_RSS[:, None].to(pixels_R3SS.dtype)], dim=1)
-            parts.append(embed_in_batches(joined_R4SS, forward=forward, batch_size=batch_size, dim=dim))
+            seen_RXSS = cut_regions(rgb, masks_of, size_px=size_px, mean=plain.mean, std=plain.std, crop=crop)
+            if sees_masks:
+                masks_RSS = cut_masks(masks_of, size_px=size_px, crop=crop)
+                seen_RXSS = torch.cat([seen_RXSS, masks_RSS[:, None].to(seen_RXSS.dtype)], dim=1)
+            parts.append(embed_in_batches(seen_RXSS, forward=forward, batch_size=batch_size, dim=dim))
         return list(torch.split(torch.cat(parts), counts))
 
     @functools.lru_cache(maxsize=1)
@@ -313,6 +317,32 @@ def open_region_classifier(
         return text_classifier(names, embed=embed_nouns).to(device)
 
     return RegionClassifier(embed_regions, embed_names)
+
+
+def _most_at_once(clip: Clip, tower: torch.nn.Module, device: torch.device) -> int:
+    """The regions that CLIP sees at once."""
+    if device.type != "cpu":
+        return clip.batch_size
+    large = sum(weights.numel() for weights in tower.parameters()) > _LARGE
+    return min(clip.batch_size, _CPU_BATCH_LARGE if large else _CPU_BATCH)
+
+
+def _batches_of_regions(
+    counts: Sequence[int], *, size: int, device: torch.device
+) -> Iterator[tuple[list[tuple[int, slice]], int]]:
+    """Spans of regions that CLIP sees at once, at most `size`, and how many rows the model is given.
+
+    On a GPU every batch is a whole one, across images, and the last one is filled up. On a CPU that costs time: there
+    an image's regions are shared out evenly among as few batches as they need, which have no row to spare, and so
+    their embeddings do not depend on other images.
+    """
+    if device.type != "cpu":
+        yield from ((chunk, size) for chunk in chunk_regions(counts, size=size))
+        return
+    for number, count in enumerate(counts):
+        batches = -(-count // size)
+        for first, last in pairwise(count * n // max(1, batches) for n in range(batches + 1)):
+            yield [(number, slice(first, last))], last - first
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -4,17 +4,18 @@ Every function is pure and runs on the device of its tensors. The formulas are t
 section 3.1) and of MaskFormer (arXiv 2107.06278, section 3.4); docs/segment.md shows them side by side.
 
 Shapes: N proposals of one image, C requested classes, K classes of the proposer, D width of CLIP's embeddings; H, W
-height and width of the image in pixels, h, w those of the proposer's grid, P pixels, flat, U distinct sets of masks.
+height and width of the image in pixels, h, w those of the proposer's grid, P pixels, flat, R runs of them under the
+same masks, U distinct sets of masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from maskmine.mining.text.labels import label_names, plain_words
 from maskmine.schemas.errors import InputError
@@ -27,6 +28,7 @@ _ROUNDING = 1e-5  # relative error of sums that are equal in exact arithmetic
 _BITS = 36  # masks that are packed beside the number of a set in 63 bits; there are no more sets than pixels
 _BAND_PX = 1 << 20  # of a picture that is painted at once; what is sorted for it fits a cache
 _CHUNK_VALUES = 1 << 22  # 16 MiB of float32, which stays in the cache of a CPU
+_TILE_SIDE, _LEAST_TILE_SIDE = 32, 8  # of the proposer's grid: few classes can win in a tile
 
 
 def clip_probabilities(regions_ND: Tensor, classes_CD: Tensor, *, logit_scale: float) -> Tensor:
@@ -78,25 +80,21 @@ def paint_soft(votes_NC: Tensor, soft_Nhw: Tensor, *, size_px: tuple[int, int]) 
     """The class of every pixel, int64 [H, W]: the greatest sum over proposals of vote × probability of the pixel.
 
     S_c = Σ_q votes[q, c] · soft[q] is summed on the proposer's grid and resized to the image bilinearly, which equals
-    the sum of resized masks but resizes fewer: only the classes that can win a pixel. Of equal sums the first class
-    wins; IGNORE where every sum is 0.
+    the sum of resized masks but resizes fewer: tile by tile of the grid only the classes that can win a pixel of it. So
+    the memory that this takes grows neither with the number of classes nor with the image. Of equal sums the first
+    class wins; IGNORE where every sum is 0.
     """
-    candidates_K = _candidates(votes_NC, soft_Nhw)
-    votes_NK = votes_NC[:, candidates_K]
-    best_HW = torch.zeros(size_px, device=votes_NC.device)
     labels_HW = torch.full(size_px, IGNORE, device=votes_NC.device)
-    step = max(1, _CHUNK_VALUES // (size_px[0] * size_px[1]))
-    for start in range(0, len(candidates_K), step):
-        sums_chw = torch.einsum("nc,nhw->chw", votes_NK[:, start : start + step], soft_Nhw)
-        part_cHW = interpolate(sums_chw[None], size=size_px, mode="bilinear", align_corners=False)[0]
-        if len(part_cHW) == 1:  # of a large picture: nothing but what the next class is compared with is kept
-            labels_HW.masked_fill_(part_cHW[0] > best_HW, int(candidates_K[start]))
-            torch.maximum(best_HW, part_cHW[0], out=best_HW)
-            continue
-        sum_HW, class_HW = part_cHW.max(dim=0)
-        better_HW = sum_HW > best_HW
-        best_HW = torch.where(better_HW, sum_HW, best_HW)
-        labels_HW = torch.where(better_HW, candidates_K[class_HW + start], labels_HW)
+    if not len(votes_NC):
+        return labels_HW
+    rows, columns = (
+        _sources(*sides, device=votes_NC.device) for sides in zip(soft_Nhw.shape[1:], size_px, strict=True)
+    )
+    side = min(_TILE_SIDE, max(_LEAST_TILE_SIDE, int((_CHUNK_VALUES / votes_NC.shape[1]) ** 0.5) - 1))
+    for down in _tiles(rows, length=soft_Nhw.shape[1], side=side):
+        for across in _tiles(columns, length=soft_Nhw.shape[2], side=side):
+            sums_Chw = torch.einsum("nc,nhw->chw", votes_NC, soft_Nhw[:, down.grid, across.grid])
+            labels_HW[down.pixels, across.pixels] = _paint_tile(sums_Chw, down, across)
     return labels_HW
 
 
@@ -114,34 +112,96 @@ def paint_hard(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
 
 
 def _paint_band(votes_NC: Tensor, masks_NHW: Tensor) -> Tensor:
-    covers_NU, set_P = _sets_of_masks(masks_NHW.flatten(1))
+    """The labels of a band, by its runs: pixels in reading order between which no mask begins or ends."""
+    masks_NP = masks_NHW.flatten(1)
+    begin_R = _begins_of_runs(masks_NP)
+    covers_NU, set_R = _sets_of_masks(masks_NP.index_select(1, begin_R))
     labels_U = torch.empty(covers_NU.shape[1], dtype=torch.long, device=votes_NC.device)
     step = max(1, _CHUNK_VALUES // max(1, *votes_NC.shape))
     for start in range(0, len(labels_U), step):
         sums_CU = votes_NC.T @ covers_NU[:, start : start + step].float()
         sum_U, class_U = sums_CU.max(dim=0)
         labels_U[start : start + step] = torch.where(sum_U > 0, class_U, IGNORE)
-    return labels_U[set_P].view(masks_NHW.shape[1:])
+    length_R = begin_R.diff(append=begin_R.new_tensor([masks_NP.shape[1]]))
+    labels_P = labels_U[set_R].repeat_interleave(length_R, output_size=masks_NP.shape[1])
+    return labels_P.view(masks_NHW.shape[1:])
 
 
-def _candidates(votes_NC: Tensor, soft_Nhw: Tensor) -> Tensor:
-    """The numbers of the classes that can win a pixel in `paint_soft`, ascending, int64 [K].
+def _begins_of_runs(masks_NP: Tensor) -> Tensor:
+    """The pixels that other masks cover than cover the one before, ascending, and the first, int64 [R]."""
+    bytes_NP = masks_NP.view(torch.uint8)  # booleans are compared one by one
+    begins_P = torch.ones(bytes_NP.shape[1], dtype=torch.uint8, device=masks_NP.device)
+    begins_P[1:] = 0
+    for byte_P in bytes_NP:
+        begins_P[1:] |= byte_P[1:] ^ byte_P[:-1]
+    return begins_P.nonzero().flatten()
 
-    A pixel's sums are weighted means of those of its four neighbours on the grid. So a class can win only where its
-    greatest sum among the four reaches the least one of every other class: of hundreds of classes a few are left.
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Neighbours on one side of the grid, and the pixels between them: of each the first of its two neighbours, counted
+    from the tile's first, and the weight of the second."""
+
+    grid: slice
+    pixels: slice
+    first_P: Tensor
+    part_P: Tensor
+
+
+def _sources(length: int, size_px: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For every pixel of a side that is resized from `length`: the first of its two neighbours, and the weight of the
+    second, as `interpolate(mode="bilinear", align_corners=False)` has them."""
+    scale = torch.tensor(length, dtype=torch.float32) / size_px
+    middle_P = torch.arange(size_px, device=device) + 0.5
+    place_P = (scale.to(device) * middle_P - 0.5).clamp(0, length - 1)
+    first_P = place_P.long().clamp(max=max(0, length - 2))
+    return first_P, place_P - first_P
+
+
+def _tiles(source: tuple[Tensor, Tensor], *, length: int, side: int) -> Iterator[_Tile]:
+    """A side of the grid in tiles of so many steps between neighbours."""
+    first_P, part_P = source
+    for start in range(0, max(1, length - 1), side):
+        low, high = torch.searchsorted(first_P, torch.tensor([start, start + side], device=first_P.device)).tolist()
+        if low < high:
+            pixels = slice(low, high)
+            yield _Tile(slice(start, start + side + 1), pixels, first_P[pixels] - start, part_P[pixels])
+
+
+def _paint_tile(sums_Chw: Tensor, down: _Tile, across: _Tile) -> Tensor:
+    """The labels of the pixels of a tile, from the sums of its neighbours on the grid."""
+    size_px = (len(down.first_P), len(across.first_P))
+    candidates_K = _candidates(sums_Chw)
+    if len(candidates_K) == 1 < len(sums_Chw):  # it is ahead of all others, and so above 0, everywhere
+        return candidates_K.expand(size_px)
+    best_HW = torch.zeros(size_px, device=sums_Chw.device)
+    labels_HW = torch.full(size_px, IGNORE, device=sums_Chw.device)
+    step = max(1, _CHUNK_VALUES // (size_px[0] * size_px[1]))
+    for numbers_k in candidates_K.split(step):
+        wide_khW = _between(sums_Chw[numbers_k], across, dim=2)
+        sum_HW, class_HW = _between(wide_khW, down, dim=1).max(dim=0)
+        better_HW = sum_HW > best_HW
+        best_HW = torch.where(better_HW, sum_HW, best_HW)
+        labels_HW = torch.where(better_HW, numbers_k[class_HW], labels_HW)
+    return labels_HW
+
+
+def _between(values_khw: Tensor, tile: _Tile, *, dim: int) -> Tensor:
+    """Values of the grid, resized linearly along one side of a tile."""
+    second_P = (tile.first_P + 1).clamp(max=values_khw.shape[dim] - 1)
+    part_P = tile.part_P if dim == 2 else tile.part_P[:, None]
+    first = values_khw.index_select(dim, tile.first_P).mul_(1 - part_P)
+    return first.add_(values_khw.index_select(dim, second_P).mul_(part_P))
+
+
+def _candidates(sums_Chw: Tensor) -> Tensor:
+    """The numbers of the classes that can win a pixel between these neighbours on the grid, ascending, int64 [K].
+
+    A pixel's sums are weighted means of those of its four neighbours. So a class can win only where its greatest sum
+    among the four reaches the least one of every other class: of hundreds of classes a few are left.
     """
-    if not len(votes_NC):
-        return torch.empty(0, dtype=torch.long, device=votes_NC.device)
-    step = max(1, _CHUNK_VALUES // soft_Nhw[0].numel())
-
-    def sums() -> Iterator[Tensor]:
-        for start in range(0, votes_NC.shape[1], step):
-            yield torch.einsum("nc,nhw->chw", votes_NC[:, start : start + step], soft_Nhw)
-
-    least_hw = torch.stack([_of_fours(sums_chw, torch.minimum).amax(dim=0) for sums_chw in sums()]).amax(dim=0)
-    reached_hw = least_hw * (1 - _ROUNDING)
-    reach = [(_of_fours(sums_chw, torch.maximum) >= reached_hw).flatten(1).any(dim=1) for sums_chw in sums()]
-    return torch.cat(reach).nonzero().flatten()
+    reached_hw = _of_fours(sums_Chw, torch.minimum).amax(dim=0) * (1 - _ROUNDING)
+    return (_of_fours(sums_Chw, torch.maximum) >= reached_hw).flatten(1).any(dim=1).nonzero().flatten()
 
 
 def _of_fours(values_chw: Tensor, which: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -152,7 +212,7 @@ def _of_fours(values_chw: Tensor, which: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def _sets_of_masks(masks_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct sets of masks that cover a pixel [N, U], and the index of every pixel's set [P]."""
+    """The distinct sets of masks that cover one of some pixels [N, U], and the index of every pixel's set [P]."""
     unique: Any = torch.unique  # it has no types
     set_P = torch.zeros(masks_NP.shape[1], dtype=torch.long, device=masks_NP.device)
     for start in range(0, len(masks_NP), _BITS):  # the sets of earlier masks and the next masks, packed into one number

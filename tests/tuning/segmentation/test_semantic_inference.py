@@ -150,13 +150,45 @@ def test_a_map_does_not_depend_on_how_much_is_summed_at_once(monkeypatch: pytest
 def test_binary_masks_are_painted_in_bands_so_that_memory_does_not_grow_with_the_picture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes, plain = [], segmentation_rules._sets_of_masks
+    sizes, plain = [], segmentation_rules._begins_of_runs
     monkeypatch.setattr(segmentation_rules, "_BAND_PX", 16)
     monkeypatch.setattr(
-        segmentation_rules, "_sets_of_masks", lambda masks: sizes.append(masks.shape[1]) or plain(masks)
+        segmentation_rules, "_begins_of_runs", lambda masks: sizes.append(masks.shape[1]) or plain(masks)
     )
     paint_hard(torch.rand(2, 3), torch.rand(2, 7, 8) > 0.5)
     assert sizes == [16, 16, 16, 8]
+
+
+def test_sets_of_masks_are_sought_once_a_run_of_pixels_and_not_once_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, plain = [], segmentation_rules._sets_of_masks
+    monkeypatch.setattr(
+        segmentation_rules, "_sets_of_masks", lambda masks: sizes.append(masks.shape[1]) or plain(masks)
+    )
+    masks_2HW = torch.zeros(2, 50, 60, dtype=torch.bool)
+    masks_2HW[0, 10:20, 5:40], masks_2HW[1, 15:30, 20:60] = True, True
+    found_HW = paint_hard(torch.tensor([[0.9, 0.2], [0.1, 0.8]]), masks_2HW)
+    # Five rows of the first alone, five of both, ten of the second alone, which ends with the row: where it begins
+    # and, but for the last row of the picture, where the next row begins.
+    assert sizes == [1 + 5 * 2 + 5 * 3 + 1 + 10 * 2 - 1]
+    expected_HW = torch.full((50, 60), IGNORE)
+    expected_HW[15:30, 20:60], expected_HW[10:20, 5:40] = 1, 0
+    assert torch.equal(found_HW, expected_HW)
+
+
+def test_only_the_classes_that_can_win_a_pixel_of_a_tile_are_resized_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    resized, plain = [], segmentation_rules._between
+    monkeypatch.setattr(
+        segmentation_rules, "_between", lambda values, *a, **k: resized.append(len(values)) or plain(values, *a, **k)
+    )
+    monkeypatch.setattr(segmentation_rules, "_TILE_SIDE", 8)
+    soft_2hw = torch.full((2, 9, 25), 0.01)  # three tiles, of which the one in the middle has both masks
+    soft_2hw[0, :, :12], soft_2hw[1, :, 12:] = 0.9, 0.9
+    votes_2C = torch.full((2, 40), 0.001)
+    votes_2C[0, 7], votes_2C[1, 30] = 0.9, 0.9
+    found_HW = paint_soft(votes_2C, soft_2hw, size_px=(18, 50))
+    assert resized == [2, 2]  # once along each side
+    assert found_HW[:, :24].unique().tolist() == [7]
+    assert found_HW[:, 25:].unique().tolist() == [30]
 
 
 def test_of_equal_sums_the_first_class_has_the_pixel_in_whatever_chunk_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
