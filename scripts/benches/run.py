@@ -22,6 +22,7 @@ from maskmine.scripts.benches.nouns import bench_levels, bench_noun_memory, benc
 from maskmine.scripts.benches.proposers import bench_checked_run, bench_proposers
 from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
 from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
+from maskmine.scripts.benches.scale.at_scale import bench_at_scale
 from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
 from maskmine.scripts.benches.shards import bench_shards
 from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
@@ -41,7 +42,7 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
-            "proposers, checked-run, device-busy, side-by-side, local-workers, engines (or a part of it: "
+            "proposers, checked-run, at-scale, device-busy, side-by-side, local-workers, engines (or a part of it: "
             "engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to them."
         ),
@@ -54,6 +55,7 @@ def main(
     planning_images: Annotated[
         int, typer.Option(min=1, help="Generated images that planning is measured on.")
     ] = PLANNED,
+    most_parts: Annotated[int, typer.Option(min=1_001, help="Parts of the largest simulated run of at-scale.")] = 10_000,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
 ) -> None:
     """Print a table of measures, each with its goal."""
@@ -72,6 +74,7 @@ def main(
         "tuning": bench_tuning,
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
+        "at-scale": lambda: bench_at_scale(most=most_parts),
         "device-busy": lambda: bench_device_busy(images),
         "side-by-side": bench_side_by_side,
         "local-workers": bench_local_workers,
@@ -122,7 +125,7 @@ def _yes(reached: bool) -> str:
 
 def _is_default(name: str) -> bool:
     """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
-    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run")) and (
+    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run", "at-scale")) and (
         not name.startswith("gpu") or _has_gpu()
     )
 
