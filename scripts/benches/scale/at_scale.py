@@ -6,8 +6,6 @@ the smallest run that there is, is not counted as time of parts.
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,11 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskmine.pipelines.cli.main import run_app
-from maskmine.pipelines.planning.plan import require_plan
-from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.settings.mining import load_mining
-from maskmine.pipelines.steps.grid import plan_steps
-from maskmine.pipelines.steps.identity import identify
 from maskmine.schemas.errors import InputError
 from maskmine.scripts.benches.scale.simulate import simulate
 from maskmine.scripts.benches.scale.templates import PARTS
@@ -35,23 +28,28 @@ CommandOf = Callable[[Path, Path], list[str]]
 """The words of a command from the folder of a run and one to write into."""
 
 
-def _vocabulary(run: Path, out: Path) -> list[str]:
-    return ["vocabulary", str(run)]
-
-
 COMMANDS: dict[str, CommandOf] = {
     "status": lambda run, out: ["status", str(run)],
     "errors": lambda run, out: ["errors", str(run)],
     "show": lambda run, out: ["show", str(run), "--to", str(out / "sheet.png")],
     "report": lambda run, out: ["report", str(run), "--to", str(out / "report.html")],
-    "export": lambda run, out: ["export", str(run), "--to", "parquet", "--out", str(out / "export")],
+    "export": lambda run, out: [
+        "export",
+        str(run),
+        "--to",
+        "parquet",
+        "--nouns",
+        "clock",
+        "--out",
+        str(out / "export"),
+    ],
     "evaluate-pairs": lambda run, out: [
         *("evaluate-pairs", str(run), "--truth", str(run.parent / "world" / "instances.json")),
         *("--to", str(out / "evaluation")),
     ],
-    "vocabulary": _vocabulary,
 }
-"""The commands that are measured, by name. `vocabulary` is the step alone, of a run that has its nouns."""
+"""The commands that are measured, by name. The export is of one noun: its plan reads every part, and little is written.
+"""
 FLAT = frozenset({"errors", "show"})
 """Commands whose time does not grow with the parts, or with what is printed alone."""
 
@@ -89,7 +87,7 @@ def measure(command: CommandOf, run: Path) -> Taken:
         done = subprocess.run(program, capture_output=True, text=True)
         seconds = time.monotonic() - begin
     lines = done.stdout.splitlines()
-    if done.returncode:
+    if done.returncode or not lines:
         raise InputError(f"bench: {' '.join(words)}: {done.stderr.strip().splitlines()[-1:]}")
     return Taken(seconds, int(lines[-1]))
 
@@ -108,18 +106,9 @@ def _measures(name: str, taken: dict[int, Taken]) -> Iterator[Measure]:
         yield at_most(f"{name}: time of a part at {many:,} / {few:,} parts", each[1] / each[0], "×", _MOST_TIME)
 
 
-def _make_vocabulary(folder: str) -> int:
-    """Make the vocabulary of a run anew, in a copy that has its nouns."""
-    settings = load_mining(str(Path(folder) / "mining.yaml"))
-    steps = plan_steps(RunFolder(folder), require_plan(RunFolder(folder)), settings, identify(settings))
-    vocabulary = next(step for step in steps if step.name == "vocabulary")
-    vocabulary.job.open()(0, lambda records: None)
-    return 0
-
-
 def _main(words: Sequence[str]) -> int:
     """Run a command, and print the most memory that this process had, last."""
-    code = _make_vocabulary(words[1]) if words[0] == "vocabulary" else run_app(list(words))
+    code = run_app(list(words))
     sys.stdout.write(f"\n{peak_bytes()}\n")
     return code
 
