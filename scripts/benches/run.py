@@ -55,9 +55,7 @@ def main(
     planning_images: Annotated[
         int, typer.Option(min=1, help="Generated images that planning is measured on.")
     ] = PLANNED,
-    most_parts: Annotated[
-        int, typer.Option(min=1_001, help="Parts of the largest simulated run of at-scale.")
-    ] = 10_000,
+    most_parts: Annotated[int, typer.Option(min=1_001, help="Parts of the largest run of at-scale.")] = 10_000,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
 ) -> None:
     """Print a table of measures, each with its goal."""
