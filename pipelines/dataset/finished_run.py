@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskmine.mining.exports.coco import whole_mask
 from maskmine.mining.storage.bounded.small_files import MAX_YAML_BYTES, parse_yaml
@@ -222,22 +223,32 @@ class FinishedRun:
             if every_pair:
                 self._refuse_mix(_STEPS[PairsRow])
             yield from images_of_samples(map(self.sample, self.rows(part, SampleRow)))
-            return
-        keys = None if every_pair else self.written_keys(part)
-        corrected = {} if every_pair else self._corrected(part)
-        steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
-        for image, captions, nouns, regions, matched in zip(
-            *steps, self.rows(part, RegionsRow), self.rows(part, PairsRow), strict=True
-        ):
-            pairs = list[Pair]()
-            for number, pair in enumerate(matched.pairs):
-                key = sample_key(matched.image_id, number)
-                if keys is not None and key not in keys:
+        elif every_pair:
+            yield from self._mined(part)
+        else:
+            yield from (written for written, _ in self.written_and_mined(part))
+
+    def written_and_mined(self, part: int) -> Iterator[tuple[MinedImage, MinedImage]]:
+        """Each image of a part of a run twice, of cells that are read once: as `images` has it, and with every pair of
+        the rule. Raises as `table`."""
+        self._refuse_mix(_STEPS[PairsRow])
+        keys, corrected = self.written_keys(part), self._corrected(part)
+        for mined in self._mined(part):
+            regions, pairs = mined.regions, list[Pair]()
+            for number, pair in enumerate(mined.pairs):
+                key = sample_key(mined.image.image_id, number)
+                if key not in keys:
                     continue
                 if key in corrected:
                     regions, pair = _as_written(regions, pair, corrected[key])
                 pairs.append(pair)
-            yield MinedImage(image, captions, nouns, regions, tuple(pairs))
+            yield replace(mined, regions=regions, pairs=tuple(pairs)), mined
+
+    def _mined(self, part: int) -> Iterator[MinedImage]:
+        """The images of a part with every pair of the rule."""
+        steps = (self.rows(part, row_type) for row_type in (ImageRow, CaptionsRow, NounsRow, RegionsRow, PairsRow))
+        for image, captions, nouns, regions, matched in zip(*steps, strict=True):
+            yield MinedImage(image, captions, nouns, regions, tuple(matched.pairs))
 
     def _corrected(self, part: int) -> dict[str, tuple[SampleRow, Mask | None]]:
         """The samples of a part that reviewers corrected by their keys, with the mask where it is another one."""
@@ -299,22 +310,33 @@ def _as_written(regions: RegionsRow, pair: Pair, sample: tuple[SampleRow, Mask |
     return regions, replace(pair, noun=row.noun, lemma=row.lemma, start=row.start, end=row.end, **scores)
 
 
-def read_noun_counts(folder: RunFolder) -> dict[str, int]:
+def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
     """In how many images of a run the captions say each noun, those appended to it among them; of a mix, which knows
-    its pairs alone, in how many a pair names it. Raises IncompleteError before there is a vocabulary."""
+    its pairs alone, in how many a pair names it.
+
+    Nouns of fewer than `least` images are left out: most nouns of a large vocabulary are of one image. A row group is
+    in memory at a time. Raises IncompleteError before there is a vocabulary.
+    """
+    counts: Counter[str] = Counter()
     if folder.exists(MIX_FILE):
-        mixed, images = FinishedRun.open(folder), Counter[str]()
+        mixed = FinishedRun.open(folder)
         for part in mixed.parts:  # an image lies in one shard
             pairs = (
                 mixed.table(part, SampleRow).select(["noun", "image_id"]).group_by(["noun", "image_id"]).aggregate([])
             )
-            images.update(pairs["noun"].to_pylist())
-        return dict(images)
-    counts: Counter[str] = Counter()
-    for place in ("", *(version.folder for version in read_appended(folder))):
+            counts.update(pairs["noun"].to_pylist())
+        return _of_at_least(counts, least)
+    places = ["", *(version.folder for version in read_appended(folder))]
+    at_once = least if len(places) == 1 else 1  # what several versions say is added up before a noun is left out
+    for place in places:
         names = (place, VOCABULARY) if place else (VOCABULARY,)
         if place and not folder.exists(*names):
             continue  # it is being appended
-        vocabulary = folder.read_table(*names)
-        counts.update(dict(zip(vocabulary["noun"].to_pylist(), vocabulary["images"].to_pylist(), strict=True)))
-    return dict(counts)
+        for group in folder.read_groups(*names):
+            kept = group.filter(pc.greater_equal(group["images"], at_once))
+            counts.update(dict(zip(kept["noun"].to_pylist(), kept["images"].to_pylist(), strict=True)))
+    return counts if at_once == least else _of_at_least(counts, least)
+
+
+def _of_at_least(counts: Counter[str], least: int) -> dict[str, int]:
+    return {noun: images for noun, images in counts.items() if images >= least}

@@ -146,7 +146,7 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
     metrics, made, images = PairMetrics(), PairMetrics(), Counter[Coverage]()
     uncovered_pairs = unreadable = 0
     for part in finished.parts:
-        for image, every in zip(finished.images(part), finished.images(part, every_pair=True), strict=True):
+        for image, every in finished.written_and_mined(part):
             key = annotations.key_of(image.image)
             coverage = annotations.coverage(key, image.regions)
             images[coverage] += 1
@@ -222,7 +222,7 @@ def read_nouns(path: str) -> frozenset[str]:
 
 def _open_groups(run: RunFolder, naming: Naming, seen: frozenset[str] | None) -> GroupsOf:
     """The groups of a noun: by its frequency, and as seen when the noun or a category that it names is in `seen`."""
-    images = read_noun_counts(run)  # per noun
+    images = read_noun_counts(run, least=2)  # per noun; one that is not in it is of one image
 
     def groups_of(text: str, lemma: str) -> tuple[str, ...]:
         mentioned_in = images.get(text, 1)

@@ -25,6 +25,7 @@ from maskmine.scripts.benches.parts.part_time import bench_part
 from maskmine.scripts.benches.proposers import bench_checked_run, bench_proposers
 from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
 from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
+from maskmine.scripts.benches.scale.at_scale import bench_at_scale
 from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
 from maskmine.scripts.benches.shards import bench_shards
 from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
@@ -44,7 +45,7 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
-            "proposers, checked-run, part, device-busy, side-by-side, local-workers, engines (or a part of it: "
+            "proposers, checked-run, part, at-scale, device-busy, side-by-side, local-workers, engines (or a part of it: "
             "engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to "
             "them, or some of these by their names: gates regions shards."
@@ -58,6 +59,7 @@ def main(
     planning_images: Annotated[
         int, typer.Option(min=1, help="Generated images that planning is measured on.")
     ] = PLANNED,
+    most_parts: Annotated[int, typer.Option(min=1_001, help="Parts of the largest run of at-scale.")] = 10_000,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
     json: Annotated[Path | None, typer.Option(help="A file for the result, as JSON.")] = None,
 ) -> None:
@@ -80,6 +82,7 @@ def main(
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "part": lambda: bench_part(coco_mini),
+        "at-scale": lambda: bench_at_scale(most=most_parts),
         "device-busy": lambda: bench_device_busy(images),
         "side-by-side": bench_side_by_side,
         "local-workers": bench_local_workers,
@@ -144,7 +147,7 @@ def _yes(reached: bool) -> str:
 
 def _is_default(name: str) -> bool:
     """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
-    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run")) and (
+    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run", "at-scale")) and (
         not name.startswith("gpu") or _has_gpu()
     )
 

@@ -95,6 +95,8 @@ def test_a_set_that_grew_has_the_pairs_of_one_that_was_mined_at_once(world: Path
     totals, at_once = (FinishedRun.open(RunFolder(str(f))).manifest.totals for f in (grown, Path(whole.root)))
     assert (totals.images, totals.rejected) == (at_once.images, at_once.rejected)
     assert read_noun_counts(RunFolder(str(grown))) == read_noun_counts(whole)
+    of_several = {noun: images for noun, images in read_noun_counts(whole).items() if images >= 2}
+    assert read_noun_counts(RunFolder(str(grown)), least=2) == read_noun_counts(whole, least=2) == of_several
 
 
 def test_the_manifest_names_the_versions_and_its_fingerprint_covers_them(world: Path, mined: Path, grown: Path) -> None:

@@ -1,0 +1,1 @@
+"""Runs of a hundred thousand parts, simulated, and what reads them."""
