@@ -2,7 +2,7 @@
 
 Shapes: N regions of an image; H, W height and width of its image in pixels.
 
-  batch, decoded ─▶ proposals, kept ─▶ CLIP embeddings, and where masks change ─▶ run lengths, rows
+  batch, decoded ─▶ proposals, kept ─▶ CLIP embeddings, and where masks change ─▶ run lengths, rows ─▶ tables
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+import pyarrow as pa
 
 from maskmine.mining.images.crops import Crop
 from maskmine.mining.images.decode import DecodedImage
@@ -30,7 +32,8 @@ from maskmine.mining.proposers.proposals import (
 from maskmine.mining.storage.locations import file_name_of
 from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.schemas.mask import Mask
-from maskmine.schemas.rows import ImageRow, Region, RegionsRow, Rejection
+from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, Region, RegionsRow, Rejection
+from maskmine.schemas.tables import to_table
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +41,13 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Decoded = tuple[list[int], list[DecodedImage | Rejection]]
 """The numbers of a batch's images in their part, and the images; see `decode_batches`."""
+
+
+class RegionTables(NamedTuple):
+    """An image's row of each of the two cells, as a table; None for `embeddings` where CLIP is left out."""
+
+    proposals: pa.Table
+    embeddings: pa.Table | None
 
 
 class FindBatches(Protocol):
@@ -193,6 +203,15 @@ def _stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
             stream.synchronize()
 
     return on_stream
+
+
+def to_tables(rows: Sequence[RegionsRow], *, embedded: bool) -> list[RegionTables]:
+    """The rows as tables of one row each, which share memory."""
+    proposals = to_table(rows, ProposalsRow)
+    if not embedded:
+        return [RegionTables(proposals.slice(i, 1), None) for i in range(len(rows))]
+    embeddings = to_table([row.embeddings() for row in rows], EmbeddingsRow)
+    return [RegionTables(proposals.slice(i, 1), embeddings.slice(i, 1)) for i in range(len(rows))]
 
 
 def of_one_size(pictures: Sequence[DecodedImage | Rejection]) -> list[list[tuple[int, DecodedImage]]]:

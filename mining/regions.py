@@ -11,6 +11,7 @@ Another CLIP looks at the same regions (`open_embedding`): the same batches, and
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
@@ -31,7 +32,17 @@ from maskmine.mining.proposers.open_vocabulary import OpenMaskFormer
 from maskmine.mining.proposers.proposals import Keep, Proposer
 from maskmine.mining.proposers.rf_detr import RfDetr
 from maskmine.mining.proposers.sam import Sam
-from maskmine.mining.region_stages import embed_images, load, of_one_size, open_stages
+from maskmine.mining.region_stages import (
+    Decoded,
+    FindBatches,
+    RegionTables,
+    embed_images,
+    load,
+    of_one_size,
+    open_stages,
+    to_tables,
+)
+from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
 from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, RegionsRow, Rejection
@@ -49,10 +60,40 @@ AnyProposals = Annotated[
 """Whatever can propose masks."""
 
 
-class FindRegions(Protocol):
-    """What `Regions.open()` returns: the images of a part to their rows, in order; `tick` counts finished images."""
+@dataclass(frozen=True)
+class FindRegions:
+    """What `Regions.open()` returns: the images of a part to what is found in them, in order.
 
-    def __call__(self, images: Sequence[ImageRow], *, tick: Callable[[int], None] = ...) -> list[RegionsRow]: ...
+    `tick` counts finished images.
+    """
+
+    find_batches: FindBatches
+    batches: Callable[[Sequence[ImageRow]], Iterator[Decoded]]
+    overlap: bool
+    embeds: bool
+
+    def __call__(self, images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionsRow]:
+        """The rows."""
+        rows: dict[int, RegionsRow] = {}
+        for numbers, found in self.find_batches(images, self.batches(images)):
+            rows.update(zip(numbers, found, strict=True))
+            tick(len(numbers))
+        return [rows[i] for i in range(len(images))]
+
+    def tables(self, images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionTables]:
+        """The rows as tables of one row each. Where stages overlap, those of a batch are made while models see the
+        next ones, so that a device does not wait for them at the end of a part."""
+
+        def make(found: tuple[list[int], list[RegionsRow]]) -> tuple[list[int], list[RegionTables]]:
+            numbers, rows = found
+            return numbers, to_tables(rows, embedded=self.embeds)
+
+        found = self.find_batches(images, self.batches(images))
+        tables: dict[int, RegionTables] = {}
+        for numbers, of_batch in map_in_order(make, found, threads=1 if self.overlap else 0, ahead=1):
+            tables.update(zip(numbers, of_batch, strict=True))
+            tick(len(numbers))
+        return [tables[i] for i in range(len(images))]
 
 
 class EmbedRegions(Protocol):
@@ -120,15 +161,7 @@ class Regions(Settings):
         find_batches = open_stages(
             propose, tower, keep=self.keep, crop=self.crop, device=device, overlap=overlap, embedded=embedded
         )
-
-        def find(images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionsRow]:
-            rows: dict[int, RegionsRow] = {}
-            for numbers, found in find_batches(images, self._batches(images)):
-                rows.update(zip(numbers, found, strict=True))
-                tick(len(numbers))
-            return [rows[i] for i in range(len(images))]
-
-        return find
+        return FindRegions(find_batches, self._batches, overlap, embeds=tower is not None)
 
     def open_embedding(self) -> EmbedRegions:
         """Load CLIP alone; returns the function from images and their proposals to embeddings: to the last bit those
@@ -166,9 +199,7 @@ class Regions(Settings):
 
         return embed
 
-    def _batches(
-        self, images: Sequence[ImageRow], *, leave_out: Collection[int] = ()
-    ) -> Iterator[tuple[list[int], list[DecodedImage | Rejection]]]:
+    def _batches(self, images: Sequence[ImageRow], *, leave_out: Collection[int] = ()) -> Iterator[Decoded]:
         return decode_batches(
             [image.path for image in images],
             decoding=self.decoding,

@@ -74,8 +74,13 @@ def rows_in_order(table: pa.Table, order: Sequence[int]) -> Iterator[pa.Table]:
 
     Row by row, as Arrow's `take` joins all that a column holds, of which lists of more than 2 GiB do not fit.
     """
-    for start in range(0, len(order), PIECE_ROWS):
-        yield pa.concat_tables([table.slice(row, 1) for row in order[start : start + PIECE_ROWS]])
+    return in_pieces(table.slice(row, 1) for row in order)
+
+
+def in_pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of one row each as tables of PIECE_ROWS."""
+    iterator = iter(tables)
+    return (pa.concat_tables(piece) for piece in iter(lambda: list(islice(iterator, PIECE_ROWS)), []))
 
 
 def row_groups(
@@ -87,7 +92,7 @@ def row_groups(
     """
     iterator = iter(rows)
     pieces = (to_table(piece, row_type) for piece in iter(lambda: list(islice(iterator, PIECE_ROWS)), []))
-    return _grouped(pieces, max_bytes=max_bytes, max_rows=max_rows)
+    return in_groups(pieces, max_bytes=max_bytes, max_rows=max_rows)
 
 
 def write_parquet(
@@ -102,7 +107,7 @@ def write_parquet(
     Row groups are those of `row_groups`.
     """
     pieces = (table.slice(start, PIECE_ROWS) for start in range(0, len(table), PIECE_ROWS))
-    write_sealed(_grouped(pieces, max_bytes=max_bytes), file, table.schema, metadata=metadata)
+    write_sealed(in_groups(pieces, max_bytes=max_bytes), file, table.schema, metadata=metadata)
 
 
 def write_parquet_pieces(
@@ -114,7 +119,7 @@ def write_parquet_pieces(
     max_bytes: int = MAX_GROUP_BYTES,
 ) -> None:
     """`write_parquet` of tables of PIECE_ROWS rows as they come."""
-    write_sealed(_grouped(pieces, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
+    write_sealed(in_groups(pieces, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
 
 
 def write_parquet_rows(
@@ -160,10 +165,10 @@ def with_later_columns(table: pa.Table, row_type: Any) -> pa.Table:
     return table
 
 
-def _grouped(
+def in_groups(
     pieces: Iterable[pa.Table], *, max_bytes: int = MAX_GROUP_BYTES, max_rows: int = MAX_GROUP_ROWS
 ) -> Iterator[pa.Table]:
-    """Small tables together, until they have as many rows or bytes."""
+    """Tables of PIECE_ROWS rows as row groups, see `row_groups`."""
     held: list[pa.Table] = []
     size_bytes = rows = 0
     for piece in pieces:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from tempfile import SpooledTemporaryFile
@@ -17,14 +17,15 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maskmine.mining.regions import EmbedRegions, FindRegions, Regions
+from maskmine.mining.region_stages import RegionTables
+from maskmine.mining.regions import EmbedRegions, Regions
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, with_gpu_use
 from maskmine.pipelines.steps.ties import Input, identities
-from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow, RegionsRow
-from maskmine.schemas.tables import PIECE_ROWS, arrow_schema, row_groups, rows_in_order, to_table
+from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow
+from maskmine.schemas.tables import PIECE_ROWS, arrow_schema, in_groups, in_pieces, row_groups, rows_in_order, to_table
 
 IMAGES_AT_ONCE = 1000
 """Images of a part whose regions are in memory together. Batches of models are cut within them."""
@@ -63,16 +64,11 @@ class ProposalsJob:
         def make(part: int, tick: Tick) -> Sequence[PartReport]:
             start_s = time.monotonic()
             seconds.clear()
-            rows = _find_in_windows(find, self.cells.images.read(part), tick)
+            found = _find_in_windows(find.tables, self.cells.images.read(part), tick)
             if embeddings is None or part not in unseen:
-                return [_write(self.cells.proposals, part, _pieces(rows, ProposalsRow), start_s=start_s)]
-            with SpooledTemporaryFile(max_size=_KEPT_BYTES) as kept:
-                pieces = _keep_embeddings(rows, kept)
-                proposed = _write(self.cells.proposals, part, pieces, start_s=start_s)
-                proposed = replace(proposed, seconds=proposed.seconds - sum(seconds))
-                start_s, made_from = time.monotonic() - sum(seconds), identities([Input(self.cells.proposals)], part)
-                embedded = _write(embeddings, part, _kept(kept), start_s=start_s, made_from=made_from)
-                return [proposed, replace(embedded, before_s=proposed.seconds)]
+                pieces = in_pieces(tables.proposals for tables in found)
+                return [_write(self.cells.proposals, part, pieces, start_s=start_s)]
+            return write_both(found, self.cells.proposals, embeddings, part, start_s=start_s, embedded_s=seconds)
 
         return make
 
@@ -87,8 +83,8 @@ class ProposalsJob:
             table = rows_of([image.image_id for image in images])
             tick(len(table))
             if new := _not_in(table, images):
-                found = _find_in_windows(open_models(), new, tick)
-                table = pa.concat_tables([table, *row_groups(found, ProposalsRow)])
+                found = _find_in_windows(open_models().tables, new, tick)
+                table = pa.concat_tables([table, *in_groups(in_pieces(tables.proposals for tables in found))])
             return _write(self.cells.proposals, part, _in_order(table, images), start_s=start_s)
 
         return make
@@ -159,8 +155,31 @@ class EmbeddingsJob:
             yield from embed(window, known, tick=tick)
 
 
-def _find_in_windows(find: FindRegions, images: Sequence[ImageRow], tick: Tick) -> Iterator[RegionsRow]:
-    """The rows of a part's images; those of one window are in memory at a time."""
+def write_both(
+    found: Iterable[RegionTables],
+    proposals: Cells[ProposalsRow],
+    embeddings: Cells[EmbeddingsRow],
+    part: int,
+    *,
+    start_s: float,
+    embedded_s: Sequence[float],
+) -> Sequence[PartReport]:
+    """Write both cells of a part from what is found in its images, and report them; `embedded_s` gets longer with it.
+
+    Embeddings wait in a file that needs no disk where they are few, as their cell names the proposals' identity.
+    """
+    with SpooledTemporaryFile(max_size=_KEPT_BYTES) as kept:
+        proposed = _write(proposals, part, _keep_embeddings(found, kept), start_s=start_s)
+        proposed = replace(proposed, seconds=proposed.seconds - sum(embedded_s))
+        start_s, made_from = time.monotonic() - sum(embedded_s), identities([Input(proposals)], part)
+        embedded = _write(embeddings, part, _kept(kept), start_s=start_s, made_from=made_from)
+        return [proposed, replace(embedded, before_s=proposed.seconds)]
+
+
+def _find_in_windows(
+    find: Callable[..., Sequence[RegionTables]], images: Sequence[ImageRow], tick: Tick
+) -> Iterator[RegionTables]:
+    """What is found in a part's images; that of one window is in memory at a time."""
     for start in range(0, len(images), IMAGES_AT_ONCE):
         yield from find(images[start : start + IMAGES_AT_ONCE], tick=tick)
 
@@ -182,13 +201,13 @@ def _pieces(rows: Iterable[Any], row_type: type) -> Iterator[pa.Table]:
     return (to_table(piece, row_type) for piece in iter(lambda: list(islice(iterator, PIECE_ROWS)), []))
 
 
-def _keep_embeddings(rows: Iterable[RegionsRow], file: IO[bytes]) -> Iterator[pa.Table]:
-    """The proposals of the rows in pieces; the embeddings go into a file, as theirs is the cell to be written next."""
-    iterator = iter(rows)
+def _keep_embeddings(found: Iterable[RegionTables], file: IO[bytes]) -> Iterator[pa.Table]:
+    """The proposals in pieces; the embeddings go into a file, as theirs is the cell to be written next."""
+    iterator = iter(found)
     with pa.ipc.new_stream(file, arrow_schema(EmbeddingsRow)) as seen:
-        while piece := list(islice(iterator, PIECE_ROWS)):
-            seen.write_table(to_table([row.embeddings() for row in piece], EmbeddingsRow))
-            yield to_table(piece, ProposalsRow)
+        while images := list(islice(iterator, PIECE_ROWS)):
+            seen.write_table(pa.concat_tables([image.embeddings for image in images]).combine_chunks())
+            yield pa.concat_tables([image.proposals for image in images])
 
 
 def _kept(file: IO[bytes]) -> Iterator[pa.Table]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from maskmine.mining.region_stages import RegionTables, to_tables
 from maskmine.pipelines.dataset.verify import verify_run
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.mine import make_cells
@@ -194,11 +195,14 @@ def test_cells_that_changed_places_are_named(tmp_path: Path) -> None:
 def test_the_regions_of_a_part_are_found_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def find(images: Sequence[ImageRow], *, tick: Tick = jobs.no_tick) -> list[RegionsRow]:
+    def find(images: Sequence[ImageRow], *, tick: Tick = jobs.no_tick) -> list[RegionTables]:
         sizes.append(len(images))
-        return [RegionsRow.rejected(image.image_id, Rejection("no_masks")) for image in images]
+        rows = [RegionsRow.rejected(image.image_id, Rejection("no_masks")) for image in images]
+        return to_tables(rows, embedded=False)
 
     monkeypatch.setattr(regions_jobs, "IMAGES_AT_ONCE", 3)
-    rows = regions_jobs._find_in_windows(find, [ImageRow(str(n), None) for n in range(8)], jobs.no_tick)
-    assert [row.image_id for row in rows] == [str(n) for n in range(8)]
+    found = regions_jobs._find_in_windows(find, [ImageRow(str(n), None) for n in range(8)], jobs.no_tick)
+    assert [image_id for tables in found for image_id in tables.proposals["image_id"].to_pylist()] == [
+        str(n) for n in range(8)
+    ]
     assert sizes == [3, 3, 2]

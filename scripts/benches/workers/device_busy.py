@@ -24,6 +24,7 @@ from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.run_folder.region_cells import embeddings_cells, proposals_cells
+from maskmine.pipelines.steps.regions_jobs import write_both
 from maskmine.schemas.rows import ImageRow
 from maskmine.scripts.benches.fixtures import drawn_photos
 from maskmine.scripts.benches.workers.local_workers import two_cores
@@ -121,10 +122,9 @@ def _find_and_write(paths: Sequence[str], device: _Standin, *, images: int, over
     device.proposing.clear()
     device.embedding.clear()
     run = RunFolder(folder)
+    cells = proposals_cells(run, "0" * 64), embeddings_cells(run, "0" * 64)
     start = time.perf_counter()
-    found = find(rows)
-    proposals_cells(run, "0" * 64).write(0, found)
-    embeddings_cells(run, "0" * 64).write(0, (row.embeddings() for row in found))
+    write_both(find.tables(rows), *cells, 0, start_s=time.monotonic(), embedded_s=())
     return time.perf_counter() - start
 
 
