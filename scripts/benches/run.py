@@ -45,8 +45,8 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
-            "proposers, checked-run, part, at-scale, device-busy, side-by-side, local-workers, engines (or a part of it: "
-            "engines-start-up, engines-time, engines-memory), "
+            "proposers, checked-run, part, at-scale, device-busy, side-by-side, local-workers, engines (or a part "
+            "of it: engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to "
             "them, or some of these by their names: gates regions shards."
         ),
@@ -147,7 +147,7 @@ def _yes(reached: bool) -> str:
 
 def _is_default(name: str) -> bool:
     """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
-    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run", "at-scale")) and (
+    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run", "part", "at-scale")) and (
         not name.startswith("gpu") or _has_gpu()
     )
 
