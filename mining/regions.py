@@ -124,7 +124,8 @@ class Regions(Settings):
     """What CLIP sees of a region."""
     batch_size: Annotated[int, LastBits(), Field(ge=1)] = 8
     """Images of one size that the proposer sees at once: more is faster on a GPU and needs more memory. Results agree
-    within rounding; on a CPU images go one by one."""
+    within rounding; on a CPU images go one by one. At most in memory are the pixels of five batches, on a GPU the masks
+    of four, and the regions of 1,000 images; a batch has 8 million pixels, or one image."""
     device: Annotated[str, LastBits()] = "auto"
     """`auto` (the device that the run began on; at first a GPU where there is one), `cpu`, `cuda` or `cuda:N`. Results
     agree within rounding."""

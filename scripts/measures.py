@@ -44,6 +44,15 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def restart_peak_bytes() -> int:
+    """Let `peak_bytes` begin anew, on Linux; returns what it begins with."""
+    gc.collect()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+    return peak_bytes()
+
+
 def in_turns(*works: Callable[[], object], rounds: int = 3, warm_up: bool = False) -> list[float]:
     """Median seconds of each, measured in turns, so that a slow spell of the machine meets all of them.
 

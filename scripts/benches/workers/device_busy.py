@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 
 from maskmine.mining.models import embeddings
 from maskmine.mining.models.clip import ImageTower
@@ -24,19 +25,20 @@ from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.run_folder.region_cells import embeddings_cells, proposals_cells
-from maskmine.pipelines.steps.regions_jobs import write_both
+from maskmine.pipelines.steps.regions_jobs import IMAGES_AT_ONCE, write_both
 from maskmine.schemas.rows import ImageRow
 from maskmine.scripts.benches.fixtures import drawn_photos
 from maskmine.scripts.benches.workers.local_workers import two_cores
-from maskmine.scripts.measures import Measure, at_least
+from maskmine.scripts.measures import Measure, at_least, at_most, peak_bytes, restart_peak_bytes
 
 _BATCH, _CROPS = 8, 256  # images and crops that a GPU takes at once
 _PROPOSE_S, _EMBED_S = 0.150, 0.120  # of a GPU for a batch of images, and of crops
 _SLOW = 8  # images a second, beside which two cores can cut the crops as well
 _MASKS, _DIM, _SIZE_PX = 30, 768, 224  # kept masks of an image; CLIP ViT-L/14
 _DECODERS = 4
-_IMAGES, _SLOW_IMAGES = 1000, 160
+_IMAGES, _SLOW_IMAGES = 1000, 400
 _GOAL = 95.0
+_RUN_LENGTH_BYTES = 1000  # of a mask of _discs, with its place in a row
 
 
 @dataclass
@@ -66,6 +68,14 @@ class _Standin:
         time.sleep(seconds)
         stream.append((start, time.perf_counter()))
 
+    def first_s(self) -> float:
+        """When it first had work."""
+        return min(start for start, _ in self.proposing + self.embedding)
+
+    def last_s(self) -> float:
+        """When its last work was done."""
+        return max(end for _, end in self.proposing + self.embedding)
+
     def busy_s(self) -> float:
         """Seconds in which either stream was at work."""
         spans = sorted(self.proposing + self.embedding)
@@ -74,9 +84,18 @@ class _Standin:
         return float(ends[-1] - spans[0][0] - sum(gaps))
 
 
+class _Part(NamedTuple):
+    """When a part was begun and ended, and the most memory that it took in between."""
+
+    begun_s: float
+    ended_s: float
+    memory_bytes: int
+
+
 def bench_device_busy(photos: Sequence[Path]) -> Iterator[Measure]:
     """A part of 1,000 images with the times of a GPU, where crops are cut on it as well, against one stage after the
-    other; and a stand-in of 8 images a second, beside which two cores cut the crops. Four processes decode."""
+    other; and a stand-in of 8 images a second, beside which two cores cut the crops, with
+    what its part's beginning and end cost. Four processes decode."""
     two_cores()
     with tempfile.TemporaryDirectory() as scratch:
         paths = [str(path) for path in photos] or [str(path) for path in drawn_photos(Path(scratch))]
@@ -84,7 +103,8 @@ def bench_device_busy(photos: Sequence[Path]) -> Iterator[Measure]:
         for overlap, images in ((True, _IMAGES), (False, _IMAGES // 4)):
             device = _Standin(_PROPOSE_S, _EMBED_S)
             with mock.patch.object(embeddings, "cut_regions", _cut_nothing):
-                seconds = _find_and_write(paths, device, images=images, overlap=overlap, folder=scratch)
+                begun, ended, _ = _find_and_write(paths, device, images=images, overlap=overlap, folder=scratch)
+            seconds = ended - begun
             rates[overlap] = images / seconds
             if overlap:
                 yield at_least("device busy, crops cut on it", 100 * device.busy_s() / seconds, "%", _GOAL)
@@ -93,12 +113,27 @@ def bench_device_busy(photos: Sequence[Path]) -> Iterator[Measure]:
         yield Measure("stages that overlap", rates[True] / rates[False], "× as fast")
         yield Measure("the slower stream alone", _BATCH / _PROPOSE_S, "images/s")
         device = _Standin(_BATCH / _SLOW, _BATCH / _SLOW * _EMBED_S / _PROPOSE_S)
-        seconds = _find_and_write(paths, device, images=_SLOW_IMAGES, overlap=True, folder=scratch)
-        yield at_least(f"device of {_SLOW} images/s busy", 100 * device.busy_s() / seconds, "%", _GOAL)
+        begun, ended, memory_bytes = _find_and_write(paths, device, images=_SLOW_IMAGES, overlap=True, folder=scratch)
+        busy = 100 * device.busy_s() / (ended - begun)
+        yield at_least(f"device of {_SLOW} images/s busy", busy, "%", _GOAL)
+        yield Measure("before its first batch", device.first_s() - begun, "s")
+        yield Measure(f"after its last batch, of {_SLOW_IMAGES} images", ended - device.last_s(), "s")
+        yield at_most("peak memory of that part", memory_bytes / 2**20, "MiB", _bound_bytes(paths[0]) / 2**20)
 
 
-def _find_and_write(paths: Sequence[str], device: _Standin, *, images: int, overlap: bool, folder: str) -> float:
-    """Seconds from the first header of a part's images to its cells on the disk."""
+def _bound_bytes(path: str) -> float:
+    """What a part may take beside the models, see `Regions.batch_size`: pixels of five batches, masks of four, one
+    batch of CLIP's crops twice, and the rows of a window twice, as tables and in what is written."""
+    with Image.open(path) as photo:
+        pixels = photo.width * photo.height
+    images, masks = 5 * _BATCH * 3 * pixels, 4 * _BATCH * _MASKS * pixels
+    crops = 2 * _CROPS * 3 * 4 * _SIZE_PX**2
+    rows = min(_SLOW_IMAGES, IMAGES_AT_ONCE) * _MASKS * (4 * _DIM + _RUN_LENGTH_BYTES)
+    return images + masks + crops + 2 * rows
+
+
+def _find_and_write(paths: Sequence[str], device: _Standin, *, images: int, overlap: bool, folder: str) -> _Part:
+    """From the first header of a part's images to its cells on the disk."""
     regions = Regions(
         proposals=GroundTruth(kind="ground_truth", annotations="none.json"),  # not opened
         keep=Keep(max_iou=1.0, top=_MASKS, min_score=0.0, min_area_px=1),
@@ -123,9 +158,10 @@ def _find_and_write(paths: Sequence[str], device: _Standin, *, images: int, over
     device.embedding.clear()
     run = RunFolder(folder)
     cells = proposals_cells(run, "0" * 64), embeddings_cells(run, "0" * 64)
-    start = time.perf_counter()
+    before_bytes = restart_peak_bytes()
+    begun = time.perf_counter()
     write_both(find.tables(rows), *cells, 0, start_s=time.monotonic(), embedded_s=())
-    return time.perf_counter() - start
+    return _Part(begun, time.perf_counter(), peak_bytes() - before_bytes)
 
 
 @cache
