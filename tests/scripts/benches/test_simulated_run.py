@@ -23,7 +23,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def test_it_has_no_fault_and_every_cell(run: RunFolder) -> None:
     assert list(verify_run(run)) == []
     status = run_status(run)
-    assert status.complete and not any(step.missing for step in status.steps)
+    assert status.complete
+    assert not any(step.missing for step in status.steps)
     assert (status.parts, status.images) == (PARTS + 1, (PARTS + 1) * IMAGES)
 
 
