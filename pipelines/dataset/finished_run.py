@@ -246,8 +246,10 @@ class FinishedRun:
 
     def _mined(self, part: int) -> Iterator[MinedImage]:
         """The images of a part with every pair of the rule."""
-        steps = (self.rows(part, row_type) for row_type in (ImageRow, CaptionsRow, NounsRow, RegionsRow, PairsRow))
-        for image, captions, nouns, regions, matched in zip(*steps, strict=True):
+        steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
+        for image, captions, nouns, regions, matched in zip(
+            *steps, self.rows(part, RegionsRow), self.rows(part, PairsRow), strict=True
+        ):
             yield MinedImage(image, captions, nouns, regions, tuple(matched.pairs))
 
     def _corrected(self, part: int) -> dict[str, tuple[SampleRow, Mask | None]]:
