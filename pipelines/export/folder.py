@@ -88,7 +88,7 @@ def shards_done(folder: RunFolder) -> set[str]:
 def empty(folder: RunFolder, name: str) -> None:
     """Remove what a killed export left in a folder whose files are called otherwise each time."""
     below = RunFolder(folder.path(name))
-    for path in below.walk():
+    for path in sorted(below.walk()):
         below.delete(*path.split("/"))
 
 

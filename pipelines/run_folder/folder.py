@@ -389,7 +389,7 @@ def _listing(fs: Any, folder: str) -> list[str]:
 
 def _each_file(folder: str) -> Iterator[str]:
     """All files below a folder on a disk, which are not in memory all at once."""
-    with os.scandir(folder) as entries:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _each_file(entry.path)
