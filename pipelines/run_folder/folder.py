@@ -32,6 +32,7 @@ from maskmine.mining.storage.stores import (
     scheme_of,
     upload,
 )
+from maskmine.pipelines.run_folder.entries import each_entry, each_file, folders_in, is_local
 from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
@@ -95,7 +96,7 @@ class RunFolder:
         """`names` one after the other, in any order; those of a folder on a disk are not in memory all at once."""
         fs, path = self._fs(*names)
         with _one_line_faults(self.path(*names)):
-            for entry in _each_entry(fs, path):
+            for entry in each_entry(fs, path):
                 if not entry.startswith(f"{WRITING}-"):
                     yield entry
 
@@ -133,7 +134,7 @@ class RunFolder:
         """
         fs, path = self._fs(*names)
         try:
-            if _is_local(fs):
+            if is_local(fs):
                 folder = os.path.dirname(path)
                 os.makedirs(folder, exist_ok=True)
                 temporary = os.path.join(folder, f"{owned_prefix(WRITING)}{secrets.token_hex(4)}")
@@ -290,7 +291,7 @@ class RunFolder:
         """The paths of all files below the folder, relative to it, in any order; without those of processes at work."""
         fs, root = self._fs()
         with _one_line_faults(self.root):
-            for path in _each_file(root) if scheme_of(self.root) == "file" else fs.find(root):
+            for path in each_file(root) if scheme_of(self.root) == "file" else fs.find(root):
                 name = posixpath.relpath(str(path), root)
                 if not any(map(owner_state, name.split("/"))):
                     yield name
@@ -369,49 +370,15 @@ def sweep(run: RunFolder) -> None:
     """
     fs, root = open_store(run.root)
     folders = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
-    if _is_local(fs):
-        folders += [(fs, path) for step in _folders_in(root) for path in (step, *_folders_in(step))]
+    if is_local(fs):
+        folders += [(fs, path) for step in folders_in(root) for path in (step, *folders_in(step))]
     for fs, folder in folders:
-        for name in _each_entry(fs, folder):
+        for name in each_entry(fs, folder):
             path, state = posixpath.join(folder, name), owner_state(name)
             patience_s = 30 * _DAY_S if name.startswith((BEAM, RAY)) else _DAY_S
             if state == "dead" or (state == "elsewhere" and _untouched_s(fs, path) > patience_s):
                 with suppress(OSError):  # another user's, or another driver sweeps too; it does no harm where it lies
                     fs.rm(path, recursive=True)
-
-
-def _listing(fs: Any, folder: str) -> list[str]:
-    try:
-        return [str(entry).rstrip("/") for entry in fs.ls(folder, detail=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _each_file(folder: str) -> Iterator[str]:
-    """All files below a folder on a disk, which are not in memory all at once."""
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _each_file(entry.path)
-            else:
-                yield entry.path
-
-
-def _each_entry(fs: Any, folder: str) -> Iterator[str]:
-    """The names in a folder; on a disk they come as the system gives them."""
-    if not _is_local(fs):
-        yield from map(posixpath.basename, _listing(fs, folder))
-        return
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry.name
-
-
-def _folders_in(folder: str) -> list[str]:
-    """The folders in a folder on a disk."""
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return []
 
 
 def _untouched_s(fs: Any, path: str) -> float:
@@ -432,10 +399,6 @@ def _untouched_s(fs: Any, path: str) -> float:
     return float(now) - float(written)
 
 
-def _is_local(fs: Any) -> bool:
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-
-
 @contextmanager
 def _one_line_faults(path: str) -> Iterator[None]:
     """A disk or an object store that fails is an IncompleteError; that a file is not there is left to the caller."""
@@ -454,7 +417,7 @@ def _one_line_faults(path: str) -> Iterator[None]:
 @contextmanager
 def _plain_files(fs: Any, path: str) -> Iterator[None]:
     """Raises OSError for a pipe or a device on a disk, which have no end; a folder is left to whoever opens it."""
-    if _is_local(fs):
+    if is_local(fs):
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise OSError(errno.EINVAL, "is no plain file")
