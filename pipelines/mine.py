@@ -150,15 +150,20 @@ def mine(
     stale = _make_room(run, asked, identity, versions, grids[0], reused=reused)
     made_again: Counter[str] = Counter()
     make = partial(make_cells, run, engine=engine, observer=observer)
-    finish = partial(make_and_publish, run, versions, settings, identity, grids, make, known=known)
-    try:
-        manifest = finish(made_again, takes_over=takes_over)
-    except BrokenShardsError:  # what was cut off is deleted by now, and is made again
-        manifest = finish(made_again, takes_over=takes_over)
+    finish = partial(make_and_publish, run, versions, settings, identity, grids, make, made_again, known=known)
+    manifest = _twice_if_broken(partial(finish, takes_over=takes_over))
     exceeded = tuple(find_exceeded(manifest.totals, settings))
     if not exceeded:
         mark_success(run)
     return MineResult(manifest, {**made_again, **stale}, exceeded, notes)
+
+
+def _twice_if_broken(finish: Callable[[], Manifest]) -> Manifest:
+    """What was cut off is deleted when that is found, and is made again."""
+    try:
+        return finish()
+    except BrokenShardsError:
+        return finish()
 
 
 def plan_versions(

@@ -66,34 +66,14 @@ def main(
     """Print a table of measures, each with its goal."""
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"bench: --json {json}: there is no folder {json.parent}; make it")
-    images = sorted(photos.glob("*.jpg"))
     benches: dict[str, Callable[[], Iterable[Measure]]] = {
-        "nouns": lambda: bench_nouns(_present(captions, "--captions")),
-        "levels": bench_levels,
-        "regions": lambda: bench_region_cutting(images or None),
-        "memory": lambda: chain(bench_noun_memory(), bench_large_part()),
-        "shards": lambda: bench_shards(images),
-        "export": lambda: bench_exports(images),
-        "regenerate": bench_regenerate,
-        "another-clip": bench_another_clip,
-        "append": bench_append,
-        "segmenter": lambda: bench_segmenter(images),
-        "tuning": bench_tuning,
+        **_benches(captions=captions, images=sorted(photos.glob("*.jpg")), coco_mini=coco_mini),
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
-        "part": lambda: bench_part(coco_mini),
         "at-scale": lambda: bench_at_scale(most=most_parts),
-        "device-busy": lambda: bench_device_busy(images),
-        "side-by-side": bench_side_by_side,
-        "local-workers": bench_local_workers,
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
-        "sources": bench_sources,
-        "review": bench_review,
         "planning": lambda: bench_planning(planning_images),
-        "gpu": lambda: bench_gpu(images),
-        "gpu-tuning": bench_gpu_tuning,
-        "gpu-segment": lambda: bench_gpu_segment(images),
     }
     if only and only[0] == "gates":
         options = {"--captions": captions, "--photos": photos, "--coco-mini": coco_mini}
@@ -105,6 +85,32 @@ def main(
     if unknown:
         raise InputError(f"bench: unknown {', '.join(sorted(unknown))}; known: {', '.join(benches)}")
     _print_measures({name: benches[name] for name in only or filter(_is_default, benches)}, json=json)
+
+
+def _benches(*, captions: Path, images: list[Path], coco_mini: Path) -> dict[str, Callable[[], Iterable[Measure]]]:
+    """Those that have no setting but their data, by name."""
+    return {
+        "nouns": lambda: bench_nouns(_present(captions, "--captions")),
+        "levels": bench_levels,
+        "regions": lambda: bench_region_cutting(images or None),
+        "memory": lambda: chain(bench_noun_memory(), bench_large_part()),
+        "shards": lambda: bench_shards(images),
+        "export": lambda: bench_exports(images),
+        "regenerate": bench_regenerate,
+        "another-clip": bench_another_clip,
+        "append": bench_append,
+        "segmenter": lambda: bench_segmenter(images),
+        "tuning": bench_tuning,
+        "part": lambda: bench_part(coco_mini),
+        "device-busy": lambda: bench_device_busy(images),
+        "side-by-side": bench_side_by_side,
+        "local-workers": bench_local_workers,
+        "sources": bench_sources,
+        "review": bench_review,
+        "gpu": lambda: bench_gpu(images),
+        "gpu-tuning": bench_gpu_tuning,
+        "gpu-segment": lambda: bench_gpu_segment(images),
+    }
 
 
 def _print_measures(benches: Mapping[str, Callable[[], Iterable[Measure]]], *, json: Path | None) -> None:

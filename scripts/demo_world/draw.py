@@ -148,12 +148,14 @@ def _instances(records: list[_Record]) -> dict[str, Any]:
     ]
     found = [(record.index + 1, category, mask) for record in records for category, mask in record.objects]
     annotations = [
-        _instance(number, image_id, category, mask) for number, (image_id, category, mask) in enumerate(found, start=1)
+        coco_object(number, image_id, category, mask)
+        for number, (image_id, category, mask) in enumerate(found, start=1)
     ]
     return {"categories": categories, "annotations": annotations}
 
 
-def _instance(number: int, image_id: int, category: int, mask: Mask) -> dict[str, Any]:
+def coco_object(number: int, image_id: int, category: int, mask: Mask) -> dict[str, Any]:
+    """An annotation of a COCO instances JSON: a mask as compressed run lengths, its box as x, y, width and height."""
     left, top, right, bottom = mask.box_xyxy
     return {
         "id": number,

@@ -16,8 +16,9 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -124,16 +125,16 @@ def _write_cells(templates: RunFolder, cells: RunCells, steps: Sequence[Step], p
     stored = run_cells(templates)
     first = ("images", "captions", "nouns", "proposals", "embeddings")
     last = ("pairs", "shards")
-    run = cells.images.run
+    run, cut = cells.images.run, partial(_cut_with, stored=stored, cells=cells, of=of)
     for step in (*first, *last):
         os.makedirs(run.path(_named(cells, step).folder), exist_ok=True)
     with ProcessPoolExecutor(_PROCESSES, multiprocessing.get_context("spawn")) as pool:
         chunks = [range(start, min(start + _PARTS_AT_ONCE, parts)) for start in range(0, parts, _PARTS_AT_ONCE)]
-        stencils = [_cut(stored, cells, of, part, first, known={}) for part in range(PARTS)]
+        stencils = [_cut(partial(cut, part=part, steps=first, known={}), part) for part in range(PARTS)]
         fill = partial(_fill_parts, run.root, stencils)
         made = list(chain.from_iterable(pool.map(fill, chunks, [[]] * len(chunks))))
         known = _write_once(stored, cells, of, made)
-        stencils = [_cut(stored, cells, of, part, last, known=known) for part in range(PARTS)]
+        stencils = [_cut(partial(cut, part=part, steps=last, known=known), part) for part in range(PARTS)]
         fill = partial(_fill_parts, run.root, stencils)
         for _ in pool.map(fill, chunks, [made[chunk.start : chunk.stop] for chunk in chunks]):
             pass
@@ -175,34 +176,25 @@ def _vocabulary(stored: RunCells, parts: int) -> Iterator[VocabularyRow]:
         yield replace(noun, images=images[noun.noun], mentions=mentions[noun.noun])
 
 
-def _cut(
-    stored: RunCells,
-    cells: RunCells,
-    of: Mapping[str, Step],
-    part: int,
-    steps: Sequence[str],
-    *,
-    known: Mapping[str, str],
-) -> _Template:
-    """The stencils of some steps' cells of a mined part, by the first marks that its files have as they are."""
+def _cut(cut_with: Callable[[str], _Template], part: int) -> _Template:
+    """The stencils of a mined part's cells, by the first marks that its files have as they are."""
     for salt in range(_SALTS):
-        try:
-            return _cut_with(stored, cells, of, part, steps, known=known, salt=f"{part}-{salt}")
-        except NoStencilError:
-            continue
+        with suppress(NoStencilError):
+            return cut_with(f"{part}-{salt}")
     raise AssertionError(f"part {part}: no marks stand in its files as they are")
 
 
 def _cut_with(
+    salt: str,
+    *,
     stored: RunCells,
     cells: RunCells,
     of: Mapping[str, Step],
     part: int,
     steps: Sequence[str],
-    *,
     known: Mapping[str, str],
-    salt: str,
 ) -> _Template:
+    """The stencils of some steps' cells of a mined part, with marks that follow from the salt."""
     ids = sorted(_digest(f"{salt}-{number}")[:_ID_DIGITS] for number in range(IMAGES))
     of_ids = dict(zip(stored.images.read_table(part)["image_id"].to_pylist(), ids, strict=True))
     marks = [*(one.encode() for one in ids), _PART_MARK.encode()]

@@ -19,6 +19,7 @@ from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.mask import Mask
+from maskmine.scripts.demo_world.draw import coco_object
 
 PARTS, IMAGES = 16, 3
 """Parts that are mined, and images of each."""
@@ -77,7 +78,7 @@ def _draw(world: Path) -> None:
             x, y = 5 + 30 * place, rng.randrange(4, 36)
             mask_HW[y : y + _SHAPE_PX, x : x + _SHAPE_PX - noun % 7] = True
             picture_HW3[mask_HW] = (noun * 9, 255 - noun * 7, noun * 37 % 256)
-            objects.append(_object(len(objects) + 1, number, noun, Mask.from_array(mask_HW)))
+            objects.append(coco_object(len(objects) + 1, number, noun, Mask.from_array(mask_HW)))
         Image.fromarray(picture_HW3).save(world / "images" / name)
         images.append({"id": number, "file_name": name, "height": _SIDE_PX, "width": _SIDE_PX})
         said = " beside ".join(f"a {_NOUNS[noun]}" for noun in nouns) if number % 3 else "It is there."
@@ -87,16 +88,3 @@ def _draw(world: Path) -> None:
     (world / "instances.json").write_text(
         json.dumps({"images": images, "annotations": objects, "categories": categories})
     )
-
-
-def _object(number: int, image: int, category: int, mask: Mask) -> dict[str, Any]:
-    x0, y0, x1, y1 = mask.box_xyxy
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "segmentation": {"size": [mask.height_px, mask.width_px], "counts": mask.counts.decode("ascii")},
-        "area": mask.area_px,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "iscrowd": 0,
-    }
