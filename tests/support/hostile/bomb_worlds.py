@@ -320,4 +320,4 @@ COMMANDS: dict[str, Callable[[World], Command]] = {
     "export, openclip": lambda world: export(world, "openclip"),
     "export, coco": lambda world: export(world, "coco"),
 }
-"""`audit`, `diff` and `evaluate-pairs` read no picture. Uploads to `serve`: tests/pipelines/test_serve_bombs.py."""
+"""`audit`, `diff` and `evaluate-pairs` read no picture. Uploads to `serve`: tests/pipelines/serve/."""

@@ -41,6 +41,7 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.sample import FORMAT_VERSION
 from tests.support import toy
+from tests.support.paths import ROOT
 from tests.support.tiny_proposers import DETECTRON2, WITHOUT_DETECTRON2
 from tests.support.toy_shards import export, halves, mask_of, members, samples, stored_picture, write_toy_shards
 
@@ -426,7 +427,7 @@ def test_mds_without_its_writer_says_where_to_read_how_to_get_it(
 
 def test_the_queries_of_the_page_run_on_the_analysts_table(mined: Path, tmp_path: Path) -> None:
     out = export(mined, tmp_path / "out", "parquet", selection=halves(), samples_per_piece=2)
-    page = (Path(__file__).resolve().parents[2] / "docs" / "exports.md").read_text()
+    page = (ROOT / "docs" / "exports.md").read_text()
     queries = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     assert queries
     for query in queries:
