@@ -7,7 +7,7 @@ little of are dropped, then those that change with the threshold, then the worse
 transformers' own `mask-generation` pipeline is not used. It brings all masks of a batch to 1024 × 1024 before it drops
 any, and for SAM 2, whose input is the image stretched to a square, it lays the grid as if the image were padded, so
 that a part of every image that is not square has no points. For SAM the masks are the same
-(tests/mining/test_sam.py).
+(tests/mining/proposers/test_sam.py).
 
 Shapes: P points of the grid, M masks of a batch of points, N proposals; h × w the grid of the model's masks (a quarter
 of its input), H × W the image's height and width in pixels.

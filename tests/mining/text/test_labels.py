@@ -17,6 +17,7 @@ from maskmine.mining.text.labels import (
     read_class_names,
 )
 from maskmine.schemas.errors import InputError
+from tests.support.paths import ROOT
 
 COCO = load_synonyms("coco")
 THINGS = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -129,7 +130,7 @@ def test_a_table_of_ones_own_may_list_a_noun_twice(tmp_path: Path) -> None:
     assert names_label("lights", "light", "lamp", synonyms)
 
 
-LISTS = Path(__file__).parents[2] / "tuning" / "benchmarks" / "class_lists"
+LISTS = ROOT / "tuning" / "benchmarks" / "class_lists"
 
 
 def class_list(name: str) -> list[str]:
