@@ -43,8 +43,7 @@ from maskmine.schemas.rows import (
     SampleRow,
 )
 from maskmine.schemas.sample import WHOLE_VERSION, StoredSample, cell_name, parse_sample, sample_key
-from maskmine.schemas.seal import open_sealed
-from maskmine.schemas.tables import check_index, from_table
+from maskmine.schemas.tables import check_index, from_table, read_columns
 
 Row = TypeVar("Row")
 
@@ -151,6 +150,10 @@ class FinishedRun:
         more = [cells.path(part) for cells in written for part in self.parts]
         return more + [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
 
+    def cell_path(self, part: int, row_type: type) -> str:
+        """The path of a cell; of captions that of the plan's."""
+        return self.folder.cell_path(self._step(row_type), part)
+
     def table(self, part: int, row_type: type) -> pa.Table:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
         is not this manifest's."""
@@ -170,7 +173,7 @@ class FinishedRun:
         path = (self._step(row_type), cell_name(part))
         try:
             with self.folder.open(*path) as file:
-                return open_sealed(file).read(columns=list(names))
+                return read_columns(file, names)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise IncompleteError(
                 f"{self.folder.path(*path)}: missing or not whole; run `maskmine mine` again"
