@@ -235,7 +235,8 @@ class FinishedRun:
         """Each image of a part of a run twice, of cells that are read once: as `images` has it, and with every pair of
         the rule. Raises as `table`."""
         self._refuse_mix(_STEPS[PairsRow])
-        keys, corrected = self.written_keys(part), self._corrected(part)
+        index = self.table(part, SampleRow)
+        keys, corrected = set(index["key"].to_pylist()), self._corrected(index)
         for mined in self._mined(part):
             regions, pairs = mined.regions, list[Pair]()
             for number, pair in enumerate(mined.pairs):
@@ -255,11 +256,11 @@ class FinishedRun:
         ):
             yield MinedImage(image, captions, nouns, regions, tuple(matched.pairs))
 
-    def _corrected(self, part: int) -> dict[str, tuple[SampleRow, Mask | None]]:
-        """The samples of a part that reviewers corrected by their keys, with the mask where it is another one."""
-        if self.manifest.format_version < WHOLE_VERSION:
+    def _corrected(self, index: pa.Table) -> dict[str, tuple[SampleRow, Mask | None]]:
+        """The samples of an index that reviewers corrected by their keys, with the mask where it is another one."""
+        if self.manifest.format_version < WHOLE_VERSION or "corrected" not in index.column_names:
             return {}
-        rows = [row for row in self.rows(part, SampleRow) if row.corrected]
+        rows = from_table(index.filter(pc.greater(pc.list_value_length(index["corrected"]), 0)), SampleRow)
         return {row.key: (row, whole_mask(self.sample(row)) if "mask" in row.corrected else None) for row in rows}
 
     @property

@@ -15,8 +15,8 @@ import pyarrow as pa
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.tables import arrow_schema
 
-_IMAGES, _PARTS = 16_384, 256
-_READ_AT_ONCE = 8  # parts: object stores are slow
+_IMAGES, _PARTS = 16_384, 64  # of a block: more parts cost memory, fewer time
+_READ_AT_ONCE = 4  # parts: object stores are slow
 
 Columns = Mapping[type, Sequence[str]]
 """The columns that are wanted of each type of row; one inside a list is called `pairs.list.element.region`."""
@@ -33,6 +33,8 @@ def read_blocks(finished: FinishedRun, columns: Columns) -> Iterator[Block]:
         for parts in _cut(finished):
             read = list(pool.map(partial(_read, finished, columns), parts))
             yield {row_type: pa.concat_tables([one[row_type] for one in read]) for row_type in columns}
+            del read
+            pa.default_memory_pool().release_unused()  # else what many small tables leave free adds up
 
 
 def _cut(finished: FinishedRun) -> Iterator[list[int]]:
