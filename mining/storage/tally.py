@@ -4,7 +4,7 @@ twice, and goes to temporary files beyond the connection's limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _LEAST_ROWS = 1 << 16  # of a table, before it is made smaller
@@ -15,7 +15,7 @@ class Growth:
     """When a table that blocks add rows to is to be made smaller: where it has twice the rows that were left."""
 
     rows: int = 0
-    most: int = _LEAST_ROWS
+    most: int = field(default_factory=lambda: _LEAST_ROWS)
 
     def is_due(self, more: int) -> bool:
         """Whether it is, after so many more rows."""

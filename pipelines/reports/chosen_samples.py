@@ -59,22 +59,19 @@ class SampleChooser:
 
     def result(self, finished: FinishedRun) -> Chosen:
         """The samples, read from the indexes. Raises IncompleteError when one cannot be read."""
-        orders = {
-            "best": "similarity DESC, key",
-            "worst": "similarity, key",
-            "gallery": "sha256(key)",
-        }
-        keys = {
-            name: self._db.execute(f"SELECT key, shard FROM {name} ORDER BY {order}").fetchall()
-            for name, order in orders.items()
-        }
+        chosen = self.places()
+        rows = _rows(finished, {place for places in chosen.values() for place in places})
+        return Chosen(**{name: tuple(rows[key] for key, _ in places) for name, places in chosen.items()})
+
+    def places(self) -> dict[str, list[tuple[str, str]]]:
+        """Key and shard of the samples of each field of `Chosen`, in their order."""
+        orders = {"best": "similarity DESC, key", "worst": "similarity, key", "gallery": "sha256(key)"}
+        chosen = {name: f"SELECT key, shard FROM {name} ORDER BY {order}" for name, order in orders.items()}
         self._nouns.sum_up()
         of_noun = f"SELECT key, shard, noun, n, {_turn()} AS turn FROM found JOIN counted USING (noun)"
-        keys["search"] = self._db.execute(
-            f"SELECT key, shard FROM ({of_noun}) ORDER BY turn, n DESC, encode(noun), key LIMIT {self._search}"
-        ).fetchall()
-        rows = _rows(finished, {place for places in keys.values() for place in places})
-        return Chosen(**{name: tuple(rows[key] for key, _ in places) for name, places in keys.items()})
+        order = f"ORDER BY turn, n DESC, encode(noun), key LIMIT {self._search}"
+        chosen["search"] = f"SELECT key, shard FROM ({of_noun}) {order}"
+        return {name: self._db.execute(query).fetchall() for name, query in chosen.items()}
 
     def _keep(self, name: str, choice: str) -> None:
         """Choose among what a table has and the samples of the block."""
