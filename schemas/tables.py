@@ -211,11 +211,15 @@ def _own(table: pa.Table) -> pa.Table:
 
 def _checked_builder(table: pa.Table, row_type: type[Row]) -> Callable[[dict[str, Any]], Row]:
     """The function that makes a row of a type from the values of one in a table. Raises as `from_table`."""
-    found = table.schema
-    if not found.equals(arrow_schema(row_type)) and not _holds(found, typing.cast(Any, row_type)):
+    if not _is_of(table.schema.remove_metadata(), typing.cast(Any, row_type)):
         raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
     build: Callable[[dict[str, Any]], Row] = _builder(typing.cast(Any, row_type))
     return build
+
+
+@functools.lru_cache(maxsize=64)  # all cells of a step have one schema
+def _is_of(schema: pa.Schema, row_type: Any) -> bool:
+    return _holds(schema, row_type)
 
 
 def _holds(fields: Iterable[pa.Field], row_type: Any) -> bool:

@@ -23,7 +23,7 @@ from maskmine.pipelines.planning.versions import VERSIONS, read_appended
 from maskmine.pipelines.run_folder.caption_cells import read_captions_table, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
-from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
+from maskmine.pipelines.run_folder.region_cells import read_masks, read_regions, stored_cells
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import IncompleteError, InputError, NotPublishedError
 from maskmine.schemas.manifest import Manifest
@@ -231,13 +231,13 @@ class FinishedRun:
         else:
             yield from (written for written, _ in self.written_and_mined(part))
 
-    def written_and_mined(self, part: int) -> Iterator[tuple[MinedImage, MinedImage]]:
+    def written_and_mined(self, part: int, *, bare: bool = False) -> Iterator[tuple[MinedImage, MinedImage]]:
         """Each image of a part of a run twice, of cells that are read once: as `images` has it, and with every pair of
-        the rule. Raises as `table`."""
+        the rule. `bare`: without captions and embeddings, which are not read. Raises as `table`."""
         self._refuse_mix(_STEPS[PairsRow])
         index = self.table(part, SampleRow)
         keys, corrected = set(index["key"].to_pylist()), self._corrected(index)
-        for mined in self._mined(part):
+        for mined in self._mined(part, bare=bare):
             regions, pairs = mined.regions, list[Pair]()
             for number, pair in enumerate(mined.pairs):
                 key = sample_key(mined.image.image_id, number)
@@ -248,13 +248,14 @@ class FinishedRun:
                 pairs.append(pair)
             yield replace(mined, regions=regions, pairs=tuple(pairs)), mined
 
-    def _mined(self, part: int) -> Iterator[MinedImage]:
+    def _mined(self, part: int, *, bare: bool = False) -> Iterator[MinedImage]:
         """The images of a part with every pair of the rule."""
-        steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
-        for image, captions, nouns, regions, matched in zip(
-            *steps, self.rows(part, RegionsRow), self.rows(part, PairsRow), strict=True
-        ):
-            yield MinedImage(image, captions, nouns, regions, tuple(matched.pairs))
+        images = self.rows(part, ImageRow)
+        captions = [CaptionsRow(one.image_id, ()) for one in images] if bare else self.rows(part, CaptionsRow)
+        regions = list(read_masks(*self._regions, part)) if bare else self.rows(part, RegionsRow)
+        steps = (images, captions, self.rows(part, NounsRow), regions, self.rows(part, PairsRow))
+        for image, said, nouns, seen, matched in zip(*steps, strict=True):
+            yield MinedImage(image, said, nouns, seen, tuple(matched.pairs))
 
     def _corrected(self, index: pa.Table) -> dict[str, tuple[SampleRow, Mask | None]]:
         """The samples of an index that reviewers corrected by their keys, with the mask where it is another one."""

@@ -146,7 +146,7 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
     metrics, made, images = PairMetrics(), PairMetrics(), Counter[Coverage]()
     uncovered_pairs = unreadable = 0
     for part in finished.parts:
-        for image, every in finished.written_and_mined(part):
+        for image, every in finished.written_and_mined(part, bare=True):
             key = annotations.key_of(image.image)
             coverage = annotations.coverage(key, image.regions)
             images[coverage] += 1
