@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_LEAST_ROWS = 1 << 16  # of a table, before it is made smaller
+_LEAST_ROWS = 1 << 13  # of a table, before it is made smaller
 
 
 @dataclass
