@@ -135,6 +135,18 @@ class FinishedRun:
             return range(len(self.manifest.shards))
         return range(sum(version.parts for version in self.manifest.versions) or self.plan.parts)
 
+    def groups_of_parts(self, *, images: int, parts: int) -> Iterator[list[int]]:
+        """The numbers of its parts in groups of at most so many parts with so many images, of one part at least."""
+        group, held = list[int](), 0
+        for part, shard in zip(self.parts, self.manifest.shards, strict=True):
+            if group and (held + shard.images > images or len(group) == parts):
+                yield group
+                group, held = [], 0
+            group.append(part)
+            held += shard.images
+        if group:
+            yield group
+
     @cached_property
     def settings(self) -> Mining:
         """The settings that it was mined with, paths included. Raises InputError when they do not hold here."""

@@ -1,7 +1,9 @@
 """The cells of a finished run in blocks of some parts: whoever counts over all parts has one block in memory.
 
-parts      0 1 2 … 255 │ 256 257 … 511 │ …         as many as have `_IMAGES` images, `_PARTS` at most
-a block    one table for each type of row, of the columns that are wanted alone
+    parts      0 1 2 … 63 │ 64 65 … 127 │ …         as many as have `_IMAGES` images, `_PARTS` at most
+    a block    one table for each type of row, of the columns that are wanted alone
+
+Of a part with more images a block has that part alone.
 """
 
 from __future__ import annotations
@@ -30,24 +32,11 @@ def read_blocks(finished: FinishedRun, columns: Columns) -> Iterator[Block]:
     Columns that an earlier format version does not have are null.
     """
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        for parts in _cut(finished):
+        for parts in finished.groups_of_parts(images=_IMAGES, parts=_PARTS):
             read = list(pool.map(partial(_read, finished, columns), parts))
             yield {row_type: pa.concat_tables([one[row_type] for one in read]) for row_type in columns}
             del read
             pa.default_memory_pool().release_unused()  # else what many small tables leave free adds up
-
-
-def _cut(finished: FinishedRun) -> Iterator[list[int]]:
-    """The numbers of the parts of each block."""
-    parts, images = list[int](), 0
-    for part, shard in zip(finished.parts, finished.manifest.shards, strict=True):
-        if parts and (images + shard.images > _IMAGES or len(parts) == _PARTS):
-            yield parts
-            parts, images = [], 0
-        parts.append(part)
-        images += shard.images
-    if parts:
-        yield parts
 
 
 def _read(finished: FinishedRun, columns: Columns, part: int) -> Block:
