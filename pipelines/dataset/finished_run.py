@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -329,12 +329,14 @@ def _as_written(regions: RegionsRow, pair: Pair, sample: tuple[SampleRow, Mask |
     return regions, replace(pair, noun=row.noun, lemma=row.lemma, start=row.start, end=row.end, **scores)
 
 
-def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
+def read_noun_counts(
+    folder: RunFolder, *, least: int = 1, only: Callable[[str], bool] = lambda noun: True
+) -> dict[str, int]:
     """In how many images of a run the captions say each noun, those appended to it among them; of a mix, which knows
     its pairs alone, in how many a pair names it.
 
-    Nouns of fewer than `least` images are left out: most nouns of a large vocabulary are of one image. A row group is
-    in memory at a time. Raises IncompleteError before there is a vocabulary.
+    Nouns of fewer than `least` images are left out: most nouns of a large vocabulary are of one image. So are those for
+    which `only` is False. A row group is in memory at a time. Raises IncompleteError before there is a vocabulary.
     """
     counts: Counter[str] = Counter()
     if folder.exists(MIX_FILE):
@@ -343,7 +345,7 @@ def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
             pairs = (
                 mixed.table(part, SampleRow).select(["noun", "image_id"]).group_by(["noun", "image_id"]).aggregate([])
             )
-            counts.update(pairs["noun"].to_pylist())
+            counts.update(filter(only, pairs["noun"].to_pylist()))
         return _of_at_least(counts, least)
     places = ["", *(version.folder for version in read_appended(folder))]
     at_once = least if len(places) == 1 else 1  # what several versions say is added up before a noun is left out
@@ -353,7 +355,8 @@ def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
             continue  # it is being appended
         for group in folder.read_groups(*names):
             kept = group.filter(pc.greater_equal(group["images"], at_once))
-            counts.update(dict(zip(kept["noun"].to_pylist(), kept["images"].to_pylist(), strict=True)))
+            listed = zip(kept["noun"].to_pylist(), kept["images"].to_pylist(), strict=True)
+            counts.update({noun: images for noun, images in listed if only(noun)})
     return counts if at_once == least else _of_at_least(counts, least)
 
 
