@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,28 +63,27 @@ def open_sealed(file: IO[bytes]) -> pq.ParquetFile:
 
     Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does, which is also what reading pages raises.
     """
-    _checked_footer(file)
+    footer = _checked_footer(file)
     file.seek(0)
-    return pq.ParquetFile(file, page_checksum_verification=True)
+    return pq.ParquetFile(file, metadata=footer.parsed, page_checksum_verification=True)
 
 
 def check_sealed(file: IO[bytes]) -> CheckedFile:
     """Check every byte of a Parquet file, in one pass. Raises as `open_sealed`."""
-    metadata, start = _checked_footer(file)
+    return _checked(file, _checked_footer(file))
+
+
+def open_checked(file: IO[bytes]) -> pq.ParquetFile:
+    """`check_sealed`, then `open_sealed`, of a footer that is parsed once."""
+    footer = _checked_footer(file)
+    _checked(file, footer)
     file.seek(0)
-    digest, left = hashlib.sha256(), start
-    while left and (content := file.read(min(left, _HASHED_AT_ONCE_BYTES))):
-        digest.update(content)
-        left -= len(content)
-    if _SEAL_KEY in metadata and digest.hexdigest() != metadata[_ROWS_KEY]:
-        raise DamagedFileError("its pages are not those that were written")
-    digest.update(file.read())
-    return CheckedFile(digest.hexdigest(), metadata)
+    return pq.ParquetFile(file, metadata=footer.parsed, page_checksum_verification=True)
 
 
 def read_footer(file: IO[bytes]) -> dict[str, str]:
     """The metadata in the footer of a Parquet file, after its check. Raises as `open_sealed`."""
-    return _checked_footer(file)[0]
+    return _checked_footer(file).metadata
 
 
 def identity_of(metadata: Mapping[str, str]) -> str | None:
@@ -140,8 +139,28 @@ class _SealedWriter:
         self._file.write(bytes(self._footer))
 
 
-def _checked_footer(file: IO[bytes]) -> tuple[dict[str, str], int]:
-    """The metadata in the footer of a file, and where the footer starts."""
+class _Footer(NamedTuple):
+    """The metadata in the footer of a file, where it starts, and the footer as Arrow reads it."""
+
+    metadata: dict[str, str]
+    start: int
+    parsed: pq.FileMetaData
+
+
+def _checked(file: IO[bytes], footer: _Footer) -> CheckedFile:
+    """Check every byte before a footer that was checked."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), footer.start
+    while left and (content := file.read(min(left, _HASHED_AT_ONCE_BYTES))):
+        digest.update(content)
+        left -= len(content)
+    if _SEAL_KEY in footer.metadata and digest.hexdigest() != footer.metadata[_ROWS_KEY]:
+        raise DamagedFileError("its pages are not those that were written")
+    digest.update(file.read())
+    return CheckedFile(digest.hexdigest(), footer.metadata)
+
+
+def _checked_footer(file: IO[bytes]) -> _Footer:
     size_bytes = file.seek(0, 2)
     tail_start = file.seek(max(0, size_bytes - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
@@ -162,8 +181,10 @@ def _checked_footer(file: IO[bytes]) -> tuple[dict[str, str], int]:
         if hashlib.sha256(footer).hexdigest().encode() != stored[place : place + len(_UNSEALED)]:
             raise DamagedFileError("its footer is not the one that was written")
     try:
-        found = pq.read_metadata(pa.BufferReader(_MAGIC + stored)).metadata or {}
-        return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}, start
+        parsed = pq.read_metadata(pa.BufferReader(_MAGIC + stored))
+        found = parsed.metadata or {}
+        metadata = {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
+        return _Footer(metadata, start, parsed)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DamagedFileError(f"its footer cannot be read: {error}") from error
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import KEY_PATTERN
-from maskmine.schemas.seal import check_sealed, open_sealed, own_metadata, write_sealed
+from maskmine.schemas.seal import open_checked, open_sealed, own_metadata, write_sealed
 from maskmine.schemas.shard_entries import ShardEntry
 
 Row = TypeVar("Row")
@@ -146,10 +146,19 @@ def read_parquet(file: IO[bytes]) -> pa.Table:
 
     Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does.
     """
-    check_sealed(file)
-    parquet = open_sealed(file)
+    parquet = open_checked(file)
     groups = [_read_group(parquet, number) for number in range(parquet.num_row_groups)]
     return _own(pa.concat_tables(groups) if groups else parquet.read())
+
+
+def read_columns(file: IO[bytes], names: Sequence[str]) -> pa.Table:
+    """Some columns of a Parquet file, of which the others are not read; those that it does not have are left out.
+
+    Damage is found as in `open_sealed`.
+    """
+    parquet = open_sealed(file)
+    size_bytes = sum(parquet.metadata.row_group(group).total_byte_size for group in range(parquet.num_row_groups))
+    return parquet.read(columns=list(names), use_threads=size_bytes > _LARGE_GROUP_BYTES)
 
 
 def _read_group(parquet: pq.ParquetFile, number: int) -> pa.Table:
@@ -202,10 +211,15 @@ def _own(table: pa.Table) -> pa.Table:
 
 def _checked_builder(table: pa.Table, row_type: type[Row]) -> Callable[[dict[str, Any]], Row]:
     """The function that makes a row of a type from the values of one in a table. Raises as `from_table`."""
-    if not _holds(table.schema, typing.cast(Any, row_type)):
+    if not _is_of(table.schema.remove_metadata(), typing.cast(Any, row_type)):
         raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
     build: Callable[[dict[str, Any]], Row] = _builder(typing.cast(Any, row_type))
     return build
+
+
+@functools.lru_cache(maxsize=64)  # all cells of a step have one schema
+def _is_of(schema: pa.Schema, row_type: Any) -> bool:
+    return _holds(schema, row_type)
 
 
 def _holds(fields: Iterable[pa.Field], row_type: Any) -> bool:

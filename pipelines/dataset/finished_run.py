@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -23,7 +23,7 @@ from maskmine.pipelines.planning.versions import VERSIONS, read_appended
 from maskmine.pipelines.run_folder.caption_cells import read_captions_table, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
-from maskmine.pipelines.run_folder.region_cells import read_regions, stored_cells
+from maskmine.pipelines.run_folder.region_cells import read_masks, read_regions, stored_cells
 from maskmine.pipelines.settings.mining import Mining, parse_mining
 from maskmine.schemas.errors import IncompleteError, InputError, NotPublishedError
 from maskmine.schemas.manifest import Manifest
@@ -43,8 +43,7 @@ from maskmine.schemas.rows import (
     SampleRow,
 )
 from maskmine.schemas.sample import WHOLE_VERSION, StoredSample, cell_name, parse_sample, sample_key
-from maskmine.schemas.seal import open_sealed
-from maskmine.schemas.tables import check_index, from_table
+from maskmine.schemas.tables import check_index, from_table, read_columns
 
 Row = TypeVar("Row")
 
@@ -136,6 +135,18 @@ class FinishedRun:
             return range(len(self.manifest.shards))
         return range(sum(version.parts for version in self.manifest.versions) or self.plan.parts)
 
+    def groups_of_parts(self, *, images: int, parts: int) -> Iterator[list[int]]:
+        """The numbers of its parts in groups of at most so many parts with so many images, of one part at least."""
+        group, held = list[int](), 0
+        for part, shard in zip(self.parts, self.manifest.shards, strict=True):
+            if group and (held + shard.images > images or len(group) == parts):
+                yield group
+                group, held = [], 0
+            group.append(part)
+            held += shard.images
+        if group:
+            yield group
+
     @cached_property
     def settings(self) -> Mining:
         """The settings that it was mined with, paths included. Raises InputError when they do not hold here."""
@@ -150,6 +161,10 @@ class FinishedRun:
         written = self.captioning if row_type is CaptionsRow else ()
         more = [cells.path(part) for cells in written for part in self.parts]
         return more + [self.folder.cell_path(self._step(row_type), part) for part in self.parts]
+
+    def cell_path(self, part: int, row_type: type) -> str:
+        """The path of a cell; of captions that of the plan's."""
+        return self.folder.cell_path(self._step(row_type), part)
 
     def table(self, part: int, row_type: type) -> pa.Table:
         """A cell, of regions that of their masks. Raises IncompleteError when it is missing or broken, or an index that
@@ -170,7 +185,7 @@ class FinishedRun:
         path = (self._step(row_type), cell_name(part))
         try:
             with self.folder.open(*path) as file:
-                return open_sealed(file).read(columns=list(names))
+                return read_columns(file, names)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise IncompleteError(
                 f"{self.folder.path(*path)}: missing or not whole; run `maskmine mine` again"
@@ -228,12 +243,13 @@ class FinishedRun:
         else:
             yield from (written for written, _ in self.written_and_mined(part))
 
-    def written_and_mined(self, part: int) -> Iterator[tuple[MinedImage, MinedImage]]:
+    def written_and_mined(self, part: int, *, bare: bool = False) -> Iterator[tuple[MinedImage, MinedImage]]:
         """Each image of a part of a run twice, of cells that are read once: as `images` has it, and with every pair of
-        the rule. Raises as `table`."""
+        the rule. `bare`: without captions and embeddings, which are not read. Raises as `table`."""
         self._refuse_mix(_STEPS[PairsRow])
-        keys, corrected = self.written_keys(part), self._corrected(part)
-        for mined in self._mined(part):
+        index = self.table(part, SampleRow)
+        keys, corrected = set(index["key"].to_pylist()), self._corrected(index)
+        for mined in self._mined(part, bare=bare):
             regions, pairs = mined.regions, list[Pair]()
             for number, pair in enumerate(mined.pairs):
                 key = sample_key(mined.image.image_id, number)
@@ -244,19 +260,20 @@ class FinishedRun:
                 pairs.append(pair)
             yield replace(mined, regions=regions, pairs=tuple(pairs)), mined
 
-    def _mined(self, part: int) -> Iterator[MinedImage]:
+    def _mined(self, part: int, *, bare: bool = False) -> Iterator[MinedImage]:
         """The images of a part with every pair of the rule."""
-        steps = (self.rows(part, ImageRow), self.rows(part, CaptionsRow), self.rows(part, NounsRow))
-        for image, captions, nouns, regions, matched in zip(
-            *steps, self.rows(part, RegionsRow), self.rows(part, PairsRow), strict=True
-        ):
-            yield MinedImage(image, captions, nouns, regions, tuple(matched.pairs))
+        images = self.rows(part, ImageRow)
+        captions = [CaptionsRow(one.image_id, ()) for one in images] if bare else self.rows(part, CaptionsRow)
+        regions = list(read_masks(*self._regions, part)) if bare else self.rows(part, RegionsRow)
+        steps = (images, captions, self.rows(part, NounsRow), regions, self.rows(part, PairsRow))
+        for image, said, nouns, seen, matched in zip(*steps, strict=True):
+            yield MinedImage(image, said, nouns, seen, tuple(matched.pairs))
 
-    def _corrected(self, part: int) -> dict[str, tuple[SampleRow, Mask | None]]:
-        """The samples of a part that reviewers corrected by their keys, with the mask where it is another one."""
-        if self.manifest.format_version < WHOLE_VERSION:
+    def _corrected(self, index: pa.Table) -> dict[str, tuple[SampleRow, Mask | None]]:
+        """The samples of an index that reviewers corrected by their keys, with the mask where it is another one."""
+        if self.manifest.format_version < WHOLE_VERSION or "corrected" not in index.column_names:
             return {}
-        rows = [row for row in self.rows(part, SampleRow) if row.corrected]
+        rows = from_table(index.filter(pc.greater(pc.list_value_length(index["corrected"]), 0)), SampleRow)
         return {row.key: (row, whole_mask(self.sample(row)) if "mask" in row.corrected else None) for row in rows}
 
     @property
@@ -312,12 +329,14 @@ def _as_written(regions: RegionsRow, pair: Pair, sample: tuple[SampleRow, Mask |
     return regions, replace(pair, noun=row.noun, lemma=row.lemma, start=row.start, end=row.end, **scores)
 
 
-def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
+def read_noun_counts(
+    folder: RunFolder, *, least: int = 1, only: Callable[[str], bool] = lambda noun: True
+) -> dict[str, int]:
     """In how many images of a run the captions say each noun, those appended to it among them; of a mix, which knows
     its pairs alone, in how many a pair names it.
 
-    Nouns of fewer than `least` images are left out: most nouns of a large vocabulary are of one image. A row group is
-    in memory at a time. Raises IncompleteError before there is a vocabulary.
+    Nouns of fewer than `least` images are left out: most nouns of a large vocabulary are of one image. So are those for
+    which `only` is False. A row group is in memory at a time. Raises IncompleteError before there is a vocabulary.
     """
     counts: Counter[str] = Counter()
     if folder.exists(MIX_FILE):
@@ -326,7 +345,7 @@ def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
             pairs = (
                 mixed.table(part, SampleRow).select(["noun", "image_id"]).group_by(["noun", "image_id"]).aggregate([])
             )
-            counts.update(pairs["noun"].to_pylist())
+            counts.update(filter(only, pairs["noun"].to_pylist()))
         return _of_at_least(counts, least)
     places = ["", *(version.folder for version in read_appended(folder))]
     at_once = least if len(places) == 1 else 1  # what several versions say is added up before a noun is left out
@@ -336,7 +355,8 @@ def read_noun_counts(folder: RunFolder, *, least: int = 1) -> dict[str, int]:
             continue  # it is being appended
         for group in folder.read_groups(*names):
             kept = group.filter(pc.greater_equal(group["images"], at_once))
-            counts.update(dict(zip(kept["noun"].to_pylist(), kept["images"].to_pylist(), strict=True)))
+            listed = zip(kept["noun"].to_pylist(), kept["images"].to_pylist(), strict=True)
+            counts.update({noun: images for noun, images in listed if only(noun)})
     return counts if at_once == least else _of_at_least(counts, least)
 
 

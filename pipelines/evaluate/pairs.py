@@ -1,12 +1,14 @@
 """The pairs of a finished run against ground truth: precision, recall, and what a threshold would give.
 
-Only pairs that are in the shards count. The cells of one part and the annotations are in memory at a time.
+Only pairs that are in the shards count. The cells of one large part, or of some small ones, and the annotations are in
+memory at a time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +32,7 @@ from maskmine.mining.evaluation.pair_metrics import (
 from maskmine.mining.storage.bounded.small_files import read_list
 from maskmine.mining.text.labels import Naming, label_names, load_synonyms, open_naming, plain_words
 from maskmine.pipelines.dataset.finished_run import FinishedRun, read_noun_counts
+from maskmine.pipelines.dataset.mined_images import MinedImage
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import InputError
 from maskmine.tuning.tables import rounded
@@ -39,6 +42,8 @@ FREQUENCIES = (("1 image", 1), ("2–9 images", 2), ("10–99 images", 10), ("�
 
 # Names of the two groups of `seen`, in JSON and tables.
 SEEN, UNSEEN = "seen", "unseen"
+_READ_AT_ONCE = 4  # parts, of a group that has so many images and parts at most, and is in memory
+_IMAGES_AT_ONCE, _PARTS_AT_ONCE = 512, 64
 _UNLABELLED_NOUNS = 20  # of them in the JSON; a run can have thousands
 # The names of outcomes in evaluation.json, which came before those in the code.
 _OUTCOME_KEYS: Mapping[MatchOutcome, str] = {
@@ -145,20 +150,19 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
     # Match the pairs of every image that is annotated in the size of the run, and count the others.
     metrics, made, images = PairMetrics(), PairMetrics(), Counter[Coverage]()
     uncovered_pairs = unreadable = 0
-    for part in finished.parts:
-        for image, every in finished.written_and_mined(part):
-            key = annotations.key_of(image.image)
-            coverage = annotations.coverage(key, image.regions)
-            images[coverage] += 1
-            if coverage != "covered":
-                uncovered_pairs += len(image.pairs)
-                continue
-            objects = annotations.objects(key)
-            unreadable += annotations.unreadable(key, objects)
-            match = partial(match_image, image.nouns, image.regions, objects=objects, naming=naming)
-            matches = match(image.pairs)
-            metrics.add(matches, groups_of=groups_of)
-            made.add(matches if every.pairs == image.pairs else match(every.pairs))
+    for image, every in _images(finished):
+        key = annotations.key_of(image.image)
+        coverage = annotations.coverage(key, image.regions)
+        images[coverage] += 1
+        if coverage != "covered":
+            uncovered_pairs += len(image.pairs)
+            continue
+        objects = annotations.objects(key)
+        unreadable += annotations.unreadable(key, objects)
+        match = partial(match_image, image.nouns, image.regions, objects=objects, naming=naming)
+        matches = match(image.pairs)
+        metrics.add(matches, groups_of=groups_of)
+        made.add(matches if every.pairs == image.pairs else match(every.pairs))
     if not images["covered"]:
         raise InputError(_not_covered(run, truth, images))
 
@@ -180,6 +184,18 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
         curves=curves,
         no_curves=no_curves,
     )
+
+
+def _images(finished: FinishedRun) -> Iterator[tuple[MinedImage, MinedImage]]:
+    """Each image with its written pairs and with all, in order; small parts are read some at a time."""
+
+    def read(part: int) -> list[tuple[MinedImage, MinedImage]]:
+        return list(finished.written_and_mined(part, bare=True))
+
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        for parts in finished.groups_of_parts(images=_IMAGES_AT_ONCE, parts=_PARTS_AT_ONCE):
+            for of_part in pool.map(read, parts):
+                yield from of_part
 
 
 def find_curves(metrics: PairMetrics) -> tuple[tuple[Curve, ...], tuple[Curve, ...], str | None]:

@@ -17,9 +17,10 @@ from rich.text import Text
 from maskmine.mining.storage.query import columns_of, query_cells
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.reports.charts import Histogram, histogram_svg
-from maskmine.pipelines.reports.figures import count_bins
+from maskmine.pipelines.reports.chosen_samples import read_samples
 from maskmine.pipelines.reports.report import render_page
-from maskmine.pipelines.reports.sample_cards import make_cards, read_samples
+from maskmine.pipelines.reports.sample_cards import make_cards
+from maskmine.pipelines.reports.spreads import count_bins
 from maskmine.pipelines.run_folder.claim import claim_folder, write_page
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.manifest import Manifest

@@ -1,11 +1,11 @@
-"""The counts of a report: what a finished run holds, from its cells and indexes, in bounded memory.
+"""The counts of a report: what a finished run holds. Each is a class that is given a block of parts after the other
+(`blocks.py`) and asked for its result after the last one; memory is bounded.
 
-Shapes: N samples of a part, Y and X rows and columns of the grid that positions are counted on.
+Shapes: N samples, Y and X rows and columns of the grid that positions are counted on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maskmine.mining.storage.query import query_cells
-from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.mining.storage.tally import Tally
+from maskmine.pipelines.reports.blocks import Block
 from maskmine.pipelines.reports.charts import Histogram
+from maskmine.pipelines.reports.spreads import Spreads
+from maskmine.schemas.manifest import Totals
 from maskmine.schemas.rows import NounsRow, OriginRow, PairsRow, RegionsRow, SampleRow
 
 GRID = 24  # cells along each side of the heat map, as many as its drawing can show
-_OF_MASKS = ("image_id", "box_xyxy", "area_px")  # what the index has of a mask
-_BINS = 40  # bars of a histogram in a chart of 5 inches
+_ROWS_AT_ONCE = 8192  # samples whose places are counted at a time
 # Mask sizes are compared by order of magnitude: six bins for each power of ten of the image's share.
 _SIZE_EDGES = tuple(float(edge) for edge in np.round(np.logspace(-4, 0, 25), 8))
 # Nouns in the page: the lists that are shown, those that can be looked up, and points of the rank curve.
@@ -110,153 +111,171 @@ class Unshown:
     commonest: tuple[tuple[str, int], ...]
 
 
-def count_grid(finished: FinishedRun) -> Grid:
-    """Read the few columns of each part that the counts need; of a mix, whose images all have pairs, those it has."""
-    if finished.is_mix:
-        return _count_grid_of_mix(finished)
-    sums = np.zeros(7, np.int64)
-    sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
-    heat_YX = np.zeros((GRID, GRID), np.int64)
-    for part in finished.parts:
-        nouns = _lengths(finished.columns(part, NounsRow, ["nouns.list.element.start"])["nouns"])
-        columns = ["image_id", "height_px", "width_px", "regions.list.element.area_px"]
-        seen = finished.columns(part, RegionsRow, columns)
-        regions = _lengths(seen["regions"])
-        pairs = _lengths(finished.columns(part, PairsRow, ["pairs.list.element.region"])["pairs"])
-        steps = (nouns > 0, (nouns > 0) & (regions > 0), (nouns > 0) & (regions > 0) & (pairs > 0))
-        sums += [len(nouns), *(int(step.sum()) for step in steps), nouns.sum(), regions.sum(), pairs.sum()]
-        more, boxes_YX = _masks(finished.columns(part, SampleRow, _OF_MASKS), seen)
-        sizes += more
-        heat_YX += boxes_YX
-    return _grid(sums.tolist(), sizes, heat_YX)
+class GridCounter:
+    """Counts the grid; of a mix, whose images all have pairs, only what is known of its masks."""
 
+    def __init__(self) -> None:
+        self._sums = np.zeros(7, np.int64)
+        self._sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
+        self._heat_YX = np.zeros((GRID, GRID), np.int64)
 
-def _count_grid_of_mix(finished: FinishedRun) -> Grid:
-    sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
-    heat_YX = np.zeros((GRID, GRID), np.int64)
-    for part in finished.parts:
-        seen = finished.columns(part, OriginRow, ["image_id", "height_px", "width_px"])
-        seen = seen.filter(pc.and_(pc.is_valid(seen["height_px"]), pc.is_valid(seen["width_px"])))
-        index = finished.columns(part, SampleRow, _OF_MASKS)
-        known = pc.is_in(index["image_id"], seen["image_id"].combine_chunks())
-        more, boxes_YX = _masks(index.filter(known), seen)
-        sizes += more
-        heat_YX += boxes_YX
-    totals = finished.manifest.totals
-    return _grid([totals.images] * 4 + [totals.samples] * 3, sizes, heat_YX)
-
-
-def _grid(sums: Sequence[int], sizes: np.ndarray[Any, Any], heat_YX: np.ndarray[Any, Any]) -> Grid:
-    names = ("images", "with_nouns", "with_regions", "with_pairs", "mentions", "regions", "pairs")
-    counts: dict[str, Any] = dict(zip(names, sums, strict=True))
-    histogram = Histogram(_SIZE_EDGES, tuple(sizes.tolist()))
-    return Grid(**counts, sizes=histogram, heat_YX=tuple(map(tuple, heat_YX.tolist())))
-
-
-def count_nouns(indexes: Sequence[str], *, memory_limit: str) -> NounCounts:
-    """Over the index tables at these paths."""
-    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
-        db.execute(
-            "CREATE TEMP TABLE counted AS SELECT noun, count(*) AS pairs FROM read_parquet($cells) GROUP BY noun",
-            {"cells": cells},
+    def add(self, block: Block) -> None:
+        """Count a block of a run."""
+        nouns, regions, pairs = (
+            _lengths(block[row_type][name])
+            for row_type, name in ((NounsRow, "nouns"), (RegionsRow, "regions"), (PairsRow, "pairs"))
         )
-        order = "SELECT noun, pairs FROM counted ORDER BY pairs DESC, encode(noun)"
-        known = db.execute(f"{order} LIMIT {_KNOWN}").fetchall()
-        nouns, single = db.execute("SELECT count(*), count(*) FILTER (pairs = 1) FROM counted").fetchone()
-        rarest = db.execute(f"SELECT noun, pairs FROM counted ORDER BY pairs, sha256(noun) LIMIT {_RARE}").fetchall()
+        steps = (nouns > 0, (nouns > 0) & (regions > 0), (nouns > 0) & (regions > 0) & (pairs > 0))
+        counts = (len(nouns), *(int(step.sum()) for step in steps), nouns.sum(), regions.sum(), pairs.sum())
+        self._sums += np.array(counts)
+        self._add_masks(block[SampleRow], block[RegionsRow])
+
+    def add_of_mix(self, block: Block) -> None:
+        """Count a block of a mix: the masks of images whose sizes it knows."""
+        seen, index = block[OriginRow], block[SampleRow]
+        seen = seen.filter(pc.and_(pc.is_valid(seen["height_px"]), pc.is_valid(seen["width_px"])))
+        known = pc.is_in(index["image_id"], seen["image_id"].combine_chunks())
+        self._add_masks(index.filter(known), seen)
+
+    def result(self, *, mix: Totals | None = None) -> Grid:
+        """The counts; of a mix those that its totals say."""
+        sums = self._sums.tolist() if mix is None else [mix.images] * 4 + [mix.samples] * 3
+        names = ("images", "with_nouns", "with_regions", "with_pairs", "mentions", "regions", "pairs")
+        counts: dict[str, Any] = dict(zip(names, sums, strict=True))
+        histogram = Histogram(_SIZE_EDGES, tuple(self._sizes.tolist()))
+        return Grid(**counts, sizes=histogram, heat_YX=tuple(map(tuple, self._heat_YX.tolist())))
+
+    def _add_masks(self, index: pa.Table, seen: pa.Table) -> None:
+        image_ids = seen["image_id"].combine_chunks()
+        sizes = [seen[name].to_numpy() for name in ("height_px", "width_px")]
+        for start in range(0, len(index), _ROWS_AT_ONCE):
+            samples = index.slice(start, _ROWS_AT_ONCE)
+            rows = pc.index_in(samples["image_id"], image_ids).to_numpy()
+            counts, boxes_YX = _masks(samples, *(size[rows] for size in sizes))
+            self._sizes += counts
+            self._heat_YX += boxes_YX
+
+
+class NounCounter:
+    """Counts pairs by noun, in a table `counted` of DuckDB: `noun`, and its pairs `n`."""
+
+    def __init__(self, db: Any) -> None:
+        self._db, self._tally = db, Tally(db, "counted", "noun VARCHAR")
+
+    def add(self) -> None:
+        """Count the view `sample` of a block."""
+        self._tally.add("SELECT noun, count(*) FROM sample GROUP BY noun")
+
+    def sum_up(self) -> None:
+        """Have one row for each noun in `counted`."""
+        self._tally.sum_up()
+
+    def result(self) -> NounCounts:
+        """The nouns; what was added is summed up."""
+        db, counted = self._db, self._tally.sum_up()
+        known = db.execute(f"SELECT noun, n FROM {counted} ORDER BY n DESC, encode(noun) LIMIT {_KNOWN}").fetchall()
+        nouns, single = db.execute(f"SELECT count(*), count(*) FILTER (n = 1) FROM {counted}").fetchall()[0]
+        rarest = db.execute(f"SELECT noun, n FROM {counted} ORDER BY n, sha256(noun) LIMIT {_RARE}").fetchall()
         ranks = sorted({max(1, round(nouns ** (step / _RANKS))) for step in range(_RANKS + 1)})
         points = db.execute(
-            "SELECT rank, pairs FROM (SELECT pairs, row_number() OVER (ORDER BY pairs DESC) AS rank FROM counted)"
+            f"SELECT rank, n FROM (SELECT n, row_number() OVER (ORDER BY n DESC) AS rank FROM {counted})"
             " WHERE list_contains($ranks, rank) ORDER BY rank",
             {"ranks": ranks},
         ).fetchall()
-    return NounCounts(nouns, single, tuple(points), tuple(known[:_COMMON]), tuple(rarest), tuple(known))
+        return NounCounts(nouns, single, tuple(points), tuple(known[:_COMMON]), tuple(rarest), tuple(known))
 
 
-def count_scores(indexes: Sequence[str], *, memory_limit: str) -> Scores | None:
-    """Over the index tables at these paths; None when no CLIP made the pairs."""
-    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
-        db.execute(
-            f"""
-            CREATE TEMP TABLE score AS
-            SELECT similarity, margin, abs(margin - similarity - 1) < {_EPSILON} AS alone FROM read_parquet($cells)
-            WHERE similarity IS NOT NULL
-            """,
-            {"cells": cells},
+class ScoreCounter:
+    """Counts similarities and margins."""
+
+    def __init__(self, db: Any, spreads: Spreads) -> None:
+        self._db, self._spreads, self._alone = db, spreads, 0
+
+    def add(self) -> None:
+        """Count the view `sample` of a block."""
+        scored = (
+            f"(SELECT *, abs(margin - similarity - 1) < {_EPSILON} AS alone FROM sample WHERE similarity IS NOT NULL)"
         )
-        similarity, median = _histogram(db, "similarity", "TRUE")
-        margin, margin_median = _histogram(db, "margin", "NOT alone")
-        (alone,) = db.execute("SELECT count(*) FILTER (alone) FROM score").fetchone()
-    if similarity is None or median is None:
-        return None
-    return Scores(similarity, margin, median, margin_median, alone)
+        self._spreads.add("similarity", value="similarity", source=scored)
+        self._spreads.add("margin", value="margin", source=f"{scored} WHERE NOT alone")
+        self._alone += self._db.execute(f"SELECT count(*) FILTER (alone) FROM {scored}").fetchall()[0][0]
 
-
-def count_checks(indexes: Sequence[str], *, memory_limit: str) -> Checked | None:
-    """Over the index tables at these paths, of a run with checks; None when the verifier could read no noun."""
-    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
-        db.execute("CREATE TEMP TABLE score AS SELECT presence, agreement FROM read_parquet($cells)", {"cells": cells})
-        presence, presence_median = _histogram(db, "presence", "presence IS NOT NULL")
-        if presence is None or presence_median is None:
+    def result(self) -> Scores | None:
+        """The scores; None when no CLIP made the pairs."""
+        similarity, median = _spread(self._spreads, "similarity")
+        margin, margin_median = _spread(self._spreads, "margin")
+        if similarity is None or median is None:
             return None
-        agreement = count_bins(db, "agreement", "score WHERE agreement IS NOT NULL", low=0.0, high=1.0)
-        quantiles = ", ".join(f"quantile_disc(presence, {1 - left:g})" for left in _LEFT)
-        median, unread, *thresholds = db.execute(
-            f"SELECT quantile_disc(agreement, 0.5), count(*) FILTER (presence IS NULL), {quantiles} FROM score"
-        ).fetchone()
+        return Scores(similarity, margin, median, margin_median, self._alone)
+
+
+class CheckCounter:
+    """Counts what the verifier says, of a run with checks."""
+
+    def __init__(self, db: Any, spreads: Spreads) -> None:
+        self._db, self._spreads, self._unread = db, spreads, 0
+
+    def add(self) -> None:
+        """Count the view `sample` of a block."""
+        for score in ("presence", "agreement"):
+            self._spreads.add(score, value=score, source="sample")
+        self._unread += self._db.execute("SELECT count(*) FROM sample WHERE presence IS NULL").fetchall()[0][0]
+
+    def result(self) -> Checked | None:
+        """The checks; None when the verifier could read no noun."""
+        spreads = self._spreads
+        presence, presence_median = _spread(spreads, "presence")
+        agreement_median = spreads.quantile("agreement", 0.5)
+        if presence is None or presence_median is None or agreement_median is None:
+            return None
+        thresholds = [spreads.quantile("presence", float(f"{1 - left:g}")) for left in _LEFT]
         tried = [("presence", float(f"{value:.2g}")) for value in dict.fromkeys(thresholds)]
         tried += [("agreement", value) for value in _AGREEMENTS]
-        counts = ", ".join(f"count(*) FILTER ({score} >= {least!r})" for score, least in tried)
-        left = db.execute(f"SELECT {counts} FROM score").fetchone()
-    filtered = (Filtered(f"min_{score}", least, pairs) for (score, least), pairs in zip(tried, left, strict=True))
-    return Checked(presence, agreement, presence_median, median, unread, tuple(filtered))
+        filtered = (Filtered(f"min_{score}", least, spreads.at_least(score, least)) for score, least in tried)
+        agreement = spreads.histogram("agreement", low=0.0, high=1.0)
+        return Checked(presence, agreement, presence_median, agreement_median, self._unread, tuple(filtered))
 
 
-def count_negatives(indexes: Sequence[str], *, memory_limit: str) -> Unshown:
-    """Over the index tables at these paths, of a run with negatives; those of an image count once."""
-    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
-        db.execute(
+class NegativeCounter:
+    """Counts negatives, of a run that has them; those of an image, whose samples lie in one part, count once."""
+
+    def __init__(self, db: Any) -> None:
+        self._db, self._images, self._tally = db, 0, Tally(db, "unshown", "noun VARCHAR")
+
+    def add(self) -> None:
+        """Count the view `sample` of a block."""
+        self._db.execute(
             """
-            CREATE TEMP TABLE unshown AS SELECT image_id, unnest(negatives) AS noun
-            FROM (SELECT image_id, any_value(negatives) AS negatives FROM read_parquet($cells) GROUP BY image_id)
-            """,
-            {"cells": cells},
+            CREATE OR REPLACE TEMP TABLE of_image AS
+            SELECT image_id, any_value(negatives) AS negatives FROM sample GROUP BY image_id
+            """
         )
-        counts = "SELECT count(DISTINCT image_id), count(*), count(DISTINCT noun) FROM unshown"
-        images, negatives, nouns = db.execute(counts).fetchone()
-        order = "GROUP BY noun ORDER BY count(*) DESC, encode(noun)"
-        commonest = db.execute(f"SELECT noun, count(*) FROM unshown {order} LIMIT {_COMMON}").fetchall()
-    return Unshown(images, negatives, nouns, tuple(commonest))
+        self._images += self._db.execute("SELECT count(*) FROM of_image WHERE len(negatives) > 0").fetchall()[0][0]
+        self._tally.add("SELECT noun, count(*) FROM (SELECT unnest(negatives) AS noun FROM of_image) GROUP BY noun")
+
+    def result(self) -> Unshown:
+        """The negatives."""
+        unshown = self._tally.sum_up()
+        negatives, nouns = self._db.execute(f"SELECT coalesce(sum(n), 0)::BIGINT, count(*) FROM {unshown}").fetchall()[
+            0
+        ]
+        commonest = self._db.execute(f"SELECT noun, n FROM {unshown} ORDER BY n DESC, encode(noun) LIMIT {_COMMON}")
+        return Unshown(self._images, negatives, nouns, tuple(commonest.fetchall()))
 
 
-def _histogram(db: Any, column: str, where: str) -> tuple[Histogram | None, float | None]:
-    low, high, median = db.execute(
-        f"SELECT min({column}), max({column}), quantile_disc({column}, 0.5) FROM score WHERE {where}"
-    ).fetchone()
-    if low is None:
+def _spread(spreads: Spreads, score: str) -> tuple[Histogram | None, float | None]:
+    """The histogram of a score between its least and its largest value, and its median."""
+    ends = spreads.ends(score)
+    if ends is None:
         return None, None
-    low, high = (low, high) if high > low else (low - 0.01, high + 0.01)
-    return count_bins(db, column, f"score WHERE {where}", low=low, high=high), float(median)
+    return spreads.histogram(score, low=ends[0], high=ends[1]), spreads.quantile(score, 0.5)
 
 
-def count_bins(db: Any, value: str, source: str, *, low: float, high: float) -> Histogram:
-    """The histogram of an SQL expression over the rows of `source`, in equal bins from `low` to `high`."""
-    counts = dict(
-        db.execute(
-            f"SELECT least({_BINS - 1}, floor(({value} - $low) / ($high - $low) * {_BINS})::BIGINT) AS bin, count(*)"
-            f" FROM {source} GROUP BY bin",
-            {"low": low, "high": high},
-        ).fetchall()
-    )
-    edges = tuple(round(float(edge), 6) for edge in np.linspace(low, high, _BINS + 1))
-    return Histogram(edges, tuple(counts.get(number, 0) for number in range(_BINS)))
-
-
-def _masks(index: pa.Table, seen: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The sizes of a part's samples as counts between the edges, and how many boxes cover each cell of the grid."""
-    rows = pc.index_in(index["image_id"], seen["image_id"].combine_chunks()).to_numpy()
-    height_N, width_N = (seen[name].to_numpy()[rows] for name in ("height_px", "width_px"))
-    boxes_N4 = np.stack(index["box_xyxy"].to_pylist()) if len(index) else np.zeros((0, 4))
+def _masks(
+    index: pa.Table, height_N: np.ndarray[Any, Any], width_N: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The sizes of samples as counts between the edges, and how many boxes cover each cell of the grid."""
+    boxes_N4 = pc.list_flatten(index["box_xyxy"]).to_numpy().reshape(-1, 4)
     shares_N = index["area_px"].to_numpy() / (height_N * width_N)
     counts, _ = np.histogram(np.clip(shares_N, _SIZE_EDGES[0], 1.0), _SIZE_EDGES)
     centres = (np.arange(GRID) + 0.5) / GRID

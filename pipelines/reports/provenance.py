@@ -31,14 +31,13 @@ class Provenance:
     commands: tuple[str, ...]
 
 
-def provenance_of(finished: FinishedRun, *, options: Sequence[str] = ()) -> Provenance:
-    """That of a finished run; `options` are those of `maskmine report`. The same run, the same answer."""
+def provenance_of(finished: FinishedRun, *, last: str, options: Sequence[str] = ()) -> Provenance:
+    """That of a finished run whose `last` shard was written then; `options` are those of `maskmine report`."""
     manifest = finished.manifest
     libraries = dict(manifest.libraries)
-    accounts = finished.folder.read_jsons("shards", finished.parts)
     return Provenance(
         version=libraries.pop("maskmine", "unknown"),
-        finished=max((str((account or {}).get("finished", "")) for account in accounts), default=""),
+        finished=last,
         settings=yaml.safe_dump(_named(manifest.settings), sort_keys=False, allow_unicode=True, width=100),
         libraries=libraries,
         commands=(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import posixpath
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,41 +16,23 @@ from typing import Any
 
 from markupsafe import Markup
 
-from maskmine.mining.text.caption_quality import CaptionQuality, caption_quality
+from maskmine.mining.text.caption_quality import CaptionQuality
 from maskmine.pipelines.dataset.cards import filters_of
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.render import render
 from maskmine.pipelines.evaluate.pairs import Evaluation, evaluate_pairs
+from maskmine.pipelines.reports.accounts import Rejected, read_accounts
 from maskmine.pipelines.reports.charts import curve_svg, histogram_svg, series_of, zipf_svg
-from maskmine.pipelines.reports.figures import (
-    Checked,
-    Grid,
-    NounCounts,
-    Scores,
-    Unshown,
-    count_checks,
-    count_grid,
-    count_negatives,
-    count_nouns,
-    count_scores,
-)
+from maskmine.pipelines.reports.chosen_samples import Chosen
+from maskmine.pipelines.reports.counting import count_all
+from maskmine.pipelines.reports.figures import Checked, Grid, NounCounts, Scores, Unshown
 from maskmine.pipelines.reports.provenance import Provenance, provenance_of
-from maskmine.pipelines.reports.sample_cards import (
-    Card,
-    Chosen,
-    RejectedCard,
-    choose_samples,
-    make_cards,
-    make_rejected_cards,
-)
-from maskmine.pipelines.reports.sureness import Sureness, count_sureness
+from maskmine.pipelines.reports.sample_cards import Card, RejectedCard, make_cards, make_rejected_cards
+from maskmine.pipelines.reports.sureness import Sureness
 from maskmine.pipelines.run_folder.folder import RunFolder
-from maskmine.pipelines.steps.status import rejected_images
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest
-from maskmine.schemas.rows import CaptionsRow, ImageRow, RejectedImage, SampleRow
 
-PAIRS, GALLERY, EXAMPLES = 12, 24, 3  # cards: best and worst pairs, random pairs, images of a reason of rejection
 SAMPLES, MOST_MB = 240, 5.0
 """Pairs that can be looked up, and the size of the page in units of 10⁶ bytes, where nothing else is asked for."""
 
@@ -108,25 +89,22 @@ def make_report(
     finished = FinishedRun.open_complete(run)
     if not finished.manifest.totals.samples:
         raise InputError(f"{run.root}: there is no pair to report on; see `maskmine errors {run.root}`")
-    indexes = finished.paths(SampleRow)
-    chosen = choose_samples(indexes, pairs=PAIRS, gallery=GALLERY, search=samples, memory_limit=memory_limit)
-    reasons = _reasons(finished)
-    galleries, search = _cards(finished, chosen, most_bytes=max(0, round(most_mb * 1e6) - _TEXT_BYTES - _size(reasons)))
+    counted = count_all(finished, samples=samples, truth=truth, synonyms=synonyms, memory_limit=memory_limit)
+    accounts = read_accounts(finished)
+    reasons = [_reason(finished, key, rejected) for key, rejected in accounts.reasons]
+    most_bytes = max(0, round(most_mb * 1e6) - _TEXT_BYTES - _size(reasons))
+    galleries, search = _cards(finished, counted.chosen, most_bytes=most_bytes)
     return Report(
         name=finished.name,
         manifest=finished.manifest,
-        provenance=provenance_of(finished, options=_options(truth, synonyms, samples, most_mb)),
-        grid=count_grid(finished),
-        nouns=count_nouns(indexes, memory_limit=memory_limit),
-        scores=count_scores(indexes, memory_limit=memory_limit),
-        checked=count_checks(indexes, memory_limit=memory_limit) if _has_checks(finished) else None,
-        negatives=count_negatives(indexes, memory_limit=memory_limit) if _has_negatives(finished) else None,
-        sureness=None
-        if finished.is_mix
-        else count_sureness(finished, truth=truth, synonyms=synonyms, memory_limit=memory_limit),
-        hygiene=None
-        if finished.is_mix
-        else caption_quality(finished.paths(CaptionsRow), finished.paths(ImageRow), memory_limit=memory_limit),
+        provenance=provenance_of(finished, last=accounts.finished, options=_options(truth, synonyms, samples, most_mb)),
+        grid=counted.grid,
+        nouns=counted.nouns,
+        scores=counted.scores,
+        checked=counted.checked,
+        negatives=counted.negatives,
+        sureness=counted.sureness,
+        hygiene=counted.hygiene,
         best=galleries[0],
         worst=galleries[1],
         gallery=galleries[2],
@@ -179,24 +157,8 @@ def render_page(template: str, *, script: str | None = None, **values: Any) -> s
     return render(package, template, script=Markup(code), script_sha256=allowed, **values)
 
 
-def _has_checks(finished: FinishedRun) -> bool:
-    return finished.manifest.settings.get("checks") is not None
-
-
-def _has_negatives(finished: FinishedRun) -> bool:
-    return finished.manifest.settings.get("negatives") is not None
-
-
-def _reasons(finished: FinishedRun) -> list[Reason]:
-    counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], list[RejectedImage]] = {}
-    for image in rejected_images(finished.folder):
-        key = (image.step, image.reason)
-        counts[key] += 1
-        if counts[key] <= EXAMPLES:
-            examples.setdefault(key, []).append(image)
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [Reason(*key, count, tuple(make_rejected_cards(finished, examples[key]))) for key, count in ordered]
+def _reason(finished: FinishedRun, key: tuple[str, str], rejected: Rejected) -> Reason:
+    return Reason(*key, rejected.images, tuple(make_rejected_cards(finished, rejected.examples)))
 
 
 def _cards(finished: FinishedRun, chosen: Chosen, *, most_bytes: int) -> tuple[list[list[Card]], list[Card]]:

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from PIL import Image
 
 from maskmine.mining.exports.images import decode
 from maskmine.mining.images.child_decoder import Decoding
-from maskmine.mining.storage.query import query_cells
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.rows import NOTHING_FOUND, CaptionsRow, ImageRow, RegionsRow, RejectedImage, Rejection, SampleRow
@@ -32,16 +30,6 @@ _CARD_BYTES = 400  # HTML of a card beside its image and caption
 # Reasons of rejections whose images can be shown, where they are still those that the run read.
 _READABLE = NOTHING_FOUND
 _REMOTE = ("http", "https")  # a report fetches nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Samples to show: the most and the least similar pairs (one of each noun), a gallery, and those to look up."""
-
-    best: tuple[SampleRow, ...]
-    worst: tuple[SampleRow, ...]
-    gallery: tuple[SampleRow, ...]
-    search: tuple[SampleRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +59,6 @@ class RejectedCard:
     detail: str
     caption: str
     picture: str
-
-
-def choose_samples(
-    indexes: Sequence[str], *, pairs: int, gallery: int, search: int, memory_limit: str = "1GB"
-) -> Chosen:
-    """The samples to show, which follow from the index tables at these paths alone; random ones by their keys' hash.
-
-    For looking up: one of each noun, the commonest nouns first, then a second of each, as far as `search` goes.
-    """
-    with query_cells(indexes, memory_limit=memory_limit) as (db, cells):
-        rows = partial(read_samples, db, cells=cells)
-        ends = (
-            "SELECT * FROM read_parquet($cells) WHERE similarity IS NOT NULL QUALIFY row_number() OVER"
-            " (PARTITION BY noun ORDER BY similarity {0}, key) = 1 ORDER BY similarity {0}, key LIMIT {1}"
-        )
-        return Chosen(
-            best=rows(ends.format("DESC", pairs)),
-            worst=rows(ends.format("ASC", pairs)),
-            gallery=rows(f"SELECT * FROM read_parquet($cells) ORDER BY sha256(key) LIMIT {gallery}"),
-            search=rows(
-                "WITH ranked AS (SELECT key, noun, count(*) OVER (PARTITION BY noun) AS pairs, row_number() OVER"
-                " (PARTITION BY noun ORDER BY sha256(key)) AS turn FROM read_parquet($cells)), first AS (SELECT key,"
-                f" turn, pairs FROM ranked ORDER BY turn, pairs DESC, encode(noun), key LIMIT {search})"
-                " SELECT s.* FROM read_parquet($cells) s JOIN first f USING (key)"
-                " ORDER BY f.turn, f.pairs DESC, encode(s.noun), key"
-            ),
-        )
 
 
 def make_cards(finished: FinishedRun, rows: Iterable[SampleRow], *, most_bytes: int) -> list[Card]:
@@ -135,15 +96,6 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def read_samples(db: Any, query: str, **parameters: Any) -> tuple[SampleRow, ...]:
-    """The rows of the index that a query of DuckDB returns."""
-    result = db.execute(query, parameters)
-    names = [column[0] for column in result.description]
-    rows = (dict(zip(names, values, strict=True)) for values in result.fetchall())
-    boxes = ("box_xyxy", "crop_xyxy")
-    return tuple(SampleRow(**{**row, **{name: tuple(row[name]) for name in boxes}}) for row in rows)
 
 
 def _card(finished: FinishedRun, row: SampleRow) -> Card:

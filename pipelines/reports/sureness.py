@@ -5,27 +5,29 @@ pairs that the rule made beside those that were written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskmine.mining.evaluation.annotations import read_annotations
 from maskmine.mining.evaluation.pair_matching import match_image
 from maskmine.mining.evaluation.pair_metrics import LABELLED, Share
 from maskmine.mining.scores.scale import LevelScale
-from maskmine.mining.storage.query import query_cells
+from maskmine.mining.storage.query import local_cells, query_tables
 from maskmine.mining.text.labels import load_synonyms, open_naming
 from maskmine.pipelines.dataset.finished_run import FinishedRun
+from maskmine.pipelines.reports.blocks import Block, Columns, read_blocks
 from maskmine.pipelines.reports.charts import Histogram
-from maskmine.pipelines.reports.figures import count_bins
+from maskmine.pipelines.reports.figures import NounCounter
+from maskmine.pipelines.reports.spreads import Spreads
 from maskmine.schemas.rows import PairsRow, SampleRow
 from maskmine.schemas.sample import sample_key
 
 _SHOWN = 12  # nouns of either end
 _LEAST_SAID = 3  # images of the sample that say a noun, below which its separability is mostly its prior
 _NAMED = 12  # nouns without a level that are named
-_TABLES = ("every_pair", "written_pair")
-_CELLS, _NULL = "read_parquet($cells)", "NULL::DOUBLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,80 +88,95 @@ class Sureness:
     evidence_every: Histogram | None
 
 
+COLUMNS: Columns = {SampleRow: ("noun", "evidence")}
+"""What of the index the counts need, beside `columns_of_pairs`."""
+
+
+class SurenessCounter:
+    """Counts how sure the pairs of a run are, a block of parts after the other."""
+
+    def __init__(self, db: Any, finished: FinishedRun, spreads: Spreads) -> None:
+        self._db, self._finished, self._spreads = db, finished, spreads
+        self._has_evidence = finished.manifest.format_version >= 3
+        self._every = self._written = 0
+
+    def add(self, block: Block) -> None:
+        """Count a block, of which `sample` is the view of the index."""
+        pairs = block[PairsRow]["pairs"]
+        self._every += pc.sum(pc.list_value_length(pairs)).as_py() or 0
+        self._written += len(block[SampleRow])
+        if self._has_evidence:
+            evidence = pc.struct_field(pc.list_flatten(pairs), "evidence")
+            self._db.register("every_pair", pa.table({"evidence": evidence}))
+            for source in ("every_pair", "sample"):
+                self._spreads.add(f"evidence of {source}", value="evidence", source=source)
+
+    def result(self, *, truth: str | None, synonyms: str) -> Sureness:
+        """The counts; the view `counted` has the written pairs of each noun. `truth` as for `count_sureness`."""
+        of_every, of_written = (f"evidence of {source}" for source in ("every_pair", "sample"))
+        ends, histograms = self._spreads.ends(of_every), list[Histogram | None]([None, None])
+        if ends is not None:
+            low, high = ends
+            histograms = [self._spreads.histogram(score, low=low, high=high) for score in (of_every, of_written)]
+        rights = (None, None) if truth is None else _rights(self._finished, truth=truth, synonyms=synonyms)
+        sets = [
+            PairSet(count, self._spreads.quantile(score, 0.5), *(right or (None, None)))
+            for count, score, right in zip((self._every, self._written), (of_every, of_written), rights, strict=True)
+        ]
+        every = histograms[0] if self._every > self._written else None
+        return Sureness(_visibility(self._db, self._finished), sets[0], sets[1], histograms[1], every)
+
+
+def columns_of_pairs(finished: FinishedRun) -> Columns:
+    """What of the pairs the counts need: one field, so that the others are not read."""
+    return {PairsRow: (f"pairs.list.element.{'evidence' if finished.manifest.format_version >= 3 else 'region'}",)}
+
+
 def count_sureness(
     finished: FinishedRun, *, truth: str | None = None, synonyms: str = "auto", memory_limit: str = "1GB"
 ) -> Sureness:
     """Count how sure the pairs of a run are; `truth` and `synonyms` are as for `evaluate_pairs`, and raise as there."""
-    indexes, cells = finished.paths(SampleRow), finished.paths(PairsRow)
-    visibility = _visibility(finished, indexes, memory_limit=memory_limit)
-    of_pair, of_row = ("pair.evidence", "evidence") if finished.manifest.format_version >= 3 else (_NULL, _NULL)
-    with query_cells([*cells, *indexes], memory_limit=memory_limit) as (db, paths):
-        made, written = paths[: len(cells)], paths[len(cells) :]
-        _collect(
-            db, "every_pair", f"SELECT {of_pair} AS evidence FROM (SELECT unnest(pairs) AS pair FROM {_CELLS})", made
-        )
-        _collect(db, "written_pair", f"SELECT {of_row} AS evidence FROM {_CELLS}", written)
-        counts, medians = zip(*(_count(db, table) for table in _TABLES), strict=True)
-        histograms = _histograms(db)
-    rights = (None, None) if truth is None else _rights(finished, truth=truth, synonyms=synonyms)
-    sets = [
-        PairSet(count, median, *(right or (None, None)))
-        for count, median, right in zip(counts, medians, rights, strict=True)
-    ]
-    every = histograms[0] if counts[0] > counts[1] else None
-    return Sureness(visibility, sets[0], sets[1], histograms[1], every)
+    with query_tables(memory_limit=memory_limit) as db:
+        nouns, spreads = NounCounter(db), Spreads(db)
+        counter = SurenessCounter(db, finished, spreads)
+        for block in read_blocks(finished, {**COLUMNS, **columns_of_pairs(finished)}):
+            db.register("sample", block[SampleRow])
+            nouns.add()
+            counter.add(block)
+        nouns.sum_up()
+        spreads.sum_up()
+        return counter.result(truth=truth, synonyms=synonyms)
 
 
-def _collect(db: Any, table: str, query: str, cells: Sequence[str]) -> None:
-    db.execute(f"CREATE TEMP TABLE {table} AS {query}", {"cells": list(cells)})
-
-
-def _count(db: Any, table: str) -> tuple[int, float | None]:
-    """How many pairs there are, and the median of their evidence."""
-    pairs, median = db.execute(f"SELECT count(*), quantile_disc(evidence, 0.5) FROM {table}").fetchone()
-    return pairs, median
-
-
-def _histograms(db: Any) -> list[Histogram | None]:
-    """The evidence of both sets, in the same bins; None where there is none."""
-    low, high = db.execute(f"SELECT min(evidence), max(evidence) FROM {_TABLES[0]}").fetchone()
-    if low is None:
-        return [None, None]
-    low, high = (low, high) if high > low else (low - 0.01, high + 0.01)
-    return [count_bins(db, "evidence", f"{name} WHERE evidence IS NOT NULL", low=low, high=high) for name in _TABLES]
-
-
-def _visibility(finished: FinishedRun, indexes: Sequence[str], *, memory_limit: str) -> Visibility | None:
+def _visibility(db: Any, finished: FinishedRun) -> Visibility | None:
+    """Of the nouns that `counted` has the written pairs of, and the others."""
     if not (levels := finished.levels_paths):
         return None
     scale = LevelScale.read(finished.folder.read_metadata("levels.parquet"))
-    vocabulary, ends_at = finished.vocabulary_paths, 2 * len(levels)
-    paths = [*levels, *vocabulary, *indexes]
-    with query_cells(paths, memory_limit=memory_limit) as (db, cells):
+    with local_cells([*levels, *finished.vocabulary_paths]) as cells:
         db.execute(
             "CREATE TEMP TABLE seen AS SELECT noun, level, separability, said, v.images AS images,"
-            " coalesce(p.pairs, 0) AS pairs FROM (SELECT DISTINCT ON (noun) noun, level, separability, said"
+            " coalesce(p.n, 0) AS pairs FROM (SELECT DISTINCT ON (noun) noun, level, separability, said"
             " FROM read_parquet($levels) ORDER BY noun, said DESC, level)"
             " JOIN (SELECT noun, sum(images)::BIGINT AS images FROM read_parquet($vocabulary) GROUP BY noun) v"
-            " USING (noun)"
-            " LEFT JOIN (SELECT noun, count(*) AS pairs FROM read_parquet($cells) GROUP BY noun) p USING (noun)",
-            {"levels": cells[: len(levels)], "vocabulary": cells[len(levels) : ends_at], "cells": cells[ends_at:]},
+            " USING (noun) LEFT JOIN counted p USING (noun)",
+            {"levels": cells[: len(levels)], "vocabulary": cells[len(levels) :]},
         )
-        nouns, often, without = db.execute(
-            f"SELECT count(*), count(*) FILTER (said >= {_LEAST_SAID} AND level IS NOT NULL),"
-            " count(*) FILTER (level IS NULL) FROM seen"
-        ).fetchone()
-        ends = (
-            "SELECT noun, level, separability, images, pairs FROM seen"
-            f" WHERE said >= {_LEAST_SAID} AND separability IS NOT NULL"
-            " ORDER BY separability {0}, said DESC, encode(noun) LIMIT {1}"
-        )
-        # Where there are few nouns, none is in both lists.
-        most = db.execute(ends.format("DESC", min(_SHOWN, -(-often // 2)))).fetchall()
-        least = db.execute(ends.format("ASC", min(_SHOWN, often // 2))).fetchall()
-        unlevelled = db.execute(
-            f"SELECT noun FROM seen WHERE level IS NULL ORDER BY images DESC, encode(noun) LIMIT {_NAMED}"
-        ).fetchall()
+    nouns, often, without = db.execute(
+        f"SELECT count(*), count(*) FILTER (said >= {_LEAST_SAID} AND level IS NOT NULL),"
+        " count(*) FILTER (level IS NULL) FROM seen"
+    ).fetchall()[0]
+    ends = (
+        "SELECT noun, level, separability, images, pairs FROM seen"
+        f" WHERE said >= {_LEAST_SAID} AND separability IS NOT NULL"
+        " ORDER BY separability {0}, said DESC, encode(noun) LIMIT {1}"
+    )
+    # Where there are few nouns, none is in both lists.
+    most = db.execute(ends.format("DESC", min(_SHOWN, -(-often // 2)))).fetchall()
+    least = db.execute(ends.format("ASC", min(_SHOWN, often // 2))).fetchall()
+    unlevelled = db.execute(
+        f"SELECT noun FROM seen WHERE level IS NULL ORDER BY images DESC, encode(noun) LIMIT {_NAMED}"
+    ).fetchall()
     return Visibility(
         images=scale.images,
         nouns=nouns,

@@ -12,13 +12,14 @@ Earlier versions had both in cells of `regions`. They are read as they are, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, zip_longest
 from typing import Any
 
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import FINGERPRINT_FILE, RunFolder
 from maskmine.schemas.errors import IncompleteError
-from maskmine.schemas.rows import ChecksRow, EmbeddingsRow, ProposalsRow, RegionsRow
+from maskmine.schemas.rows import ChecksRow, EmbeddingsRow, ProposalsRow, RegionsRow, Rejection
 from maskmine.schemas.tables import from_table
 
 PROPOSALS, EMBEDDINGS, CHECKS = "proposals", "embeddings", "checks"
@@ -73,6 +74,22 @@ def read_regions(
         yield rows if embeddings is None else _joined(rows, list(islice(seen, len(rows))), embeddings.path(part))
     if next(seen, None) is not None:
         raise _other_regions(embeddings.path(part) if embeddings is not None else "")
+
+
+def read_masks(proposals: Cells[Any], embeddings: Cells[EmbeddingsRow] | None, part: int) -> Iterator[RegionsRow]:
+    """`read_regions` without the embeddings, of which it is only read which images have none; raises as there."""
+    rows = (row for table in proposals.read_groups(part) for row in from_table(table, RegionsRow))
+    if embeddings is None:
+        yield from (replace(row, regions=tuple(replace(one, embedding=None) for one in row.regions)) for row in rows)
+        return
+    seen = embeddings.read_columns_with_ties(part, ["image_id", "rejection"])[0].to_pylist()
+    row: RegionsRow | None
+    one: dict[str, Any] | None
+    for row, one in zip_longest(rows, seen):
+        if row is None or one is None or row.image_id != one["image_id"]:
+            raise _other_regions(embeddings.path(part))
+        why = one["rejection"]
+        yield row if why is None else replace(row, regions=(), rejection=Rejection(**why))
 
 
 def drop_older(run: RunFolder) -> int:

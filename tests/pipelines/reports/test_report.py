@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from maskmine.mining.storage import tally
 from maskmine.mining.text.caption_quality import caption_quality
 from maskmine.pipelines.cli.main import run_app
+from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.render import said
 from maskmine.pipelines.planning.plan import read_plan
+from maskmine.pipelines.reports import blocks
+from maskmine.pipelines.reports.counting import count_all
 from maskmine.pipelines.reports.report import Report, make_report, render_report
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError, InputError
-from maskmine.schemas.rows import CaptionsRow, ImageRow
+from maskmine.schemas.rows import CaptionsRow, ImageRow, SampleRow
+from maskmine.schemas.tables import to_table
 from tests.support import toy
 from tests.support.models import save_tiny_clip
 from tests.support.runs import run_toy, samples
@@ -150,6 +155,30 @@ def test_the_same_run_gives_the_same_bytes(run: RunFolder, world: Path, page: st
     assert render_report(make_report(run, truth=str(world / "instances.json"))) == page
 
 
+def test_the_page_does_not_depend_on_how_the_parts_are_cut_into_blocks(
+    run: RunFolder, world: Path, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_PARTS", 1)
+    monkeypatch.setattr(tally, "_LEAST_ROWS", 0)
+    finished = FinishedRun.open(run)
+    assert len(list(blocks.read_blocks(finished, {SampleRow: ("key",)}))) == finished.plan.parts == 3
+    assert render_report(make_report(run, truth=str(world / "instances.json"))) == page
+
+
+def test_a_page_needs_each_cell_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, str]] = []
+    columns = FinishedRun.columns
+
+    def noting(self: FinishedRun, part: int, row_type: type, names: Sequence[str]) -> Any:
+        read.append((part, row_type.__name__))
+        return columns(self, part, row_type, names)
+
+    monkeypatch.setattr(FinishedRun, "columns", noting)
+    count_all(FinishedRun.open(run), samples=3, truth=None, synonyms="auto")
+    types = ("CaptionsRow", "ImageRow", "NounsRow", "PairsRow", "RegionsRow", "SampleRow")
+    assert sorted(read) == [(part, name) for part in range(3) for name in types]
+
+
 def test_a_page_is_no_larger_than_asked(run: RunFolder, report: Report) -> None:
     few = make_report(run, samples=2)
     assert len(few.search) == 2
@@ -188,19 +217,17 @@ def what_is_not_finished_or_empty_is_told_in_one_line(
     assert "not finished (no manifest.json)" in capsys.readouterr().err
 
 
-def test_captions_are_told_apart_by_what_is_wrong_with_them(tmp_path: Path) -> None:
+def test_captions_are_told_apart_by_what_is_wrong_with_them() -> None:
     said = {
         "a": ("A dog on a lawn.", "", "  "),
         "b": ("img_001.jpg", "b"),
         "c": ("See https://x.org for a dog", "stock photo of a dog", "<b>A</b> &amp; a dog", "Une bête dort là"),
         "d": ("a dog on a lawn.", "dog " * 51),
     }
-    run = RunFolder(str(tmp_path))
     captions = [CaptionsRow(name, texts) for name, texts in said.items()]
     images = [ImageRow("a", None), ImageRow("b", "/x/b.jpg"), ImageRow("c", "/x/c"), ImageRow("d", "/x/d.png")]
-    run.write_rows("captions.parquet", rows=captions, row_type=CaptionsRow, fingerprint="")
-    run.write_rows("images.parquet", rows=images, row_type=ImageRow, fingerprint="")
-    found = caption_quality([run.path("captions.parquet")], [run.path("images.parquet")])
+    parts = (slice(0, 1), slice(1, 4))
+    found = caption_quality((to_table(captions[part], CaptionsRow), to_table(images[part], ImageRow)) for part in parts)
     assert found.captions == 11
     assert found.faults == {
         "empty": 2,
