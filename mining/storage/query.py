@@ -59,12 +59,29 @@ def query_slices(
 
 
 @contextmanager
+def query_tables(*, memory_limit: str = "1GB") -> Iterator[Any]:
+    """A DuckDB connection for tables in memory (`register`), and for its own, which go to temporary files beyond the
+    limit. A result has to be fetched whole before another table is registered."""
+    with _connect(memory_limit) as (connection, _):
+        yield connection
+
+
+@contextmanager
+def local_cells(paths: Sequence[str]) -> Iterator[list[str]]:
+    """The paths as in `query_cells`, of whose cells every byte was checked, for a connection that is open already."""
+    with TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as folder:
+        yield _for_duckdb(_local_paths(paths, folder, ()))
+
+
+@contextmanager
 def _connect(memory_limit: str) -> Iterator[tuple[Any, str]]:
     """A connection with a folder for temporary files."""
     with TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch, duckdb.connect() as connection:
         connection.execute("SET memory_limit = ?", [memory_limit])
         connection.execute("SET temp_directory = ?", [scratch])
         connection.execute("SET preserve_insertion_order = false")
+        # a cell is read once, so what it holds of cells that were read is memory that grows with their number
+        connection.execute("SET enable_external_file_cache = false")
         yield connection, scratch
 
 
