@@ -129,7 +129,7 @@ def choose(
             if mixing.copy_bits is not None:
                 _leave_out_copies(db, len(sources), most_bits=mixing.copy_bits)
             there = _available(db, len(sources))
-            _take_images(db, sources, _wanted(sources, [left for _, left, _ in there], mixing))
+            _take_images(db, sources, wanted_pairs(sources, [left for _, left, _ in there], mixing))
             _name_images(db, sources)
             _order_images(db, per_shard=mixing.samples_per_shard)
             counts = tuple(_counts(db, there, compared=mixing.copy_bits is not None))
@@ -236,8 +236,8 @@ def _available(db: Any, sources: int) -> list[tuple[int, int, int]]:
     return [found.get(number, (0, 0, 0)) for number in range(sources)]
 
 
-def _wanted(sources: Sequence[MixSource], left: Sequence[int], mixing: Mixing) -> list[int]:
-    """How many pairs each set gives. Raises InputError where they cannot."""
+def wanted_pairs(sources: Sequence[MixSource], left: Sequence[int], mixing: Mixing) -> list[int]:
+    """How many pairs each set gives of those that are left of it. Raises InputError where they cannot."""
     for number, (source, samples) in enumerate(zip(sources, left, strict=True)):
         if not samples:
             why = "has no pair"
