@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, Protocol
@@ -109,7 +109,7 @@ class ExportSummary:
     `image_format` is that of the images; `nouns` are all that are exported, sorted.
     """
 
-    shards: dict[str, list[int]]
+    shards: Mapping[str, Sequence[int]]
     image_format: ImageFormat
     tables: Callable[[str], Iterator[pa.Table]]
     csv_prefix: str

@@ -86,8 +86,22 @@ def index_schema(version: int) -> pa.Schema:
     return arrow_schema(index_type(version)).append(_SPLIT)
 
 
+def columns_that_decide(selection: Selection) -> tuple[str, ...]:
+    """The columns of the index that say whether a sample is exported, and into which split."""
+    listed = selection.nouns is not None or selection.without_nouns or selection.held_out
+    return (
+        "image_id",
+        *(("noun", "lemma") if listed else ()),
+        *(("source",) if selection.sources is not None else ()),
+        *((*selection.thresholds, "corrected") if selection.thresholds else ()),
+    )
+
+
 def select_rows(index: pa.Table, selection: Selection) -> pa.Table:
-    """The samples of a shard's index that are exported, in order, with a column `split`."""
+    """The samples of a shard's index that are exported, in order, with a column `split`.
+
+    The index has all columns, or those `columns_that_decide` at least.
+    """
     rows = index.filter(_passes(index, selection))
     image_ids = rows["image_id"].to_pylist()
     by_image = {image_id: split_of(image_id, selection) for image_id in dict.fromkeys(image_ids)}

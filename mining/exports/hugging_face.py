@@ -20,6 +20,8 @@ from maskmine.schemas.sample import CHECKED_VERSION, WHOLE_VERSION, ImageFormat,
 _ROWS = 100  # of a row group, about; a reader has them in memory with their images
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets` stores an image
 IMAGE_KIND = {"_type": "Image"}
+# Of a table without images: parts that are row groups of their own, and rows of the row groups that follow.
+_OWN_GROUPS, _TABLE_ROWS = 100, 250
 # The sides of boxes as columns, which tools can filter by.
 _BOX, _CROP_BOX = ("x0", "y0", "x1", "y1"), ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 # Further columns, in their order.
@@ -140,9 +142,24 @@ def write_table(folder: Folder, shard: ExportShard) -> None:
         folder.write(shard.split, f"{shard.name}.parquet") as file,
         pq.ParquetWriter(file, index_schema(shard.version), compression="zstd") as writer,
     ):
-        for table in shard.tables:
+        for table in _larger_groups(shard.tables):
             writer.write_table(table)
             shard.tick(len(table))
+
+
+def _larger_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables as row groups: each for itself, and after many of them joined until they are large.
+
+    What a file says of a row group takes as much as a hundred rows, and stays in memory until the file is written.
+    """
+    held: list[pa.Table] = []
+    for number, table in enumerate(tables):
+        held.append(table)
+        if number < _OWN_GROUPS or sum(map(len, held)) >= _TABLE_ROWS:
+            yield pa.concat_tables(held).combine_chunks()
+            held = []
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _table(batch: Sequence[_Files], schema: pa.Schema) -> pa.Table:

@@ -217,7 +217,10 @@ class FinishedRun:
         """Raises InputError where a mix is asked for what only a run has."""
         if self.is_mix:
             runs = ", ".join(source.folder for source in self.manifest.mixed_from)
-            raise InputError(f"{self.folder.root}: a mix, which has no {what}; give a run that it is made of ({runs})")
+            raise InputError(
+                f"{self.folder.root}: a mix, which has no {what}; give a run that it is made of ({runs}), and mix "
+                "again when that has changed"
+            )
 
     def all_rows(self, row_type: type[Row]) -> Iterator[Row]:
         """The rows of all parts; raises as `table`."""

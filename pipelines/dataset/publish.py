@@ -187,19 +187,16 @@ def count_nouns(
             paths = {part: run.cell_path("shards", part) for part in range(start, min(start + _INDEXES_AT_ONCE, parts))}
             yield list(paths.values()), frozenset(path for part, path in paths.items() if is_known(part))
 
-    sources: set[str] = set()
+    columns = "noun, source" if with_sources else "noun"
     with query_slices(slices()) as (connection, remaining):
-        connection.execute("CREATE TEMP TABLE nouns (noun VARCHAR)")
-        for cells in remaining:
-            connection.execute(
-                "INSERT INTO nouns SELECT noun FROM read_parquet($cells) EXCEPT SELECT noun FROM nouns",
-                {"cells": cells},
-            )
-            if with_sources:
-                found = connection.execute("SELECT DISTINCT source FROM read_parquet($cells)", {"cells": cells})
-                sources.update(source for (source,) in found.fetchall() if source is not None)
-        (nouns,) = connection.execute("SELECT count(*) FROM nouns").fetchone()
-    return nouns, sorted(sources)
+        connection.execute("CREATE TEMP TABLE named (noun VARCHAR, source VARCHAR)")
+        for cells in remaining:  # each by itself: what the slices have in common is found once, at the end
+            select = f"INSERT INTO named BY NAME SELECT DISTINCT {columns} FROM read_parquet($cells)"
+            connection.execute(select, {"cells": cells})
+        # Grouped first: unlike count(DISTINCT …), that can spill to disk.
+        (nouns,) = connection.execute("SELECT count(*) FROM (SELECT noun FROM named GROUP BY noun)").fetchone()
+        sources = connection.execute("SELECT DISTINCT source FROM named WHERE source IS NOT NULL").fetchall()
+    return nouns, sorted(source for (source,) in sources)
 
 
 def _sources(settings: Mining, captions: list[str]) -> tuple[SourceEntry, ...]:

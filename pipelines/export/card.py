@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from maskmine.mining.exports.export_shards import Totals
 from maskmine.mining.exports.filters import Selection
@@ -16,7 +16,7 @@ def export_card(
     form: Format,
     manifest: Manifest,
     totals: Totals,
-    shards: Mapping[str, list[int]],
+    shards: Mapping[str, Sequence[int]],
     selection: Selection,
     counts: Mapping[str, int],
 ) -> str:

@@ -8,15 +8,10 @@ bytes.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from maskmine.mining.exports.export_shards import ExportShard, ExportSummary, Tick, Totals
@@ -35,6 +30,7 @@ from maskmine.pipelines.export.folder import (
 )
 from maskmine.pipelines.export.forms import FORMATS, Format
 from maskmine.pipelines.export.reader import RunReader
+from maskmine.pipelines.export.selected import Selected, SplitRows, Unit, select_samples
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.licences import LicencePolicy, refuse_other_licences
 from maskmine.schemas.errors import InputError
@@ -47,8 +43,6 @@ from maskmine.schemas.tables import from_table
 # Raised when the code of an export changes what it writes; folders of older code then belong to another plan.
 EXPORT_VERSION = 5
 _TRIED_PHOTOGRAPHS = 20  # before an export of photographs is given up
-# Image ids that can stand as COCO's: whole numbers without leading zeros, below 2**53 as JSON readers need.
-_NUMBER = r"^(0|[1-9]\d{0,14})$"
 
 
 class Export(Settings):
@@ -98,33 +92,27 @@ def export_run(run: RunFolder, export: Export, *, out: str, begin: Begin = lambd
     form.check()
     with RunReader(finished) as reader:
         # Count what passes the filters, and claim the folder for it.
-        totals = _count(reader, selection)
+        per_shard = export.samples_per_piece
+        selected = select_samples(reader, selection, unit=_unit(export, form), samples_per_shard=per_shard)
+        totals = selected.totals
         if not sum(totals.samples.values()):
             raise InputError(_nothing_left(run.root, reader, selection, manifest))
         if form.photographs:
             _require_photographs(reader, selection, export)
-        folder = claim_folder(out, _plan(export, manifest, totals))
+        folder = claim_folder(out, _plan(export, form, manifest, totals))
         if folder is None:
             return Exported(totals, None)
         # Write the shards, then the files that describe them.
-        shards = {split: _sizes(reader.tables(selection, split), export, form) for split in totals.samples}
-        tick = begin(sum(totals.samples.values()))
-        done = shards_done(folder)
-        for shard in _shards(reader, selection, export, totals, shards, tick):
-            name = f"{shard.split}-{shard.name}"
-            if name in done:
-                tick(sum(map(len, shard.tables)))
-                continue
-            if form.folder_of:
-                empty(folder, form.folder_of(shard.split))
-            write_shard(folder, name, shard, form.write)
+        _write_shards(folder, selected, export, form, begin(sum(totals.samples.values())))
         others = ExportFolder(folder)
         if form.finish:
-            image_format, tables = _image_format(export, form, manifest), partial(reader.tables, selection)
-            form.finish(others, ExportSummary(shards, image_format, tables, export.csv_prefix, totals.nouns))
+            image_format = _image_format(export, form, manifest)
+            summary = ExportSummary(selected.shards, image_format, selected.tables, export.csv_prefix, totals.nouns)
+            form.finish(others, summary)
         counts = counts_of_shards(folder)
         with others.write("README.md") as file:
-            file.write(export_card(export.format, form, manifest, totals, shards, selection, counts).encode())
+            card = export_card(export.format, form, manifest, totals, selected.shards, selection, counts)
+            file.write(card.encode())
         return Exported(totals, complete(folder, others))
 
 
@@ -165,29 +153,14 @@ def _nothing_left(root: str, reader: RunReader, selection: Selection, manifest: 
     return f"{root}: the filters leave none of {manifest.totals.samples:,} pairs; widen them"
 
 
-def _count(reader: RunReader, selection: Selection) -> Totals:
-    samples = {split.name: 0 for split in selection.splits}
-    images = dict(samples)
-    nouns: set[str] = set()
-    numbered = True
-    for table in reader.tables(selection):
-        nouns.update(pc.unique(table["noun"]).to_pylist())
-        for split in samples:
-            ids = table["image_id"].filter(pc.equal(table["split"], split))
-            samples[split] += len(ids)
-            images[split] += pc.count_distinct(ids).as_py()  # an image lies in one shard
-        numbered = numbered and bool(pc.all(pc.match_substring_regex(table["image_id"], _NUMBER)).as_py())
-    return Totals(samples, images, tuple(sorted(nouns)), numbered)
-
-
-def _plan(export: Export, manifest: Manifest, totals: Totals) -> dict[str, Any]:
+def _plan(export: Export, form: Format, manifest: Manifest, totals: Totals) -> dict[str, Any]:
     """The identity of the export, which the folder belongs to, and its counts."""
     settings = {name: value for name, value in plain_values(export).items() if name != "format"}
     licences = [entry.model_dump() for entry in (*manifest.models, *manifest.sources)]
     version = manifest.format_version  # of the samples, which some formats copy as they are
     run = {"fingerprint": manifest.fingerprint, "format_version": version, "licences": licences}
     return {
-        "fingerprint": fingerprint([EXPORT_VERSION, export.format, settings, run]),
+        "fingerprint": fingerprint([EXPORT_VERSION + form.revision, export.format, settings, run]),
         "format": export.format,
         "settings": settings,
         "run": run,
@@ -214,52 +187,33 @@ def _require_photographs(reader: RunReader, selection: Selection, export: Export
     )
 
 
-def _sizes(tables: Iterator[pa.Table], export: Export, form: Format) -> list[int]:
-    """The samples of each shard of a split; an empty split is an empty shard, so that readers find a file."""
-    counts = [[len(table)] if form.whole or export.by_part else _units(table, form.by) for table in tables]
+def _unit(export: Export, form: Format) -> Unit:
+    """What the shards of an export are cut between."""
     if form.whole:
-        return [sum(map(sum, counts))]
-    if export.by_part:
-        return list(chain(*counts)) or [0]
-    sizes = [0]
-    for samples in chain(*counts):
-        if sizes[-1] >= export.samples_per_piece:
-            sizes.append(0)
-        sizes[-1] += samples
-    return sizes
+        return "split"
+    return "part" if export.by_part else form.by
 
 
-def _units(table: pa.Table, by: Literal["pair", "image"]) -> list[int]:
-    """The samples of a table in units that are not to be parted."""
-    if by == "pair":
-        return [1] * len(table)
-    return [len(list(same)) for _, same in groupby(table["image_id"].to_pylist())]
-
-
-def _shards(
-    reader: RunReader,
-    selection: Selection,
-    export: Export,
-    totals: Totals,
-    shards: dict[str, list[int]],
-    tick: Tick,
-) -> Iterator[ExportShard]:
-    """The shards of all splits, in order; the tables of each must be read to their end before the next."""
-    for split, sizes in shards.items():
-        remaining = deque[pa.Table]()
-        tables = reader.tables(selection, split)
+def _write_shards(folder: RunFolder, selected: Selected, export: Export, form: Format, tick: Tick) -> None:
+    """Write the shards of all splits but those that are there; `tick` counts samples."""
+    done, reader = shards_done(folder), selected.reader
+    for split, sizes in selected.shards.items():
+        rows = SplitRows(selected, split)
         for number, samples in enumerate(sizes):
-            rows = _take(tables, remaining, samples)
-            yield ExportShard(split, number, len(sizes), rows, reader, export.pictures, totals, tick, reader.version)
-
-
-def _take(tables: Iterator[pa.Table], remaining: deque[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The next N rows; what is left of the last table stays in `remaining`, where the next call begins."""
-    while rows > 0 and (table := remaining.pop() if remaining else next(tables, None)) is not None:
-        if len(table) > rows:
-            remaining.append(table[rows:])
-        yield table[:rows]
-        rows -= len(table)
+            name = f"{split}-{number:05d}"
+            if name in done:
+                rows.skip(samples)
+                tick(samples)
+                continue
+            if form.folder_of:
+                empty(folder, form.folder_of(split))
+            tables = rows.take(samples)
+            shard = ExportShard(
+                split, number, len(sizes), tables, reader, export.pictures, selected.totals, tick, reader.version
+            )
+            write_shard(folder, name, shard, form.write)
+            if next(tables, None) is not None:
+                raise AssertionError(f"{name}: its writer has not written all samples")
 
 
 def _image_format(export: Export, form: Format, manifest: Manifest) -> Any:

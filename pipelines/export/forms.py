@@ -17,7 +17,8 @@ class Format:
 
     `whole`: a split is one shard. `by`: a shard ends with any pair, or where those of an image end. `lossless`: images
     are always PNG. `photographs`: the run's own images are read. `check` is called first. `folder_of` names the folder
-    of a shard whose files are called otherwise each time, which is emptied before it is written again.
+    of a shard whose files are called otherwise each time, which is emptied before it is written again. `revision` is
+    raised when what the form writes changes; folders of older code then belong to another plan.
 
     The card: `data_files` are those of a split for the hub's viewer, `example` opens the folder as `pairs`, `more`
     follows it. In these SPLIT stands for a split's name, FIRST for that of the first one, and LAST for its last shard.
@@ -31,6 +32,7 @@ class Format:
     photographs: bool = False
     check: Callable[[], object] = lambda: None
     folder_of: Callable[[str], str] | None = None
+    revision: int = 0
     data_files: str | None = None
     example: str = ""
     more: str = ""
@@ -145,7 +147,7 @@ FORMATS = {
         example=_LANCE,
     ),
     "mds": Format(mds.write_mds, whole=True, check=mds.require_mds, example=_MDS),
-    "parquet": Format(hugging_face.write_table, data_files="SPLIT/*.parquet", example=_TABLE),
+    "parquet": Format(hugging_face.write_table, revision=1, data_files="SPLIT/*.parquet", example=_TABLE),
     "label-studio": Format(
         label_studio.write_label_studio,
         label_studio.write_labels,

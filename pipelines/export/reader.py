@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import IO, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from maskmine.mining.exports.filters import Selection, select_rows
+from maskmine.mining.exports.filters import Selection, columns_that_decide, select_rows
 from maskmine.mining.images.decode import MAX_SIDE_PX
 from maskmine.mining.images.read import max_bytes, read_bytes
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.mining.storage.urls import Fetch
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.export.file_names import FileNames
+from maskmine.pipelines.run_folder.folder import part_of_cell
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import ImageRow, OriginRow, ProposalsRow, Rejection, SampleRow
 from maskmine.schemas.sample import StoredSample, index_type, parse_sample
 from maskmine.schemas.shard_entries import ShardEntry, shard_named
-from maskmine.schemas.tables import check_index, read_parquet, with_later_columns
+from maskmine.schemas.tables import check_index, read_verified, with_later_columns
 
 _BLOCK_BYTES = 1 << 20  # of a copy from an object store
 
@@ -36,7 +38,7 @@ class RunReader:
         self._shards = finished.manifest.shards
         self.version = finished.manifest.format_version
         self._row_type = index_type(self.version)
-        self._checked: set[str] = set()
+        self._checked = Parts()
         self._open: tuple[str, IO[bytes]] | None = None
         self._closing = ExitStack()
         self._file_names = FileNames(finished)
@@ -49,18 +51,26 @@ class RunReader:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def tables(self, selection: Selection, split: str | None = None) -> Iterator[pa.Table]:
-        """The selected rows of each shard, in order, with a column `split`; of one split, or of all."""
+    def tables(self, selection: Selection) -> Iterator[pa.Table]:
+        """The selected rows of each shard that has some, in order, with a column `split`."""
+        tables = (select_rows(self._index(shard), selection) for shard in self._shards)
+        return (table for table in tables if len(table))
+
+    def table(self, part: int, selection: Selection, split: str) -> pa.Table:
+        """The selected rows of the shard of a part that are in a split, with that as a column."""
+        rows = select_rows(self._index(self._shards[part]), selection)
+        return rows.filter(pc.equal(rows["split"], split))
+
+    def selected_columns(self, selection: Selection, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of the selected rows of every shard, in order, and `split`; no others are read but those that
+        decide. The samples that the rows name are not looked at."""
+        read = {*columns, *columns_that_decide(selection)}
         for shard in self._shards:
-            rows = select_rows(self._index(shard), selection)
-            if split is not None:
-                rows = rows.filter(pa.compute.equal(rows["split"], split))
-            if len(rows):
-                yield rows
+            yield select_rows(self._checked_index(shard, list(read)), selection).select([*columns, "split"])
 
     def has_score(self, score: str) -> bool:
         """Whether any pair of the run has a score."""
-        tables = map(self._index, self._shards)
+        tables = (self._checked_index(shard, [score]) for shard in self._shards)
         return any(score in table.column_names and table[score].null_count < len(table) for table in tables)
 
     def read(self, row: SampleRow) -> StoredSample:
@@ -123,6 +133,13 @@ class RunReader:
         return self._names[1]
 
     def _index(self, shard: ShardEntry) -> pa.Table:
+        """The index of a shard, which names samples of that alone."""
+        table = with_later_columns(self._checked_index(shard), self._row_type)
+        check_index(table, shard=shard, path=self._run.path("shards", _index_name(shard.name)))
+        return table
+
+    def _checked_index(self, shard: ShardEntry, columns: Sequence[str] | None = None) -> pa.Table:
+        """The index of a shard as the manifest vouches for it, or those of some columns that it has."""
         name = _index_name(shard.name)
         try:
             content = self._run.read_bytes("shards", name)
@@ -130,9 +147,10 @@ class RunReader:
             raise IncompleteError(f"{self._run.path('shards', name)}: missing; run `maskmine mine` again") from error
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
             raise self._broken(name)
-        table = with_later_columns(read_parquet(io.BytesIO(content)), self._row_type).replace_schema_metadata(None)
-        check_index(table, shard=shard, path=self._run.path("shards", name))
-        return table
+        try:
+            return read_verified(content, columns)
+        except (pa.ArrowInvalid, OSError) as error:  # the manifest vouches for what is no index
+            raise self._broken(name) from error
 
     def _tar(self, name: str) -> IO[bytes]:
         if self._open is None or self._open[0] != name:
@@ -152,11 +170,13 @@ class RunReader:
             copy = self._closing.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
             shutil.copyfileobj(file, copy, _BLOCK_BYTES)
             file = copy
-        if name not in self._checked:
+        part = part_of_cell(name)
+        if part is None or part not in self._checked:
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != shard_named(self._shards, name).sha256:
                 raise self._broken(name)
-            self._checked.add(name)
+            if part is not None:
+                self._checked.add(part)
         return cast("IO[bytes]", file)
 
     def _broken(self, name: str) -> IncompleteError:

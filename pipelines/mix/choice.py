@@ -19,16 +19,19 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from maskmine.mining.images.perceptual_hash import COPY_BITS, near_pairs
-from maskmine.mining.storage.query import QueryError, query_cells
+from maskmine.mining.storage.query import QueryError, local_cells, query_tables
+from maskmine.pipelines.mix.images import FactCells, parts_of
 from maskmine.pipelines.mix.shares import most_samples, split_samples
 from maskmine.pipelines.mix.sources import MixSource
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import SAFE_ID_PATTERN
 from maskmine.schemas.settings import Settings
+from maskmine.schemas.tables import arrow_schema
 
 _SUFFIXES = (8, 16, 32, 64)  # digits of a set's SHA-256 that tell images of one id apart, as many as are needed
 _ROWS_AT_ONCE = 1000
+_PARTS_AT_ONCE = 500  # of a set in one query, which has some memory for each
 _NO_LIMIT = 1 << 62
 _STEM = f"CASE WHEN regexp_full_match(new_id, '{SAFE_ID_PATTERN}') THEN new_id ELSE substr(sha256(new_id), 1, 16) END"
 _NUMBER = "regexp_extract(key, '-([0-9]+)$', 1)::BIGINT"
@@ -92,6 +95,7 @@ class Choice:
     """The pairs of a mix. `digest` stands for all of it; the connection has the tables."""
 
     db: Any
+    sources: tuple[MixSource, ...]
     counts: tuple[SourceCounts, ...]
     parts: int
     digest: str
@@ -101,13 +105,9 @@ class Choice:
 
         Raises IncompleteError as `choose`.
         """
-        query = (
-            "SELECT p.*, c.part, c.new_id, f.file, f.sha256, f.look FROM pair p JOIN chosen c USING (of_set, image_id)"
-            f" LEFT JOIN fact f USING (of_set, image_id) WHERE list_contains($parts, c.part) AND {_NUMBER} <= c.last"
-            f" ORDER BY c.part, c.place, {_NUMBER}"
-        )
         with _one_line_faults():
-            result = self.db.execute(query, {"parts": list(parts)})
+            _gather_pairs(self.db, self.sources, parts)
+            result = self.db.execute("SELECT * EXCLUDE (place, number) FROM gathered ORDER BY part, place, number")
             names = [column[0] for column in result.description]
         for values in _rows(result):
             yield _as_taken(dict(zip(names, values, strict=True)))
@@ -115,35 +115,25 @@ class Choice:
 
 @contextmanager
 def choose(
-    sources: Sequence[MixSource], fact_cells: Sequence[Sequence[str]], mixing: Mixing, *, memory_limit: str = "1GB"
+    sources: Sequence[MixSource], facts: Sequence[FactCells], mixing: Mixing, *, memory_limit: str = "1GB"
 ) -> Iterator[Choice]:
     """Choose the pairs, from the indexes of the sets and what is known of their images.
 
     Raises InputError where a set has no pair left, or fewer than `mixing.samples` asks of it, IncompleteError for
     indexes that have other columns or values than runs write.
     """
-    indexes = [
-        [
-            source.run.folder.path("shards", shard.name.replace(".tar", ".parquet"))
-            for shard in source.run.manifest.shards
-        ]
-        for source in sources
-    ]
-    listed = [*indexes, *fact_cells]
-    with query_cells([path for of_set in listed for path in of_set], memory_limit=memory_limit) as (db, cells):
-        remaining = iter(cells)
-        local = [[next(remaining) for _ in of_set] for of_set in listed]
+    with query_tables(memory_limit=memory_limit) as db:
         with _one_line_faults():
-            _open_view(db, "pair", local[: len(sources)])
-            _open_view(db, "fact", local[len(sources) :])
+            _read_images(db, sources, facts)
             _hash_images(db, sources, seed=mixing.seed)
             if mixing.copy_bits is not None:
                 _leave_out_copies(db, len(sources), most_bits=mixing.copy_bits)
             there = _available(db, len(sources))
-            _take_images(db, _wanted(sources, [left for _, left, _ in there], mixing))
+            _take_images(db, sources, wanted_pairs(sources, [left for _, left, _ in there], mixing))
             _name_images(db, sources)
             _order_images(db, per_shard=mixing.samples_per_shard)
-            choice = Choice(db, tuple(_counts(db, there, compared=mixing.copy_bits is not None)), *_digest(db))
+            counts = tuple(_counts(db, there, compared=mixing.copy_bits is not None))
+            choice = Choice(db, tuple(sources), counts, *_digest(db))
         yield choice
 
 
@@ -159,11 +149,39 @@ def _one_line_faults() -> Iterator[None]:
         ) from error
 
 
-def _open_view(db: Any, name: str, cells: Sequence[Sequence[str]]) -> None:
-    """A view of the cells of all sets, with the number of the set in `of_set`."""
-    quoted = [", ".join("'" + cell.replace("'", "''") + "'" for cell in of_set) for of_set in cells]
-    selects = (f"SELECT {number} AS of_set, * FROM read_parquet([{listed}])" for number, listed in enumerate(quoted))
-    db.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL BY NAME '.join(selects)}")
+def _slices(source: MixSource) -> Iterator[tuple[int, range]]:
+    """The parts of a set, some at a time, with the number of each slice."""
+    parts = parts_of(source.run)
+    return enumerate(parts[start : start + _PARTS_AT_ONCE] for start in range(0, len(parts), _PARTS_AT_ONCE))
+
+
+def _indexes(source: MixSource, parts: range) -> list[str]:
+    """The indexes of some parts of a set."""
+    shards = source.run.manifest.shards[parts.start : parts.stop]
+    return [source.run.folder.path("shards", shard.name.replace(".tar", ".parquet")) for shard in shards]
+
+
+def _read_images(db: Any, sources: Sequence[MixSource], facts: Sequence[FactCells]) -> None:
+    """Tables of the images that have pairs, with their number, and of what is known of images; of both some parts of a
+    set after the others."""
+    db.execute("CREATE TEMP TABLE counted (of_set BIGINT, slice BIGINT, image_id VARCHAR, pairs BIGINT)")
+    known = "file VARCHAR, sha256 VARCHAR, look VARCHAR"
+    db.execute(f"CREATE TEMP TABLE fact (of_set BIGINT, fact_slice BIGINT, image_id VARCHAR, {known})")
+    for number, (source, cells_of_facts) in enumerate(zip(sources, facts, strict=True)):
+        for of_slice, parts in _slices(source):
+            about = {"of_set": number, "slice": of_slice}
+            with local_cells(_indexes(source, parts)) as cells:
+                db.execute(
+                    "INSERT INTO counted SELECT $of_set, $slice, image_id, count(*) FROM read_parquet($cells)"
+                    " GROUP BY image_id",
+                    about | {"cells": cells},
+                )
+            with local_cells([cells_of_facts.path(part) for part in parts]) as cells:
+                db.execute(
+                    "INSERT INTO fact BY NAME SELECT $of_set AS of_set, $slice AS fact_slice, *"
+                    " FROM read_parquet($cells)",
+                    about | {"cells": cells},
+                )
 
 
 def _hash_images(db: Any, sources: Sequence[MixSource], *, seed: int) -> None:
@@ -171,9 +189,10 @@ def _hash_images(db: Any, sources: Sequence[MixSource], *, seed: int) -> None:
     db.execute("CREATE TEMP TABLE named_set (of_set BIGINT, content VARCHAR)")
     db.executemany("INSERT INTO named_set VALUES (?, ?)", [[n, s.content] for n, s in enumerate(sources)])
     db.execute(
-        "CREATE TEMP TABLE image AS SELECT of_set, image_id, pairs, f.sha256, f.look,"
+        "CREATE TEMP TABLE image AS SELECT of_set, image_id, pairs, slice, last_slice, f.sha256, f.look,"
         " sha256($seed || ' ' || content || ' ' || image_id) AS hash, FALSE AS copied, row_number() OVER () AS id"
-        " FROM (SELECT of_set, image_id, count(*) AS pairs FROM pair GROUP BY ALL)"
+        " FROM (SELECT of_set, image_id, sum(pairs)::BIGINT AS pairs, min(slice) AS slice, max(slice) AS last_slice"
+        " FROM counted GROUP BY of_set, image_id)"
         " JOIN named_set USING (of_set) LEFT JOIN fact f USING (of_set, image_id)",
         {"seed": str(seed)},
     )
@@ -217,8 +236,8 @@ def _available(db: Any, sources: int) -> list[tuple[int, int, int]]:
     return [found.get(number, (0, 0, 0)) for number in range(sources)]
 
 
-def _wanted(sources: Sequence[MixSource], left: Sequence[int], mixing: Mixing) -> list[int]:
-    """How many pairs each set gives. Raises InputError where they cannot."""
+def wanted_pairs(sources: Sequence[MixSource], left: Sequence[int], mixing: Mixing) -> list[int]:
+    """How many pairs each set gives of those that are left of it. Raises InputError where they cannot."""
     for number, (source, samples) in enumerate(zip(sources, left, strict=True)):
         if not samples:
             why = "has no pair"
@@ -242,25 +261,28 @@ def _wanted(sources: Sequence[MixSource], left: Sequence[int], mixing: Mixing) -
     return split_samples(samples, shares)
 
 
-def _take_images(db: Any, wanted: Sequence[int]) -> None:
+def _take_images(db: Any, sources: Sequence[MixSource], wanted: Sequence[int]) -> None:
     """A table `chosen` of each set's first images by hash; pairs are taken up to the number `last`."""
     db.execute("CREATE TEMP TABLE wanted (of_set BIGINT, samples BIGINT)")
     db.executemany("INSERT INTO wanted VALUES (?, ?)", [[number, samples] for number, samples in enumerate(wanted)])
     db.execute(
-        "CREATE TEMP TABLE chosen AS SELECT of_set, image_id, image_id AS new_id, hash,"
+        "CREATE TEMP TABLE chosen AS SELECT of_set, image_id, slice, last_slice, image_id AS new_id, hash,"
         f" least(pairs, samples - before) AS take, pairs, {_NO_LIMIT} AS last"
         " FROM (SELECT *, sum(pairs) OVER (PARTITION BY of_set ORDER BY hash, image_id"
         " ROWS UNBOUNDED PRECEDING) - pairs AS before FROM image WHERE NOT copied)"
         " JOIN wanted USING (of_set) WHERE before < samples"
     )
-    cut = db.execute("SELECT of_set, image_id, take FROM chosen WHERE take < pairs").fetchall()
-    for source, image_id, take in cut:  # one a set at most
-        (last,) = db.execute(
-            f"SELECT {_NUMBER} AS number FROM pair WHERE of_set = ? AND image_id = ? ORDER BY number"
-            f" LIMIT 1 OFFSET {take - 1}",
-            [source, image_id],
-        ).fetchone()
-        db.execute("UPDATE chosen SET last = ? WHERE of_set = ? AND image_id = ?", [last, source, image_id])
+    cut = db.execute("SELECT of_set, image_id, slice, last_slice, take FROM chosen WHERE take < pairs").fetchall()
+    for number, image_id, first_slice, last_slice, take in cut:  # one a set at most
+        pairs: list[int] = []
+        for of_slice, parts in _slices(sources[number]):
+            if first_slice <= of_slice <= last_slice:
+                with local_cells(_indexes(sources[number], parts)) as cells:
+                    query = f"SELECT {_NUMBER} FROM read_parquet($cells) WHERE image_id = $image_id"
+                    found = db.execute(query, {"cells": cells, "image_id": image_id}).fetchall()
+                    pairs += [pair for (pair,) in found]
+        last = sorted(pairs)[take - 1]
+        db.execute("UPDATE chosen SET last = ? WHERE of_set = ? AND image_id = ?", [last, number, image_id])
 
 
 def _name_images(db: Any, sources: Sequence[MixSource]) -> None:
@@ -287,8 +309,38 @@ def _order_images(db: Any, *, per_shard: int) -> None:
         "CREATE OR REPLACE TEMP TABLE chosen AS SELECT * EXCLUDE (begins), dense_rank() OVER (ORDER BY"
         f" begins // {per_shard}) - 1 AS part FROM (SELECT *, row_number() OVER ordered AS place,"
         " sum(take) OVER ordered - take AS begins FROM chosen WINDOW ordered AS"
-        " (ORDER BY sha256('order ' || hash), of_set, image_id ROWS UNBOUNDED PRECEDING))"
+        " (ORDER BY sha256('order ' || hash), of_set, image_id ROWS UNBOUNDED PRECEDING)) ORDER BY of_set, slice"
     )
+
+
+def _gather_pairs(db: Any, sources: Sequence[MixSource], parts: Sequence[int]) -> None:
+    """A table `gathered` of the pairs of some shards, with all that is known of each. Indexes with none of them are not
+    read; of what is chosen and known, a query looks at what belongs to its slice, which lies together."""
+    db.register("no_sample", arrow_schema(SampleRow).empty_table())
+    more = "0::BIGINT AS of_set, 0::BIGINT AS part, 0::BIGINT AS place, 0::BIGINT AS number"
+    known = "'' AS new_id, '' AS file, '' AS sha256, '' AS look"
+    db.execute(f"CREATE OR REPLACE TEMP TABLE gathered AS SELECT *, {more}, {known} FROM no_sample LIMIT 0")
+    db.unregister("no_sample")
+    db.register("wanted_part", pa.table({"part": pa.array(parts, pa.int64())}))
+    db.execute("CREATE OR REPLACE TEMP TABLE wanted_now AS SELECT part FROM wanted_part")
+    db.unregister("wanted_part")
+    of_shards = "SELECT * FROM chosen WHERE part IN (SELECT part FROM wanted_now)"
+    spans = f"SELECT DISTINCT of_set, slice, last_slice FROM ({of_shards})"
+    needed = {(of_set, one) for of_set, a, b in db.execute(spans).fetchall() for one in range(a, b + 1)}
+    for number, source in enumerate(sources):
+        for of_slice, of_source in _slices(source):
+            if (number, of_slice) not in needed:
+                continue
+            with local_cells(_indexes(source, of_source)) as cells:
+                db.execute(
+                    f"INSERT INTO gathered BY NAME SELECT p.*, c.of_set, c.part, c.place, {_NUMBER} AS number,"
+                    " c.new_id, f.file, f.sha256, f.look FROM read_parquet($cells) p"
+                    f" JOIN (SELECT * FROM ({of_shards}) WHERE of_set = $of_set AND slice <= $slice"
+                    " AND last_slice >= $slice) c USING (image_id) LEFT JOIN"
+                    " (SELECT * FROM fact WHERE of_set = $of_set AND fact_slice = $slice) f USING (image_id)"
+                    f" WHERE {_NUMBER} <= c.last",
+                    {"cells": cells, "of_set": number, "slice": of_slice},
+                )
 
 
 def _counts(db: Any, there: Sequence[tuple[int, int, int]], *, compared: bool) -> Iterator[SourceCounts]:

@@ -35,6 +35,22 @@ class ImageFacts:
     look: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class FactCells:
+    """The cells of a mix's work folder that say what is known of the images of a set."""
+
+    folder: RunFolder
+    made_from: str
+
+    def name(self, part: int) -> tuple[str, str]:
+        """The name of that of a part, below the folder of the mix."""
+        return WORK_FOLDER, f"{self.made_from[:16]}-{cell_name(part)}"
+
+    def path(self, part: int) -> str:
+        """The path of that of a part."""
+        return self.folder.path(*self.name(part))
+
+
 def parts_of(run: FinishedRun) -> range:
     """The numbers of the shards of a set, which may have lost its plan."""
     return range(len(run.manifest.shards))
@@ -48,32 +64,32 @@ def check_indexes(run: FinishedRun) -> None:
 
 def read_facts(
     folder: RunFolder, sources: Sequence[MixSource], *, looks: bool, threads: int, tick: Tick
-) -> list[list[str]]:
-    """Write what is known of the images to cells of the work folder, but for those that are there; returns their paths
-    for each set.
+) -> list[FactCells]:
+    """Write what is known of the images to cells of the work folder, but for those that are there; returns those of
+    each set.
 
     `tick` counts images. With `looks` the images are read, and hashed, where no set did it before.
     """
     with ThreadPoolExecutor(threads) as pool:
-        return [list(_cells_of(folder, source, pool, looks=looks, tick=tick)) for source in sources]
+        return [_write_cells(folder, source, pool, looks=looks, tick=tick) for source in sources]
 
 
-def _cells_of(
+def _write_cells(
     folder: RunFolder, source: MixSource, pool: ThreadPoolExecutor, *, looks: bool, tick: Tick
-) -> Iterator[str]:
-    made_from = fingerprint([source.content, source.name, looks])
+) -> FactCells:
+    cells = FactCells(folder, fingerprint([source.content, source.name, looks]))
     names = None if source.run.is_mix else FileNames(source.run)
     for part in parts_of(source.run):
-        cell = (WORK_FOLDER, f"{made_from[:16]}-{cell_name(part)}")
-        if folder.read_fingerprint(*cell) == made_from:
+        cell = cells.name(part)
+        if folder.read_fingerprint(*cell) == cells.made_from:
             tick(len(folder.read_columns(*cell, columns=["image_id"])))
         else:
             wanted = set(_read_index(source.run, part)["image_id"].to_pylist())
             known = _of_mix(source, part) if names is None else _of_run(source, part, wanted, names, pool, looks=looks)
             rows = [facts for facts in known if facts.image_id in wanted]
-            folder.write_rows(*cell, rows=rows, row_type=ImageFacts, fingerprint=made_from)
+            folder.write_rows(*cell, rows=rows, row_type=ImageFacts, fingerprint=cells.made_from)
             tick(len(rows))
-        yield folder.path(*cell)
+    return cells
 
 
 def _of_mix(source: MixSource, part: int) -> Iterator[ImageFacts]:

@@ -9,7 +9,8 @@ go on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -18,7 +19,7 @@ from typing import Any
 from maskmine.mining.storage.stores import scheme_of
 from maskmine.pipelines.dataset.limits import read_manifest
 from maskmine.pipelines.dataset.sums import SUMS_FILE, lookup, read_sums
-from maskmine.pipelines.mix.choice import Choice, Mixing, choose
+from maskmine.pipelines.mix.choice import Choice, Mixing, choose, wanted_pairs
 from maskmine.pipelines.mix.images import WORK_FOLDER, Tick, check_indexes, read_facts
 from maskmine.pipelines.mix.publish import publish_mix
 from maskmine.pipelines.mix.shards import ORIGINS, SHARDS, ShardWriter
@@ -68,6 +69,8 @@ def mix_sets(
     """
     sources = open_sources(given)
     _check_licences(sources, policy)
+    # Of what has too few pairs, copies included, nothing is begun.
+    wanted_pairs(sources, [source.run.manifest.totals.samples for source in sources], mixing)
     notes = list(notes_on(given, sources))
     settings = _settings(sources, mixing)
     folder = _claim(out, sources, settings)
@@ -80,7 +83,7 @@ def mix_sets(
     tick = begin("images", sum(source.run.manifest.totals.with_pairs for source in sources))
     looks = mixing.copy_bits is not None
     cells = read_facts(folder, sources, looks=looks, threads=threads, tick=tick)
-    with choose(sources, cells, mixing) as choice:
+    with _with_what_stays(out), choose(sources, cells, mixing) as choice:
         identity = fingerprint([settings, choice.digest])
         version = max(source.run.manifest.format_version for source in sources)
         writer = ShardWriter(folder, sources, identity, version, common_format(sources)[0], threads)
@@ -98,6 +101,15 @@ def mix_sets(
     )
     _clean(folder, manifest)
     return Mixed(manifest, False, (*notes, *_notes_after(manifest, mixing)))
+
+
+@contextmanager
+def _with_what_stays(out: str) -> Iterator[None]:
+    """A refusal after the images were read says that this was not in vain."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} (what is known of the images stays in {out} for that)") from error
 
 
 def _settings(sources: Sequence[MixSource], mixing: Mixing) -> dict[str, Any]:

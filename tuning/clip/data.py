@@ -10,12 +10,12 @@ Shapes: B samples of this process in a batch, G those of all processes, S side o
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -32,7 +32,7 @@ from maskmine.schemas.manifest import Manifest, parse_manifest, refuse_wider_cro
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import WHOLE_VERSION, is_damaged, why_no_score
 from maskmine.schemas.shard_entries import ShardEntry
-from maskmine.schemas.tables import arrow_schema, read_parquet, with_later_columns
+from maskmine.schemas.tables import arrow_schema, read_verified
 from maskmine.tuning.clip.negatives import Columns, Held, Lists, Unshown, columns_of
 from maskmine.tuning.clip.settings import Data, Source
 from maskmine.tuning.clip.transforms import View, decode_sample, show_region
@@ -40,6 +40,7 @@ from maskmine.tuning.training.order import Integers, SampleRef, Stream, shares_o
 
 _COLUMNS = ("key", "noun", "shard", "offset", "size_bytes", "crc32")
 _SCORES = ("similarity", "margin", "lift", "evidence", "confidence")
+_JOINED_AT_ONCE = 256  # tables of the selected rows of a shard
 _OF_IMAGES = ("image_id", "negatives")  # read where negatives are asked for
 
 
@@ -192,7 +193,7 @@ def arrange(
     if batch_size % processes:
         raise InputError(f"batch_size: {batch_size} cannot be shared by {processes} processes; choose a multiple")
     number_of = {noun: number for number, noun in enumerate(nouns_of(sets))}
-    numbers = tuple(np.array([number_of[noun] for noun in s.index["noun"].to_pylist()], dtype=np.int64) for s in sets)
+    numbers = tuple(_numbers(shards.index["noun"], number_of) for shards in sets)
     groups = [[number] for number in range(len(sets))]
     if data.sources[0].ratio is None:
         groups, shares = [list(range(len(sets)))], [batch_size]
@@ -216,6 +217,13 @@ def arrange(
     return Pairs(tuple(sets), numbers, streams, view, seed, rank, processes, unshown, held)
 
 
+def _numbers(nouns: pa.ChunkedArray, number_of: Mapping[str, int]) -> Integers:
+    """The numbers of nouns."""
+    encoded = nouns.combine_chunks().dictionary_encode()
+    numbers = np.array([number_of[noun] for noun in encoded.dictionary.to_pylist()], np.int64)
+    return numbers[encoded.indices.to_numpy()] if len(encoded) else numbers
+
+
 def _refuse_large_batch(stream: Stream, data: Data) -> None:
     if stream.per_batch > stream.size:
         folder = data.sources[int(stream.sources_S[0])].folder if len(stream.sources_S) else data.sources[0].folder
@@ -234,24 +242,54 @@ def _open_set(source: Source, *, crop: Crop, negatives: bool) -> ShardSet:
             f"objective.negatives: the pairs of {folder} have none; mine them with `negatives: {{}}`, which makes only "
             "the shards again, or leave it out"
         )
-    columns = [*_COLUMNS, *_SCORES, "corrected", *(_OF_IMAGES if negatives else ())]
-    tables = [_read_index(folder, shard).select(columns) for shard in manifest.shards]
-    index = pa.concat_tables(tables) if tables else arrow_schema(SampleRow).empty_table().select(columns)
-    unshown = Unshown.of(index) if negatives else None
-    least = {name: getattr(source, f"min_{name}") for name in _SCORES}
-    for name in (name for name in _SCORES if least[name] is not None and len(index)):
-        if index[name].null_count == len(index):
+    scored = dict.fromkeys(_SCORES, False)
+    index = _joined(_selected(folder, manifest, source, scored, negatives=negatives), negatives=negatives)
+    for name, has in scored.items():
+        least = getattr(source, f"min_{name}")
+        if least is not None and not has and manifest.totals.samples:
             why = why_no_score(name, manifest.format_version)
-            raise InputError(f"data.sources: min_{name} {least[name]} for {folder}, whose pairs have no {name}, {why}")
-    passes = pa.chunked_array([pa.array([True] * len(index), pa.bool_())])
-    for name, minimum in least.items():
-        if minimum is not None:  # a pair without the score, as of a noun that every image says, does not reach it
-            passes = pc.and_(passes, pc.fill_null(pc.greater_equal(index[name], minimum), False))
-    if len(index):  # pairs that a person corrected have no scores, and need none
-        passes = pc.or_(passes, pc.fill_null(pc.greater(pc.list_value_length(index["corrected"]), 0), False))
-    index = index.filter(passes)
-    selected = index.select(_COLUMNS).combine_chunks()
-    return ShardSet(folder, manifest.fingerprint, selected, unshown and unshown.filter(passes))
+            raise InputError(f"data.sources: min_{name} {least} for {folder}, whose pairs have no {name}, {why}")
+    unshown = Unshown(*(index[name].combine_chunks() for name in ("negatives", "said"))) if negatives else None
+    return ShardSet(folder, manifest.fingerprint, index.select(_COLUMNS), unshown)
+
+
+def _selected(
+    folder: Path, manifest: Manifest, source: Source, scored: dict[str, bool], *, negatives: bool
+) -> Iterator[pa.Table]:
+    """The selected rows of each shard, with what their images do not show and what they say where that is asked for.
+    It is noted which scores any pair has."""
+    columns = [*_COLUMNS, *_SCORES, "corrected", *(_OF_IMAGES if negatives else ())]
+    for shard in manifest.shards:
+        rows = _read_index(folder, shard, columns)
+        for name in scored:
+            scored[name] = scored[name] or rows[name].null_count < len(rows)
+        kept = [*_COLUMNS, *(("negatives", "said") if negatives else ())]
+        if negatives:  # an image lies in one shard
+            rows = rows.append_column("said", Unshown.of(rows).said_N)
+        yield rows.filter(_passes(rows, source)).select(kept)
+
+
+def _passes(rows: pa.Table, source: Source) -> pa.ChunkedArray:
+    """Which rows reach all thresholds. One without the score, as of a noun that every image says, does not; one that a
+    person corrected has no scores, and needs none."""
+    passes = pa.chunked_array([pa.array([True] * len(rows), pa.bool_())])
+    for name in _SCORES:
+        least = getattr(source, f"min_{name}")
+        if least is not None:
+            passes = pc.and_(passes, pc.fill_null(pc.greater_equal(rows[name], least), False))
+    return pc.or_(passes, pc.fill_null(pc.greater(pc.list_value_length(rows["corrected"]), 0), False))
+
+
+def _joined(tables: Iterator[pa.Table], *, negatives: bool) -> pa.Table:
+    """Tables of selected rows as one. Small ones are joined as they come: each takes more than its few rows do."""
+    nouns = pa.list_(pa.string())
+    more = [pa.field(name, nouns) for name in (("negatives", "said") if negatives else ())]
+    schema = pa.schema([*(arrow_schema(SampleRow).field(name) for name in _COLUMNS), *more])
+    joined = schema.empty_table()
+    larger: list[pa.Table] = []
+    while held := list(islice(tables, _JOINED_AT_ONCE)):
+        larger.append(pa.concat_tables([table.cast(schema) for table in held]).combine_chunks())
+    return pa.concat_tables([joined, *larger]).combine_chunks()
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -271,8 +309,9 @@ def _open_in(folder: Path, name: str) -> IO[bytes]:
     return (folder / name).open("rb")
 
 
-def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
-    """The index of a shard, whose bytes are those that the manifest vouches for."""
+def _read_index(folder: Path, shard: ShardEntry, columns: Sequence[str]) -> pa.Table:
+    """Some columns of the index of a shard, whose bytes are those that the manifest vouches for. Those that its format
+    version does not have are null."""
     tar = folder / "shards" / shard.name
     path = tar.with_suffix(".parquet")
     try:
@@ -283,5 +322,8 @@ def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
         ) from error
     if hashlib.sha256(content).hexdigest() != shard.index_sha256 or size_bytes != shard.size_bytes:
         raise InputError(f"{path}: not the index that the manifest names; run `maskmine verify {folder}`")
-    table = with_later_columns(read_parquet(io.BytesIO(content)), SampleRow)
-    return table.replace_schema_metadata(None)
+    table = read_verified(content, columns)
+    for name in (name for name in columns if name not in table.column_names):
+        field = arrow_schema(SampleRow).field(name)
+        table = table.append_column(field.with_nullable(True), pa.nulls(len(table), field.type))
+    return table.select(list(columns))

@@ -324,6 +324,15 @@ def test_a_mix_that_was_stopped_anywhere_ends_with_the_same_bytes(
     assert mixes.mix(tmp_path / "mix", *given, samples_per_shard=10).was_complete
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_how_many_indexes_are_in_a_query_does_not_matter(
+    mixed: Path, sets: dict[str, Path], at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_PARTS_AT_ONCE", at_once)
+    mixes.mix(tmp_path / "mix", f"{sets['red']}:2", f"{sets['blue']}:1", samples_per_shard=10)
+    assert contents(tmp_path / "mix") == contents(mixed)
+
+
 def test_a_shard_that_was_deleted_is_made_again_and_leftovers_go(
     mixed: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -85,9 +85,21 @@ def test_more_pairs_than_there_are_cannot_be_asked_for(
         f"--samples 10000: blue has {there} pairs for a share of 90.0%; ask for {most} at most, or give it a smaller "
         "weight"
     )
+    assert not (tmp_path / "mix").exists()
     assert run_app(["mix", *both, "--samples", str(most), "--out", str(tmp_path / "mix")]) == 0
     said = refused(capsys, *both, "--samples", "0", "--out", str(tmp_path / "other"))
     assert said == "--samples: input should be greater than or equal to 1, not 0"
+
+
+def test_a_refusal_after_the_images_were_read_says_that_this_stays_and_the_next_try_goes_on(
+    sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, copies = tmp_path / "mix", f"{sets['copies']}:1"
+    said = refused(capsys, f"{sets['red']}:2", copies, "--samples", "9", "--out", str(out))
+    assert "every image of it is in red as well" in said
+    assert said.endswith(f" (what is known of the images stays in {out} for that)")
+    assert sorted(path.name for path in out.iterdir()) == [".work", "mix.json"]
+    assert run_app(["mix", f"{sets['red']}:2", copies, "--samples", "9", "--keep-duplicates", "--out", str(out)]) == 0
 
 
 def test_a_set_that_is_not_there_or_not_finished_is_named(
