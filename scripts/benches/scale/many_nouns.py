@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from maskmine.mining.models.clip import Clip
 from maskmine.mining.negatives import Negatives
 from maskmine.mining.pairs import ClipPairs
 from maskmine.mining.proposers.ground_truth import GroundTruth
@@ -89,7 +88,10 @@ class ManyNouns:
             ),
             "levels": (LevelsJob(cells, 1), 0),
             "pairs": (PairsJob(cells, pairs, 1), _USUAL_PART),
-            "negatives": (NegativesJob(cells, self._negatives, Negatives(min_images=2, min_separability=0.4)), _USUAL_PART),
+            "negatives": (
+                NegativesJob(cells, self._negatives, Negatives(min_images=2, min_separability=0.4)),
+                _USUAL_PART,
+            ),
             "shards": (ShardsJob(cells, Shards(), pairs, regions, FORMAT_VERSION), _USUAL_PART),
             "vocabulary, appended": (
                 VocabularyJob(
@@ -233,5 +235,3 @@ def _mentions(nouns: Sequence[str]) -> Iterator[pa.Table]:
         mask = pa.array(np.ones(images, bool))
         nulls = pa.StructArray.from_arrays([empty, empty], fields=list(schema.field("rejection").type), mask=mask)
         yield pa.Table.from_arrays([ids, lists, skipped, nulls], schema=schema)
-
-

@@ -1,5 +1,6 @@
-"""What each step that meets the vocabulary takes with 50,000, 500,000 and five million nouns: its memory is to stay, its
-time to grow as the nouns.
+"""What each step that meets the vocabulary takes with 50,000, 500,000 and five million nouns.
+
+Its memory is to stay within a bound, its time to grow as the nouns.
 
 Each step is a process of its own, which runs the job of a run on made-up cells (`many_nouns.py`). Its own memory is
 what the system cannot take back: files that are mapped into memory count where nothing else wants it.
