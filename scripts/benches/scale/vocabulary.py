@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ STEPS = (
     "shards, appended",
 )
 """In the order of a run: each reads what those before it wrote."""
-_DIM = 64
+_DIM, _WIDE = 64, 768  # of the embeddings: those that are measured at all sizes, and those of a large CLIP
 _MOST_MB, _MOST_TIME = 1_500, 1.20
 _LOOKED_EVERY_S = 0.02
 
@@ -48,26 +48,27 @@ class Taken:
     """CPU seconds that a job took to open and to make a cell, and the most memory that its process had of its own."""
 
     seconds: float
-    own_bytes: int
+    own_mb: float
 
 
 def bench_vocabulary(
-    *, most: int = SIZES[-1], dim: int = _DIM, steps: Sequence[str] = STEPS, folder: Path | None = None
+    *, most: int = SIZES[-1], steps: Sequence[str] = STEPS, folder: Path | None = None
 ) -> Iterator[Measure]:
-    """Each step with 50,000, 500,000 … nouns up to `most`, whose embeddings are `dim` wide.
+    """Each step with 50,000, 500,000 … nouns up to `most`, whose embeddings are 64 wide, and with 50,000 of 768.
 
-    Files lie in `folder` where one is given, and are removed with those of other numbers of nouns.
+    What a row group takes grows with the width, and nothing else: so memory is reckoned for `most` nouns of 768. Files
+    lie in `folder` where one is given, those of one number of nouns at a time.
     """
     sizes = [size for size in SIZES if size < most] + [most]
-    taken: dict[str, dict[int, Taken]] = {step: {} for step in steps}
-    for nouns in sizes:
+    taken: dict[str, dict[tuple[int, int], Taken]] = {step: {} for step in steps}
+    for nouns, dim in [(sizes[0], _WIDE), *((size, _DIM) for size in sizes)]:
         with tempfile.TemporaryDirectory(prefix="maskmine-bench-", dir=folder) as scratch:
             run = ManyNouns(Path(scratch), nouns, dim)
             run.write()
             for step in steps:
-                taken[step][nouns] = measure(run, step)
+                taken[step][nouns, dim] = measure(run, step)
     for step in steps:
-        yield from _measures(step, taken[step], dim)
+        yield from _measures(step, taken[step], sizes)
 
 
 def measure(run: ManyNouns, step: str) -> Taken:
@@ -80,16 +81,16 @@ def measure(run: ManyNouns, step: str) -> Taken:
     return Taken(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measures(step: str, taken: dict[int, Taken], dim: int) -> Iterator[Measure]:
-    for nouns, one in taken.items():
+def _measures(step: str, taken: Mapping[tuple[int, int], Taken], sizes: Sequence[int]) -> Iterator[Measure]:
+    for (nouns, dim), one in taken.items():
         yield Measure(f"{step}: {nouns:,} nouns × {dim}", one.seconds, "CPU s")
-        yield Measure(f"{step}: {nouns:,} nouns, own memory", one.own_bytes / 2**20, "MB")
-    few, many = sorted(taken)[-2:] if len(taken) > 1 else (0, max(taken))
-    yield at_most(f"{step}: own memory at {many:,} nouns", taken[many].own_bytes / 2**20, "MB", _MOST_MB)
-    if few:
-        yield Measure(f"{step}: a noun more", (taken[many].own_bytes - taken[few].own_bytes) / (many - few), "bytes")
-        time_of = [taken[nouns].seconds / nouns for nouns in (few, many)]
-        yield at_most(f"{step}: time of a noun at {many:,} / {few:,}", time_of[1] / time_of[0], "×", _MOST_TIME)
+        yield Measure(f"{step}: {nouns:,} nouns × {dim}, own memory", one.own_mb, "MB")
+    few, many = sizes[-2:]
+    wide_mb = taken[sizes[0], _WIDE].own_mb - taken[sizes[0], _DIM].own_mb
+    most_mb = taken[many, _DIM].own_mb + max(0.0, wide_mb)
+    yield at_most(f"{step}: own memory reckoned at {many:,} × {_WIDE}", most_mb, "MB", _MOST_MB)
+    per_noun = [taken[nouns, _DIM].seconds / nouns for nouns in (few, many)]
+    yield at_most(f"{step}: time of a noun at {many:,} / {few:,}", per_noun[1] / per_noun[0], "×", _MOST_TIME)
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def _main(folder: str, nouns: str, dim: str, step: str) -> None:
         reports = each_report(job.open()(part, no_tick))
         seconds = time.process_time() - begin
     sys.stderr.write(f"{reports}\n")
-    sys.stdout.write(f"\n{json.dumps({'seconds': seconds, 'own_bytes': most[0]})}\n")
+    sys.stdout.write(f"\n{json.dumps({'seconds': seconds, 'own_mb': most[0] / 2**20})}\n")
 
 
 if __name__ == "__main__":
