@@ -83,7 +83,7 @@ class ManyNouns:
         clip, pairs = regions.clip, ClipPairs(min_count=2)
         jobs: dict[str, tuple[Job, int]] = {
             "vocabulary": (
-                VocabularyJob(cells, Vocabulary(), regions, clip, self.parts, TEXT, _reused(self._earlier)),
+                VocabularyJob(cells, Vocabulary(), regions, clip, self.parts, TEXT, _reused(self.earlier)),
                 0,
             ),
             "levels": (LevelsJob(cells, 1), 0),
@@ -101,7 +101,7 @@ class ManyNouns:
                     clip,
                     2,
                     TEXT,
-                    _reused(self._earlier),
+                    _reused(self.earlier),
                     first=self.parts,
                     earlier=(cells.vocabulary,),
                 ),
@@ -123,7 +123,8 @@ class ManyNouns:
         return negatives
 
     @property
-    def _earlier(self) -> RunFolder:
+    def earlier(self) -> RunFolder:
+        """The run whose text embeddings are used again."""
         return RunFolder(str(self.folder / "earlier"))
 
     def write(self) -> None:
@@ -146,7 +147,7 @@ class ManyNouns:
         cells.nouns.write_pieces(self.parts + 1, _mentions(appended))
 
     def _write_embeddings(self, own: int, new: int) -> None:
-        stored = run_cells(self._earlier, _PRINTS).vocabulary
+        stored = run_cells(self.earlier, _PRINTS).vocabulary
         names = [(start, count, False) for start, count in _blocks(own)]
         names += [(start, count, True) for start, count in _blocks(new)]
         tables = (_vocabulary(start, count, new=is_new, dim=self.dim) for start, count, is_new in names)
