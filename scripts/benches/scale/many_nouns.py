@@ -17,7 +17,7 @@ import pyarrow as pa
 from maskmine.mining.negatives import Negatives
 from maskmine.mining.pairs import ClipPairs
 from maskmine.mining.proposers.ground_truth import GroundTruth
-from maskmine.mining.regions import RegionClip, Regions
+from maskmine.mining.regions import Regions
 from maskmine.mining.shards import Shards
 from maskmine.mining.vocabulary import Vocabulary
 from maskmine.pipelines.run_folder.cells import Cells
