@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from maskmine.mining.models.clip import RegionClip
 from maskmine.mining.negatives import Negatives
 from maskmine.mining.pairs import ClipPairs
 from maskmine.mining.proposers.ground_truth import GroundTruth
