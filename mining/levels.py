@@ -16,7 +16,7 @@ regions and the nouns that they say; the vocabulary passes through.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -81,17 +81,7 @@ def measure_levels(
     prior = _mean((noun.counts.auc, noun.counts.said) for noun in said.values())
     bases = {name: noun.counts.separability(prior) for name, noun in said.items() if noun.counts.auc is not None}
     scale = LevelScale(images.images, spread, agreement, centre_D)
-
-    def rows() -> Iterator[list[LevelRow]]:
-        for block in read_vocabulary():
-            others = {row.noun: row for row in block if row.noun not in said and row.embedding is not None}
-            counted = _count_unsaid(images, list(others.values()))
-            yield [
-                _level_row(row, said.get(row.noun), counted.get(row.noun), bases=bases, prior=prior, mean=mean_level)
-                for row in block
-            ]
-
-    return scale, rows()
+    return scale, _level_rows(images, read_vocabulary, said, bases=bases, prior=prior, mean=mean_level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +107,14 @@ class CommonLevels:
 
 
 def measure_new_levels(
-    sample: Iterable[tuple[NounsRow, RegionsRow]], common: CommonLevels, vocabulary: Sequence[VocabularyRow]
-) -> list[LevelRow]:
+    sample: Iterable[tuple[NounsRow, RegionsRow]], common: CommonLevels, read_vocabulary: ReadVocabulary
+) -> Iterator[list[LevelRow]]:
     """Measure nouns that a run did not know on the images of its own sample, so that they are comparable with those
-    that it knows, whose levels stay. Rows in the order of the vocabulary."""
+    that it knows, whose levels stay. Rows in the order of the vocabulary, in blocks."""
     images = SampleImages.of(sample)
-    counted = _count_said(images, [row for row in vocabulary if row.embedding is not None and row.lemma in images.said])
+    counted = _count_said(images, _spoken(images, read_vocabulary))
     said, _ = _with_prototypes(images, counted, common.mean_level, common.scale.centre_D)
-    others = [row for row in vocabulary if row.noun not in said and row.embedding is not None]
-    unsaid = _count_unsaid(images, others)
-    means = {"bases": common.bases, "prior": common.prior, "mean": common.mean_level}
-    return [_level_row(row, said.get(row.noun), unsaid.get(row.noun), **means) for row in vocabulary]  # type: ignore[arg-type]
+    return _level_rows(images, read_vocabulary, said, bases=common.bases, prior=common.prior, mean=common.mean_level)
 
 
 _Counted = dict[str, tuple[VocabularyRow, BestRegions, NounCounts]]
@@ -138,12 +125,17 @@ def _measure_said(
     images: SampleImages, read_vocabulary: ReadVocabulary, centre_D: Array
 ) -> tuple[dict[str, _SaidNoun], float, float, float]:
     """The nouns that images of the sample say, and the means over them of level, spread and agreement."""
-    rows = (row for block in read_vocabulary() for row in block)
-    counted = _count_said(images, [row for row in rows if row.embedding is not None and row.lemma in images.said])
+    counted = _count_said(images, _spoken(images, read_vocabulary))
     mean_level = _mean((c.level_sum / 1e6 / c.unsaid if c.unsaid else None, c.said) for _, _, c in counted.values())
     spread = _mean((c.spread(), c.said) for _, _, c in counted.values())
     said, agreements = _with_prototypes(images, counted, mean_level, centre_D)
     return said, mean_level, spread, round(_mean(agreements), 6)
+
+
+def _spoken(images: SampleImages, read_vocabulary: ReadVocabulary) -> list[VocabularyRow]:
+    """The nouns with an embedding that images of the sample say."""
+    rows = (row for block in read_vocabulary() for row in block)
+    return [row for row in rows if row.embedding is not None and row.lemma in images.said]
 
 
 def _count_said(images: SampleImages, spoken: list[VocabularyRow]) -> _Counted:
@@ -186,6 +178,25 @@ def _count_unsaid(images: SampleImages, rows: list[VocabularyRow]) -> dict[str, 
         counts = count_unsaid(best_unsaid(images, _text(block)))
         counted |= {row.noun: one for row, one in zip(block, counts, strict=True)}
     return counted
+
+
+def _level_rows(
+    images: SampleImages,
+    read_vocabulary: ReadVocabulary,
+    said: Mapping[str, _SaidNoun],
+    *,
+    bases: Mapping[str, float],
+    prior: float,
+    mean: float,
+) -> Iterator[list[LevelRow]]:
+    """The rows of a vocabulary in its order; nouns that are not `said` are measured as they pass."""
+    for block in read_vocabulary():
+        others = {row.noun: row for row in block if row.noun not in said and row.embedding is not None}
+        counted = _count_unsaid(images, list(others.values()))
+        yield [
+            _level_row(row, said.get(row.noun), counted.get(row.noun), bases=bases, prior=prior, mean=mean)
+            for row in block
+        ]
 
 
 def _level_row(

@@ -24,6 +24,7 @@ from typing import IO, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from maskmine.mining.models.embeddings import unpack
@@ -108,8 +109,8 @@ class Candidates:
     none; both lie in files without a name. A noun is absent where no similarity reaches its `bound`.
     """
 
-    nouns: Sequence[str]
-    lemmas: Sequence[str]
+    nouns: pa.ChunkedArray
+    lemmas: pa.ChunkedArray
     bound_C: Array
     text_CD: Any
     prototype_CD: Any
@@ -118,22 +119,25 @@ class Candidates:
     def of(cls, tables: NounTables, settings: Negatives) -> Candidates:
         """Of a vocabulary and its levels: those that can be seen, and that enough images say."""
         spread, dim = tables.scorer.scale.spread, len(tables.scorer.scale.centre_D)
-        names: list[tuple[str, str, float]] = []
+        names: list[pa.Table] = []
         with _scratch() as texts, _scratch() as prototypes:
             for vocabulary, levels in zip(_batches(tables.vocabulary), _batches(tables.levels), strict=True):
-                for row, level in zip(vocabulary.to_pylist(), levels.to_pylist(), strict=True):
-                    if not _may_be_negative(row, level, settings):
-                        continue
-                    own = spread if level["spread"] is None else level["spread"]
-                    bound = level["level"] - settings.margin * own
-                    names.append((row["noun"], row["lemma"] or row["noun"], bound))
-                    texts.write(row["embedding"])
-                    prototypes.write(level["prototype"] or bytes(4 * dim))
+                may_be = _may_be_negative(vocabulary, levels, settings)
+                rows, of_rows = vocabulary.filter(may_be), levels.filter(may_be)
+                margins = pc.multiply(settings.margin, pc.fill_null(of_rows["spread"], spread))
+                columns = [rows["noun"], pc.coalesce(_filled(rows["lemma"]), rows["noun"])]
+                names.append(pa.table([*columns, pc.subtract(of_rows["level"], margins)], ["noun", "lemma", "bound"]))
+                texts.writelines(rows["embedding"].to_pylist())
+                prototypes.writelines(one or bytes(4 * dim) for one in of_rows["prototype"].to_pylist())
+            found = pa.concat_tables(names).combine_chunks()
             text_CD, prototype_CD = (
-                _mapped(file, dtype, (len(names), dim)) for file, dtype in ((texts, "<f2"), (prototypes, "<f4"))
+                _mapped(file, dtype, (len(found), dim)) for file, dtype in ((texts, "<f2"), (prototypes, "<f4"))
             )
-        bound_C = np.array([bound for *_, bound in names], np.float64)
-        return cls([noun for noun, *_ in names], [lemma for _, lemma, _ in names], bound_C, text_CD, prototype_CD)
+        return cls(found["noun"], found["lemma"], found["bound"].to_numpy(), text_CD, prototype_CD)
+
+    def name(self, number: int) -> tuple[str, str]:
+        """A candidate's noun and lemma."""
+        return self.nouns[number].as_py(), self.lemmas[number].as_py()
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
         """The unit vectors of the candidates, a block at a time, each with the number of its first one."""
@@ -207,7 +211,7 @@ class _Search:
         chosen: dict[str, str] = {}  # by lemma: one form of a noun
         anchors = [near[noun] for noun in said if noun in near]
         for number in self._unseen(image.regions, anchors, [prototypes.get(noun) for noun in said]):
-            noun, lemma = self.candidates.nouns[number], self.candidates.lemmas[number]
+            noun, lemma = self.candidates.name(number)
             if lemma in chosen or self._may_be_said(noun, lemma, named, spoken):
                 continue
             chosen[lemma] = noun
@@ -270,11 +274,16 @@ def _batches(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, _CANDIDATES_AT_ONCE)
 
 
-def _may_be_negative(row: Mapping[str, Any], level: Mapping[str, Any], settings: Negatives) -> bool:
-    """Whether a noun of the vocabulary has a level, can be seen, and is said by enough images."""
-    if level["level"] is None or level["separability"] is None or row["embedding"] is None:
-        return False
-    return bool(level["separability"] >= settings.min_separability and row["images"] >= settings.min_images)
+def _may_be_negative(vocabulary: pa.Table, levels: pa.Table, settings: Negatives) -> pa.ChunkedArray:
+    """Which nouns have a level, can be seen, and are said by enough images; null for those without separability."""
+    is_known = pc.and_(pc.is_valid(levels["level"]), pc.is_valid(vocabulary["embedding"]))
+    is_said = pc.greater_equal(vocabulary["images"], settings.min_images)
+    return pc.and_(pc.and_(is_known, is_said), pc.greater_equal(levels["separability"], settings.min_separability))
+
+
+def _filled(lemmas: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The lemmas that are not empty, others null."""
+    return pc.if_else(pc.equal(lemmas, ""), None, lemmas)
 
 
 def _scratch() -> IO[bytes]:

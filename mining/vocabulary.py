@@ -27,17 +27,18 @@ first by their bytes."""
 EmbedNames = Callable[[Sequence[str]], list[bytes]]
 """Names to their packed embeddings, in order."""
 
+FindKnown = Callable[[Sequence[str]], Mapping[str, bytes]]
+"""Nouns, some thousands at a time, to the packed embeddings of those that are known."""
+
 Item = TypeVar("Item")
 
 _ROWS_AT_ONCE = 4096  # of the vocabulary in memory
 
 
 class EmbedNouns(Protocol):
-    """Counted nouns to rows of the vocabulary, in order; embeddings in `known` are taken as they are."""
+    """Counted nouns to rows of the vocabulary, in order; embeddings that `known` has are taken as they are."""
 
-    def __call__(
-        self, counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None
-    ) -> Iterator[VocabularyRow]: ...
+    def __call__(self, counts: Iterable[Count], *, known: FindKnown | None = None) -> Iterator[VocabularyRow]: ...
 
 
 class Vocabulary(Settings):
@@ -64,14 +65,13 @@ class Vocabulary(Settings):
             return _without_embeddings
         open_names = cache(partial(self.open_names, clip, device))
 
-        def embed(counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None) -> Iterator[VocabularyRow]:
-            known = known or {}
+        def embed(counts: Iterable[Count], *, known: FindKnown | None = None) -> Iterator[VocabularyRow]:
             for rows in _groups(counts, size=_ROWS_AT_ONCE):
-                missing = [noun for noun, *_ in rows if noun not in known]
-                new = dict(zip(missing, open_names()(missing), strict=True)) if missing else {}
+                embeddings = dict(known([noun for noun, *_ in rows])) if known is not None else {}
+                missing = [noun for noun, *_ in rows if noun not in embeddings]
+                embeddings |= zip(missing, open_names()(missing), strict=True) if missing else ()
                 for noun, images, mentions, lemma in rows:
-                    embedding = new[noun] if noun in new else known[noun]
-                    yield VocabularyRow(noun, images, mentions, embedding, lemma)
+                    yield VocabularyRow(noun, images, mentions, embeddings[noun], lemma)
 
         return embed
 
@@ -135,9 +135,7 @@ _COUNT = """
 """
 
 
-def _without_embeddings(
-    counts: Iterable[Count], *, known: Mapping[str, bytes] | None = None
-) -> Iterator[VocabularyRow]:
+def _without_embeddings(counts: Iterable[Count], *, known: FindKnown | None = None) -> Iterator[VocabularyRow]:
     return (VocabularyRow(noun, images, mentions, None, lemma) for noun, images, mentions, lemma in counts)
 
 

@@ -134,11 +134,12 @@ def write_parquet_rows(
     write_sealed(row_groups(rows, row_type, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
 
 
-def read_parquet_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after the other; damage is found as in `open_sealed`."""
+def read_parquet_blocks(file: IO[bytes], *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after the other, or some columns of them; damage is found as in
+    `open_sealed`."""
     parquet = open_sealed(file)
     for number in range(parquet.num_row_groups):
-        yield _own(_read_group(parquet, number))
+        yield _own(_read_group(parquet, number, columns))
 
 
 def read_parquet(file: IO[bytes]) -> pa.Table:
@@ -171,10 +172,10 @@ def read_verified(content: bytes, columns: Sequence[str] | None = None) -> pa.Ta
     return parquet.read(columns=wanted, use_threads=len(content) > _LARGE_GROUP_BYTES).replace_schema_metadata(None)
 
 
-def _read_group(parquet: pq.ParquetFile, number: int) -> pa.Table:
+def _read_group(parquet: pq.ParquetFile, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """A row group; a small one by this thread alone, as others that wait for a busy core cost more than they save."""
     is_large = parquet.metadata.row_group(number).total_byte_size > _LARGE_GROUP_BYTES
-    return parquet.read_row_group(number, use_threads=is_large)
+    return parquet.read_row_group(number, columns=columns and list(columns), use_threads=is_large)
 
 
 def with_later_columns(table: pa.Table, row_type: Any) -> pa.Table:

@@ -22,6 +22,8 @@ from heapq import nsmallest
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskmine.mining.models.embeddings import unpack
 from maskmine.mining.scores.scale import LevelScale
@@ -175,6 +177,12 @@ def _noun_scores(level: LevelRow, row: VocabularyRow) -> NounScores | None:
         return None
     prototype_D = None if level.prototype is None else np.frombuffer(level.prototype, "<f4").astype(np.float64)
     return NounScores(row.lemma or row.noun, level.level, level.separability, level.said, prototype_D, level.weight)
+
+
+def may_compete(levels: pa.Table) -> pa.ChunkedArray:
+    """Which rows of a table of levels may be of competitors, as booleans or null: all that `_candidate` takes are."""
+    is_said = pc.greater_equal(levels["said"], _COMPETITOR_IMAGES)
+    return pc.and_(is_said, pc.greater_equal(levels["separability"], _VISIBLE))
 
 
 def _candidate(level: LevelRow, row: VocabularyRow) -> tuple[int, str, bytes, str, float] | None:

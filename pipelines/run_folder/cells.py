@@ -130,9 +130,9 @@ class Cells(Generic[Row]):
         """The rows of a cell, one row group in memory at a time."""
         return self.run.read_blocks(*self.names(part), row_type=self.row_type, fingerprint=self.fingerprint or None)
 
-    def read_groups(self, part: int = 0) -> Iterator[pa.Table]:
-        """The row groups of a cell as tables, one in memory at a time."""
-        return self.run.read_groups(*self.names(part), fingerprint=self.fingerprint or None)
+    def read_groups(self, part: int = 0, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The row groups of a cell as tables, or some columns of them, one in memory at a time."""
+        return self.run.read_groups(*self.names(part), fingerprint=self.fingerprint or None, columns=columns)
 
     def read_rows(self, part: int = 0) -> Iterator[Row]:
         """The rows of a cell one after the other, one row group in memory at a time."""

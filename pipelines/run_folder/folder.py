@@ -21,7 +21,7 @@ import fsspec
 import pyarrow as pa
 
 from maskmine.mining.storage.files import replace_file
-from maskmine.mining.storage.ownership import BEAM, RAY, WRITING, owned_prefix, owner_state
+from maskmine.mining.storage.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
 from maskmine.mining.storage.stores import (
     describe,
     fault_line,
@@ -56,6 +56,7 @@ SUCCESS_FILE = "_SUCCESS"  # written last, so a set or an export with this file 
 VERDICTS_FOLDER = "verdicts"  # of reviewers, who come after the run
 _READ_AT_ONCE, _READ_AHEAD = 16, 256
 _COPIED_AT_ONCE_BYTES = 1 << 20
+_FETCHED_AT_ONCE_BYTES = 1 << 28  # of an object: nearly every cell, so that a store is asked once
 _DAY_S = 24 * 60 * 60.0
 _CELL = re.compile(r"(\d{5,})\.(parquet|tar|json)")
 _FINGERPRINT_KEY = "maskmine.fingerprint"
@@ -165,6 +166,12 @@ class RunFolder:
         except FileNotFoundError as error:
             raise IncompleteError(f"{other.path(*names)}: missing; run `maskmine mine` there again") from error
 
+    def copy(self, names: Sequence[str], to: Sequence[str]) -> None:
+        """Have a file of the run a second time, whole or not at all; a piece of it is in memory. Raises
+        FileNotFoundError."""
+        with self.open(*names) as source, self.write(*to) as file:
+            shutil.copyfileobj(source, file, _COPIED_AT_ONCE_BYTES)
+
     def read_json(self, *names: str) -> Any:
         """The content of a JSON file, or None when it is not there or not whole."""
         try:
@@ -228,15 +235,18 @@ class RunFolder:
         """The rows of a Parquet file, one row group in memory at a time; faults as in `read_groups`."""
         return (from_table(table, row_type) for table in self.read_groups(*names, fingerprint=fingerprint))
 
-    def read_groups(self, *names: str, fingerprint: str | None = None) -> Iterator[pa.Table]:
-        """The row groups of a Parquet file as tables, one in memory at a time; faults as in `read_table`.
+    def read_groups(
+        self, *names: str, fingerprint: str | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The row groups of a Parquet file as tables, or some columns of them, one in memory at a time; faults as in
+        `read_table`.
 
         The file is checked before the first one comes. From an object store it comes whole.
         """
         with self._parquet_faults(*names), self._open_whole(*names) as file:
             found = check_sealed(file).metadata.get(_FINGERPRINT_KEY, "")
             self._refuse_foreign(*names, found=found, wanted=fingerprint)
-            yield from read_parquet_blocks(file)
+            yield from read_parquet_blocks(file, columns=columns)
 
     def read_table(self, *names: str, fingerprint: str | None = None) -> pa.Table:
         """Read a Parquet file, of which every byte is checked.
@@ -298,12 +308,25 @@ class RunFolder:
 
     @contextmanager
     def _open_whole(self, *names: str) -> Iterator[Any]:
-        """A file that is read to its end: on a disk piece by piece, from an object store by one request."""
-        if scheme_of(self.root) != "file":
-            yield pa.BufferReader(self.read_bytes(*names))
+        """A file that is read to its end: on a disk piece by piece, from an object store by one request.
+
+        A large one of a store goes through a temporary file: a vocabulary may not fit the memory.
+        """
+        if scheme_of(self.root) == "file":
+            with self.open(*names) as file:
+                yield file
             return
-        with self.open(*names) as file:
-            yield file
+        with _one_line_faults(self.path(*names)):
+            content = fetch(self.path(*names), max_bytes=_FETCHED_AT_ONCE_BYTES)
+        if len(content) < _FETCHED_AT_ONCE_BYTES:
+            yield pa.BufferReader(content)
+            return
+        with tempfile.TemporaryFile(prefix=owned_prefix(SCRATCH)) as copy:
+            while content:
+                copy.write(content)
+                with _one_line_faults(self.path(*names)):
+                    content = fetch(self.path(*names), start=copy.tell(), max_bytes=_FETCHED_AT_ONCE_BYTES)
+            yield copy
 
     @contextmanager
     def _parquet_faults(self, *names: str) -> Iterator[None]:

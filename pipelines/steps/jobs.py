@@ -30,6 +30,7 @@ from maskmine.pipelines.run_folder.region_cells import embeddings_cells
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.gpu_use import watch_gpu
+from maskmine.pipelines.steps.in_order import known_embeddings
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
 from maskmine.schemas.rows import (
     CaptioningRow,
@@ -41,7 +42,7 @@ from maskmine.schemas.rows import (
     Rejection,
     VocabularyRow,
 )
-from maskmine.schemas.tables import from_pieces, from_table
+from maskmine.schemas.tables import from_pieces
 
 Tick = Callable[[int], None]  # takes how many more records of a cell are finished
 
@@ -156,8 +157,9 @@ class VocabularyJob:
     embeddings.
 
     Text embeddings that a vocabulary of this folder or of the reused run holds are used again, also those of the
-    `earlier` versions of a set that something is appended to. A vocabulary by another text side is kept beside the
-    embeddings of regions before it is replaced, so that one can go back to its CLIP.
+    `earlier` versions of a set that something is appended to; a few thousand of each are in memory. A vocabulary by
+    another text side is kept beside the embeddings of regions before it is replaced, so that one can go back to its
+    CLIP.
     """
 
     cells: RunCells
@@ -186,17 +188,12 @@ class VocabularyJob:
         def make(part: int, tick: Tick) -> PartReport:
             start_s = time.monotonic()
             made_from, nouns = identities(self.inputs, part), 0
-            counts: Iterable[Count] = self._count(tick)
-            if self.earlier:  # what is appended has few nouns; those before it may be many
-                counts = list(counts)
-                known = self._stored_embeddings(of=pa.array([noun for noun, *_ in counts], pa.string()))
-            else:
-                known = self._stored_embeddings()
+            known = known_embeddings(self._stored())
             self._keep_other()
 
             def rows() -> Iterator[VocabularyRow]:
                 nonlocal nouns
-                for row in embed(counts, known=known):
+                for row in embed(self._count(tick), known=known):
                     yield row
                     nouns += 1
                     tick(1)
@@ -211,27 +208,19 @@ class VocabularyJob:
         paths = [self.cells.nouns.path(part) for part in range(self.first, self.first + self.parts)]
         return count_nouns(paths, expect=tick.expect if isinstance(tick, Expects) else _ignore)
 
-    def _stored_embeddings(self, *, of: pa.Array | None = None) -> dict[str, bytes]:
-        """The embeddings of stored vocabularies that were made by the same text tower with the same templates; those
-        `of` some nouns, or all."""
-        embeddings: dict[str, bytes] = {}
+    def _stored(self) -> list[Cells[VocabularyRow]]:
+        """The stored vocabularies whose embeddings were made by the same text tower with the same templates."""
         own = replace(self.cells.vocabulary, fingerprint="")
         reused = [replace(own, run=self.reused.run, within="")] if self.reused else []
-        for stored in (own, self._kept(self.text_fingerprint), *self.earlier, *reused):
-            if stored.read_metadata().get(_TEXT_KEY) == self.text_fingerprint:
-                for table in replace(stored, fingerprint="").read_groups():
-                    wanted = table if of is None else table.filter(pc.is_in(table["noun"], value_set=of))
-                    rows = from_table(wanted, VocabularyRow)
-                    embeddings |= {row.noun: row.embedding for row in rows if row.embedding is not None}
-        return embeddings
+        stored = (own, self._kept(self.text_fingerprint), *self.earlier, *reused)
+        made_so = (one for one in stored if one.read_metadata().get(_TEXT_KEY) == self.text_fingerprint)
+        return [replace(one, fingerprint="") for one in made_so]
 
     def _keep_other(self) -> None:
         own = self.cells.vocabulary
         stored = own.read_metadata().get(_TEXT_KEY)
         if self.clip is not None and stored not in (None, self.text_fingerprint):
-            kept = self._kept(stored)
-            with own.run.write(*kept.names()) as file:
-                file.write(own.run.read_bytes(*own.names()))
+            own.run.copy(own.names(), to=self._kept(stored).names())
 
     def _kept(self, text_fingerprint: str) -> Cells[VocabularyRow]:
         own = self.cells.vocabulary
@@ -333,8 +322,8 @@ class PairsJob:
     def _open_tables(self) -> NounTables:
         cells, of = self.cells, self.base
         scale = LevelScale.read(cells.levels.read_metadata())
-        others = zip(of.levels.read_rows(), of.vocabulary.read_rows(), strict=True) if of is not None else None
-        return NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups(), competitors=others)
+        among = (of.levels.read_groups(), of.vocabulary.read_groups()) if of is not None else None
+        return NounTables.open(scale, cells.levels.read_groups(), cells.vocabulary.read_groups(), among=among)
 
 
 def with_gpu_use(make: MakeCell, *, device: str) -> MakeCell:

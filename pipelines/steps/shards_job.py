@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -18,15 +19,25 @@ from maskmine.mining.evaluation.corrections import Decisions
 from maskmine.mining.evaluation.wrong_pairs import find_judged_pairs
 from maskmine.mining.pairs import ClipPairs, LabelPairs
 from maskmine.mining.regions import Regions
+from maskmine.mining.scores.noun_tables import NounValues
 from maskmine.mining.selection import cap_nouns, keep_corrected, keep_pair
-from maskmine.mining.shards import ImageToWrite, KnownCrops, ShardAccount, Shards, first_rejection, write_shard
+from maskmine.mining.shards import (
+    ImageToWrite,
+    KeepCorrected,
+    KeepPair,
+    KnownCrops,
+    ShardAccount,
+    Shards,
+    first_rejection,
+    write_shard,
+)
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.reused_crops import ReusedCrops
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
-from maskmine.schemas.rows import Rejection, VocabularyRow
+from maskmine.schemas.rows import Rejection, SelectionRow, VocabularyRow
 
 
 @dataclass(frozen=True)
@@ -106,10 +117,7 @@ class ShardsJob:
         return [Input(one) for one in cells]
 
     def open(self) -> MakeCell:
-        counts, remembered = self._frequent_nouns(), remember_once(self.inputs)
-        capped = self.cells.selection.read() if self.pairs.max_per_noun is not None else []
-        last_kept = {row.noun: row.last for row in capped}
-        keep = keep_pair(self.pairs, images_of_noun=counts, last_kept=last_kept)
+        filters_of, remembered = self._filters(), remember_once(self.inputs)
         read = partial(self.regions.decoding.read, max_pixels=self.regions.max_image_pixels)
         shards, open_crops = self.cells.shards, self._crops()
 
@@ -117,6 +125,7 @@ class ShardsJob:
             start_s, made_from = time.monotonic(), identities(self.inputs, part, read=remembered)
             sums = {cells.folder: cells.check(part).sha256 for cells in self._of_part()}
             folder, name = shards.names(part, "tar")
+            keep, keep_noun = filters_of(part)
             with shards.run.write(folder, name) as file, open_crops(part) as known:
                 index, account = write_shard(
                     file,
@@ -127,7 +136,7 @@ class ShardsJob:
                     read=read,
                     version=self.version,
                     decisions=self.decisions,
-                    keep_corrected=keep_corrected(last_kept),
+                    keep_corrected=keep_noun,
                     known=known,
                     tick=tick,
                 )
@@ -163,20 +172,30 @@ class ShardsJob:
         of_captions = (*self.cells.captioning, self.cells.nouns)
         return *of_captions, *self.cells.regions, self.cells.pairs, *checks, *negatives
 
-    def _frequent_nouns(self) -> dict[str, int]:
-        """In how many images each noun is, of those that are in `min_count`; not needed where one image is enough."""
-        if self.pairs.min_count == 1:
-            return {}
-        least = 1 if self.earlier else self.pairs.min_count
-        counts: dict[str, int] = {}
-        for table in self.cells.vocabulary.read_groups():
-            own = table.filter(pc.field("images") >= least)
-            counts.update(zip(own["noun"].to_pylist(), own["images"].to_pylist(), strict=True))
-        for table in chain.from_iterable(cells.read_groups() for cells in self.earlier):
-            known = table.filter(pc.is_in(table["noun"], value_set=pa.array(counts, pa.string())))
-            for noun, images in zip(known["noun"].to_pylist(), known["images"].to_pylist(), strict=True):
-                counts[noun] += images
-        return {noun: images for noun, images in counts.items() if images >= self.pairs.min_count}
+    def _filters(self) -> Callable[[int], tuple[KeepPair, KeepCorrected]]:
+        """A function from a part to what decides on its pairs, and on corrected ones: of what is known of all nouns,
+        only that of the nouns of the part is in memory."""
+        capped = (self.cells.selection,) if self.pairs.max_per_noun is not None else ()
+        said_in = (self.cells.vocabulary, *self.earlier) if self.pairs.min_count > 1 else ()
+        cuts = NounValues[str].open((one.read_groups() for one in capped), SelectionRow, ("noun", "last"))
+        counts = NounValues[int].open(
+            (one.read_groups(columns=["noun", "images"]) for one in said_in), VocabularyRow, ("noun", "images")
+        )
+        corrected = [one.noun for one in self.decisions.corrections.values() if one.noun]
+
+        def of_part(part: int) -> tuple[KeepPair, KeepCorrected]:
+            if not (capped or said_in):
+                return keep_pair(self.pairs, images_of_noun={}, last_kept={}), keep_corrected({})
+            said = pc.struct_field(pc.list_flatten(self.cells.nouns.read_table(part)["nouns"]), "text")
+            images: Counter[str] = Counter()
+            for noun, count in counts.of_nouns(said):
+                images[noun] += count
+            nouns = pa.chunked_array([*said.chunks, pa.array(corrected, pa.string())])
+            last_kept = dict(cuts.of_nouns(nouns))
+            keep = keep_pair(self.pairs, images_of_noun=images, last_kept=last_kept)
+            return keep, keep_corrected(last_kept)
+
+        return of_part
 
     def _images(self, part: int) -> Iterator[ImageToWrite]:
         cells, unseen = self.cells, self._unseen(part)

@@ -26,6 +26,7 @@ from maskmine.scripts.benches.proposers import bench_checked_run, bench_proposer
 from maskmine.scripts.benches.regenerate import bench_another_clip, bench_regenerate
 from maskmine.scripts.benches.regions import bench_large_part, bench_region_cutting
 from maskmine.scripts.benches.scale.at_scale import bench_at_scale
+from maskmine.scripts.benches.scale.vocabulary import SIZES, bench_vocabulary
 from maskmine.scripts.benches.segmenter import bench_gpu_segment, bench_segmenter
 from maskmine.scripts.benches.shards import bench_shards
 from maskmine.scripts.benches.sources import PLANNED, bench_planning, bench_sources
@@ -45,8 +46,8 @@ def main(
         list[str] | None,
         typer.Argument(
             help="nouns, levels, regions, memory, shards, export, regenerate, another-clip, append, segmenter, tuning, "
-            "proposers, checked-run, part, at-scale, device-busy, side-by-side, local-workers, engines (or a part "
-            "of it: engines-start-up, engines-time, engines-memory), "
+            "proposers, checked-run, part, at-scale, vocabulary-at-scale, device-busy, side-by-side, local-workers, "
+            "engines (or a part of it: engines-start-up, engines-time, engines-memory), "
             "sources, review, planning, gpu, gpu-tuning, gpu-segment; or gates: those with floors, held to "
             "them, or some of these by their names: gates regions shards."
         ),
@@ -60,6 +61,9 @@ def main(
         int, typer.Option(min=1, help="Generated images that planning is measured on.")
     ] = PLANNED,
     most_parts: Annotated[int, typer.Option(min=1_001, help="Parts of the largest run of at-scale.")] = 10_000,
+    most_nouns: Annotated[
+        int, typer.Option(min=SIZES[0] + 1, help="Nouns of the largest vocabulary of vocabulary-at-scale.")
+    ] = SIZES[-1],
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
     json: Annotated[Path | None, typer.Option(help="A file for the result, as JSON.")] = None,
 ) -> None:
@@ -71,6 +75,7 @@ def main(
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "at-scale": lambda: bench_at_scale(most=most_parts),
+        "vocabulary-at-scale": lambda: bench_vocabulary(most=most_nouns),
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
         "planning": lambda: bench_planning(planning_images),
@@ -153,9 +158,8 @@ def _yes(reached: bool) -> str:
 
 def _is_default(name: str) -> bool:
     """Parts of another bench and what takes an hour are only run by name, and those of the GPU where there is one."""
-    return not name.startswith(("engines-", "memory", "planning", "proposers", "checked-run", "part", "at-scale")) and (
-        not name.startswith("gpu") or _has_gpu()
-    )
+    by_name = ("engines-", "memory", "planning", "proposers", "checked-run", "part", "at-scale", "vocabulary-at-scale")
+    return not name.startswith(by_name) and (not name.startswith("gpu") or _has_gpu())
 
 
 def _has_gpu() -> bool:

@@ -241,7 +241,7 @@ def _random(tables: NounTables) -> FindAll:
             chosen: list[str] = []
             rng = np.random.default_rng(list(image.nouns.image_id.encode()))
             for number in rng.permutation(len(candidates.nouns)) if said else ():
-                noun, lemma = candidates.nouns[number], candidates.lemmas[number]
+                noun, lemma = candidates.name(int(number))
                 if not any(relations.related(noun, lemma, *other) for other in said):
                     chosen.append(noun)
                 if len(chosen) == settings.per_image:

@@ -220,7 +220,8 @@ def test_a_proposals_score_decides_between_regions_of_nearly_the_same_similarity
 def test_a_noun_that_comes_later_is_measured_as_if_it_had_been_there() -> None:
     scale, known = measure(SAMPLE, vocabulary(*WORDS))
     later = vocabulary("fox", "cats")  # which no image says, and another form of a noun that images say
-    rows = measure_new_levels(SAMPLE, CommonLevels.of(scale, known.values()), later)
+    measured = measure_new_levels(SAMPLE, CommonLevels.of(scale, known.values()), lambda: [later[:1], later[1:]])
+    rows = [row for block in measured for row in block]
     assert [row.noun for row in rows] == ["fox", "cats"]
     for row in rows:
         at_once = measure(SAMPLE, vocabulary(*WORDS, row.noun))[1][row.noun]

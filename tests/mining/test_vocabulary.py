@@ -123,7 +123,7 @@ def test_each_noun_is_computed_once_and_known_ones_never() -> None:
             return TextTower(dim=2, batch_size=3, embed=embed)
 
     embed = Vocabulary(templates="raw").open(Counted(model="double"), "cpu")
-    rows = list(embed(iter(COUNTS), known={"dog": b"as it was", "unused": b""}))
+    rows = list(embed(iter(COUNTS), known=lambda nouns: {"dog": b"as it was", "unused": b""}))
     assert sorted(read) == sorted(noun for noun, *_ in COUNTS if noun != "dog")
     assert rows[1] == VocabularyRow("dog", 1, 2, b"as it was", "dog")
     assert [row.noun for row in rows] == [noun for noun, *_ in COUNTS]

@@ -9,10 +9,10 @@ import pytest
 from maskmine.mining.models.embeddings import pack
 from maskmine.mining.scores import features
 from maskmine.mining.scores.features import Scorer
-from maskmine.mining.scores.noun_tables import NounTables
+from maskmine.mining.scores.noun_tables import NounTables, NounValues
 from maskmine.mining.scores.scale import LevelScale
 from maskmine.schemas.rows import LevelRow, VocabularyRow
-from maskmine.schemas.tables import row_groups
+from maskmine.schemas.tables import row_groups, to_table
 
 NOUNS, WIDTH = 60, 8
 
@@ -75,3 +75,31 @@ def test_the_tables_lie_outside_of_the_memory_of_arrow(rows: tuple[list[LevelRow
     tables = opened(*rows)
     assert tables.vocabulary.nbytes > 1000
     assert pa.total_allocated_bytes() - before < 500
+
+
+def test_a_run_without_nouns_has_tables_too() -> None:
+    embeddings, scorer = opened([], []).of_nouns(pa.array(["cat"]))
+    assert (embeddings, len(scorer.nouns), scorer.text_CD.shape) == ({}, 0, (0, WIDTH))
+
+
+def test_nouns_compete_with_those_of_other_tables_where_these_are_given(
+    rows: tuple[list[LevelRow], list[VocabularyRow]],
+) -> None:
+    scale, (levels, vocabulary) = LevelScale(10, 0.02, 0.3, np.zeros(WIDTH)), rows
+    whole, among = Scorer.of(scale, *rows), (row_groups(levels, LevelRow), row_groups(vocabulary, VocabularyRow))
+    own = ([to_table(levels[:5], LevelRow)], [to_table(vocabulary[:5], VocabularyRow)])
+    tables = NounTables.open(scale, *own, among=among)
+    assert 0 < len(whole.levels_C) < NOUNS
+    assert np.array_equal(tables.scorer.text_CD, whole.text_CD)
+    assert tables.of_nouns(pa.array(["noun 03", "noun 09"]))[0] == {"noun 03": vocabulary[3].embedding}
+    with pytest.raises(ValueError, match="not of the same nouns"):
+        NounTables.open(scale, *own, among=(row_groups(levels, LevelRow), row_groups(vocabulary[5:], VocabularyRow)))
+
+
+def test_values_of_some_nouns_come_from_every_table() -> None:
+    base, own = (
+        [VocabularyRow(noun, n, 1, None) for noun, n in counts] for counts in ([("a", 3), ("b", 1)], [("b", 2)])
+    )
+    tables = ((row_groups(one, VocabularyRow, max_rows=1)) for one in (base, own, []))
+    counts = NounValues[int].open(tables, VocabularyRow, ("noun", "images"))
+    assert list(counts.of_nouns(pa.array(["b", "c", "b"]))) == [("b", 1), ("b", 2)]
