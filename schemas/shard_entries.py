@@ -146,7 +146,7 @@ class ShardsInTable(Sequence[ShardEntry]):
             while len(self._groups) >= _GROUPS_KEPT:
                 self._groups.popitem(last=False)
             with self._faults(), self._open_file(self.named.table) as file:
-                self._groups[group] = open_sealed(file).read_row_group(group)
+                self._groups[group] = open_sealed(file).read_row_group(group, use_threads=False)
         self._groups.move_to_end(group)
         return self._groups[group]
 
