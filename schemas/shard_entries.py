@@ -145,6 +145,7 @@ class ShardsInTable(Sequence[ShardEntry]):
         if group not in self._groups:
             while len(self._groups) >= _GROUPS_KEPT:
                 self._groups.popitem(last=False)
+                pa.default_memory_pool().release_unused()
             with self._faults(), self._open_file(self.named.table) as file:
                 self._groups[group] = open_sealed(file).read_row_group(group, use_threads=False)
         self._groups.move_to_end(group)

@@ -16,6 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
@@ -52,6 +53,7 @@ _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
 _DECODING = Decoding()
+_SHARDS_AT_ONCE = 256  # read before Arrow gives back what it keeps of freed memory, which it would let grow
 _SIGNED_SINCE = 3  # the format version that brought SHA256SUMS.run
 
 
@@ -162,6 +164,8 @@ def _check_set(run: RunFolder, manifest: Manifest, *, index_only: bool) -> Itera
         return
     with RepeatedKeys() as keys:
         for number, shard in enumerate(manifest.shards):
+            if number % _SHARDS_AT_ONCE == 0:
+                pa.default_memory_pool().release_unused()
             rows = yield from _read_index(run, shard, index_only=index_only)
             if rows is None:
                 continue
