@@ -87,7 +87,7 @@ def measure(command: Command, run: Path) -> Taken:
     """What a command takes, in a process of its own. Raises InputError when it fails."""
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskmine-bench-")))
-        target = stack.enter_context(_copied(run)) if command.before else run
+        target = stack.enter_context(copied(run)) if command.before else run
         first = _measure(command, target, out / "first")
         if first.cpu_seconds > _TWICE_BELOW_S:
             return first
@@ -131,7 +131,7 @@ def _measure(command: Command, run: Path, out: Path) -> Taken:
 
 
 @contextmanager
-def _copied(run: Path) -> Iterator[Path]:
+def copied(run: Path) -> Iterator[Path]:
     """A copy of a run by hard links, beside it: no file of a run is ever changed, only replaced."""
     with tempfile.TemporaryDirectory(prefix="maskmine-bench-", dir=run.parent) as scratch:
         yield Path(shutil.copytree(run, Path(scratch) / run.name, copy_function=_link_or_copy))
