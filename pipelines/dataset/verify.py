@@ -16,7 +16,6 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
@@ -43,7 +42,7 @@ from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
-from maskmine.schemas.seal import open_sealed
+from maskmine.schemas.seal import give_back_memory, open_sealed
 from maskmine.schemas.shard_entries import SHARDS_TABLE, ShardEntry, ShardsInTable, shard_named
 
 # What .json and index both have, and only a mistake in writing can make differ.
@@ -53,7 +52,7 @@ _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
 _DECODING = Decoding()
-_SHARDS_AT_ONCE = 256  # read before Arrow gives back what it keeps of freed memory, which it would let grow
+_SHARDS_AT_ONCE = 256  # read before memory is given back
 _SIGNED_SINCE = 3  # the format version that brought SHA256SUMS.run
 
 
@@ -165,7 +164,7 @@ def _check_set(run: RunFolder, manifest: Manifest, *, index_only: bool) -> Itera
     with RepeatedKeys() as keys:
         for number, shard in enumerate(manifest.shards):
             if number % _SHARDS_AT_ONCE == 0:
-                pa.default_memory_pool().release_unused()
+                give_back_memory()
             rows = yield from _read_index(run, shard, index_only=index_only)
             if rows is None:
                 continue
