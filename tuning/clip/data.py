@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,7 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest, parse_manifest, refuse_wider_crops
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import WHOLE_VERSION, is_damaged, why_no_score
+from maskmine.schemas.seal import give_back_memory
 from maskmine.schemas.shard_entries import ShardEntry
 from maskmine.schemas.tables import arrow_schema, read_parquet, with_later_columns
 from maskmine.tuning.clip.negatives import Columns, Held, Lists, Unshown, columns_of
@@ -41,6 +43,7 @@ from maskmine.tuning.training.order import Integers, SampleRef, Stream, shares_o
 _COLUMNS = ("key", "noun", "shard", "offset", "size_bytes", "crc32")
 _SCORES = ("similarity", "margin", "lift", "evidence", "confidence")
 _OF_IMAGES = ("image_id", "negatives")  # read where negatives are asked for
+_INDEXES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +238,7 @@ def _open_set(source: Source, *, crop: Crop, negatives: bool) -> ShardSet:
             "the shards again, or leave it out"
         )
     columns = [*_COLUMNS, *_SCORES, "corrected", *(_OF_IMAGES if negatives else ())]
-    tables = [_read_index(folder, shard).select(columns) for shard in manifest.shards]
-    index = pa.concat_tables(tables) if tables else arrow_schema(SampleRow).empty_table().select(columns)
+    index = _read_indexes(folder, manifest, columns)
     unshown = Unshown.of(index) if negatives else None
     least = {name: getattr(source, f"min_{name}") for name in _SCORES}
     for name in (name for name in _SCORES if least[name] is not None and len(index)):
@@ -269,6 +271,16 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _open_in(folder: Path, name: str) -> IO[bytes]:
     return (folder / name).open("rb")
+
+
+def _read_indexes(folder: Path, manifest: Manifest, columns: Sequence[str]) -> pa.Table:
+    """Columns of the indexes of all shards. Tables of a few rows take many times their content: some become one."""
+    tables = (_read_index(folder, shard).select(columns) for shard in manifest.shards)
+    whole = [arrow_schema(SampleRow).empty_table().select(columns)]
+    while some := list(islice(tables, _INDEXES_AT_ONCE)):
+        whole.append(pa.concat_tables(some).combine_chunks())
+        give_back_memory()
+    return pa.concat_tables(whole)
 
 
 def _read_index(folder: Path, shard: ShardEntry) -> pa.Table:
