@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import Writer
-from maskmine.schemas.seal import open_sealed, write_sealed
+from maskmine.schemas.seal import give_back_memory, open_sealed, write_sealed
 from maskmine.schemas.settings import Settings
 
 MOST_LISTED = 1000
@@ -145,6 +145,7 @@ class ShardsInTable(Sequence[ShardEntry]):
         if group not in self._groups:
             while len(self._groups) >= _GROUPS_KEPT:
                 self._groups.popitem(last=False)
+                give_back_memory()
             with self._faults(), self._open_file(self.named.table) as file:
                 # by this thread alone: others would each keep memory of their own for it
                 self._groups[group] = open_sealed(file).read_row_group(group, use_threads=False)

@@ -7,27 +7,23 @@ from when it was written reveal that.
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.decode import MAX_SIDE_PX
-from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.dataset.limits import why_not_published
+from maskmine.pipelines.dataset.repeated_keys import RepeatedKeys
 from maskmine.pipelines.dataset.stored_shards import SIZES_FILE, sizes_lines
 from maskmine.pipelines.dataset.sums import RUN_SUMS_FILE, SUMS_FILE, FileSums, hash_file, lookup, read_sums
-from maskmine.pipelines.planning.external_sort import read_spilled, sorted_tables, spilling
 from maskmine.pipelines.planning.plan import PLAN_FILE
 from maskmine.pipelines.planning.versions import Version, all_parts, read_appended
 from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
@@ -46,7 +42,7 @@ from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
-from maskmine.schemas.seal import open_sealed
+from maskmine.schemas.seal import give_back_memory, open_sealed
 from maskmine.schemas.shard_entries import SHARDS_TABLE, ShardEntry, ShardsInTable, shard_named
 
 # What .json and index both have, and only a mistake in writing can make differ.
@@ -55,8 +51,8 @@ _IN_BOTH = ("image_id", *_SCORES, "negatives", "corrected")
 _AGAIN = "run `maskmine mine` again"
 _REMEDY = f"delete it and {_AGAIN}"  # ends every message about a damaged file
 _SUMS_FILES = (SUMS_FILE, RUN_SUMS_FILE)
-_KEYS = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("shard", pa.int64(), nullable=False)])
 _DECODING = Decoding()
+_SHARDS_AT_ONCE = 256  # read before memory is given back
 _SIGNED_SINCE = 3  # the format version that brought SHA256SUMS.run
 
 
@@ -165,28 +161,18 @@ def _check_set(run: RunFolder, manifest: Manifest, *, index_only: bool) -> Itera
         place, _, what = str(error).partition(": ")
         yield Problem(place, what)
         return
-    with TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
-        spilled = os.path.join(scratch, "keys")
-        with spilling(spilled, schema=_KEYS) as writer:
-            for number, shard in enumerate(manifest.shards):
-                rows = yield from _read_index(run, shard, index_only=index_only)
-                if rows is None:
-                    continue
-                keys = rows if index_only else [row.key for row in rows]
-                writer.write_table(pa.table({"key": keys, "shard": [number] * len(keys)}, schema=_KEYS))
-                if not index_only:
-                    yield from _check_shard(run, shard, rows, manifest.format_version, image_format)
-        yield from _check_keys(sorted_tables(read_spilled(spilled), scratch, by=("key", "shard")), manifest)
-
-
-def _check_keys(tables: Iterable[pa.Table], manifest: Manifest) -> Iterator[Problem]:
-    """Whether each key is in the set once; they come sorted."""
-    last = None
-    for table in tables:
-        for key, number in zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True):
-            if key == last:
-                yield Problem(f"shards/{manifest.shards[number].name}", f"key {key} is in the set twice")
-            last = key
+    with RepeatedKeys() as keys:
+        for number, shard in enumerate(manifest.shards):
+            if number % _SHARDS_AT_ONCE == 0:
+                give_back_memory()
+            rows = yield from _read_index(run, shard, index_only=index_only)
+            if rows is None:
+                continue
+            keys.add(rows if index_only else (row.key for row in rows), shard=number)
+            if not index_only:
+                yield from _check_shard(run, shard, rows, manifest.format_version, image_format)
+        for key, number in keys.found():
+            yield Problem(f"shards/{manifest.shards[number].name}", f"key {key} is in the set twice")
 
 
 class _Sums(FileSums):
@@ -331,7 +317,7 @@ def _read_index(run: RunFolder, shard: ShardEntry, *, index_only: bool) -> Gener
     try:
         if index_only:
             with run.open("shards", index) as file:
-                rows = open_sealed(file).read(columns=["key"])["key"].to_pylist()
+                rows = open_sealed(file).read(columns=["key"], use_threads=False)["key"].to_pylist()
         else:
             rows = run.read_rows("shards", index, row_type=SampleRow)
     except (IncompleteError, ValueError, FileNotFoundError, NotADirectoryError) as error:

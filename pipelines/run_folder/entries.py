@@ -8,13 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-
-def list_folder(fs: Any, folder: str) -> list[str]:
-    """The paths in a folder, of a disk or a store; none where there is no folder."""
-    try:
-        return [str(entry).rstrip("/") for entry in fs.ls(folder, detail=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+from maskmine.mining.storage.listings import in_folder
 
 
 def each_file(folder: str) -> Iterator[str]:
@@ -28,9 +22,9 @@ def each_file(folder: str) -> Iterator[str]:
 
 
 def each_entry(fs: Any, folder: str) -> Iterator[str]:
-    """The names in a folder; on a disk they come as the system gives them."""
+    """The names in a folder; they come as the system gives them, or the store."""
     if not is_local(fs):
-        yield from map(posixpath.basename, list_folder(fs, folder))
+        yield from map(posixpath.basename, in_folder(fs, folder))
         return
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:

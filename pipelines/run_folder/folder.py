@@ -21,6 +21,7 @@ import fsspec
 import pyarrow as pa
 
 from maskmine.mining.storage.files import replace_file
+from maskmine.mining.storage.listings import below_folder
 from maskmine.mining.storage.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
 from maskmine.mining.storage.stores import (
     describe,
@@ -301,7 +302,7 @@ class RunFolder:
         """The paths of all files below the folder, relative to it, in any order; without those of processes at work."""
         fs, root = self._fs()
         with _one_line_faults(self.root):
-            for path in each_file(root) if scheme_of(self.root) == "file" else fs.find(root):
+            for path in each_file(root) if scheme_of(self.root) == "file" else below_folder(fs, root):
                 name = posixpath.relpath(str(path), root)
                 if not any(map(owner_state, name.split("/"))):
                     yield name

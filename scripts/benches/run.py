@@ -64,6 +64,10 @@ def main(
     most_nouns: Annotated[
         int, typer.Option(min=SIZES[0] + 1, help="Nouns of the largest vocabulary of vocabulary-at-scale.")
     ] = SIZES[-1],
+    folder: Annotated[Path | None, typer.Option(help="Where at-scale keeps its runs, and finds them again.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Option(help="A command that at-scale measures, such as verify; else all.")
+    ] = None,
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
     json: Annotated[Path | None, typer.Option(help="A file for the result, as JSON.")] = None,
 ) -> None:
@@ -74,7 +78,7 @@ def main(
         **_benches(captions=captions, images=sorted(photos.glob("*.jpg")), coco_mini=coco_mini),
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
-        "at-scale": lambda: bench_at_scale(most=most_parts),
+        "at-scale": lambda: bench_at_scale(most=most_parts, folder=folder, only=command, say=_say),
         "vocabulary-at-scale": lambda: bench_vocabulary(most=most_nouns),
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
@@ -150,6 +154,10 @@ def _hold_gates(only: Sequence[str], *, known: Collection[str], options: Mapping
             write_held(json, held)
     if not all(one.passes for one in held):
         raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    CONSOLE.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _yes(reached: bool) -> str:

@@ -31,6 +31,7 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest, parse_manifest, refuse_wider_crops
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import WHOLE_VERSION, is_damaged, why_no_score
+from maskmine.schemas.seal import give_back_memory
 from maskmine.schemas.shard_entries import ShardEntry
 from maskmine.schemas.tables import arrow_schema, read_verified
 from maskmine.tuning.clip.negatives import Columns, Held, Lists, Unshown, columns_of
@@ -289,6 +290,7 @@ def _joined(tables: Iterator[pa.Table], *, negatives: bool) -> pa.Table:
     larger: list[pa.Table] = []
     while held := list(islice(tables, _JOINED_AT_ONCE)):
         larger.append(pa.concat_tables([table.cast(schema) for table in held]).combine_chunks())
+        give_back_memory()
     return pa.concat_tables([joined, *larger]).combine_chunks()
 
 

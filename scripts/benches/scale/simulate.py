@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -90,12 +90,16 @@ class _Template:
     account: bytes = b""
 
 
-def simulate(folder: Path, *, parts: int) -> RunFolder:
-    """The finished run of so many parts in a folder, made where it is not there yet."""
+Say = Callable[[str], None]
+
+
+def simulate(folder: Path, *, parts: int, say: Say = lambda line: None) -> RunFolder:
+    """The finished run of so many parts in a folder, made where it is not there yet; `say` is told how far it is."""
     if not PARTS <= parts <= MOST:
         raise ValueError(f"{parts} parts: give {PARTS} to {MOST:,}")
     run = RunFolder(str(folder.resolve() / f"run-{parts}"))
     if run.exists(SUCCESS_FILE):
+        say(f"{run.root} is there")
         return run
     templates = RunFolder(mine_templates(folder.resolve()).out)
     settings, plan = template_settings(folder.resolve(), out=run.root), _plan(require_plan(templates), parts)
@@ -106,7 +110,10 @@ def simulate(folder: Path, *, parts: int) -> RunFolder:
     write_identity(run, identity)
     versions = (Version(BASE, plan),)
     grids = plan_grids(run, versions, settings, identity)
-    _write_cells(templates, run_cells(run, step_fingerprints(plan, identity), version=FORMAT_VERSION), grids[0], parts)
+    _write_cells(
+        templates, run_cells(run, step_fingerprints(plan, identity), version=FORMAT_VERSION), grids[0], parts, say
+    )
+    say(f"{run.root}: publishing")
     publish(run, versions, settings, identity, grids)
     mark_success(run)
     return run
@@ -119,7 +126,7 @@ def _plan(of_templates: Plan, parts: int) -> Plan:
     return replace(of_templates, images=parts * IMAGES, parts=parts, **digests)
 
 
-def _write_cells(templates: RunFolder, cells: RunCells, steps: Sequence[Step], parts: int) -> None:
+def _write_cells(templates: RunFolder, cells: RunCells, steps: Sequence[Step], parts: int, say: Say) -> None:
     """Write the cells of a run: those of parts as copies, in the order in which one knows the identity of another."""
     of = {step.name: step for step in steps}
     stored = run_cells(templates)
@@ -132,15 +139,27 @@ def _write_cells(templates: RunFolder, cells: RunCells, steps: Sequence[Step], p
         chunks = [range(start, min(start + _PARTS_AT_ONCE, parts)) for start in range(0, parts, _PARTS_AT_ONCE)]
         stencils = [_cut(partial(cut, part=part, steps=first, known={}), part) for part in range(PARTS)]
         fill = partial(_fill_parts, run.root, stencils)
-        made = list(chain.from_iterable(pool.map(fill, chunks, [[]] * len(chunks))))
+        filled = _told(pool.map(fill, chunks, [[]] * len(chunks)), parts, say, f"{run.root}: cells before the pairs")
+        made = list(chain.from_iterable(filled))
         known = _write_once(stored, cells, of, made)
         stencils = [_cut(partial(cut, part=part, steps=last, known=known), part) for part in range(PARTS)]
         fill = partial(_fill_parts, run.root, stencils)
-        for _ in pool.map(fill, chunks, [made[chunk.start : chunk.stop] for chunk in chunks]):
+        filled = pool.map(fill, chunks, [made[chunk.start : chunk.stop] for chunk in chunks])
+        for _ in _told(filled, parts, say, f"{run.root}: pairs and shards"):
             pass
     for one in steps:
         if not one.once:
             one.output.mark_current()
+
+
+def _told(chunks: Iterable[list[Made]], parts: int, say: Say, what: str) -> Iterator[list[Made]]:
+    """Chunks as they come; what is done is said ten times."""
+    done = 0
+    for chunk in chunks:
+        before, done = done, done + len(chunk)
+        if before * 10 // parts != done * 10 // parts:
+            say(f"{what}: {done:,} of {parts:,} parts")
+        yield chunk
 
 
 def _named(cells: RunCells, step: str) -> Cells[Any]:
@@ -312,7 +331,7 @@ def main(
     parts: Annotated[int, typer.Option(min=PARTS, max=MOST, help="Parts of the run.")] = 1000,
 ) -> None:
     """Write a simulated run."""
-    typer.echo(simulate(folder, parts=parts).root)
+    typer.echo(simulate(folder, parts=parts, say=partial(typer.echo, err=True)).root)
 
 
 if __name__ == "__main__":
