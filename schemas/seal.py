@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from functools import lru_cache
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ _MAGIC = b"PAR1"
 _TAIL_BYTES = 1 << 16  # nearly every footer, so that an object store is asked once
 _END_BYTES = 8  # the length of the footer, and the magic number
 _HASHED_AT_ONCE_BYTES = 1 << 20
+_PARSED_KEPT, _KEPT_BYTES = 256, 1 << 15  # footers that stay parsed, and how long they are at most
 
 
 class DamagedFileError(pa.ArrowInvalid):  # type: ignore[misc]
@@ -43,6 +45,14 @@ class CheckedFile:
     def identity(self) -> str:
         """What stands for its content: the seal, or the SHA-256 where there is none."""
         return identity_of(self.metadata) or self.sha256
+
+
+class _Footer(NamedTuple):
+    """A checked footer: its metadata, what Arrow made of it, and where in the file it starts."""
+
+    metadata: dict[str, str]
+    parsed: pq.FileMetaData
+    start: int
 
 
 def write_sealed(
@@ -63,28 +73,23 @@ def open_sealed(file: IO[bytes]) -> pq.ParquetFile:
 
     Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does, which is also what reading pages raises.
     """
-    _checked_footer(file)
-    file.seek(0)
-    return pq.ParquetFile(file, page_checksum_verification=True)
+    return _opened(file, _checked_footer(file))
 
 
 def check_sealed(file: IO[bytes]) -> CheckedFile:
     """Check every byte of a Parquet file, in one pass. Raises as `open_sealed`."""
-    metadata, start = _checked_footer(file)
-    file.seek(0)
-    digest, left = hashlib.sha256(), start
-    while left and (content := file.read(min(left, _HASHED_AT_ONCE_BYTES))):
-        digest.update(content)
-        left -= len(content)
-    if _SEAL_KEY in metadata and digest.hexdigest() != metadata[_ROWS_KEY]:
-        raise DamagedFileError("its pages are not those that were written")
-    digest.update(file.read())
-    return CheckedFile(digest.hexdigest(), metadata)
+    return _checked(file, _checked_footer(file))
+
+
+def check_and_open(file: IO[bytes]) -> tuple[CheckedFile, pq.ParquetFile]:
+    """`check_sealed` and then `open_sealed`, by one reading of the footer."""
+    footer = _checked_footer(file)
+    return _checked(file, footer), _opened(file, footer)
 
 
 def read_footer(file: IO[bytes]) -> dict[str, str]:
     """The metadata in the footer of a Parquet file, after its check. Raises as `open_sealed`."""
-    return _checked_footer(file)[0]
+    return _checked_footer(file).metadata
 
 
 def identity_of(metadata: Mapping[str, str]) -> str | None:
@@ -140,8 +145,25 @@ class _SealedWriter:
         self._file.write(bytes(self._footer))
 
 
-def _checked_footer(file: IO[bytes]) -> tuple[dict[str, str], int]:
-    """The metadata in the footer of a file, and where the footer starts."""
+def _opened(file: IO[bytes], footer: _Footer) -> pq.ParquetFile:
+    file.seek(0)
+    return pq.ParquetFile(file, metadata=footer.parsed, page_checksum_verification=True)
+
+
+def _checked(file: IO[bytes], footer: _Footer) -> CheckedFile:
+    file.seek(0)
+    digest, left = hashlib.sha256(), footer.start
+    while left and (content := file.read(min(left, _HASHED_AT_ONCE_BYTES))):
+        digest.update(content)
+        left -= len(content)
+    if _SEAL_KEY in footer.metadata and digest.hexdigest() != footer.metadata[_ROWS_KEY]:
+        raise DamagedFileError("its pages are not those that were written")
+    digest.update(file.read())
+    return CheckedFile(digest.hexdigest(), footer.metadata)
+
+
+def _checked_footer(file: IO[bytes]) -> _Footer:
+    """The footer of a file, after its check."""
     size_bytes = file.seek(0, 2)
     tail_start = file.seek(max(0, size_bytes - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
@@ -162,10 +184,24 @@ def _checked_footer(file: IO[bytes]) -> tuple[dict[str, str], int]:
         if hashlib.sha256(footer).hexdigest().encode() != stored[place : place + len(_UNSEALED)]:
             raise DamagedFileError("its footer is not the one that was written")
     try:
-        found = pq.read_metadata(pa.BufferReader(_MAGIC + stored)).metadata or {}
-        return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}, start
+        parsed = _parsed_again(stored) if len(stored) <= _KEPT_BYTES else _parsed(stored)
+        found = parsed.metadata or {}
+        return _Footer(
+            {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}, parsed, start
+        )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DamagedFileError(f"its footer cannot be read: {error}") from error
+
+
+def _parsed(footer: bytes) -> pq.FileMetaData:
+    return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+
+
+@lru_cache(maxsize=_PARSED_KEPT)
+def _parsed_again(footer: bytes) -> pq.FileMetaData:
+    """`_parsed` of one of the last footers: steps read the same ones after another, each checks its bytes anew, and
+    the same bytes parse to the same."""
+    return _parsed(footer)
 
 
 def _seal_place(footer: bytes | bytearray) -> int:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import KEY_PATTERN
-from maskmine.schemas.seal import check_sealed, open_sealed, own_metadata, write_sealed
+from maskmine.schemas.seal import check_and_open, open_sealed, own_metadata, write_sealed
 from maskmine.schemas.shard_entries import ShardEntry
 
 Row = TypeVar("Row")
@@ -134,9 +134,8 @@ def write_parquet_rows(
     write_sealed(row_groups(rows, row_type, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
 
 
-def read_parquet_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after the other; damage is found as in `open_sealed`."""
-    parquet = open_sealed(file)
+def read_blocks(parquet: pq.ParquetFile) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after the other; damage is found as in `open_sealed`, which opened it."""
     for number in range(parquet.num_row_groups):
         yield _own(_read_group(parquet, number))
 
@@ -146,8 +145,7 @@ def read_parquet(file: IO[bytes]) -> pa.Table:
 
     Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does.
     """
-    check_sealed(file)
-    parquet = open_sealed(file)
+    _, parquet = check_and_open(file)
     groups = [_read_group(parquet, number) for number in range(parquet.num_row_groups)]
     return _own(pa.concat_tables(groups) if groups else parquet.read())
 
