@@ -219,7 +219,9 @@ class ReusedSamples:
             picture = Image.fromarray(decoded.rgb_HW3)
             if any(encode_crop(picture, box, shards=self.shards) != crop for box, crop in crops.items()):
                 return None
-            return replace(earlier, masks=all(_is_encoded_alike(mask, read.mask) for mask in masks.values()))
+            return replace(
+                earlier, masks=bool(masks) and all(_is_encoded_alike(one, read.mask) for one in masks.values())
+            )
         return None
 
 
