@@ -36,9 +36,11 @@ from maskmine.mining.scores.statistics import (
     count_unsaid,
     unit,
 )
-from maskmine.schemas.rows import LevelRow, NounsRow, RegionsRow, VocabularyRow
+from maskmine.schemas.rows import EmbeddingsRow, LevelRow, NounsRow, RegionsRow, VocabularyRow
 from maskmine.schemas.settings import Settings
 
+Sampled = tuple[NounsRow, RegionsRow | EmbeddingsRow]
+"""The nouns of an image, and its regions or their embeddings alone."""
 ReadVocabulary = Callable[[], Iterable[list[VocabularyRow]]]
 """The vocabulary in blocks of a few thousand rows; called twice."""
 
@@ -68,7 +70,7 @@ class _SaidNoun:
 
 
 def measure_levels(
-    sample: Iterable[tuple[NounsRow, RegionsRow]], read_vocabulary: ReadVocabulary
+    sample: Iterable[Sampled], read_vocabulary: ReadVocabulary
 ) -> tuple[LevelScale, Iterator[list[LevelRow]]]:
     """Measure the levels of a vocabulary on the images of a sample.
 
@@ -107,7 +109,7 @@ class CommonLevels:
 
 
 def measure_new_levels(
-    sample: Iterable[tuple[NounsRow, RegionsRow]], common: CommonLevels, read_vocabulary: ReadVocabulary
+    sample: Iterable[Sampled], common: CommonLevels, read_vocabulary: ReadVocabulary
 ) -> Iterator[list[LevelRow]]:
     """Measure nouns that a run did not know on the images of its own sample, so that they are comparable with those
     that it knows, whose levels stay. Rows in the order of the vocabulary, in blocks."""

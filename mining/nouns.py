@@ -378,6 +378,13 @@ def _open_thread_limit() -> Callable[[], contextlib.AbstractContextManager[objec
     return functools.partial(ThreadpoolController().limit, limits=1, user_api="blas")
 
 
+def _index_as_sets(lookups: Any) -> None:
+    """Let known words be sets: as spaCy stores them, each form of a word is looked for in a list of 57,000."""
+    index = lookups.get_table("lemma_index", {})
+    for part_of_speech, words in list(index.items()):
+        index[part_of_speech] = frozenset(words)
+
+
 def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str | None]:
     """spaCy's own lemma of a word with a tag, in lower case, remembered for the most frequent words.
 
@@ -386,6 +393,7 @@ def _open_lemmatizer(nlp: Any) -> Callable[[str, str], str | None]:
     from spacy.tokens import Doc
 
     ruler, lemmatizer = (nlp.get_pipe(name) for name in _LEMMA_COMPONENTS)
+    _index_as_sets(lemmatizer.lookups)
 
     @functools.lru_cache(maxsize=_LEMMAS_KEPT)
     def lemma_of(word: str, tag: str) -> str | None:

@@ -106,26 +106,50 @@ class ClipPairs(Filters):
         Raises InputError when the calibration cannot be read.
         """
         calibration = read_calibration(self.calibration) if self.calibration is not None else None
-        return partial(_match_rows, partial(self._match_image, calibration=calibration))
+        return partial(self._match_rows, calibration=calibration)
 
-    def _match_image(
-        self, nouns: NounsRow, regions: RegionsRow, text: TextSide, *, calibration: Calibration | None
+    def _match_rows(
+        self,
+        nouns: Sequence[NounsRow],
+        regions: Sequence[RegionsRow],
+        text: TextSide,
+        *,
+        calibration: Calibration | None,
+    ) -> list[PairsRow]:
+        matched = [
+            None if n.rejection or r.rejection else self._match_image(n, r, text)
+            for n, r in zip(nouns, regions, strict=True)
+        ]
+        found = [one for one in matched if one is not None]
+        if text.scorer is not None:
+            scored = iter(text.scorer.score_images(found))
+        else:
+            scored = iter([[*pairs] for pairs, _ in found])
+        return [
+            PairsRow(n.image_id, (), None)
+            if one is None
+            else self._row(n.image_id, next(scored), one[1], calibration=calibration)
+            for n, one in zip(nouns, matched, strict=True)
+        ]
+
+    def _row(
+        self, image_id: str, pairs: Sequence[Pair], image: ImageScores, *, calibration: Calibration | None
     ) -> PairsRow:
+        if calibration is not None:
+            pairs = calibration.add_confidence(pairs, [image.regions[pair.region].score for pair in pairs])
+        detail = f"{len(image.nouns)} nouns, {len(image.regions)} regions"
+        return PairsRow(image_id, tuple(pairs), None if pairs else Rejection("no_match", detail))
+
+    def _match_image(self, nouns: NounsRow, regions: RegionsRow, text: TextSide) -> tuple[list[Pair], ImageScores]:
+        """The pairs of an image, and what they are scored by."""
         mentions = first_mentions(nouns.nouns)
         similarity_KR = cosine_similarity(
             _embeddings([text.embeddings.get(noun.text) for noun in mentions]),
             _embeddings([r.embedding for r in regions.regions]),
         )
         chosen = choose_regions(self._preferred(similarity_KR, regions, text), rule=self.rule, score=self.score)
-        pairs = tuple(_clip_pair(mentions[k], similarity_KR, k=k, r=r) for k, r in chosen)
-        if text.scorer is not None:
-            image = ImageScores(mentions, regions.regions, similarity_KR, text.measured)
-            pairs = tuple(text.scorer.score(pairs, image))
-        if calibration is not None:
-            scores = [regions.regions[pair.region].score for pair in pairs]
-            pairs = tuple(calibration.add_confidence(pairs, scores))
-        detail = f"{len(mentions)} nouns, {len(regions.regions)} regions"
-        return PairsRow(nouns.image_id, pairs, None if pairs else Rejection("no_match", detail))
+        pairs = [_clip_pair(mentions[k], similarity_KR, k=k, r=r) for k, r in chosen]
+        return pairs, ImageScores(mentions, regions.regions, similarity_KR, text.measured)
 
     def _preferred(self, similarity_KR: Array, regions: RegionsRow, text: TextSide) -> Array:
         """The similarities by which regions are chosen: with the proposals' scores, where these have a weight."""
@@ -154,7 +178,7 @@ class LabelPairs(Filters):
     def open(self) -> MatchRows:
         """As `ClipPairs.open`; the text embeddings are not used."""
         synonyms = load_synonyms(self.synonyms)
-        return partial(_match_rows, lambda nouns, regions, _: self._match_image(nouns, regions, synonyms))
+        return partial(_match_each, lambda nouns, regions, _: self._match_image(nouns, regions, synonyms))
 
     def _match_image(self, nouns: NounsRow, regions: RegionsRow, synonyms: Mapping[str, frozenset[str]]) -> PairsRow:
         pairs = []
@@ -176,16 +200,19 @@ def cosine_similarity(text_KD: Array, region_RD: Array) -> Array:
     Rounded, because the last bits of a matrix product depend on the machine, and pairs must not. Raises InputError for
     a vector without a direction: its cosines are no numbers, and the first region would be the most similar.
     """
-    for of, vectors_ND in (("nouns", text_KD), ("regions", region_RD)):
-        length_N = np.linalg.norm(vectors_ND, axis=1)
-        if not (np.isfinite(length_N) & (length_N > 0)).all():
-            raise InputError(
-                f"pairs: CLIP's embeddings of {of} are not finite, or 0; make the cells of {of} again with other "
-                "weights, or `regions.clip.precision: float32`"
-            )
-    text_KD = text_KD / np.linalg.norm(text_KD, axis=1, keepdims=True)
-    region_RD = region_RD / np.linalg.norm(region_RD, axis=1, keepdims=True)
+    text_KD, region_RD = (_units(vectors_ND, of=of) for of, vectors_ND in (("nouns", text_KD), ("regions", region_RD)))
     return np.round(text_KD @ region_RD.T, 6)
+
+
+def _units(vectors_ND: Array, *, of: str) -> Array:
+    length_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    if not (np.isfinite(length_N1) & (length_N1 > 0)).all():
+        raise InputError(
+            f"pairs: CLIP's embeddings of {of} are not finite, or 0; make the cells of {of} again with other "
+            "weights, or `regions.clip.precision: float32`"
+        )
+    result: Array = vectors_ND / length_N1
+    return result
 
 
 def choose_regions(
@@ -233,7 +260,7 @@ def _total(odds_KR: Array) -> Array:
     return result
 
 
-def _match_rows(
+def _match_each(
     match: Callable[[NounsRow, RegionsRow, TextSide], PairsRow],
     nouns: Sequence[NounsRow],
     regions: Sequence[RegionsRow],
@@ -247,8 +274,12 @@ def _match_rows(
 
 
 def _clip_pair(noun: Noun, similarity_KR: Array, *, k: int, r: int) -> Pair:
-    others = np.delete(similarity_KR[k], r)
-    next_best = float(others.max()) if len(others) else _LEAST_COSINE
+    of_noun_R = similarity_KR[k]
+    next_best = (
+        float(max(of_noun_R[:r].max(initial=-np.inf), of_noun_R[r + 1 :].max(initial=-np.inf)))
+        if len(of_noun_R) > 1
+        else _LEAST_COSINE
+    )
     similarity = float(similarity_KR[k, r])
     rank = int((similarity_KR[:, r] > similarity).sum())
     return _pair(noun, region=r, similarity=similarity, margin=round(similarity - next_best, 6), rank=rank)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image
 from pydantic import Field
@@ -19,7 +19,7 @@ from maskmine.mining.images.encode import encode_image, encode_mask
 from maskmine.mining.sources.entries import NOTHING_MORE
 from maskmine.mining.storage.files import HashingFile
 from maskmine.mining.storage.prefetch import map_in_order
-from maskmine.schemas.mask import Box
+from maskmine.schemas.mask import Box, Mask
 from maskmine.schemas.rows import (
     FAULTS,
     ImageRow,
@@ -108,15 +108,30 @@ class ImageToWrite:
         return None if self.checks is None else self.checks[number]
 
 
-@dataclass(frozen=True, slots=True)
-class KnownCrops:
-    """Crops that need not be cut again, as they have the bytes that would be encoded here.
+RegionName = tuple[Box, int, float, str | None]
+"""What an index says of a sample's region: box, area, score and label. Several regions of an image may share it."""
 
-    `find` has those of `(image id, SHA-256 of its file)` by their boxes; `read_file` gives the bytes that `read` of
+
+class KnownSamples(NamedTuple):
+    """Files of an image's samples that need not be encoded again, as they have the bytes that they would have here:
+    crops by their boxes, masks by the crop's box and the region's name."""
+
+    crops: Mapping[Box, bytes]
+    masks: Mapping[tuple[Box, RegionName], bytes]
+
+
+NOTHING_KNOWN = KnownSamples({}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What need not be encoded again.
+
+    `find` has the samples of `(image id, SHA-256 of its file)`; `read_file` gives the bytes that `read` of
     `write_shard` decodes, for whether a file is still that one.
     """
 
-    find: Callable[[str, str], Mapping[Box, bytes]]
+    find: Callable[[str, str], KnownSamples]
     read_file: ReadFile
 
 
@@ -155,7 +170,7 @@ def write_shard(
     version: int = FORMAT_VERSION,
     decisions: Decisions = _NOTHING_DECIDED,
     keep_corrected: KeepCorrected = lambda *_: True,
-    known: KnownCrops | None = None,
+    known: Known | None = None,
     tick: Tick = lambda _: None,
 ) -> tuple[list[SampleRow], ShardAccount]:
     """Write the samples of a part to an open file; returns the index and the account.
@@ -247,21 +262,31 @@ def cut_samples(
     shards: Shards,
     read: ReadImage,
     version: int = FORMAT_VERSION,
-    known: KnownCrops | None = None,
+    known: Known | None = None,
 ) -> Cut | tuple[str, Rejection]:
     """The encoded samples of an image with their regions, or the step's name and the reason why there is none."""
     if not chosen:
         return "shards", Rejection("filtered", f"{len(item.pairs.pairs)} pairs")
-    crops = known.find(item.image.image_id, item.regions.sha256 or "") if known is not None else {}
-    image = (
-        None if known is not None and _needs_no_picture(item, chosen, crops, known, shards) else _picture(item, read)
-    )
+    found = known.find(item.image.image_id, item.regions.sha256 or "") if known is not None else NOTHING_KNOWN
+    needs_none = known is not None and _needs_no_picture(item, chosen, found.crops, known, shards)
+    image = None if needs_none else _picture(item, read)
     if isinstance(image, Rejection):
         return "shards", image
     size = (item.regions.width_px, item.regions.height_px) if image is None else image.size
     # A region that several nouns chose is encoded once.
-    encode = cache(partial(_encode_region, image, crops, size=size, shards=shards))
+    encode = cache(partial(_encode_region, image, found, _named_once(item.regions.regions), size=size, shards=shards))
     return [(_sample(one, item, size, *encode(one.region), version=version), one.region) for one in chosen]
+
+
+def _named_once(regions: Sequence[Proposal]) -> dict[Mask, RegionName]:
+    """The names of masks that no other mask of the image has."""
+    names = Counter(map(region_name, regions))
+    return {region.mask: name for region in regions if names[name := region_name(region)] == 1}
+
+
+def region_name(region: Proposal) -> RegionName:
+    """The name of a region."""
+    return region.box_xyxy, region.area_px, region.score, region.label
 
 
 def _picture(item: ImageToWrite, read: ReadImage) -> Image.Image | Rejection:
@@ -275,7 +300,7 @@ def _picture(item: ImageToWrite, read: ReadImage) -> Image.Image | Rejection:
 
 
 def _needs_no_picture(
-    item: ImageToWrite, chosen: Sequence[ChosenPair], crops: Mapping[Box, bytes], known: KnownCrops, shards: Shards
+    item: ImageToWrite, chosen: Sequence[ChosenPair], crops: Mapping[Box, bytes], known: Known, shards: Shards
 ) -> bool:
     """Whether all crops of an image are known and its file is the one that they were cut from.
 
@@ -290,7 +315,8 @@ def _needs_no_picture(
 
 def _encode_region(
     image: Image.Image | None,
-    crops: Mapping[Box, bytes],
+    found: KnownSamples,
+    names: Mapping[Mask, RegionName],
     region: Proposal,
     *,
     size: tuple[int, int],
@@ -298,11 +324,14 @@ def _encode_region(
 ) -> tuple[Box, bytes, bytes]:
     crop = _crop_box(region, size, shards=shards)
     x0, y0, x1, y1 = crop
-    encoded = crops.get(crop)
+    encoded = found.crops.get(crop)
     if encoded is None:
         assert image is not None, "only an image whose crops are all known is not decoded"
         encoded = encode_crop(image, crop, shards=shards)
-    return crop, encoded, encode_mask(region.mask.to_array()[y0:y1, x0:x1])
+    mask_png = found.masks.get((crop, name)) if (name := names.get(region.mask)) is not None else None
+    if mask_png is None:
+        mask_png = encode_mask(region.mask.to_array()[y0:y1, x0:x1])
+    return crop, encoded, mask_png
 
 
 def encode_crop(image: Image.Image, crop: Box, *, shards: Shards) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ _MAGIC = b"PAR1"
 _TAIL_BYTES = 1 << 16  # nearly every footer, so that an object store is asked once
 _END_BYTES = 8  # the length of the footer, and the magic number
 _HASHED_AT_ONCE_BYTES = 1 << 20
+_PARSED_KEPT, _KEPT_BYTES = 256, 1 << 15  # footers that stay parsed, and how long they are at most
 
 
 class DamagedFileError(pa.ArrowInvalid):  # type: ignore[misc]
@@ -43,6 +45,14 @@ class CheckedFile:
     def identity(self) -> str:
         """What stands for its content: the seal, or the SHA-256 where there is none."""
         return identity_of(self.metadata) or self.sha256
+
+
+class _Footer(NamedTuple):
+    """A checked footer: its metadata, what Arrow made of it, and where in the file it starts."""
+
+    metadata: dict[str, str]
+    parsed: pq.FileMetaData
+    start: int
 
 
 def write_sealed(
@@ -63,9 +73,7 @@ def open_sealed(file: IO[bytes]) -> pq.ParquetFile:
 
     Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does, which is also what reading pages raises.
     """
-    footer = _checked_footer(file)
-    file.seek(0)
-    return pq.ParquetFile(file, metadata=footer.parsed, page_checksum_verification=True)
+    return _opened(file, _checked_footer(file))
 
 
 def check_sealed(file: IO[bytes]) -> CheckedFile:
@@ -73,12 +81,10 @@ def check_sealed(file: IO[bytes]) -> CheckedFile:
     return _checked(file, _checked_footer(file))
 
 
-def open_checked(file: IO[bytes]) -> pq.ParquetFile:
-    """`check_sealed`, then `open_sealed`, of a footer that is parsed once."""
+def check_and_open(file: IO[bytes]) -> tuple[CheckedFile, pq.ParquetFile]:
+    """`check_sealed` and then `open_sealed`, by one reading of the footer."""
     footer = _checked_footer(file)
-    _checked(file, footer)
-    file.seek(0)
-    return pq.ParquetFile(file, metadata=footer.parsed, page_checksum_verification=True)
+    return _checked(file, footer), _opened(file, footer)
 
 
 def read_footer(file: IO[bytes]) -> dict[str, str]:
@@ -144,16 +150,12 @@ class _SealedWriter:
         self._file.write(bytes(self._footer))
 
 
-class _Footer(NamedTuple):
-    """The metadata in the footer of a file, where it starts, and the footer as Arrow reads it."""
-
-    metadata: dict[str, str]
-    start: int
-    parsed: pq.FileMetaData
+def _opened(file: IO[bytes], footer: _Footer) -> pq.ParquetFile:
+    file.seek(0)
+    return pq.ParquetFile(file, metadata=footer.parsed, page_checksum_verification=True)
 
 
 def _checked(file: IO[bytes], footer: _Footer) -> CheckedFile:
-    """Check every byte before a footer that was checked."""
     file.seek(0)
     digest, left = hashlib.sha256(), footer.start
     while left and (content := file.read(min(left, _HASHED_AT_ONCE_BYTES))):
@@ -166,6 +168,7 @@ def _checked(file: IO[bytes], footer: _Footer) -> CheckedFile:
 
 
 def _checked_footer(file: IO[bytes]) -> _Footer:
+    """The footer of a file, after its check."""
     size_bytes = file.seek(0, 2)
     tail_start = file.seek(max(0, size_bytes - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
@@ -186,12 +189,24 @@ def _checked_footer(file: IO[bytes]) -> _Footer:
         if hashlib.sha256(footer).hexdigest().encode() != stored[place : place + len(_UNSEALED)]:
             raise DamagedFileError("its footer is not the one that was written")
     try:
-        parsed = pq.read_metadata(pa.BufferReader(_MAGIC + stored))
+        parsed = _parsed_again(stored) if len(stored) <= _KEPT_BYTES else _parsed(stored)
         found = parsed.metadata or {}
-        metadata = {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
-        return _Footer(metadata, start, parsed)
+        return _Footer(
+            {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}, parsed, start
+        )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DamagedFileError(f"its footer cannot be read: {error}") from error
+
+
+def _parsed(footer: bytes) -> pq.FileMetaData:
+    return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+
+
+@lru_cache(maxsize=_PARSED_KEPT)
+def _parsed_again(footer: bytes) -> pq.FileMetaData:
+    """`_parsed` of one of the last footers: steps read the same ones after another, each checks its bytes anew, and
+    the same bytes parse to the same."""
+    return _parsed(footer)
 
 
 def _seal_place(footer: bytes | bytearray) -> int:

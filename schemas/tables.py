@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import IO, Any, TypeVar
 
@@ -14,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from maskmine.schemas.columns import arrow_schema, columns_of, field_hints, rows_of, without_none
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import KEY_PATTERN
-from maskmine.schemas.seal import open_checked, open_sealed, own_metadata, write_sealed
+from maskmine.schemas.seal import check_and_open, open_sealed, own_metadata, write_sealed
 from maskmine.schemas.shard_entries import ShardEntry
 
 Row = TypeVar("Row")
@@ -28,29 +27,12 @@ _LARGE_GROUP_BYTES = 4 << 20
 PIECE_ROWS = 16
 """Rows that are made a table at a time; divides MAX_GROUP_ROWS."""
 
-# Arrow types of the scalars that rows may have.
-_SCALARS: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    bytes: pa.binary(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-}
-
-
-@functools.cache
-def arrow_schema(row_type: Any) -> pa.Schema:
-    """The Arrow schema of a dataclass of scalars, optionals, tuples and further dataclasses.
-
-    `tuple[X, ...]` is a list, `tuple[X, X, X]` a list of fixed length, `X | None` nullable, a dataclass a struct.
-    Raises TypeError for anything else.
-    """
-    return pa.schema(_fields(row_type))
+_DECODED_BYTES = 1 << 20  # of columns that are made rows at a time
 
 
 def to_table(rows: Iterable[Any], row_type: Any) -> pa.Table:
     """Rows as an Arrow table, one row each, in order. What rows of a subclass have beyond `row_type` is left out."""
-    return pa.Table.from_pylist([_plain(row) for row in rows], schema=arrow_schema(row_type))
+    return pa.Table.from_arrays(columns_of(list(rows), row_type), schema=arrow_schema(row_type))
 
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
@@ -58,15 +40,20 @@ def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
     Last columns that an earlier version of the row did not have are filled with the fields' defaults.
     """
-    build = _checked_builder(table, row_type)
-    return [build(values) for values in table.to_pylist()]
+    return list(from_pieces(table, row_type))
 
 
 def from_pieces(table: pa.Table, row_type: type[Row]) -> Iterator[Row]:
     """`from_table`, a few rows in memory at a time."""
-    build = _checked_builder(table, row_type)
-    for start in range(0, len(table), PIECE_ROWS):
-        yield from map(build, table.slice(start, PIECE_ROWS).to_pylist())
+    if not (table.schema.equals(arrow_schema(row_type)) or _holds(table.schema, typing.cast(Any, row_type))):
+        raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
+    return _decoded(table, row_type)
+
+
+def _decoded(table: pa.Table, row_type: type[Row]) -> Iterator[Row]:
+    rows = max(PIECE_ROWS, _DECODED_BYTES * len(table) // max(1, table.nbytes))
+    for batch in table.to_batches(max_chunksize=rows):
+        yield from rows_of(batch.columns, row_type)
 
 
 def rows_in_order(table: pa.Table, order: Sequence[int]) -> Iterator[pa.Table]:
@@ -134,10 +121,9 @@ def write_parquet_rows(
     write_sealed(row_groups(rows, row_type, max_bytes=max_bytes), file, arrow_schema(row_type), metadata=metadata)
 
 
-def read_parquet_blocks(file: IO[bytes], *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_blocks(parquet: pq.ParquetFile, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The row groups of a Parquet file, one after the other, or some columns of them; damage is found as in
-    `open_sealed`."""
-    parquet = open_sealed(file)
+    `open_sealed`, which opened it."""
     for number in range(parquet.num_row_groups):
         yield _own(_read_group(parquet, number, columns))
 
@@ -147,7 +133,7 @@ def read_parquet(file: IO[bytes]) -> pa.Table:
 
     Raises DamagedFileError, or ArrowInvalid and OSError as Arrow does.
     """
-    parquet = open_checked(file)
+    _, parquet = check_and_open(file)
     groups = [_read_group(parquet, number) for number in range(parquet.num_row_groups)]
     return _own(pa.concat_tables(groups) if groups else parquet.read())
 
@@ -220,121 +206,24 @@ def _own(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(own_metadata(table.schema.metadata))
 
 
-def _checked_builder(table: pa.Table, row_type: type[Row]) -> Callable[[dict[str, Any]], Row]:
-    """The function that makes a row of a type from the values of one in a table. Raises as `from_table`."""
-    if not _is_of(table.schema.remove_metadata(), typing.cast(Any, row_type)):
-        raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
-    build: Callable[[dict[str, Any]], Row] = _builder(typing.cast(Any, row_type))
-    return build
-
-
-@functools.lru_cache(maxsize=64)  # all cells of a step have one schema
-def _is_of(schema: pa.Schema, row_type: Any) -> bool:
-    return _holds(schema, row_type)
-
-
 def _holds(fields: Iterable[pa.Field], row_type: Any) -> bool:
     """Whether Arrow fields are those of a dataclass, of which last ones with a default may be missing, at any depth."""
     found, wanted = list(fields), list(arrow_schema(row_type))
     with_default = [field.default is not dataclasses.MISSING for field in dataclasses.fields(row_type)]
     if len(found) > len(wanted) or not all(with_default[len(found) :]):
         return False
-    hints = typing.get_type_hints(row_type)
     return all(
-        a.name == b.name and a.nullable == b.nullable and (a.type.equals(b.type) or _older(a.type, hints[b.name]))
-        for a, b in zip(found, wanted, strict=False)
+        a.name == b.name and a.nullable == b.nullable and (a.type.equals(b.type) or _older(a.type, hint))
+        for a, b, (_, hint) in zip(found, wanted, field_hints(row_type), strict=False)
     )
 
 
 def _older(found: pa.DataType, hint: Any) -> bool:
     """Whether a type is that of an earlier version of a dataclass, or a list of such."""
-    inner, _ = _without_none(hint)
+    inner, _ = without_none(hint)
     if typing.get_origin(inner) is tuple and pa.types.is_list(found):
         return _older(found.value_type, typing.get_args(inner)[0])
     return dataclasses.is_dataclass(inner) and pa.types.is_struct(found) and _holds(found, inner)
-
-
-def _fields(row_type: type) -> list[pa.Field]:
-    hints = typing.get_type_hints(row_type)
-    return [_field(field.name, hints[field.name]) for field in dataclasses.fields(row_type)]
-
-
-def _field(name: str, hint: Any) -> pa.Field:
-    inner, nullable = _without_none(hint)
-    return pa.field(name, _arrow_type(inner), nullable=nullable)
-
-
-def _arrow_type(hint: Any) -> pa.DataType:
-    if hint in _SCALARS:
-        return _SCALARS[hint]
-    if typing.get_origin(hint) is typing.Literal:
-        return pa.string()
-    if dataclasses.is_dataclass(hint):
-        return pa.struct(_fields(typing.cast(type, hint)))
-    if typing.get_origin(hint) is tuple:
-        inner, *rest = typing.get_args(hint)
-        item = _field("item", inner)
-        return pa.list_(item) if rest == [Ellipsis] else pa.list_(item, 1 + len(rest))
-    raise TypeError(f"no Arrow type for {hint!r}")
-
-
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [m for m in typing.get_args(hint) if m is not type(None)]
-        if len(members) == 1:
-            return members[0], True
-    return hint, False
-
-
-def _plain(value: Any) -> Any:
-    kind: Any = type(value)
-    names = _field_names(kind)
-    if names is not None:
-        return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-@functools.cache
-def _field_names(kind: Any) -> tuple[str, ...] | None:
-    """The fields of a dataclass; None for what is none."""
-    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
-
-
-@functools.cache
-def _builder(hint: Any) -> Any:
-    """A function from plain Python (dict, list, scalar) to what `hint` says; the dicts that it is given are used up."""
-    return _builder_or_none(hint) or (lambda value: value)
-
-
-@functools.cache
-def _builder_or_none(hint: Any) -> Any:
-    """As `_builder`; None where plain values are what the hint says."""
-    inner, nullable = _without_none(hint)
-    if nullable:
-        build_inner = _builder_or_none(inner)
-        return build_inner and (lambda value: None if value is None else build_inner(value))
-    if dataclasses.is_dataclass(inner):
-        return _dataclass_builder(inner)
-    if typing.get_origin(inner) is tuple:
-        build_item = _builder_or_none(typing.get_args(inner)[0])
-        return (lambda value: tuple(map(build_item, value))) if build_item else tuple
-    return None
-
-
-def _dataclass_builder(make: Any) -> Any:
-    hints = typing.get_type_hints(make)
-    builders = [(field.name, _builder_or_none(hints[field.name])) for field in dataclasses.fields(make)]
-    deep = [(name, build) for name, build in builders if build]
-
-    def build(values: dict[str, Any]) -> Any:
-        for name, build_value in deep:
-            if name in values:  # else an earlier version of the dataclass, which did not have it
-                values[name] = build_value(values[name])
-        return make(**values)
-
-    return build
 
 
 def check_index(table: pa.Table, *, shard: ShardEntry, path: str) -> None:

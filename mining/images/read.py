@@ -40,10 +40,18 @@ def read_bytes(path: str | None, *, max_bytes: int = 1 << 30, urls: Fetch | None
     if path is not None and urls is not None and urls.allow and scheme_of(path) in URL_SCHEMES:
         data = fetch_url(path, fetch=urls)
     else:
-        data = _with_file(path, lambda file: file.read(max_bytes + 1))
+        data = _with_file(path, lambda file: _read_most(file, max_bytes + 1))
     if isinstance(data, bytes) and len(data) > max_bytes:
         return Rejection("image_too_large", f"a file of more than {max_bytes:,} bytes")
     return data
+
+
+def _read_most(file: IO[bytes], most: int) -> bytes:
+    """No more than so many bytes of a file, by as much memory as it needs: asked for more, Python takes that first."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    content = file.read(min(size_bytes + 1, most))
+    return content if len(content) <= size_bytes else content + file.read(most - len(content))  # it has grown
 
 
 def read_head(path: str | None) -> bytes | Rejection:

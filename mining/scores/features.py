@@ -16,9 +16,11 @@ Differences of cosines are worth different things with each CLIP. So `evidence` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from heapq import nsmallest
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +40,7 @@ COMPETITORS = 1000
 
 _VISIBLE = 0.75  # separability of a competitor at least
 _COMPETITOR_IMAGES = 3  # of the sample that say it at least
+_PAIRS_AT_ONCE = 256  # whose embeddings are in memory in full precision
 _SOFTNESS = 0.4  # of the soft maximum, in spreads
 _PRIOR_AGREEMENT = 1.0  # images' worth of the mean agreement that a noun's is drawn towards
 # Weights of `evidence`, and what is subtracted: the coefficients of a logistic regression on four demo worlds of 1,000
@@ -101,31 +104,42 @@ class Scorer:
         return replace(self, nouns=nouns)
 
     def score(self, pairs: Sequence[Pair], image: ImageScores) -> list[Pair]:
-        """The pairs with their evidence; a noun without a level leaves its pair as it is."""
-        chosen = sorted({pair.region for pair in pairs if pair.noun in self.nouns})
-        region_RD = (
-            unit(unpack([image.regions[r].embedding or b"" for r in chosen]).astype(np.float64)) if chosen else None
-        )
-        lifts_KR = image.similarity_KR - self._levels(image.nouns)[:, None]
-        scored = []
-        for pair in pairs:
-            noun = self.nouns.get(pair.noun)
-            if noun is None or pair.similarity is None or region_RD is None:
-                scored.append(pair)
-                continue
-            region_D = region_RD[chosen.index(pair.region)]
-            lift = round(pair.similarity - noun.level, 6)
-            new = replace(
-                pair,
-                lift=lift,
-                lead=round(lift - self._best_other(image, lifts_KR, noun.lemma, pair.region), 6),
-                gap=round(lift - self._soft_maximum(region_D, noun.lemma), 6),
-                agreement=self._agreement(noun, pair, image, region_D, lifts_KR),
-                separability=noun.separability,
-            )
-            features_F = feature_matrix([new], [image.regions[pair.region].score])[0]
-            scored.append(replace(new, evidence=self.evidence(dict(zip(FEATURES, features_F.tolist(), strict=True)))))
-        return scored
+        """The pairs of an image with their evidence; a noun without a level leaves its pair as it is."""
+        return self.score_images([(pairs, image)])[0]
+
+    def score_images(self, images: Iterable[tuple[Sequence[Pair], ImageScores]]) -> list[list[Pair]]:
+        """`score` of several images, whose pairs are worked on together."""
+        asked: list[_Asked] = []
+        result: list[list[Pair]] = []
+        places: list[tuple[int, int]] = []
+        for pairs, image in images:
+            levels = [self.nouns[n.text].level if n.text in self.nouns else np.inf for n in image.nouns]
+            for number, pair in enumerate(pairs):
+                noun = self.nouns.get(pair.noun)
+                if noun is not None and pair.similarity is not None:
+                    asked.append(_Asked(pair, pair.similarity, noun, image, levels))
+                    places.append((len(result), number))
+            result.append(list(pairs))
+        parts = (asked[start : start + _PAIRS_AT_ONCE] for start in range(0, len(asked), _PAIRS_AT_ONCE))
+        scored = chain.from_iterable(map(self._scored, parts))
+        for (place, number), pair in zip(places, scored, strict=True):
+            result[place][number] = pair
+        return result
+
+    def _scored(self, asked: Sequence[_Asked]) -> Iterator[Pair]:
+        region_PD = self._unit_regions((one.image, one.pair.region) for one in asked)
+        for one, region_D, agreement in zip(asked, region_PD, self._agreements(asked, region_PD), strict=True):
+            pair, noun = one.pair, one.noun
+            lift = round(one.similarity - noun.level, 6)
+            features = {
+                "lift": lift,
+                "lead": round(lift - one.best_other(), 6),
+                "gap": round(lift - self._soft_maximum(region_D, noun.lemma), 6),
+                "agreement": agreement,
+                "separability": noun.separability,
+            }
+            score = one.image.regions[pair.region].score
+            yield replace(pair, **features, evidence=self.evidence({**features, "score": score}))
 
     def evidence(self, features: Mapping[str, float]) -> float:
         """The weighted sum of a pair's features; differences of cosines count in the run's mean spread."""
@@ -134,41 +148,88 @@ class Scorer:
         total += sum(weight * features[name] for name, weight in _AS_THEY_ARE.items())
         return round(total - _CONSTANT, 6)
 
-    def _levels(self, nouns: Sequence[Noun]) -> Array:
-        """The levels of an image's nouns; a noun without one competes with nobody."""
-        return np.array([self.nouns[n.text].level if n.text in self.nouns else np.inf for n in nouns])
-
-    def _best_other(self, image: ImageScores, lifts_KR: Array, lemma: str, region: int) -> float:
-        others = [k for k, noun in enumerate(image.nouns) if noun.lemma != lemma]
-        return float(lifts_KR[others, region].max(initial=0.0))
-
     def _soft_maximum(self, region_D: Array, lemma: str) -> float:
         """A smooth maximum of 0 and the lifts of the competitors of other lemmas for a region."""
         softness = _SOFTNESS * self.scale.spread
         if not len(self.text_CD) or not softness:
             return 0.0
         lifts_C = np.round(self.text_CD @ region_D, 6) - self.levels_C
-        logits_C = lifts_C[self.lemmas_C != lemma] / softness
+        logits_C = lifts_C[self._of_others(lemma)] / softness
         top = logits_C.max(initial=0.0)
         return float(softness * (top + np.log(np.exp(-top) + np.exp(logits_C - top).sum())))
 
-    def _agreement(self, noun: NounScores, pair: Pair, image: ImageScores, region_D: Array, lifts_KR: Array) -> float:
-        """The mean cosine of the region and the noun's regions in other images, weighted by their lifts."""
-        mean, said, weight, prototype_D = self.scale.agreement, noun.said, noun.weight, noun.prototype_D
-        if prototype_D is not None and image.measured:
-            # Leave out what this image gave to the prototype.
-            k = next(k for k, other in enumerate(image.nouns) if other.text == pair.noun)
-            best = int(image.similarity_KR[k].argmax())
-            own = max(0.0, round(float(lifts_KR[k, best]), 6))
-            prototype_D = prototype_D - own * self._centred(unpack([image.regions[best].embedding or b""])[0])
-            said, weight = said - 1, weight - own
-        if prototype_D is None or said < 1 or weight < self.scale.spread / 10:
-            return mean
-        cosine = float(self._centred(region_D) @ prototype_D) / weight
-        return round((cosine * said + mean * _PRIOR_AGREEMENT) / (said + _PRIOR_AGREEMENT), 6)
+    def _of_others(self, lemma: str) -> Any:
+        """Which competitors have another lemma: all, for most lemmas."""
+        own = self._places.get(lemma)
+        if own is None:
+            return slice(None)
+        others_C = np.ones(len(self.levels_C), bool)
+        others_C[own] = False
+        return others_C
 
-    def _centred(self, region_D: Array) -> Array:
-        return unit(unit(region_D.astype(np.float64)) - self.scale.centre_D)
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """The numbers of the competitors of each lemma."""
+        places: dict[str, list[int]] = {}
+        for number, lemma in enumerate(self.lemmas_C):
+            places.setdefault(lemma, []).append(number)
+        return places
+
+    def _agreements(self, asked: Sequence[_Asked], region_PD: Array) -> list[float]:
+        """The mean cosine of each region and its noun's regions in other images, weighted by their lifts."""
+        centred_PD, prototypes = self._centred(region_PD), [one.noun.prototype_D for one in asked]
+        # Leave out what the image gave to the prototype itself.
+        measured = [p for p, one in enumerate(asked) if prototypes[p] is not None and one.image.measured]
+        best = [asked[p].best_region() for p in measured]
+        own_MD = self._centred(
+            self._unit_regions((asked[p].image, region) for p, (region, _) in zip(measured, best, strict=True))
+        )
+        given = dict(zip(measured, zip((lift for _, lift in best), own_MD, strict=True), strict=True))
+        result = []
+        for p, (one, prototype_D) in enumerate(zip(asked, prototypes, strict=True)):
+            mean, said, weight = self.scale.agreement, one.noun.said, one.noun.weight
+            if prototype_D is not None and p in given:
+                own, own_D = given[p]
+                prototype_D = prototype_D - own * own_D
+                said, weight = said - 1, weight - own
+            if prototype_D is None or said < 1 or weight < self.scale.spread / 10:
+                result.append(mean)
+                continue
+            cosine = float(centred_PD[p] @ prototype_D) / weight
+            result.append(round((cosine * said + mean * _PRIOR_AGREEMENT) / (said + _PRIOR_AGREEMENT), 6))
+        return result
+
+    def _unit_regions(self, regions: Iterable[tuple[ImageScores, int]]) -> Array:
+        """The unit vectors of regions, float64 [N, D]."""
+        packed = [image.regions[region].embedding or b"" for image, region in regions]
+        return unit(unpack(packed, dim=len(self.scale.centre_D)).astype(np.float64))
+
+    def _centred(self, unit_ND: Array) -> Array:
+        return unit(unit(unit_ND) - self.scale.centre_D)
+
+
+class _Asked(NamedTuple):
+    """A pair to score, what is known of its noun, and its image with the levels of the image's nouns; a noun without
+    one has infinity, and so competes with nobody."""
+
+    pair: Pair
+    similarity: float
+    noun: NounScores
+    image: ImageScores
+    levels_K: Sequence[float]
+
+    def best_other(self) -> float:
+        """The best lift that a noun of another lemma has for the pair's region, 0 at least."""
+        column_K = self.image.similarity_KR[:, self.pair.region].tolist()
+        others = zip(self.image.nouns, column_K, self.levels_K, strict=True)
+        lifts = (cosine - level for noun, cosine, level in others if noun.lemma != self.noun.lemma)
+        return max(chain((0.0,), lifts))
+
+    def best_region(self) -> tuple[int, float]:
+        """The noun's best region in the image, and its lift for that, 0 at least."""
+        k = next(k for k, other in enumerate(self.image.nouns) if other.text == self.pair.noun)
+        best = int(self.image.similarity_KR[k].argmax())
+        return best, max(0.0, round(float(self.image.similarity_KR[k, best]) - self.noun.level, 6))
 
 
 def _noun_scores(level: LevelRow, row: VocabularyRow) -> NounScores | None:

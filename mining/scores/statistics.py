@@ -7,14 +7,14 @@ millionths, as integers, so that they do not depend on the order of their terms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from maskmine.mining.models.embeddings import unpack
-from maskmine.schemas.rows import NounsRow, RegionsRow
+from maskmine.schemas.rows import EmbeddingsRow, NounsRow, RegionsRow
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -40,14 +40,14 @@ class SampleImages:
     said: dict[str, Numbers]
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[NounsRow, RegionsRow]]) -> SampleImages:
+    def of(cls, rows: Iterable[tuple[NounsRow, RegionsRow | EmbeddingsRow]]) -> SampleImages:
         """The images that have regions with embeddings; what they say is known by lemma."""
         blocks: list[np.ndarray[Any, np.dtype[np.float16]]] = []
         starts: list[int] = []
         said: dict[str, list[int]] = {}
         regions = 0
         for nouns, found in rows:
-            packed = [region.embedding for region in found.regions if region.embedding is not None]
+            packed = _packed(found)
             if not packed:
                 continue
             for lemma in {noun.lemma for noun in nouns.nouns}:
@@ -68,9 +68,9 @@ class SampleImages:
         end = self.starts_N[image + 1] if image + 1 < self.images else len(self.regions_RD)
         return slice(int(self.starts_N[image]), int(end))
 
-    def embeddings(self, span: slice) -> Array:
-        """The unit vectors of a span of regions."""
-        return unit(self.regions_RD[span].astype(np.float64))
+    def embeddings(self, rows: slice | Numbers) -> Array:
+        """The unit vectors of some regions."""
+        return unit(self.regions_RD[rows].astype(np.float64))
 
     def centre(self) -> Array:
         """The mean of the regions' unit vectors, [D]: what all crops have in common."""
@@ -136,22 +136,43 @@ def best_unsaid(sample: SampleImages, text_BD: Array) -> Array:
         while last < images and sample.span(last).stop - sample.span(first).start <= _REGIONS_AT_ONCE:
             last += 1
         span = slice(sample.span(first).start, sample.span(last - 1).stop)
-        similarity_BR = np.round(text_BD @ sample.embeddings(span).T, 6)
+        similarity_BR = text_BD @ sample.embeddings(span).T
         best_BN[:, first:last] = np.maximum.reduceat(similarity_BR, sample.starts_N[first:last] - span.start, axis=1)
         first = last
-    return best_BN
+    return np.round(best_BN, 6, out=best_BN)  # the best of the rounded ones is the best one, rounded
 
 
 def best_said(sample: SampleImages, text_D: Array, images: Numbers) -> BestRegions:
-    """A noun's best region in each of some images."""
-    regions, similarities = [], []
-    for image in images:
-        span = sample.span(int(image))
-        similarity_R = np.round(sample.embeddings(span) @ text_D, 6)
-        best = int(similarity_R.argmax())
-        regions.append(span.start + best)
-        similarities.append(float(similarity_R[best]))
+    """A noun's best region in each of some images; the first of several."""
+    regions: list[int] = []
+    similarities: list[float] = []
+    ends_N = np.append(sample.starts_N[1:], len(sample.regions_RD))
+    for some in _together(images, ends_N[images] - sample.starts_N[images]):
+        sizes = ends_N[some] - sample.starts_N[some]
+        firsts = np.cumsum(sizes) - sizes  # of each image's regions among those of all
+        rows = np.arange(int(sizes.sum())) + np.repeat(sample.starts_N[some] - firsts, sizes)
+        similarity = np.round(sample.embeddings(rows) @ text_D, 6)
+        best = np.maximum.reduceat(similarity, firsts)
+        as_good = np.flatnonzero(similarity == np.repeat(best, sizes))
+        regions += rows[as_good[np.searchsorted(as_good, firsts)]].tolist()
+        similarities += best.tolist()
     return BestRegions(regions, similarities)
+
+
+def _together(images: Numbers, sizes: Numbers) -> Iterator[Numbers]:
+    """Images in order, as many at a time as have `_REGIONS_AT_ONCE` regions, at least one."""
+    before = np.cumsum(sizes) - sizes
+    start = 0
+    while start < len(images):
+        stop = int(np.searchsorted(before, before[start] + _REGIONS_AT_ONCE))
+        yield images[start:stop]
+        start = stop
+
+
+def _packed(found: RegionsRow | EmbeddingsRow) -> Sequence[bytes]:
+    if isinstance(found, EmbeddingsRow):
+        return found.embeddings
+    return [region.embedding for region in found.regions if region.embedding is not None]
 
 
 def count_unsaid(best_BN: Array) -> list[NounCounts]:

@@ -37,12 +37,20 @@ from maskmine.pipelines.run_folder.entries import each_entry, each_file, folders
 from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.seal import CheckedFile, DamagedFileError, check_sealed, identity_of, open_sealed, read_footer
+from maskmine.schemas.seal import (
+    CheckedFile,
+    DamagedFileError,
+    check_and_open,
+    check_sealed,
+    identity_of,
+    open_sealed,
+    read_footer,
+)
 from maskmine.schemas.tables import (
     arrow_schema,
     from_table,
+    read_blocks,
     read_parquet,
-    read_parquet_blocks,
     write_parquet,
     write_parquet_pieces,
     write_parquet_rows,
@@ -245,9 +253,9 @@ class RunFolder:
         The file is checked before the first one comes. From an object store it comes whole.
         """
         with self._parquet_faults(*names), self._open_whole(*names) as file:
-            found = check_sealed(file).metadata.get(_FINGERPRINT_KEY, "")
-            self._refuse_foreign(*names, found=found, wanted=fingerprint)
-            yield from read_parquet_blocks(file, columns=columns)
+            checked, parquet = check_and_open(file)
+            self._refuse_foreign(*names, found=checked.metadata.get(_FINGERPRINT_KEY, ""), wanted=fingerprint)
+            yield from read_blocks(parquet, columns=columns)
 
     def read_table(self, *names: str, fingerprint: str | None = None) -> pa.Table:
         """Read a Parquet file, of which every byte is checked.

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maskmine.mining.levels import measure_levels
+from maskmine.mining.levels import Sampled, measure_levels
 from maskmine.mining.models.clip import Clip
 from maskmine.mining.models.devices import fix_threads
 from maskmine.mining.nouns import Nouns
@@ -35,6 +35,7 @@ from maskmine.pipelines.steps.ties import Input, identities, remember_once
 from maskmine.schemas.rows import (
     CaptioningRow,
     ChecksRow,
+    EmbeddingsRow,
     LevelRow,
     NounsRow,
     PairsRow,
@@ -262,11 +263,16 @@ class LevelsJob:
         return make
 
 
-def sampled(cells: RunCells, first_parts: int) -> Iterator[tuple[NounsRow, RegionsRow]]:
-    """The nouns and regions of the images that levels are measured on."""
+def sampled(cells: RunCells, first_parts: int) -> Iterator[Sampled]:
+    """The nouns and regions of the images that levels are measured on. Masks are not read where embeddings have cells
+    of their own."""
     for part in range(first_parts):
-        found = chain.from_iterable(cells.read_regions(part))
-        for nouns, regions in zip_longest(cells.nouns.read_rows(part), found):
+        seen: Iterator[RegionsRow | EmbeddingsRow] = (
+            chain.from_iterable(cells.read_regions(part))
+            if cells.embeddings is None
+            else cells.embeddings.read_rows(part)
+        )
+        for nouns, regions in zip_longest(cells.nouns.read_rows(part), seen):
             if nouns is None or regions is None or nouns.image_id != regions.image_id:
                 refuse_mixed(cells, part)
             yield nouns, regions

@@ -25,15 +25,15 @@ from maskmine.mining.shards import (
     ImageToWrite,
     KeepCorrected,
     KeepPair,
-    KnownCrops,
+    Known,
     ShardAccount,
     Shards,
     first_rejection,
     write_shard,
 )
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.run_folder.reused_crops import ReusedCrops
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
+from maskmine.pipelines.run_folder.reused_samples import Readers, ReusedSamples
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, report_once
 from maskmine.pipelines.steps.ties import Input, identities, remember_once
@@ -93,8 +93,8 @@ class ShardsJob:
     Of embeddings it reads why an image has none.
 
     Verdicts were read when the run began and travel here as `decisions`: reviewers may go on meanwhile. What is
-    appended counts how many images say a noun with those of the `earlier` versions. Crops that the shards of a `reused`
-    run have are taken as they are.
+    appended counts how many images say a noun with those of the `earlier` versions. Crops and masks that the shards of
+    a `reused` run have are taken as they are.
     """
 
     device = None
@@ -119,14 +119,14 @@ class ShardsJob:
     def open(self) -> MakeCell:
         filters_of, remembered = self._filters(), remember_once(self.inputs)
         read = partial(self.regions.decoding.read, max_pixels=self.regions.max_image_pixels)
-        shards, open_crops = self.cells.shards, self._crops()
+        shards, open_known = self.cells.shards, self._known()
 
         def make(part: int, tick: Tick) -> PartReport:
             start_s, made_from = time.monotonic(), identities(self.inputs, part, read=remembered)
             sums = {cells.folder: cells.check(part).sha256 for cells in self._of_part()}
             folder, name = shards.names(part, "tar")
             keep, keep_noun = filters_of(part)
-            with shards.run.write(folder, name) as file, open_crops(part) as known:
+            with shards.run.write(folder, name) as file, open_known(part) as known:
                 index, account = write_shard(
                     file,
                     self._images(part),
@@ -155,15 +155,15 @@ class ShardsJob:
 
         return make
 
-    def _crops(self) -> Callable[[int], AbstractContextManager[KnownCrops | None]]:
-        """A function that opens what is known of the crops of a part."""
-        crops = ReusedCrops.of(self.reused, self.cells.proposals, self.settings)
-        if crops is None:
+    def _known(self) -> Callable[[int], AbstractContextManager[Known | None]]:
+        """A function that opens what is known of the samples of a part."""
+        samples = ReusedSamples.of(self.reused, self.cells.proposals, self.settings)
+        if samples is None:
             return lambda part: nullcontext()
         decoding, max_pixels = self.regions.decoding, self.regions.max_image_pixels
-        read_file = partial(decoding.read_file, max_pixels=max_pixels)
-        decode = partial(decoding.decode, max_pixels=max_pixels)
-        return lambda part: crops.open_part(part, self.cells.images.read(part), read_file=read_file, decode=decode)
+        each = (decoding.read_file, decoding.decode, decoding.decode_stored)
+        read = Readers(*(partial(one, max_pixels=max_pixels) for one in each))
+        return lambda part: samples.open_part(part, self.cells.images.read(part), read=read)
 
     def _of_part(self) -> tuple[Cells[Any], ...]:
         """The cells of a part that its shard vouches for in its account."""

@@ -13,14 +13,14 @@ import pytest
 
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, Region, RegionsRow, VocabularyRow
-from maskmine.schemas.seal import DamagedFileError, check_sealed, read_footer
+from maskmine.schemas.seal import DamagedFileError, check_sealed, open_sealed, read_footer
 from maskmine.schemas.tables import (
     MAX_GROUP_ROWS,
     PIECE_ROWS,
     from_pieces,
     from_table,
+    read_blocks,
     read_parquet,
-    read_parquet_blocks,
     row_groups,
     rows_in_order,
     to_table,
@@ -63,7 +63,7 @@ def sealed(rows: list[RegionsRow], **options: int) -> bytes:
 
 
 def by_groups(file: IO[bytes]) -> pa.Table:
-    return pa.concat_tables(read_parquet_blocks(file))
+    return pa.concat_tables(read_blocks(open_sealed(file)))
 
 
 @pytest.mark.parametrize("read", [read_parquet, by_groups])
@@ -121,7 +121,7 @@ def test_row_groups_hold_so_many_bytes_and_a_piece_at_most() -> None:
     rows, limit = regions(200, embedding_bytes=100), 10_000
     piece_bytes = PIECE_ROWS * 2 * 110
     content = sealed(rows, max_bytes=limit)
-    groups = list(read_parquet_blocks(io.BytesIO(content)))
+    groups = list(read_blocks(open_sealed(io.BytesIO(content))))
     assert len(groups) == 4
     sizes = [sum(len(r.embedding or b"") for row in from_pieces(g, RegionsRow) for r in row.regions) for g in groups]
     assert max(sizes) < limit + piece_bytes

@@ -12,7 +12,7 @@ import pytest
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.pipelines.engines.local import LocalEngine
 from maskmine.pipelines.mine import mine
-from maskmine.pipelines.run_folder import reused_crops
+from maskmine.pipelines.run_folder import reused_samples
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining
 from tests.support import toy
@@ -95,7 +95,7 @@ def test_crops_of_other_settings_are_cut_anew(world: Path, seen: Seen, change: s
 def test_crops_of_other_libraries_are_cut_anew(world: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     old, version = earlier(world), importlib.metadata.version
     seen.decoded = 0
-    monkeypatch.setattr(reused_crops.importlib.metadata, "version", lambda name: f"{version(name)}.other")
+    monkeypatch.setattr(reused_samples.importlib.metadata, "version", lambda name: f"{version(name)}.other")
     new = again(world, old)
     assert seen.decoded == WITH_PAIRS
     assert hashes_of_data(new)["shards/00000.tar"] == hashes_of_data(plainly(world))["shards/00000.tar"]
