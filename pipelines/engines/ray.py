@@ -104,7 +104,7 @@ class RayEngine(Settings):
             scheduler = Scheduler(
                 queue=CellQueue(steps, todo),
                 observer=observer,
-                workers=RayWorkers(jobs, seen_path, token),
+                workers=RayWorkers(jobs, seen_path, token, observer.on_line),
                 pools=[gpu_pool, cpu_pool, *asking.values()],
                 pool_of=[pool_of.get(step.name, cpu_pool) for step in steps],
                 max_attempts=self.max_attempts,
