@@ -11,14 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.engines import local, memory
+from maskmine.pipelines.engines import ray as on_ray
 from maskmine.pipelines.engines.beam import BeamEngine
 from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.engine import Engine
 from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.engines.ray import RayEngine
 from maskmine.pipelines.mine import mine
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.settings.mining import load_mining
@@ -214,15 +217,27 @@ def test_workers_without_room_are_refused_before_the_plan_is_made_and_before_any
     assert hashes(run.root) == before
 
 
-def test_gpus_that_are_not_there_are_refused_before_the_plan_is_made(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("engine", "device", "line"),
+    [
+        (LocalEngine(gpus=2), "cpu", "gpus: 2 asked for, and `regions.device` is cpu; leave gpus out"),
+        (RayEngine(), "cuda:1", "regions.device: `cuda:1` was asked for, and this machine has no GPU; use auto or cpu"),
+        (RayEngine(), "mps", "regions.device: `mps` is unknown; use auto, cpu, cuda or cuda:N"),
+        (BeamEngine(workers=2), "mps", "regions.device: `mps` is unknown; use auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused_before_the_plan_is_made(
+    engine: Engine, device: str, line: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(on_ray, "_is_connected", lambda: False)
     world = toy.write_toy_world(tmp_path)
-    regions = {**json.loads(toy.write_config(world).read_text())["regions"], "clip": {"model": str(clip)}}
-    config = toy.write_config(world, regions=regions)
-    with pytest.raises(InputError, match=r"^gpus: 2 asked for, and `regions.device` is cpu; leave gpus out$"):
-        mine(load_mining(str(config)), engine=LocalEngine(gpus=2), observer=Recorder())
+    regions = json.loads(toy.write_config(world).read_text())["regions"]
+    config = toy.write_config(world, regions={**regions, "clip": {"model": str(clip)}, "device": device})
+    with pytest.raises(InputError) as refused:
+        mine(load_mining(str(config)), engine=engine, observer=Recorder())
+    assert str(refused.value) == line
     assert not (tmp_path / "run").exists()
 
 
