@@ -157,13 +157,11 @@ def mine(
         raise InputError(f"limit: at least 1 image, not {limit}")
     asked = load_mining(_as_config(config), overrides=_overrides(settings, out))
     options = [f"{name}={json.dumps(value)}" for name, value in (engine_options or {}).items()]
-    outcome = run_mining(
-        asked,
-        engine=choose_engine(engine, options=options),
-        observer=observer or RunObserver(),
-        limit=limit,
-        regions_from=regions_from,
-    )
+    chosen = choose_engine(engine, options=options)
+    with writing_alone(asked.out):
+        outcome = run_mining(
+            asked, engine=chosen, observer=observer or RunObserver(), limit=limit, regions_from=regions_from
+        )
     return Run(FinishedRun.open(RunFolder(asked.out)), outcome.exceeded)
 
 
@@ -193,7 +191,8 @@ def append(
     )
     options = [f"{name}={json.dumps(value)}" for name, value in (engine_options or {}).items()]
     chosen = choose_engine(engine, options=options)
-    outcome = run_append(folder, sources, engine=chosen, observer=observer or RunObserver())
+    with writing_alone(folder.root):
+        outcome = run_append(folder, sources, engine=chosen, observer=observer or RunObserver())
     return Run(FinishedRun.open(folder), outcome.exceeded)
 
 

@@ -24,8 +24,8 @@ from maskmine.pipelines.dataset.limits import Exceeded, find_exceeded
 from maskmine.pipelines.dataset.publish import mark_success
 from maskmine.pipelines.dataset.set_versions import is_listed, source_names
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
-from maskmine.pipelines.mine import fetch_models, make_and_publish, make_cells, may_run_models, notes_of
-from maskmine.pipelines.planning.plan import plan_inputs, require_plan, roots_of
+from maskmine.pipelines.mine import check_workers, fetch_models, make_and_publish, make_cells, may_run_models, notes_of
+from maskmine.pipelines.planning.plan import UNPLANNED, plan_inputs, require_plan, roots_of
 from maskmine.pipelines.planning.versions import (
     BASE,
     Version,
@@ -40,7 +40,7 @@ from maskmine.pipelines.regenerate import differences, known_identity
 from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining
-from maskmine.pipelines.steps.grid import Step, missing_cells, plan_grids
+from maskmine.pipelines.steps.grid import Step, missing_cells, plan_grids, plan_steps
 from maskmine.pipelines.steps.identity import Identity, identify, settle
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
@@ -87,6 +87,7 @@ def append(
     _refuse_changed(run, finished.manifest, identity, plan_grids(run, earlier, settings, identity))
     check_calibration(settings, identity.settings)
     settings.nouns.record(), settings.regions.records()
+    check_workers(plan_steps(run, UNPLANNED, settings, identity), engine=engine)
     if version is None:
         version = _cut(run, settings, versions, captions=_plain(asked), observer=observer)
         versions = (*versions, version)

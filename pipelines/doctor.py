@@ -93,6 +93,14 @@ def diagnose_others(settings: Settings) -> list[Finding]:
     ]
 
 
+def diagnose_without(package: str) -> list[Finding]:
+    """The libraries and the machine, where settings cannot be looked at as this package is missing."""
+    findings = [*_libraries(None), _cpus(), _memory()]
+    if package.partition(".")[0] not in {finding.name for finding in findings if finding.state == "missing"}:
+        findings.append(Finding(package, "missing", "cannot be imported", how_to_install()))
+    return findings
+
+
 def ready(findings: Sequence[Finding]) -> bool:
     """Whether nothing is missing that the run needs; else the command ends with exit code 2."""
     return not any(finding.state == "missing" for finding in findings)

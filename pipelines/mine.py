@@ -37,9 +37,9 @@ from maskmine.pipelines.dataset.accounts import BrokenShardsError
 from maskmine.pipelines.dataset.calibrations import check_calibration
 from maskmine.pipelines.dataset.limits import Exceeded, find_exceeded
 from maskmine.pipelines.dataset.publish import DERIVED_FILE, mark_success, publish, published
-from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
+from maskmine.pipelines.engines.engine import Engine, HasWorkers, RunObserver, device_kind
 from maskmine.pipelines.planning.listing import refuse_urls
-from maskmine.pipelines.planning.plan import make_plan, read_plan
+from maskmine.pipelines.planning.plan import UNPLANNED, make_plan, read_plan
 from maskmine.pipelines.planning.versions import (
     BASE,
     Version,
@@ -74,6 +74,7 @@ from maskmine.pipelines.steps.grid import (
     drop_untied,
     missing_cells,
     plan_grids,
+    plan_steps,
     steps_before_doubt,
     what_is_there,
 )
@@ -121,6 +122,7 @@ def mine(
         check_calibration(settings, identity.settings)
         if reused is None:  # else no model may be needed
             fetch_models(asked, settings, engine=engine)
+        check_workers(plan_steps(run, UNPLANNED, settings, identity, reused=reused), engine=engine)
 
     versions = plan_versions(run, settings, limit=limit, before_first=check_first)
     plan = versions[0].plan
@@ -141,6 +143,8 @@ def mine(
         settings = settle(settings, known)  # the content of what was fetched is known only now
         identity = identify(settings, known)
         grids = plan_grids(run, versions, settings, identity, reused=reused)
+    for steps in grids:
+        check_workers([step for step in steps if step.has_work()], engine=engine)
     check_calibration(settings, identity.settings)
     notes = tuple(notes_of(run, range(plan.parts), settings)) if _of_regions(grids[0])[0].has_work() else ()
     for line in (*_what_will_be_done(run, grids, identity, reused), *notes):
@@ -265,6 +269,12 @@ def fetch_models(asked: Mining, settings: Mining, *, engine: Engine) -> None:
     for captioner in settings.captioners:
         if isinstance(captioner, Florence2):
             captioner.fetch()
+
+
+def check_workers(steps: Sequence[Step], *, engine: Engine) -> None:
+    """Raises InputError where an engine has no room for its workers with the models of these steps."""
+    if isinstance(engine, HasWorkers):
+        engine.check_workers({step.name: step.job for step in steps})
 
 
 def _require_keys(steps: Sequence[Step], *, engine: Engine) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+import re
+from typing import TYPE_CHECKING, Literal
 
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.wording import counted
@@ -18,6 +19,15 @@ PROPOSALS_ON_GPU: Literal["bfloat16"] = "bfloat16"
 """What `auto` stands for on a GPU."""
 
 
+_NAMES = re.compile(r"auto|cpu(:\d+)?|cuda(:\d+)?")
+
+
+def check_device_name(name: str) -> None:
+    """Raises InputError for a name that is that of no device which is known here, wherever models are to run."""
+    if not _NAMES.fullmatch(name):  # PyTorch has more of them, on which nothing here was tried
+        raise InputError(f"device: `{name}` is unknown; use auto, cpu, cuda or cuda:N")
+
+
 def open_device(name: str) -> torch.device:
     """The device called `name`: `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:1`.
 
@@ -27,13 +37,8 @@ def open_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    unknown = InputError(f"device: `{name}` is unknown; use auto, cpu, cuda or cuda:N")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise unknown from error
-    if device.type not in get_args(DeviceKind):  # PyTorch has more of them, on which nothing here was tried
-        raise unknown
+    check_device_name(name)
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = counted(torch.cuda.device_count(), "GPU") if torch.cuda.device_count() else "no GPU"
         raise InputError(f"device: `{name}` was asked for, and this machine has {there}; use auto or cpu")

@@ -17,7 +17,15 @@ from maskmine.pipelines.cli import settings, mine, append, reports, audit, revie
 
 from maskmine.pipelines.cli.app import app, err
 from maskmine.pipelines.settings.faults import SettingsError
-from maskmine.schemas.errors import Exit, IncompleteError, InputError, OtherPlanError, ServerStoppedError, exit_of
+from maskmine.schemas.errors import (
+    Exit,
+    IncompleteError,
+    InputError,
+    OtherPlanError,
+    ServerStoppedError,
+    exit_of,
+    how_to_install,
+)
 
 
 def main() -> NoReturn:
@@ -43,6 +51,13 @@ def run_app(arguments: list[str] | None = None) -> int:
     except (InputError, IncompleteError, OtherPlanError) as error:
         _print_fault(error)
         return exit_of(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "maskmine").partition(".")[0] == "maskmine":
+            raise
+        _print_fault(
+            f"the package `{error.name}` is not installed; {how_to_install()}; `maskmine doctor` looks for all"
+        )
+        return Exit.BAD_INPUT
     except typer.TyperException as error:  # a wrong option or argument, or none: then it is the help
         message = error.format_message().replace("Value error, ", "")
         if message.startswith("Usage:"):

@@ -202,14 +202,17 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check what a run needs before it starts: libraries, machine, input, models, licences."""
-    from maskmine.pipelines.doctor import diagnose, diagnose_others, ready, render
+    from maskmine.pipelines.doctor import diagnose, diagnose_others, diagnose_without, ready, render
     from maskmine.pipelines.settings.mining import load_mining, load_settings, top_settings
 
-    kind = configuration or (guess_configuration(top_settings(config)) if config else "mine")
-    if kind == "mine":
-        findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
-    else:
-        findings = diagnose_others(load_settings(settings_of(kind), config, overrides=overrides or ()))
+    try:
+        kind = configuration or (guess_configuration(top_settings(config)) if config else "mine")
+        if kind == "mine":
+            findings = diagnose(load_mining(config, overrides=overrides or ()) if config else None)
+        else:
+            findings = diagnose_others(load_settings(settings_of(kind), config, overrides=overrides or ()))
+    except ModuleNotFoundError as error:
+        findings = diagnose_without(str(error.name))
     if as_json:
         print_json({"ready": ready(findings), "findings": [asdict(finding) for finding in findings]})
     else:
@@ -235,7 +238,6 @@ def _print_outcome(outcome: MineResult, settings: Mining, *, as_json: bool) -> N
     out.print(_render_totals(totals))
     if not (totals.samples or outcome.exceeded):
         reason = max(totals.rejected, key=totals.rejected.__getitem__)
-        filters = _filters(settings.pairs) if "filtered" in reason else ""
         filters = _filters(settings.pairs) if "filtered" in reason else ""
         look = f"see `maskmine errors {settings.out}`"
         err.print(f"no image has a pair, most of them by `{reason}`{filters}; {look}")

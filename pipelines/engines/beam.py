@@ -18,7 +18,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.memory import refuse_too_many
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step, missing_cells
-from maskmine.pipelines.steps.jobs import PartReport
+from maskmine.pipelines.steps.jobs import Job, PartReport
 from maskmine.schemas.errors import IncompleteError, InputError, how_to_install
 from maskmine.schemas.settings import Settings
 
@@ -83,14 +83,18 @@ class BeamEngine(Settings):
         if not todo:
             return
         steps = [step for step in steps if step.name in todo]
-        if self.workers > 1:
-            refuse_too_many(self.workers, [step.job for step in steps])
+        self.check_workers({step.name: step.job for step in steps})
         folder = f"{owned_prefix(BEAM)}{secrets.token_hex(4)}"
         messages = _MessageFolder(run, folder, list(steps), todo, observer)
         with _quiet_beam():
             pipeline = self._pipeline(run, folder, steps, todo, options)
             with _worker_deaths() as deaths, messages.opened():
                 _run(pipeline, messages, deaths)
+
+    def check_workers(self, jobs: Mapping[str, Job]) -> None:
+        """Raises InputError for more workers than the memory holds; those of other runners are not here."""
+        if self.workers > 1:
+            refuse_too_many(self.workers, jobs.values())
 
     def _options(self) -> PipelineOptions:
         try:

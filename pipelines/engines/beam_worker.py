@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from maskmine.pipelines.engines.orphans import end_with_driver
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.jobs import MakeCell, each_report, no_tick
@@ -19,7 +18,6 @@ from maskmine.schemas.sample import cell_name
 # In the message folder, which is a driver's own and lies in the run folder:
 OPEN = "open"  # the driver deletes it when it takes no more messages
 FAULT = "fault.json"  # the message that ends the run
-_WATCH_S = 0.5  # how soon a worker notices that its driver has gone
 
 log = logging.getLogger(__name__)
 
@@ -71,19 +69,12 @@ def message_name(step: str, part: int) -> str:
 
 def main() -> None:
     """A worker process of FnApiRunner: Beam's own, without its chatter, and with an end when the driver goes."""
+    root, messages, driver_pid = sys.argv[1:]
+    end_with_driver(int(driver_pid), needed=lambda: RunFolder(root).exists(messages, OPEN))
     from apache_beam.runners.worker import sdk_worker_main
 
-    root, messages, driver_pid = sys.argv[1:]
-    watch = threading.Thread(target=_end_with_driver, args=(RunFolder(root), messages, int(driver_pid)), daemon=True)
-    watch.start()
     sdk_worker_main.main(sys.argv[:1])
     os._exit(0)  # Python would take down its modules for seconds, and Beam waits for one worker after the other
-
-
-def _end_with_driver(run: RunFolder, messages: str, driver_pid: int) -> None:
-    while os.getppid() == driver_pid and run.exists(messages, OPEN):
-        time.sleep(_WATCH_S)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from maskmine.mining.models.devices import DeviceKind, kind_of
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.pipelines.steps.grid import Step
-from maskmine.pipelines.steps.jobs import PartReport, each_report
+from maskmine.pipelines.steps.jobs import Job, PartReport, each_report
 
 
 class RunObserver:
@@ -59,6 +59,14 @@ class KnowsGpus(Protocol):
 
     def workers_have_gpus(self) -> bool | None:
         """None where the workers are on this machine."""
+
+
+@runtime_checkable
+class HasWorkers(Protocol):
+    """An engine that can tell before it starts workers whether this machine holds them."""
+
+    def check_workers(self, jobs: Mapping[str, Job]) -> None:
+        """Raises InputError for more workers, or GPUs, than there is room for with the jobs of these steps."""
 
 
 def device_kind(name: str, *, engine: Engine) -> DeviceKind:

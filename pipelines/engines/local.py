@@ -71,14 +71,12 @@ class LocalEngine(Settings):
         jobs = {step.name: step.job for step, parts in zip(steps, todo, strict=True) if parts}
         if not jobs:
             return
+        self.check_workers(jobs)
         gpus = self._gpus(jobs)
-        if self.workers == 1 and len(gpus) <= 1:
+        if self._is_alone(gpus):
             _run_here(steps, {step.name: parts for step, parts in zip(steps, todo, strict=True)}, observer)
             return
         on_gpu = {name for name, job in jobs.items() if gpus and runs_models(job)}
-        on_cpu = [job for name, job in jobs.items() if name not in on_gpu]
-        refuse_too_many(self.workers, on_cpu, gpus=len(gpus), on_gpu=[jobs[name] for name in on_gpu])
-
         gpu_pool, cpu_pool = WorkerPool(len(gpus), {"gpu": True}), WorkerPool(self.workers, {"gpu": False})
         asking = {step.name: WorkerPool(1, {"gpu": False}) for step in steps if step.one_worker}
         pool_of = dict.fromkeys(on_gpu, gpu_pool) | asking
@@ -95,6 +93,18 @@ class LocalEngine(Settings):
             scheduler.run()
         finally:
             scheduler.kill_workers()
+
+    def check_workers(self, jobs: Mapping[str, Job]) -> None:
+        """Raises InputError for more workers than the memory holds, or more GPUs than there are."""
+        gpus = self._gpus(jobs)
+        if not self._is_alone(gpus):
+            on_gpu = [job for job in jobs.values() if gpus and runs_models(job)]
+            on_cpu = [job for job in jobs.values() if job not in on_gpu]
+            refuse_too_many(self.workers, on_cpu, gpus=len(gpus), on_gpu=on_gpu)
+
+    def _is_alone(self, gpus: Sequence[object]) -> bool:
+        """Whether this process makes the cells itself."""
+        return self.workers == 1 and len(gpus) <= 1
 
     def _gpus(self, jobs: Mapping[str, Job]) -> list[dict[str, str]]:
         """The environment of the worker of each GPU that is to run models, which then sees that one alone.

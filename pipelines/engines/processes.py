@@ -15,8 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,10 +24,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
+from maskmine.pipelines.engines.orphans import end_with_driver
 from maskmine.pipelines.engines.scheduler import OpenJobs, WorkerDiedError
 from maskmine.pipelines.steps.jobs import Job
 
-_WATCH_S = 0.5  # how soon a worker notices that its driver has gone
 _WAIT_S = 10.0  # at a time; the operating system knows no endless one
 _ENDS_WITHIN_S = 5.0  # a killed process whose memory the kernel has to free
 _LAST_LINE_CHARS = 200
@@ -77,7 +75,7 @@ class Processes:
         paths = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
         errors = tempfile.TemporaryFile()  # noqa: SIM115, it is closed with the worker
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(there.fileno())],
+            [sys.executable, "-P", "-m", __name__, str(there.fileno()), str(os.getpid())],
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=errors,
@@ -125,7 +123,7 @@ class Processes:
 def main() -> None:
     """The worker: makes cells until its driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends its workers
-    threading.Thread(target=_end_with_driver, args=(os.getppid(),), daemon=True).start()
+    end_with_driver(int(sys.argv[2]))
     connection = Connection(int(sys.argv[1]))
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         jobs = OpenJobs(connection.recv())
@@ -149,12 +147,6 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # noqa: BLE001, some errors of libraries cannot be made from what they hold
         return RuntimeError(f"{type(error).__name__}: {error}\n{frames}")
     return error
-
-
-def _end_with_driver(driver_pid: int) -> None:
-    while os.getppid() == driver_pid:
-        time.sleep(_WATCH_S)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 import maskmine
+from maskmine.mining.models.devices import open_device
 from maskmine.pipelines.engines.cell_queue import CellQueue
 from maskmine.pipelines.engines.engine import RunObserver
 from maskmine.pipelines.engines.memory import worker_bytes
@@ -71,6 +72,17 @@ class RayEngine(Settings):
         with _connected(self):
             return sum(node.gpus for node in alive_nodes()) > 0
 
+    def check_workers(self, jobs: Mapping[str, Job]) -> None:
+        """Raises InputError where models are to run on a GPU and Ray, started here, will have none. Whatever else a
+        cluster lacks shows when it is there."""
+        devices = {job.device for job in jobs.values() if job.device is not None and runs_models(job)}
+        if self.address is None and not _is_connected():
+            for device in (device for device in devices if device.startswith("cuda")):
+                try:
+                    open_device(device)
+                except InputError as error:
+                    raise InputError(f"regions.{error}") from error
+
     def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
         """Make the missing cells of all steps. What a worker raises is raised here, as it is.
 
@@ -104,7 +116,7 @@ class RayEngine(Settings):
             scheduler = Scheduler(
                 queue=CellQueue(steps, todo),
                 observer=observer,
-                workers=RayWorkers(jobs, seen_path, token),
+                workers=RayWorkers(jobs, seen_path, token, observer.on_line),
                 pools=[gpu_pool, cpu_pool, *asking.values()],
                 pool_of=[pool_of.get(step.name, cpu_pool) for step in steps],
                 max_attempts=self.max_attempts,
@@ -165,6 +177,12 @@ def _connected(engine: RayEngine) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _is_connected() -> bool:
+    """Whether this process has a Ray already, whose GPUs may be anywhere."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _check_answers(address: str, *, timeout_s: float) -> None:

@@ -87,6 +87,8 @@ class Plan:
         return part_size(part - len(self.given), images=rest, parts=parts)
 
 
+UNPLANNED = Plan(images=1, parts=1, images_sha256="", captions_sha256="", source={}, inputs=None)
+"""Stands for a plan that is still to be made, where it matters which steps a run has, and not of what."""
 _STORED = TypeAdapter(Plan)
 CutPart = tuple[int, pa.Table, pa.Table]
 """The number of a part, its images and their captions."""

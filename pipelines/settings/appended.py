@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,15 @@ from maskmine.pipelines.settings.presets import with_absolute_paths
 from maskmine.pipelines.settings.source_kinds import SourceKind, captions_section
 from maskmine.pipelines.settings.starter import check_source
 from maskmine.schemas.errors import InputError
+
+# What `maskmine init` calls things, and what `append` does.
+_WORDS = {
+    "--from:": "--captions:",
+    "the configuration": "a --config",
+    "give one of ": "give --kind, one of ",
+    "if it is another kind, give that": "if it is another kind, give --kind",
+    "give the kind `hugging_face`": "give --kind hugging_face",
+}
 
 
 def captions_to_append(
@@ -55,12 +65,16 @@ def _given(config: str | Mapping[str, Any], *, place: str) -> dict[str, Any]:
     return {name: value for name, value in tree.items() if name != "out"}
 
 
-def _found(source: str, **named: Any) -> dict[str, Any]:
+def _found(source: str, *, kind: SourceKind | None, **named: Any) -> dict[str, Any]:
     try:
-        return captions_section(source, **named)
+        return captions_section(source, kind=kind, **named)
     except InputError as error:
         text = str(error)
-        raise InputError(text.replace("--from:", "--captions:").replace("the configuration", "a --config")) from error
+        for of_init, here in _WORDS.items():
+            text = text.replace(of_init, here)
+        if kind is None and "--kind" not in text and os.path.exists(source):
+            text += " (if it is of another kind than its name says, give --kind)"
+        raise InputError(text) from error
 
 
 def _like(run: Mining, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from maskmine.mining.captions import source_name
 from maskmine.mining.checks import how_checked
 from maskmine.mining.evaluation.corrections import Decisions
 from maskmine.mining.evaluation.verdicts import Verdicts, read_verdicts
-from maskmine.mining.models.devices import DeviceKind, kind_of
+from maskmine.mining.models.devices import DeviceKind, check_device_name, kind_of
 from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import THRESHOLDS
 from maskmine.mining.shards import MOST_IN_PART
@@ -28,6 +28,7 @@ from maskmine.pipelines.run_folder.caption_cells import CAPTIONING
 from maskmine.pipelines.run_folder.region_cells import OLDER
 from maskmine.pipelines.settings.fingerprints import deciding, portable, with_known
 from maskmine.pipelines.settings.mining import Mining
+from maskmine.schemas.errors import InputError
 from maskmine.schemas.sample import CHECKED_VERSION, FORMAT_VERSION, WHOLE_VERSION
 from maskmine.schemas.settings import fingerprint
 
@@ -90,10 +91,15 @@ def settle(
     """The settings with whatever they leave to the machine decided: device, precisions, commits of a hub.
 
     `known` are those of this folder as an earlier run identified them, or of the run whose regions are reused: `auto`
-    goes on as it was, so that a set is never made in two ways. `here` tells the kind of a device by its name.
+    goes on as it was, so that a set is never made in two ways. `here` tells the kind of a device by its name. Raises
+    InputError for a device of an unknown name, which else a worker would find long after the start.
     """
     before = (known or {}).get("regions", {})
     regions = settings.regions
+    try:
+        check_device_name(regions.device)
+    except InputError as error:
+        raise InputError(f"regions.{error}") from error
     checked, captioned = (known or {}).get("checks") or {}, _known_captioners(known)
     devices = [one.get("device") for one in (before, checked, *captioned.values())]
     kind = next(filter(None, devices), None) if regions.device == "auto" else None

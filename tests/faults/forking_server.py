@@ -7,6 +7,7 @@ server, and ends with the exit code of the forked process.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import runpy
@@ -33,6 +34,8 @@ with socket.socket(socket.AF_UNIX) as server:
     answer = server.recv(1)
 sys.exit(answer[0] if answer else 70)
 """
+
+_PR_SET_PDEATHSIG = 1
 
 
 def write_client(path: Path, address: Path, program: str) -> Path:
@@ -78,6 +81,7 @@ def serve(address: str, modules: Sequence[str]) -> None:
             connection, _ = listening.accept()
             _reap()
             if os.fork() == 0:
+                _end_with_parent()
                 listening.close()
                 _answer(connection)
             connection.close()
@@ -95,6 +99,12 @@ def _end_with_input() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _end_with_parent() -> None:
+    """Else tests that are killed leave programs that wait for a parent which they cannot see."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _answer(connection: socket.socket) -> None:
     """In the forked process: run the call in a process of its own, so that its end is seen whatever happens."""
     size, streams, *_ = socket.recv_fds(connection, 4, 3)
@@ -103,6 +113,7 @@ def _answer(connection: socket.socket) -> None:
         call += connection.recv(1 << 16)
     child = os.fork()
     if child == 0:
+        _end_with_parent()
         connection.close()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)

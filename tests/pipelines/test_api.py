@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import maskmine
-from maskmine.schemas.errors import InputError
+from maskmine.mining.storage.files import sole_writer
+from maskmine.schemas.errors import IncompleteError, InputError
 from tests.support import toy
 from tests.support.paths import HEAVY, ROOT
 
@@ -52,6 +53,12 @@ def test_a_run_is_mined_from_a_dictionary_and_read_again(toy_config: Path, tmp_p
     assert again.folder == run.folder
     assert [pair.key for pair in again.pairs()] == [pair.key for pair in pairs]
     assert config == yaml.safe_load(toy_config.read_text()), "the dictionary is the caller's"
+
+
+def test_a_folder_that_another_process_writes_to_is_left_alone(toy_config: Path, tmp_path: Path) -> None:
+    with sole_writer(str(tmp_path / "run")), pytest.raises(IncompleteError, match="another process is at work"):
+        maskmine.mine(toy_config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pair_has_its_crop_its_mask_and_its_record(toy_config: Path, tmp_path: Path) -> None:

@@ -375,6 +375,26 @@ def test_masks_that_are_of_none_of_the_new_images_are_refused_and_nothing_stays(
     assert hashes(str(run)) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.txt", "A bar.", "no kind of source is known by this name; give --kind, one of coco, folder, "),
+        ("data.json", "{}", " (if it is of another kind than its name says, give --kind)"),
+        ("data.csv", "a,b\n1,2\n", " (if it is of another kind than its name says, give --kind)"),
+    ],
+)
+def test_a_file_of_another_kind_than_it_looks_is_refused_with_the_option_that_says_so(
+    run: Path, tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as refused:
+        captions_to_append(load_mining(str(run / "mining.yaml")), captions=str(tmp_path / name))
+    assert words in str(refused.value)
+    with pytest.raises(InputError) as refused:
+        captions_to_append(load_mining(str(run / "mining.yaml")), captions=str(tmp_path / name), kind="coco")
+    assert "--kind)" not in str(refused.value)
+
+
 def test_a_configuration_with_other_settings_is_refused(
     world: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -281,13 +281,13 @@ def test_what_two_drivers_delete_at_once_is_deleted(run: RunFolder, monkeypatch:
 
 
 def test_ray_drivers_on_one_folder_have_a_file_each_for_their_workers(run: RunFolder) -> None:
-    def blind_host(seen: tuple[str | None, str]) -> str | None:
-        return RayWorker(jobs={}, seen_path=seen[0], token=seen[1]).blind_host()
+    def sees(seen: tuple[str | None, str]) -> bool:
+        return RayWorker(jobs={}, seen_path=seen[0], token=seen[1]).arrive().sees_run
 
     with seen_file(run) as first:
         with seen_file(run) as second:
-            assert (blind_host(first), blind_host(second)) == (None, None)
-        assert blind_host(first) is None
+            assert (sees(first), sees(second)) == (True, True)
+        assert sees(first)
     assert os.listdir(run.root) == []
 
 

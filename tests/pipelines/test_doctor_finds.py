@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +101,30 @@ def test_the_doctor_takes_the_configuration_of_a_tuning(tmp_path: Path, capsys: 
     assert run_app(["doctor", str(tmp_path / "my.yaml"), "--json"]) == 2
     found = {one["name"]: one["state"] for one in json.loads(capsys.readouterr().out)["findings"]}
     assert (found["clip"], found["data.sources.folder"], found["out"]) == ("missing", "missing", "ok")
+
+
+def test_without_a_library_the_doctor_names_it_and_other_commands_end_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version, config = importlib.metadata.version, str(toy.write_config(toy.write_toy_world(tmp_path)))
+
+    def find(name: str) -> str:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for module in ("maskmine.tuning.evaluation.region_accuracy", "maskmine.pipelines.evaluate.clip"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    assert run_app(["doctor", config]) == 2
+    assert "missing: torch" in capsys.readouterr().out
+    assert run_app(["evaluate", config]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("maskmine: the package `torch` is not installed; pip install -e '.' in a checkout")
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_fault_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "maskmine.pipelines.doctor", None)
+    with pytest.raises(ModuleNotFoundError, match=r"maskmine\.pipelines\.doctor"):
+        run_app(["doctor"])

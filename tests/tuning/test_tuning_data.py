@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,14 +15,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
 from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import member_names, sample_members, write_members
 from maskmine.tuning.clip.data import Pairs, arrange, nouns_of, open_sets
 from maskmine.tuning.clip.settings import Data, Jitter, Source
 from maskmine.tuning.clip.transforms import StoredRegion, View, decode_sample, jittered_part, show_region
-from maskmine.tuning.training.batches import load_batches
+from maskmine.tuning.training import batches
+from maskmine.tuning.training.batches import load_batches, readers_may_die
 from maskmine.tuning.training.order import Stream, epoch_order, shares_of_batch
 from tests.support.toy_shards import as_version, write_toy_shards
 from tests.support.web.served_page import png
@@ -336,3 +341,31 @@ def test_a_batch_that_processes_cannot_share_is_refused(folder: Path) -> None:
 def test_a_ratio_too_small_for_the_batch_is_refused() -> None:
     with pytest.raises(InputError, match=r"a ratio of 0\.01 is less than one sample in a batch of 10"):
         shares_of_batch([0.99, 0.01], batch_size=10)
+
+
+class KillsItsReader(Dataset["int | str"]):
+    """Batch 2 kills the process that reads it, as the kernel does where memory is short."""
+
+    def __getitem__(self, step: int) -> int:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # so Python 3.12 comments on any fork
+def test_a_reader_that_is_killed_ends_the_training_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "usable_workers", lambda workers, *, batches: workers)
+
+    def use() -> None:
+        with readers_may_die():
+            for _ in load_batches(KillsItsReader(), start=0, stop=9, workers=2):
+                time.sleep(0.1)
+
+    with pytest.raises(IncompleteError) as error:
+        use()
+    line = str(error.value)
+    assert line.startswith("a process that reads samples died (DataLoader worker (pid")
+    assert line.endswith("run the same command again, which goes on from its checkpoint")
+    assert "\n" not in line
+    with pytest.raises(RuntimeError, match="something else"), readers_may_die():
+        raise RuntimeError("something else")

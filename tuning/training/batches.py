@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from torch.utils.data import DataLoader, Dataset
 
-from maskmine.schemas.errors import InputError
+from maskmine.schemas.errors import IncompleteError, InputError
 
 BatchT = TypeVar("BatchT")
 
@@ -32,6 +33,24 @@ def load_batches(
         if isinstance(batch, str):
             raise InputError(batch)
         yield cast(BatchT, batch)
+
+
+@contextmanager
+def readers_may_die() -> Iterator[None]:
+    """The death of a worker while batches are used in the block is an IncompleteError.
+
+    PyTorch raises it wherever this process is then, from the handler of a signal, so the block has all of the work.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        if not line.startswith("DataLoader worker"):
+            raise
+        raise IncompleteError(
+            f"a process that reads samples died ({line.partition('. ')[0].rstrip('.')}); was there memory enough, also "
+            "in /dev/shm? Set fewer `workers` if not, and run the same command again, which goes on from its checkpoint"
+        ) from error
 
 
 def usable_workers(workers: int, *, batches: int) -> int:

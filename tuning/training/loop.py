@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from maskmine.schemas.errors import InputError
+from maskmine.tuning.training.batches import readers_may_die
 from maskmine.tuning.training.checkpoints import Checkpoint, Checkpoints
 from maskmine.tuning.training.log import Losses, StepLog
 
@@ -57,12 +58,13 @@ def train(
     `batches` gives those from a step on, `schedule` the share of the full learning rates; both count from 0.
     `describe_batch` says for an error message which batch a step had. Raises InputError for a loss that is not finite,
     for weights that are not, or whose loss is not, and for steps that taught nothing; no such weights are kept.
+    IncompleteError when a process that reads batches dies.
     """
     if start.state is not None:
         refuse_diverged(start.state, done=start.step, remedy=f"delete {checkpoints.folder} and train again")
         learner.load(start.state)
     loss = None
-    with log.open(done=start.step, steps=steps) as log_step:
+    with readers_may_die(), log.open(done=start.step, steps=steps) as log_step:
         for done, batch in enumerate(batches(start.step), start.step + 1):
             losses = learner.step(batch, rate_share=schedule(done - 1))
             loss = losses["loss"]

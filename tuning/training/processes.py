@@ -86,6 +86,5 @@ def join_processes(device: str) -> Iterator[Processes]:
 
 def _own_device(device: str, *, local_rank: int) -> str:
     """`cuda` means the GPU of the process's number on its machine; a numbered one is for a single process."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return f"cuda:{local_rank}" if device == "cuda" else device
+    kind = open_device(device).type if device in ("auto", "cuda") else device
+    return f"cuda:{local_rank}" if kind == "cuda" else kind

@@ -5,6 +5,7 @@ Nothing of a zip is extracted under a name of its own: a member is read into a t
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import zipfile
@@ -29,7 +30,7 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import VerdictRow
 
-Kind = Literal["label-studio", "cvat", "coco", "csv", "verdicts"]
+Kind = Literal["label-studio", "cvat", "coco", "csv", "verdicts", "value"]
 
 _REMEDY = "give what Label Studio, CVAT or FiftyOne exported, or a CSV"
 _HEAD_BYTES, _COPIED_BYTES = 1 << 16, 1 << 20
@@ -63,6 +64,8 @@ class AnswerFile:
         elif self.kind == "cvat":
             with open(self.path, "rb") as file:
                 yield from cvat_answers(file, path=self.path)
+        elif self.kind == "value":
+            raise InputError(f"{self.path}: one JSON value, and no answers in it; {_REMEDY}")
         elif self.kind == "verdicts":
             yield from (_answer(f"row {n}", row) for n, row in enumerate(read_verdict_file(self.path)))
         else:
@@ -117,7 +120,15 @@ def _kind_of(path: str) -> Kind:
     if text.startswith(b"{"):
         is_coco = any(name in text for name in (b'"images"', b'"categories"', b'"info"', b'"licenses"'))
         return "coco" if is_coco or b'"data"' not in text else "label-studio"
-    return "csv"
+    return "value" if len(head) < _HEAD_BYTES and _is_json_value(text) else "csv"
+
+
+def _is_json_value(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _members(here: str, path: str, scratch: str) -> list[AnswerFile]:
@@ -135,7 +146,7 @@ def _members(here: str, path: str, scratch: str) -> list[AnswerFile]:
                 with archive.open(info) as member, open(target, "wb") as copy:
                     budget = _copy(member, copy, budget, path)
                 kind = _kind_of(target)
-                if kind != "csv":
+                if kind not in ("csv", "value"):
                     found.append(AnswerFile(target, f"{path}, {info.filename[:80]!r}", kind))
     except _BROKEN_ZIP as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__

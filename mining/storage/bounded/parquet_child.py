@@ -190,9 +190,18 @@ class _Child:
 
 
 def _take_child() -> _Child:
-    """A waiting child, or a new one. Raises InputError when none can be started."""
-    if _idle:
-        return _idle.pop()
+    """A waiting child, or a new one. Those that were killed while they waited say nothing of a file."""
+    while _idle:
+        child = _idle.pop()
+        if child.process.poll() is None:
+            return child
+        child.end()
+    return _start_child()
+
+
+def _start_child(*, tries: int = 3) -> _Child:
+    """A new child that has said that it is ready. Raises InputError when none can be started; one that is killed while
+    it starts was no file's doing, and another one is started."""
     code = str(Path(__file__).parents[4])  # where `maskmine` is
     paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
     # threads of BLAS, which nothing here uses, and Arrow's own pools reserve address space, and that is limited
@@ -211,8 +220,10 @@ def _take_child() -> _Child:
         kind, _ = child.answer()
         assert kind == READY
     except EOFError as error:
+        if (ended := child.end()) < 0 and tries > 1:
+            return _start_child(tries=tries - 1)
         raise InputError(
-            f"the process that reads Parquet does not start (it ended with {child.end()}); "
+            f"the process that reads Parquet does not start (it ended with {ended}); "
             f"`{sys.executable} -m maskmine.mining.storage.bounded.parquet_process </dev/null` says more"
         ) from error
     return child

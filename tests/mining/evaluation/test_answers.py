@@ -213,6 +213,8 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
         ('{"images": []}', "no list `annotations` at the top"),
         ('[{"data": ', "is no JSON"),
         ("", "no column `image_id`"),
+        ("null", "one JSON value, and no answers in it; give what Label Studio, CVAT or FiftyOne exported"),
+        (" 17\n", "one JSON value, and no answers in it"),
         ("\x00\x01\x02", "give a file of verdicts"),
     ],
 )

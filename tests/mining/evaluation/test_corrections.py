@@ -39,6 +39,7 @@ def test_a_wrong_pair_stays_where_what_is_wrong_is_replaced() -> None:
             row("right", noun="e", corrected_mask=OTHER),
             row("right", noun="f", corrected_mask=OWN, corrected_noun="f"),
             row("bad_mask", noun="g", corrected_mask=OWN),
+            row("right", noun="h", corrected_noun="aitch"),
         )
     )
     decisions = verdicts.decisions
@@ -47,10 +48,11 @@ def test_a_wrong_pair_stays_where_what_is_wrong_is_replaced() -> None:
         "a": Correction(None, OTHER),
         "c": Correction("sea", OTHER),
         "e": Correction(None, OTHER),
+        "h": Correction("aitch", None),
     }
     assert verdicts.counts == {
-        "verdicts": {"bad_mask": 3, "right": 2, "wrong_noun": 2},
-        "corrected": {"mask": 3, "noun": 1},
+        "verdicts": {"bad_mask": 3, "right": 3, "wrong_noun": 2},
+        "corrected": {"mask": 3, "noun": 2},
     }
 
 

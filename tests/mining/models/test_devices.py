@@ -21,6 +21,9 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) 
         ("tpus", "use auto, cpu, cuda or cuda:N"),
         ("mps", "use auto, cpu"),
         ("meta", "use auto, cpu"),
+        ("cuda:-1", "use auto, cpu"),
+        ("cuda:x", "use auto, cpu"),
+        ("cuda:0 ", "use auto, cpu"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(name: str, said: str) -> None:

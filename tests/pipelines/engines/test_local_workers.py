@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,22 +11,29 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from maskmine.mining.proposers.ground_truth import GroundTruth
 from maskmine.mining.regions import Regions
 from maskmine.pipelines.engines import local, memory
+from maskmine.pipelines.engines import ray as on_ray
+from maskmine.pipelines.engines.beam import BeamEngine
 from maskmine.pipelines.engines.choose import choose_engine
+from maskmine.pipelines.engines.engine import Engine
 from maskmine.pipelines.engines.local import LocalEngine
+from maskmine.pipelines.engines.ray import RayEngine
+from maskmine.pipelines.mine import mine
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps import job_models
 from maskmine.pipelines.steps.cells_of_run import run_cells
 from maskmine.pipelines.steps.grid import Step
 from maskmine.pipelines.steps.jobs import PartReport, Tick
 from maskmine.pipelines.steps.regions_jobs import ProposalsJob
 from maskmine.schemas.errors import IncompleteError, InputError
-from tests.support import conformance
+from tests.support import conformance, toy
 from tests.support.models import save_tiny_clip
-from tests.support.runs import Recorder, fake_step
+from tests.support.runs import Recorder, fake_step, hashes, run_toy
 from tests.support.toy_jobs import (
     Events,
     Interrupted,
@@ -185,6 +193,52 @@ def test_workers_that_the_memory_does_not_hold_are_refused_before_they_start(
     assert run.names("proposals") == []
     LocalEngine(workers=3).run(run, [step], Recorder())
     assert run.done("proposals") == {0}
+
+
+@pytest.mark.parametrize(
+    ("engine", "line"),
+    [
+        (LocalEngine(workers=1000), r"^workers: 1000 of .* choose \d+ at most$"),
+        (BeamEngine(workers=1000), r"^workers: 1000 of .* choose \d+ at most$"),
+    ],
+)
+def test_workers_without_room_are_refused_before_the_plan_is_made_and_before_anything_is_deleted(
+    engine: Engine, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 10 * memory.WORKER_BYTES)
+    config = toy.write_config(toy.write_toy_world(tmp_path))
+    with pytest.raises(InputError, match=line):
+        mine(load_mining(str(config)), engine=engine, observer=Recorder())
+    assert not (tmp_path / "run").exists()
+    run, _, _ = run_toy(config)
+    before = hashes(run.root)
+    with pytest.raises(InputError, match=line):
+        mine(load_mining(str(config), overrides=["shards.image_format=png"]), engine=engine, observer=Recorder())
+    assert hashes(run.root) == before
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "line"),
+    [
+        (LocalEngine(gpus=2), "cpu", "gpus: 2 asked for, and `regions.device` is cpu; leave gpus out"),
+        (RayEngine(), "cuda:1", "regions.device: `cuda:1` was asked for, and this machine has no GPU; use auto or cpu"),
+        (RayEngine(), "mps", "regions.device: `mps` is unknown; use auto, cpu, cuda or cuda:N"),
+        (BeamEngine(workers=2), "mps", "regions.device: `mps` is unknown; use auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused_before_the_plan_is_made(
+    engine: Engine, device: str, line: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(on_ray, "_is_connected", lambda: False)
+    world = toy.write_toy_world(tmp_path)
+    regions = json.loads(toy.write_config(world).read_text())["regions"]
+    config = toy.write_config(world, regions={**regions, "clip": {"model": str(clip)}, "device": device})
+    with pytest.raises(InputError) as refused:
+        mine(load_mining(str(config)), engine=engine, observer=Recorder())
+    assert str(refused.value) == line
+    assert not (tmp_path / "run").exists()
 
 
 def test_beside_gpus_a_worker_is_reckoned_without_models(

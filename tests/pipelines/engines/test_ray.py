@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import signal
 import socket
 import sys
@@ -258,6 +259,30 @@ def test_a_fault_that_a_worker_raises_arrives_as_it_was_and_is_not_tried_again(r
     assert type(caught.value) is InputError
     assert str(caught.value) == "images: no such folder; give another one"
     assert Path(run.path("attempts")).read_text() == "once\n"
+
+
+class Lines(Recorder):
+    """Remembers what a person is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def on_line(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_machine_with_other_versions_of_libraries_is_told_once(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ray_workers.decisive_versions()
+    monkeypatch.setattr(ray_workers, "decisive_versions", lambda: {**here, "torch": "1.13.0"})
+    recorder = Lines()
+    RayEngine(cpu_workers=2).run(run, [toy_step(run, "nouns", takes_a_while, parts=4)], recorder)
+    (line,) = recorder.lines
+    assert line.startswith(f"Ray: {platform.node()} has torch {here['torch']} (here 1.13.0); what it makes may differ")
+    assert run.done("nouns") == {0, 1, 2, 3}
 
 
 @pytest.mark.usefixtures("here")
