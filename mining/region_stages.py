@@ -1,8 +1,9 @@
 """The stages that a batch of images passes on its way to regions, one after the other or each in a thread of its own.
 
-Shapes: N regions of an image; H, W height and width of its image in pixels.
+Shapes: N regions of an image, R of those that CLIP sees at once, D width of its embeddings; H, W height and width of
+an image in pixels.
 
-  batch, decoded ─▶ proposals, kept ─▶ CLIP embeddings, and where masks change ─▶ run lengths, rows ─▶ tables
+  batch, decoded ─▶ loaded ─▶ proposals, kept ─▶ where masks change, crops ─▶ CLIP embeddings ─▶ rows ─▶ tables
 """
 
 from __future__ import annotations
@@ -12,14 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from maskmine.mining.images.crops import Crop
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.clip import ImageTower
-from maskmine.mining.models.embeddings import embed_regions, pack
+from maskmine.mining.models.embeddings import (
+    Crops,
+    chunk_regions,
+    cut_crops,
+    embed_crops,
+    embed_regions,
+    pack,
+)
 from maskmine.mining.proposers.proposals import (
     Keep,
     LoadedImage,
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
+Vectors = np.ndarray[Any, np.dtype[np.float16]]
 Decoded = tuple[list[int], list[DecodedImage | Rejection]]
 """The numbers of a batch's images in their part, and the images; see `decode_batches`."""
 
@@ -68,23 +79,27 @@ def open_stages(
     overlap: bool,
     embedded: Callable[[float], None] = lambda seconds: None,
 ) -> FindBatches:
-    """A function from batches to rows. `embedded` is told the seconds that each batch's embeddings took.
+    """A function from batches to rows. `embedded` is told the seconds that the embeddings of each batch took.
 
-    With `overlap` a batch is proposed for while regions of the one before it are embedded and those of the one before
-    that are packed, each in a thread, so that a GPU does not wait for the host; masks of three batches at most are in
-    memory then. On a CPU, which has no time to spare, one comes after the other. The rows are the same.
+    With `overlap` a batch is proposed for while regions of the one before it are cut and embedded and the rows of the
+    one before that are made, so that a GPU does not wait for the host: what it is given next is loaded and cut by the
+    time that it is done. The masks of two batches at most are in memory then, and twice what CLIP sees at once. On a
+    CPU, which has no time to spare, one comes after the other. The rows are the same.
     """
-    streams = [_stream(device) for _ in range(2)] if overlap else [nullcontext, nullcontext]
+    load_on, propose_on, cut_on, embed_on = (_stream(device) if overlap else nullcontext for _ in range(4))
     stage = partial(map_in_order, threads=1 if overlap else 0, ahead=1)
-    propose_batch = partial(_propose_batch, propose=propose, keep=keep, device=device, on=streams[0])
-    embed_batch = partial(_embed_kept, tower=tower, crop=crop, on=streams[1], embedded=embedded, leave_masks=overlap)
+    propose_batch = partial(_propose_batch, propose=propose, keep=keep, on=propose_on)
+    embed = partial(_embed, tower=tower, on=embed_on)
+    tell = embedded if tower is not None else None
 
     def find(images: Sequence[ImageRow], batches: Iterable[Decoded]) -> Iterator[tuple[list[int], list[RegionsRow]]]:
-        def begin(decoded: Decoded) -> _Batch:
-            numbers, pictures = decoded
-            return _Batch(numbers, [images[i] for i in numbers], pictures)
+        def load_batch(decoded: Decoded) -> _Seen[LoadedImage]:
+            return _load_batch(images, *decoded, device=device, on=load_on)
 
-        yield from stage(_rows_of, stage(embed_batch, stage(propose_batch, map(begin, batches))))
+        # Loaded and cut in the thread that asks for rows, so that those of the models find their next work done.
+        kept = stage(propose_batch, map(load_batch, batches))
+        cut = _cut_batches(kept, tower=tower, crop=crop, on=cut_on, leave_masks=overlap)
+        yield from stage(_rows_of, _gather(stage(embed, cut), tell=tell))
 
     return find
 
@@ -100,29 +115,19 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What of an image's regions is left when models have seen them: `masks` makes their run lengths."""
+    """What of an image's regions is left when their pixels are done with: `masks` makes their run lengths."""
 
     masks: Callable[[], list[Mask]]
     scores: list[float]
     labels: tuple[str | None, ...]
     left_out: tuple[str, ...]
     proposed: int
-    embeddings: list[bytes] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Images of one size with their numbers in the part; the pixels of those that are not rejected, until they are
-    proposed for."""
-
-    numbers: list[int]
-    images: list[ImageRow]
-    pictures: list[DecodedImage | Rejection]
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen(Generic[Result]):
-    """A batch after a stage: of each image what was found, and of those that were decoded their SHA-256 and size."""
+    """A batch after a stage: images of one size with their numbers in the part; of each what was found, and of those
+    that were decoded their SHA-256 and size."""
 
     numbers: list[int]
     images: list[ImageRow]
@@ -130,62 +135,138 @@ class _Seen(Generic[Result]):
     results: list[Result | Rejection]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What CLIP sees at once, None for a batch that it sees nothing of; the last of a batch has all else that is known
+    of it."""
+
+    crops: Crops | None
+    batch: _Seen[_Packed] | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """What CLIP makes of a `_Cut`, and the seconds that both took."""
+
+    vectors_RD: Vectors | None
+    batch: _Seen[_Packed] | None
+    seconds: float
+
+
+def _load_batch(
+    rows: Sequence[ImageRow],
+    numbers: list[int],
+    pictures: Sequence[DecodedImage | Rejection],
+    *,
+    device: torch.device,
+    on: Callable[[], AbstractContextManager[Any]],
+) -> _Seen[LoadedImage]:
+    """The images of these numbers with their pixels where the models are."""
+    images = [rows[i] for i in numbers]
+    with on():
+        loaded = [
+            picture if isinstance(picture, Rejection) else load(image, picture, device=device)
+            for image, picture in zip(images, pictures, strict=True)
+        ]
+    known = [None if isinstance(p, Rejection) else (p.sha256, *p.rgb_HW3.shape[:2]) for p in pictures]
+    return _Seen(numbers, images, known, loaded)
+
+
 def _propose_batch(
-    batch: _Batch, *, propose: Proposer, keep: Keep, device: torch.device, on: Callable[[], AbstractContextManager[Any]]
+    batch: _Seen[LoadedImage], *, propose: Proposer, keep: Keep, on: Callable[[], AbstractContextManager[Any]]
 ) -> _Seen[_Kept]:
     """The kept proposals of a batch, in order."""
-    results: dict[int, _Kept | Rejection] = {i: p for i, p in enumerate(batch.pictures) if isinstance(p, Rejection)}
+    results: dict[int, _Kept | Rejection] = {i: r for i, r in enumerate(batch.results) if isinstance(r, Rejection)}
     with on():
         # A header may promise another size than the pixels have, so the sizes are sorted out once more.
-        for members in of_one_size(batch.pictures):
-            loaded = [load(batch.images[i], picture, device=device) for i, picture in members]
-            for (i, _), image, answer in zip(members, loaded, propose(loaded, min_score=keep.min_score), strict=True):
+        for members in _of_one_size(batch.results):
+            answers = propose([image for _, image in members], min_score=keep.min_score)
+            for (i, image), answer in zip(members, answers, strict=True):
                 if isinstance(answer, Rejection):
                     results[i] = answer
                 else:
                     results[i] = _Kept(image, keep_proposals(answer, keep=keep), proposed=len(answer))
-    known = [None if isinstance(p, Rejection) else (p.sha256, *p.rgb_HW3.shape[:2]) for p in batch.pictures]
-    return _Seen(batch.numbers, batch.images, known, [results[i] for i in range(len(batch.images))])
+    return _Seen(batch.numbers, batch.images, batch.known, [results[i] for i in range(len(batch.images))])
 
 
-def _embed_kept(
-    seen: _Seen[_Kept],
+def _cut_batches(
+    batches: Iterable[_Seen[_Kept]],
     *,
     tower: ImageTower | None,
     crop: Crop,
     on: Callable[[], AbstractContextManager[Any]],
-    embedded: Callable[[float], None],
     leave_masks: bool,
-) -> _Seen[_Packed]:
-    """The regions of a batch with their embeddings, in order. With `leave_masks` their pixels are done with: where they
-    change is in host memory."""
-    kept = {i: result for i, result in enumerate(seen.results) if isinstance(result, _Kept)}
-    embeddings: dict[int, list[bytes]] = {}
-    packed: dict[int, _Packed] = {}
-    with on():
-        if tower is not None:
+) -> Iterator[_Cut]:
+    """What CLIP sees of each batch, cut when it is asked for. With `leave_masks` no pixels or masks of a batch are held
+    when its last regions are cut: where they change is in host memory."""
+    for seen in batches:
+        kept = [result for result in seen.results if isinstance(result, _Kept)]
+        images, masks = [one.image.rgb_3HW for one in kept], [one.proposals.masks_NHW for one in kept]
+        with on():
+            packed = _pack_batch(seen, leave_masks=leave_masks)
+        del seen, kept
+        if tower is None:
+            images, masks = [], []
+        chunks = list(chunk_regions(map(len, masks), size=tower.batch_size if tower is not None else 1))
+        if not chunks:
+            yield _Cut(None, packed, 0.0)
+        for number, chunk in enumerate(chunks, start=1):
+            assert tower is not None
             start_s = time.monotonic()
-            regions = {i: (one.image, one.proposals.masks_NHW) for i, one in kept.items()}
-            embeddings = embed_images(regions, tower=tower, crop=crop)
-            embedded(time.monotonic() - start_s)
-        for i, one in kept.items():
-            found, every = one.proposals, range(len(one.proposals))
-            packed[i] = _Packed(
-                find_changes(found.masks_NHW, every) if leave_masks else partial(run_lengths, found.masks_NHW, every),
-                found.scores_N.tolist(),
-                found.labels,
-                found.left_out,
-                one.proposed,
-                embeddings.get(i),
-            )
-    results = [result if isinstance(result, Rejection) else packed[i] for i, result in enumerate(seen.results)]
-    return _Seen(seen.numbers, seen.images, seen.known, results)
+            with on():
+                crops = cut_crops(images, masks, chunk, tower=tower, crop=crop)
+            last = number == len(chunks)
+            if last:
+                images, masks = [], []
+            yield _Cut(crops, packed if last else None, time.monotonic() - start_s)
 
 
-def _rows_of(seen: _Seen[_Packed]) -> tuple[list[int], list[RegionsRow]]:
+def _pack_batch(seen: _Seen[_Kept], *, leave_masks: bool) -> _Seen[_Packed]:
+    packed: list[_Packed | Rejection] = []
+    for result in seen.results:
+        if isinstance(result, Rejection):
+            packed.append(result)
+            continue
+        found, every = result.proposals, range(len(result.proposals))
+        masks = find_changes(found.masks_NHW, every) if leave_masks else partial(run_lengths, found.masks_NHW, every)
+        packed.append(_Packed(masks, found.scores_N.tolist(), found.labels, found.left_out, result.proposed))
+    return _Seen(seen.numbers, seen.images, seen.known, packed)
+
+
+def _embed(cut: _Cut, *, tower: ImageTower | None, on: Callable[[], AbstractContextManager[Any]]) -> _Embedded:
+    if tower is None or cut.crops is None:
+        return _Embedded(None, cut.batch, cut.seconds)
+    start_s = time.monotonic()
+    with on():
+        vectors_RD = embed_crops(cut.crops, tower=tower)
+    return _Embedded(vectors_RD, cut.batch, cut.seconds + time.monotonic() - start_s)
+
+
+def _gather(
+    embedded: Iterable[_Embedded], *, tell: Callable[[float], None] | None
+) -> Iterator[tuple[_Seen[_Packed], list[Vectors]]]:
+    """Batches with the vectors of their regions, in order; none where CLIP is left out."""
+    vectors, seconds = list[Vectors](), 0.0
+    for one in embedded:
+        seconds += one.seconds
+        if one.vectors_RD is not None:
+            vectors.append(one.vectors_RD)
+        if one.batch is not None:
+            if tell is not None:
+                tell(seconds)
+            yield one.batch, vectors
+            vectors, seconds = [], 0.0
+
+
+def _rows_of(found: tuple[_Seen[_Packed], list[Vectors]]) -> tuple[list[int], list[RegionsRow]]:
     """The rows of a batch, with the images' numbers."""
+    seen, vectors = found
+    embeddings: Iterator[bytes | None] = (pack(vector_D) for part_RD in vectors for vector_D in part_RD)
+    if not vectors:
+        embeddings = repeat(None)
     of_images = zip(seen.images, seen.known, seen.results, strict=True)
-    return seen.numbers, [_as_row(image.image_id, known, result) for image, known, result in of_images]
+    return seen.numbers, [_as_row(image.image_id, known, result, embeddings) for image, known, result in of_images]
 
 
 def _stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -214,12 +295,12 @@ def to_tables(rows: Sequence[RegionsRow], *, embedded: bool) -> list[RegionTable
     return [RegionTables(proposals.slice(i, 1), embeddings.slice(i, 1)) for i in range(len(rows))]
 
 
-def of_one_size(pictures: Sequence[DecodedImage | Rejection]) -> list[list[tuple[int, DecodedImage]]]:
+def _of_one_size(images: Sequence[LoadedImage | Rejection]) -> list[list[tuple[int, LoadedImage]]]:
     """The images with their numbers, those of one size together."""
-    groups: dict[tuple[int, ...], list[tuple[int, DecodedImage]]] = {}
-    for i, picture in enumerate(pictures):
-        if not isinstance(picture, Rejection):
-            groups.setdefault(picture.rgb_HW3.shape, []).append((i, picture))
+    groups: dict[tuple[int, ...], list[tuple[int, LoadedImage]]] = {}
+    for i, image in enumerate(images):
+        if not isinstance(image, Rejection):
+            groups.setdefault(tuple(image.rgb_3HW.shape), []).append((i, image))
     return list(groups.values())
 
 
@@ -240,7 +321,13 @@ def embed_images(
     return {i: [pack(vector_D) for vector_D in array_ND] for i, array_ND in zip(regions, arrays, strict=True)}
 
 
-def _as_row(image_id: str, known: tuple[str, int, int] | None, result: _Packed | Rejection) -> RegionsRow:
+def _as_row(
+    image_id: str,
+    known: tuple[str, int, int] | None,
+    result: _Packed | Rejection,
+    embeddings: Iterator[bytes | None],
+) -> RegionsRow:
+    """The row of an image, whose regions take theirs from `embeddings`."""
     if isinstance(result, _Packed) and not result.labels:
         result = Rejection("no_masks", f"0 of {result.proposed} proposals kept")
     if known is None or isinstance(result, Rejection):
@@ -248,8 +335,8 @@ def _as_row(image_id: str, known: tuple[str, int, int] | None, result: _Packed |
         sha256, height_px, width_px = known or (None, 0, 0)
         return RegionsRow.rejected(image_id, result, sha256=sha256, height_px=height_px, width_px=width_px)
     sha256, height_px, width_px = known
-    embeddings: Sequence[bytes | None] = result.embeddings or [None] * len(result.labels)
-    columns = zip(result.masks(), result.scores, result.labels, embeddings, strict=True)
+    own = [next(embeddings) for _ in result.labels]
+    columns = zip(result.masks(), result.scores, result.labels, own, strict=True)
     regions = tuple(
         Region(mask=mask, box_xyxy=mask.box_xyxy, area_px=mask.area_px, score=score, label=label, embedding=embedding)
         for mask, score, label, embedding in columns

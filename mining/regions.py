@@ -38,7 +38,6 @@ from maskmine.mining.region_stages import (
     RegionTables,
     embed_images,
     load,
-    of_one_size,
     open_stages,
     to_tables,
 )
@@ -124,8 +123,9 @@ class Regions(Settings):
     """What CLIP sees of a region."""
     batch_size: Annotated[int, LastBits(), Field(ge=1)] = 8
     """Images of one size that the proposer sees at once: more is faster on a GPU and needs more memory. Results agree
-    within rounding; on a CPU images go one by one. At most in memory are the pixels of five batches, on a GPU the masks
-    of four, and the regions of 1,000 images; a batch has 8 million pixels, or one image."""
+    within rounding; on a CPU images go one by one. At most in memory are the pixels of four batches, on a GPU the masks
+    of two and twice `clip.batch_size` crops, and the regions of 1,000 images; a batch has 8 million pixels, or one
+    image."""
     device: Annotated[str, LastBits()] = "auto"
     """`auto` (the device that the run began on; at first a GPU where there is one), `cpu`, `cuda` or `cuda:N`. Results
     agree within rounding."""
@@ -263,7 +263,9 @@ def _embed_batch(
         for picture, row in zip(pictures, proposals, strict=True)
     ]
     regions = {}
-    for i, picture in (one for members in of_one_size(checked) for one in members):
+    for i, picture in enumerate(checked):
+        if isinstance(picture, Rejection):
+            continue
         masks_NHW = torch.from_numpy(np.stack([region.mask.to_array() for region in proposals[i].regions]))
         regions[i] = (load(images[i], picture, device=device), masks_NHW.bool().to(device))
     embeddings = embed_images(regions, tower=tower, crop=crop)

@@ -1,12 +1,13 @@
 """CLIP embeddings of regions and of nouns, and their form in a table: little-endian float16.
 
-Shapes: N regions of one image, or nouns, T templates, D width of the embedding; pixels and masks as in
-`mining/images/crops.py`.
+Shapes: N regions of one image, or nouns, R regions of a chunk, S side of a crop, T templates, D width of the embedding;
+pixels and masks as in `mining/images/crops.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from maskmine.mining.models.clip import ImageTower, TextTower
 
 
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """What CLIP sees of R regions: normalised pixels [R, 3, S, S] and, for a tower that is given them, masks
+    [R, S, S]."""
+
+    pixels_R3SS: Tensor
+    masks_RSS: Tensor | None
+
+
 def embed_regions(
     images: Sequence[Tensor], masks: Sequence[Tensor], *, tower: ImageTower, crop: Crop
 ) -> list[np.ndarray[Any, np.dtype[np.float16]]]:
@@ -28,26 +38,44 @@ def embed_regions(
     Images are uint8 [3, H, W], masks boolean [N, H, W] without empty ones. Crops of all images are cut and embedded in
     batches of the tower's size, so memory is bounded by one batch; an image's result does not depend on the others.
     """
-    import torch
+    counts = [len(masks_NHW) for masks_NHW in masks]
+    batches = [np.empty((0, tower.dim), "<f2")]
+    for chunk in chunk_regions(counts, size=tower.batch_size):
+        batches.append(embed_crops(cut_crops(images, masks, chunk, tower=tower, crop=crop), tower=tower))
+    ends = np.cumsum(counts, dtype=np.int64)
+    return np.split(np.concatenate(batches), ends[:-1]) if len(masks) else []
 
-    batches = []
-    for chunk in chunk_regions([len(masks_NHW) for masks_NHW in masks], size=tower.batch_size):
-        of_chunk = [masks[number][span].to(tower.device) for number, span in chunk]
-        pixels_R3SS = cut_regions(
-            [images[number].to(tower.device) for number, _ in chunk],
-            of_chunk,
-            size_px=tower.size_px,
-            mean=tower.mean,
-            std=tower.std,
-            crop=crop,
-        )
-        if tower.embed_masked is None:
-            batches.append(tower.embed(pixels_R3SS).cpu())
-        else:
-            batches.append(tower.embed_masked(pixels_R3SS, cut_masks(of_chunk, size_px=tower.size_px, crop=crop)).cpu())
-    embeddings_RD = torch.cat([torch.empty(0, tower.dim), *batches]).numpy().astype("<f2")
-    ends = np.cumsum([len(masks_NHW) for masks_NHW in masks], dtype=np.int64)
-    return np.split(embeddings_RD, ends[:-1]) if len(masks) else []
+
+def cut_crops(
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    chunk: Sequence[tuple[int, slice]],
+    *,
+    tower: ImageTower,
+    crop: Crop,
+) -> Crops:
+    """What the tower sees of a chunk of the regions, see `chunk_regions`; images and masks as in `embed_regions`."""
+    of_chunk = [masks[number][span].to(tower.device) for number, span in chunk]
+    pixels_R3SS = cut_regions(
+        [images[number].to(tower.device) for number, _ in chunk],
+        of_chunk,
+        size_px=tower.size_px,
+        mean=tower.mean,
+        std=tower.std,
+        crop=crop,
+    )
+    if tower.embed_masked is None:
+        return Crops(pixels_R3SS, None)
+    return Crops(pixels_R3SS, cut_masks(of_chunk, size_px=tower.size_px, crop=crop))
+
+
+def embed_crops(crops: Crops, *, tower: ImageTower) -> np.ndarray[Any, np.dtype[np.float16]]:
+    """The tower's unit vectors of a chunk's crops in host memory, [R, D]."""
+    if tower.embed_masked is None or crops.masks_RSS is None:
+        embeddings_RD = tower.embed(crops.pixels_R3SS)
+    else:
+        embeddings_RD = tower.embed_masked(crops.pixels_R3SS, crops.masks_RSS)
+    return embeddings_RD.cpu().numpy().astype("<f2")
 
 
 def embed_nouns(nouns: Sequence[str], *, templates: Sequence[str], tower: TextTower) -> Tensor:

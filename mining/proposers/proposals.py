@@ -228,7 +228,7 @@ def find_changes(masks_NHW: torch.Tensor, numbers: Sequence[int]) -> Callable[[]
         changed_nHW = torch.zeros_like(some_nHW)
         torch.ne(some_nHW[:, 1:], some_nHW[:, :-1], out=changed_nHW[:, 1:])
         torch.ne(some_nHW[:, 0, 1:], some_nHW[:, -1, :-1], out=changed_nHW[:, 0, 1:])
-        begins_n = some_nHW[:, 0, 0].cpu().numpy()
+        begins_n = some_nHW[:, 0, 0].cpu().numpy().copy()  # a view would hold all pixels in memory
         found.append(_Changes(_down_the_columns(changed_nHW), begins_n, height_px, width_px))
     return lambda: [mask for changes in found for mask in changes.masks()]
 

@@ -6,14 +6,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from maskmine.mining import region_stages
 from maskmine.mining.images.crops import Crop
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.models.clip import ImageTower
+from maskmine.mining.models.embeddings import Crops
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals
 from maskmine.mining.region_stages import FindBatches, open_stages
 from maskmine.schemas.errors import InputError
@@ -42,8 +45,17 @@ def propose(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Prop
         )
 
 
-def stages(*, overlap: bool, propose: Callable[..., Iterator[Proposals | Rejection]] = propose) -> FindBatches:
-    tower = ImageTower(8, (0.5,) * 3, (0.5,) * 3, DIM, 5, torch.device("cpu"), lambda x: x.flatten(1)[:, :DIM])
+def first_values(pixels_N3SS: torch.Tensor) -> torch.Tensor:
+    return pixels_N3SS.flatten(1)[:, :DIM]
+
+
+def stages(
+    *,
+    overlap: bool,
+    propose: Callable[..., Iterator[Proposals | Rejection]] = propose,
+    embed: Callable[[torch.Tensor], torch.Tensor] = first_values,
+) -> FindBatches:
+    tower = ImageTower(8, (0.5,) * 3, (0.5,) * 3, DIM, 5, torch.device("cpu"), embed)
     keep = Keep(min_score=0.0, min_area_px=1, max_area_ratio=1.0, max_iou=1.0)
     return open_stages(propose, tower, keep=keep, crop=Crop(), device=torch.device("cpu"), overlap=overlap)
 
@@ -63,23 +75,57 @@ def test_stages_that_overlap_give_the_same_rows_in_the_same_order() -> None:
     assert [len(row.regions) for row in rows[:5]] == [0, 1, 2, 0, 0]
 
 
-def test_masks_of_three_batches_are_in_memory_at_most() -> None:
+def test_masks_of_two_batches_are_in_memory_at_most() -> None:
     alive: list[int] = []
     masks: set[int] = set()
     lock = threading.Lock()
 
     def counted(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
-        masks_NHW = torch.ones(1, HEIGHT_PX, WIDTH_PX, dtype=torch.bool)
-        with lock:
-            masks.add(id(masks_NHW))
-            weakref.finalize(masks_NHW, masks.discard, id(masks_NHW))
-            alive.append(len(masks))
-        return (Proposals(masks_NHW, torch.ones(1), (None,)) for _ in images)
+        for _ in images:
+            masks_NHW = torch.ones(1, HEIGHT_PX, WIDTH_PX, dtype=torch.bool)
+            with lock:
+                masks.add(id(masks_NHW))
+                weakref.finalize(masks_NHW, masks.discard, id(masks_NHW))
+                alive.append(len(masks))
+            yield Proposals(masks_NHW, torch.ones(1), (None,))
 
     find = stages(overlap=True, propose=counted)
     for _ in find([ImageRow(str(n), "x") for n in range(40)], (([n], [decoded(0)]) for n in range(40))):
         time.sleep(0.005)  # the rows are used more slowly than models find them
-    assert 1 < max(alive) <= 4, alive  # one of them is being proposed
+    assert max(alive) == 2, alive  # those that are proposed, and those that are cut
+
+
+def test_crops_are_cut_while_clip_sees_those_before_and_no_further_ahead() -> None:
+    """What CLIP sees next is ready when it asks for it, and at most twice what it sees at once is in memory."""
+    alive: list[int] = []
+    crops: set[int] = set()
+    cuts = iter(range(10**6))
+    seeing: set[int] = set()
+    overlaps: list[bool] = []
+
+    def cut(images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], chunk: object, **_: object) -> Crops:
+        pixels_R3SS, number = torch.zeros(1, 3, 8, 8), next(cuts)
+        crops.add(number)
+        weakref.finalize(pixels_R3SS, crops.discard, number)
+        alive.append(len(crops))
+        overlaps.append(bool(seeing))
+        return Crops(pixels_R3SS, None)
+
+    def embed(pixels_N3SS: torch.Tensor) -> torch.Tensor:
+        seeing.add(1)
+        time.sleep(0.01)
+        seeing.clear()
+        return pixels_N3SS.flatten(1)[:, :DIM]
+
+    def propose_one(images: Sequence[LoadedImage], *, min_score: float) -> Iterator[Proposals | Rejection]:
+        for _ in images:
+            yield Proposals(torch.ones(1, HEIGHT_PX, WIDTH_PX, dtype=torch.bool), torch.ones(1), (None,))
+
+    find = stages(overlap=True, propose=propose_one, embed=embed)
+    with mock.patch.object(region_stages, "cut_crops", cut):
+        list(find([ImageRow(str(n), "x") for n in range(20)], (([n], [decoded(0)]) for n in range(20))))
+    assert max(alive) == 2, alive
+    assert sum(overlaps) >= 15, overlaps
 
 
 @pytest.mark.parametrize("overlap", [True, False])

@@ -24,6 +24,7 @@ from maskmine.mining.images.batches import plan_batches
 from maskmine.mining.images.child_decoder import Decoding
 from maskmine.mining.images.crops import PictureCrop
 from maskmine.mining.images.decode import DecodedImage
+from maskmine.mining.models import embeddings
 from maskmine.mining.models.clip import RegionClip
 from maskmine.mining.proposers import proposals as proposals_module
 from maskmine.mining.proposers.ground_truth import GroundTruth
@@ -421,18 +422,20 @@ def test_embedding_alone_shows_clip_the_batches_of_one_pass(
 ) -> None:
     world, _ = eight
     seen: list[bytes] = []
-    embed = region_stages.embed_regions
+    embed = embeddings.embed_crops
 
-    def spy(images: Any, masks: Any, **options: Any) -> Any:
-        seen.append(b"".join(one.numpy().tobytes() for one in (*images, *masks)))
-        return embed(images, masks, **options)
+    def spy(crops: embeddings.Crops, **options: Any) -> Any:
+        seen.append(crops.pixels_R3SS.numpy().tobytes())
+        return embed(crops, **options)
 
-    monkeypatch.setattr(region_stages, "embed_regions", spy)
+    for module in (embeddings, region_stages):
+        monkeypatch.setattr(module, "embed_crops", spy)
     regions = world.regions(clip=clip, batch_size=3)
     rows = found(regions, world.rows)
     together, seen[:] = list(seen), []
     regions.open_embedding()(world.rows, proposed(rows))
     assert seen == together
+    assert len(seen) >= 3
 
 
 def test_a_picture_that_is_no_longer_that_of_its_masks_is_rejected_and_no_other_is(

@@ -122,12 +122,12 @@ def bench_device_busy(photos: Sequence[Path]) -> Iterator[Measure]:
 
 
 def _bound_bytes(path: str) -> float:
-    """What a part may take beside the models, see `Regions.batch_size`: pixels of five batches, masks of four, one
-    batch of CLIP's crops twice, and the rows of a window twice, as tables and in what is written."""
+    """What a part may take beside the models, see `Regions.batch_size`: pixels of four batches, masks of two, CLIP's
+    crops twice and as much while they are cut, and the rows of a window twice, as tables and in what is written."""
     with Image.open(path) as photo:
         pixels = photo.width * photo.height
-    images, masks = 5 * _BATCH * 3 * pixels, 4 * _BATCH * _MASKS * pixels
-    crops = 2 * _CROPS * 3 * 4 * _SIZE_PX**2
+    images, masks = 4 * _BATCH * 3 * pixels, 2 * _BATCH * _MASKS * pixels
+    crops = 3 * _CROPS * 3 * 4 * _SIZE_PX**2
     rows = min(_SLOW_IMAGES, IMAGES_AT_ONCE) * _MASKS * (4 * _DIM + _RUN_LENGTH_BYTES)
     return images + masks + crops + 2 * rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,23 @@ def test_long_runs_are_written_as_coco_writes_them() -> None:
     masks_NHW = torch.zeros(4, 3000, 2999, dtype=torch.bool)  # none, all, one pixel far down, halves of two columns
     masks_NHW[1] = masks_NHW[2, 2990, 2990] = masks_NHW[3, 1500:, 7:9] = True
     assert find_changes(masks_NHW, range(4))() == Mask.from_arrays(masks_NHW.numpy())
+
+
+def test_where_masks_change_does_not_hold_their_pixels_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    find = module._down_the_columns
+
+    def noted(changed_nHW: torch.Tensor) -> Any:
+        alive.append(weakref.ref(changed_nHW))
+        return find(changed_nHW)
+
+    monkeypatch.setattr(module, "_down_the_columns", noted)
+    masks = find_changes(torch.ones(2, 5, 7, dtype=torch.bool), range(2))
+    held = [cell.cell_contents for cell in masks.__closure__ or ()]
+    (changes,) = held[0]
+    assert [one() for one in alive] == [None]
+    assert changes.begins_n.base is None
+    assert changes.changes.base is None
 
 
 def test_many_proposals_are_compared_by_their_outlines_not_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
