@@ -233,8 +233,6 @@ def _weights_bytes(source: ClipSource) -> int:
 
 def _architecture(source: ClipSource) -> tuple[dict[str, Any], str | None]:
     """The `model_cfg` of a source, and a hash of it with what its tag changes; empty where it is not here."""
-    import open_clip
-
     folder = _local(source)
     if folder is not None:
         try:
@@ -244,10 +242,17 @@ def _architecture(source: ClipSource) -> tuple[dict[str, Any], str | None]:
     elif source.name.startswith(_HUB):
         described = {}
     else:
-        described = source.architecture or {"model_cfg": open_clip.get_model_config(source.name) or {}}
+        described = source.architecture or _built_in(source.name)
     tag = {key: source.tag[key] for key in ("quick_gelu", "mean", "std") if key in source.tag}
     config = model_config(described)
     return config, fingerprint([described, tag]) if config else None
+
+
+def _built_in(name: str) -> dict[str, Any]:
+    """The description of an architecture of open_clip, which is loaded for this alone: it takes seconds."""
+    import open_clip
+
+    return {"model_cfg": open_clip.get_model_config(name) or {}}
 
 
 def _tokenizer(config: Mapping[str, Any], folder: Path | None) -> dict[str, str | None] | None:
