@@ -136,7 +136,8 @@ class ClipPairs(Filters):
         self, image_id: str, pairs: Sequence[Pair], image: ImageScores, *, calibration: Calibration | None
     ) -> PairsRow:
         if calibration is not None:
-            pairs = calibration.add_confidence(pairs, [image.regions[pair.region].score for pair in pairs])
+            scores = [image.regions[pair.region].score for pair in pairs]
+            pairs = tuple(calibration.add_confidence(pairs, scores))
         detail = f"{len(image.nouns)} nouns, {len(image.regions)} regions"
         return PairsRow(image_id, tuple(pairs), None if pairs else Rejection("no_match", detail))
 

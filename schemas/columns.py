@@ -119,7 +119,7 @@ def _values(array: pa.Array, hint: Any) -> Sequence[Any]:
         there = iter(_values(array.drop_null(), hint))
         return [next(there) if is_there else None for is_there in array.is_valid().to_pylist()]
     if is_row:
-        return rows_of(array.flatten(), inner)
+        return rows_of(array.flatten(), typing.cast(Any, inner))
     items = _values(array.flatten(), typing.get_args(inner)[0])
     if pa.types.is_fixed_size_list(array.type):
         each = iter(items)
@@ -160,7 +160,7 @@ def _arrow_type(hint: Any) -> pa.DataType:
 def _plain(value: Any) -> Any:
     """A value as plain Python, which Arrow reads one by one: slow, and without a limit of size."""
     if dataclasses.is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name, _ in field_hints(type(value))}
+        return {name: _plain(getattr(value, name)) for name, _ in field_hints(typing.cast(Any, type(value)))}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value

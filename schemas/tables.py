@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maskmine.schemas.columns import arrow_schema, columns_of, field_hints, rows_of, without_none
+from maskmine.schemas import columns
+from maskmine.schemas.columns import columns_of, field_hints, rows_of, without_none
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.sample import KEY_PATTERN
 from maskmine.schemas.seal import check_and_open, open_sealed, own_metadata, write_sealed
@@ -27,6 +28,8 @@ _LARGE_GROUP_BYTES = 4 << 20
 PIECE_ROWS = 16
 """Rows that are made a table at a time; divides MAX_GROUP_ROWS."""
 
+arrow_schema = columns.arrow_schema
+"""The schema of the tables below; see `schemas/columns.py`."""
 _DECODED_BYTES = 1 << 20  # of columns that are made rows at a time
 
 
@@ -45,7 +48,8 @@ def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
 def from_pieces(table: pa.Table, row_type: type[Row]) -> Iterator[Row]:
     """`from_table`, a few rows in memory at a time."""
-    if not (table.schema.equals(arrow_schema(row_type)) or _holds(table.schema, typing.cast(Any, row_type))):
+    row: Any = row_type
+    if not (table.schema.equals(arrow_schema(row)) or _holds(table.schema, row)):
         raise ValueError(f"the table does not hold {row_type.__name__} rows: {table.schema.names}")
     return _decoded(table, row_type)
 

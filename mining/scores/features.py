@@ -131,7 +131,7 @@ class Scorer:
         for one, region_D, agreement in zip(asked, region_PD, self._agreements(asked, region_PD), strict=True):
             pair, noun = one.pair, one.noun
             lift = round(one.similarity - noun.level, 6)
-            features = {
+            features: dict[str, Any] = {
                 "lift": lift,
                 "lead": round(lift - one.best_other(), 6),
                 "gap": round(lift - self._soft_maximum(region_D, noun.lemma), 6),
@@ -223,7 +223,8 @@ class _Asked(NamedTuple):
         column_K = self.image.similarity_KR[:, self.pair.region].tolist()
         others = zip(self.image.nouns, column_K, self.levels_K, strict=True)
         lifts = (cosine - level for noun, cosine, level in others if noun.lemma != self.noun.lemma)
-        return max(chain((0.0,), lifts))
+        best: float = max(chain((0.0,), lifts))
+        return best
 
     def best_region(self) -> tuple[int, float]:
         """The noun's best region in the image, and its lift for that, 0 at least."""

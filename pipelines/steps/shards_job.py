@@ -161,8 +161,11 @@ class ShardsJob:
         if samples is None:
             return lambda part: nullcontext()
         decoding, max_pixels = self.regions.decoding, self.regions.max_image_pixels
-        each = (decoding.read_file, decoding.decode, decoding.decode_stored)
-        read = Readers(*(partial(one, max_pixels=max_pixels) for one in each))
+        read = Readers(
+            partial(decoding.read_file, max_pixels=max_pixels),
+            partial(decoding.decode, max_pixels=max_pixels),
+            partial(decoding.decode_stored, max_pixels=max_pixels),
+        )
         return lambda part: samples.open_part(part, self.cells.images.read(part), read=read)
 
     def _of_part(self) -> tuple[Cells[Any], ...]:
