@@ -34,11 +34,12 @@ from maskmine.pipelines.settings.appended import captions_to_append
 from maskmine.pipelines.settings.licences import LicencePolicy
 from maskmine.pipelines.settings.mining import load_mining, load_settings
 from maskmine.pipelines.settings.source_kinds import SourceKind
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.rows import Rejection, SampleRow
 from maskmine.schemas.sample import StoredSample, cell_name
-from maskmine.schemas.tables import arrow_schema, from_pieces
+from maskmine.schemas.tables import from_pieces
 
 if TYPE_CHECKING:
     from maskmine.pipelines.push.push import Pushed

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.sample import index_type
 from maskmine.schemas.settings import AddedLater, Settings
-from maskmine.schemas.tables import arrow_schema
 
 SCORES = ("similarity", "margin", "lift", "evidence", "confidence", "presence", "agreement")
 """The columns of the index that have a threshold."""

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from maskmine.mining.scores.features import Scorer, may_compete
 from maskmine.mining.scores.scale import LevelScale
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.rows import LevelRow, VocabularyRow
-from maskmine.schemas.tables import arrow_schema, from_table
+from maskmine.schemas.tables import from_table
 
 Value = TypeVar("Value")
 

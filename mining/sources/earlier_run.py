@@ -18,11 +18,11 @@ from maskmine.mining.storage.bounded.limits import Limits
 from maskmine.mining.storage.bounded.parquet_child import StrangeParquet
 from maskmine.mining.storage.locations import parse_location, rejected_location
 from maskmine.mining.storage.stores import describe, open_store, os_errors
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import CaptioningRow, CaptionsRow, ImageRow, Rejection
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.settings import AnyPath
-from maskmine.schemas.tables import arrow_schema
 
 _READ_ROWS = 10_000
 # Where a run keeps the captions that models wrote: see `pipelines/run_folder/caption_cells.py`.

@@ -11,10 +11,10 @@ from typing import Any
 
 from maskmine.pipelines.dataset.cards import filters_of
 from maskmine.pipelines.settings.licences import strictest, url_of
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.sample import index_type
 from maskmine.schemas.shard_entries import Shards, ShardsInTable
-from maskmine.schemas.tables import arrow_schema
 
 # The JSON-LD context of Croissant 1.1, which validators compare word for word.
 _CONTEXT: dict[str, Any] = {

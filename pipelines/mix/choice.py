@@ -23,11 +23,11 @@ from maskmine.mining.storage.query import QueryError, local_cells, query_tables
 from maskmine.pipelines.mix.images import FactCells, parts_of
 from maskmine.pipelines.mix.shares import most_samples, split_samples
 from maskmine.pipelines.mix.sources import MixSource
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import SAFE_ID_PATTERN
 from maskmine.schemas.settings import Settings
-from maskmine.schemas.tables import arrow_schema
 
 _SUFFIXES = (8, 16, 32, 64)  # digits of a set's SHA-256 that tell images of one id apart, as many as are needed
 _ROWS_AT_ONCE = 1000

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.rows import CaptionsRow, ImageRow
-from maskmine.schemas.tables import arrow_schema
 
 Listed = list[tuple[int, str]]
 """`(source, path)` for each entry that says where an image is."""

@@ -15,7 +15,7 @@ from functools import partial
 import pyarrow as pa
 
 from maskmine.pipelines.dataset.finished_run import FinishedRun
-from maskmine.schemas.tables import arrow_schema
+from maskmine.schemas.columns import arrow_schema
 
 _IMAGES, _PARTS = 16_384, 64  # of a block: more parts cost memory, fewer time
 _READ_AT_ONCE = 4  # parts: object stores are slow

@@ -35,6 +35,7 @@ from maskmine.mining.storage.stores import (
 )
 from maskmine.pipelines.run_folder.entries import each_entry, each_file, folders_in, is_local
 from maskmine.pipelines.run_folder.parts import Parts
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import cell_name
 from maskmine.schemas.seal import (
@@ -47,7 +48,6 @@ from maskmine.schemas.seal import (
     read_footer,
 )
 from maskmine.schemas.tables import (
-    arrow_schema,
     from_table,
     read_blocks,
     read_parquet,

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.rows import ChecksRow, EmbeddingsRow, ProposalsRow, RegionsRow
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.tables import arrow_schema, from_table, to_table
+from maskmine.schemas.tables import from_table, to_table
 
 RowsOf = Callable[[Sequence[str]], pa.Table]
 

@@ -24,8 +24,9 @@ from maskmine.pipelines.run_folder.reused_regions import ReusedRun
 from maskmine.pipelines.steps.cells_of_run import RunCells, refuse_mixed
 from maskmine.pipelines.steps.jobs import MakeCell, PartReport, Tick, with_gpu_use
 from maskmine.pipelines.steps.ties import Input, identities
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.rows import EmbeddingsRow, ImageRow, ProposalsRow
-from maskmine.schemas.tables import PIECE_ROWS, arrow_schema, in_groups, in_pieces, row_groups, rows_in_order, to_table
+from maskmine.schemas.tables import PIECE_ROWS, in_groups, in_pieces, row_groups, rows_in_order, to_table
 
 IMAGES_AT_ONCE = 1000
 """Images of a part whose regions are in memory together. Batches of models are cut within them."""

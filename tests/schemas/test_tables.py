@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskmine.schemas import rows
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.shard_entries import ShardEntry
-from maskmine.schemas.tables import arrow_schema, check_index, from_table, read_parquet, to_table, write_parquet
+from maskmine.schemas.tables import check_index, from_table, read_parquet, to_table, write_parquet
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 INT = st.integers(-(2**63), 2**63 - 1)

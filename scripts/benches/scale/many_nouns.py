@@ -29,6 +29,7 @@ from maskmine.pipelines.steps.cells_of_run import RunCells, cells_of_version, ru
 from maskmine.pipelines.steps.jobs import Job, LevelsJob, PairsJob, VocabularyJob
 from maskmine.pipelines.steps.negatives_job import NegativesJob
 from maskmine.pipelines.steps.shards_job import ShardsJob
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import (
     CaptionsRow,
@@ -41,7 +42,6 @@ from maskmine.schemas.rows import (
     VocabularyRow,
 )
 from maskmine.schemas.sample import FORMAT_VERSION
-from maskmine.schemas.tables import arrow_schema
 
 TEXT = "a text side"
 """What stands for the CLIP and the templates of all text embeddings."""

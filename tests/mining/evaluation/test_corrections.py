@@ -16,10 +16,11 @@ from maskmine.mining.evaluation.wrong_pairs import PairNumber
 from maskmine.mining.pairs import ClipPairs, Filters
 from maskmine.mining.selection import cap_nouns, keep_corrected, pair_hash
 from maskmine.schemas.annotation_tools import pair_line, parse_pair_line
+from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import Pair, PairsRow, PlainVerdictRow, VerdictRow
-from maskmine.schemas.tables import arrow_schema, read_parquet, to_table, write_parquet
+from maskmine.schemas.tables import read_parquet, to_table, write_parquet
 
 OWN, OTHER = (Mask.from_array(np.eye(8) == n) for n in (0, 1))
 
