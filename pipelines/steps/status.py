@@ -13,6 +13,7 @@ from maskmine.pipelines.planning.versions import versions_of, whole_plan
 from maskmine.pipelines.run_folder.caption_cells import CAPTIONING, read_failures, stored_captioning
 from maskmine.pipelines.run_folder.cells import Cells
 from maskmine.pipelines.run_folder.folder import IDENTITY_FILE, MIX_FILE, SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.pipelines.steps.cells_of_run import SHARD_SUFFIXES, run_cells
 from maskmine.schemas.rows import NOTHING_FOUND, RejectedImage
 from maskmine.schemas.wording import counted
@@ -21,12 +22,12 @@ from maskmine.tuning.console import TextTable
 
 @dataclass(frozen=True, slots=True)
 class StepStatus:
-    """A row of the grid: how many of the step's cells exist, and which are missing."""
+    """A row of the grid: how many of the step's cells exist, and the parts of those that are missing."""
 
     step: str
     done: int
     cells: int
-    missing: tuple[int, ...]
+    missing: Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `status --json`."""
-        return asdict(self)
+        steps = [{**asdict(step), "missing": list(step.missing)} for step in self.steps]
+        return {**asdict(replace(self, steps=())), "steps": steps}
 
 
 def run_status(run: RunFolder) -> RunStatus:
@@ -72,10 +74,12 @@ def run_status(run: RunFolder) -> RunStatus:
 
 def _mix_status(run: RunFolder) -> RunStatus:
     """How many shards there are to be is known when the manifest is written."""
-    done = sorted(run.done("shards", suffixes=SHARD_SUFFIXES))
-    shards = len((run.read_json("manifest.json") or {}).get("shards", done))
+    there = run.done("shards", suffixes=SHARD_SUFFIXES)
+    listed = (run.read_json("manifest.json") or {}).get("shards", there)
+    shards = listed["rows"] if isinstance(listed, dict) else len(listed)  # many stand in a table of so many rows
+    done = list(there)
     images = sum((account or {}).get("images", 0) for account in run.read_jsons("shards", done))
-    missing = tuple(sorted(set(range(shards)) - set(done)))
+    missing = there.missing(range(shards))
     steps = (StepStatus("shards", len(done), shards, missing),) if shards else ()
     return RunStatus(images, shards, run.exists(SUCCESS_FILE) and not missing, steps)
 
@@ -152,24 +156,26 @@ def render_rejected(images: Iterable[RejectedImage], *, examples: int) -> TextTa
     return table
 
 
-def ranges(parts: tuple[int, ...], *, max_runs: int = 6) -> str:
+def ranges(parts: Iterable[int], *, max_runs: int = 6) -> str:
     """Part numbers as `0-4, 7, 9-11`; after `max_runs` runs the rest is counted."""
     runs: list[list[int]] = []
+    rest = 0
     for part in parts:
-        if runs and part == runs[-1][1] + 1:
+        if runs and not rest and part == runs[-1][1] + 1:
             runs[-1][1] = part
-        else:
+        elif len(runs) < max_runs:
             runs.append([part, part])
-    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:max_runs]]
-    rest = sum(last - first + 1 for first, last in runs[max_runs:])
+        else:
+            rest += 1
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs]
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def _step_status(cells: Cells[Any], parts: int, folders: Sequence[str]) -> StepStatus:
     """Of a step that runs once, the cell of each version; `folders` are theirs."""
     if not cells.once:
-        missing = tuple(cells.missing(parts))
+        missing = cells.missing(parts)
         return StepStatus(cells.step, parts - len(missing), parts, missing)
     each = [replace(cells, within=folder) for folder in folders]
-    missing = tuple(number for number, one in enumerate(each) if not one.exists(0))
+    missing = Parts(number for number, one in enumerate(each) if not one.exists(0))
     return StepStatus(cells.step, len(each) - len(missing), len(each), missing)

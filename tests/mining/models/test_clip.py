@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_the_image_side_is_that_of_open_clip(folder: Path) -> None:
     assert (tower.size_px, tower.dim, tower.mean, tower.std) == (32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_folder_is_identified_without_open_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = Clip(model=str(folder)).contents()
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # importing it fails
+    assert Clip(model=str(folder)).contents() == contents
+    assert contents["model"]["sha256"] is not None
 
 
 def test_the_text_side_is_that_of_open_clip(folder: Path) -> None:

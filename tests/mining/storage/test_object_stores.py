@@ -119,7 +119,7 @@ def test_a_second_run_makes_nothing_and_a_third_what_another_process_deleted(
     assert (outcome.manifest, recorder.made) == (None, [])
     server.client.delete_object(Bucket=bucket, Key="run/proposals/00001.parquet")
     server.client.delete_object(Bucket=bucket, Key="run/shards/00002.tar")
-    assert {step.step: step.missing for step in run_status(run).steps if step.missing} == {
+    assert {step.step: tuple(step.missing) for step in run_status(run).steps if step.missing} == {
         "proposals": (1,),
         "shards": (2,),
     }

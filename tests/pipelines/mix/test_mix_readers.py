@@ -241,6 +241,20 @@ def test_status_of_a_mix_that_was_stopped_says_what_to_run(
     assert step["done"] == len(list(mixed.glob("shards/*.tar"))) - 1
 
 
+def test_status_counts_the_shards_of_a_mix_that_stand_in_a_table(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "mix"
+    shutil.copytree(mixed, large)
+    manifest = json.loads((large / "manifest.json").read_text())
+    manifest["shards"] = {"table": "shards.parquet", "rows": 2_000, "sha256": "0" * 64}
+    (large / "manifest.json").write_text(json.dumps(manifest))
+    there = len(list(mixed.glob("shards/*.tar")))
+    assert run_app(["status", str(large), "--json"]) == 0
+    (step,) = json.loads(said(capsys))["steps"]
+    assert (step["done"], step["cells"], step["missing"]) == (there, 2_000, [*range(there, 2_000)])
+
+
 @pytest.mark.parametrize(
     ("command", "lacks"),
     [
