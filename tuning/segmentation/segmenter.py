@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, repeat
 from typing import Annotated, Any, Literal, Protocol
@@ -39,6 +39,7 @@ from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Proposer, areas_px_of, keep_proposals
 from maskmine.mining.regions import AnyProposals
 from maskmine.mining.storage.content_hash import weights_sha256
+from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.mining.vocabulary import Vocabulary, text_classifier
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import ModelRecord
@@ -114,9 +115,10 @@ class Segment(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RegionClassifier:
-    """CLIP: `embed_regions` takes images and their masks and gives [N, D] for each, `embed_classes` gives [C, D]."""
+    """CLIP: `embed_regions` takes images and their masks and gives [N, D] for each, one after the other as they are
+    taken, `embed_classes` gives [C, D]."""
 
-    embed_regions: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+    embed_regions: Callable[[Sequence[Tensor], Sequence[Tensor]], Iterable[Tensor]]
     embed_classes: Callable[[tuple[str, ...]], Tensor]
 
 
@@ -300,23 +302,42 @@ def open_region_classifier(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return tower(pixels_and_masks_BXSS[:, :3], masks_BSS)
 
-    def embed_regions(images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    def embed_regions(images: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[Tensor]:
         counts = [len(masks_NHW) for masks_NHW in masks]
-        parts = [torch.empty(0, dim, device=device)]
-        for chunk, batch_size in batches(counts):
+
+        def cut(batch: tuple[list[tuple[int, slice]], int]) -> tuple[Tensor, int]:
+            chunk, batch_size = batch
             rgb, masks_of = [images[i] for i, _ in chunk], [masks[i][span] for i, span in chunk]
-            seen_RXSS = cut_regions(rgb, masks_of, size_px=size_px, mean=plain.mean, std=plain.std, crop=crop)
-            if sees_masks:
-                masks_RSS = cut_masks(masks_of, size_px=size_px, crop=crop)
-                seen_RXSS = torch.cat([seen_RXSS, masks_RSS[:, None].to(seen_RXSS.dtype)], dim=1)
-            parts.append(embed_in_batches(seen_RXSS, forward=forward, batch_size=batch_size, dim=dim))
-        return list(torch.split(torch.cat(parts), counts))
+            with torch.inference_mode():  # of a thread
+                seen_RXSS = cut_regions(rgb, masks_of, size_px=size_px, mean=plain.mean, std=plain.std, crop=crop)
+                if sees_masks:
+                    masks_RSS = cut_masks(masks_of, size_px=size_px, crop=crop)
+                    seen_RXSS = torch.cat([seen_RXSS, masks_RSS[:, None].to(seen_RXSS.dtype)], dim=1)
+            return seen_RXSS, batch_size
+
+        def embed() -> Iterator[Tensor]:
+            # The next crops are cut while the tower sees these.
+            for seen_RXSS, batch_size in map_in_order(cut, batches(counts), threads=1, ahead=1):
+                yield embed_in_batches(seen_RXSS, forward=forward, batch_size=batch_size, dim=dim)
+
+        yield from _split_as_they_come(embed(), counts, none_ND=torch.empty(0, dim, device=device))
 
     @functools.lru_cache(maxsize=1)
     def embed_names(names: tuple[str, ...]) -> Tensor:
         return text_classifier(names, embed=embed_nouns).to(device)
 
     return RegionClassifier(embed_regions, embed_names)
+
+
+def _split_as_they_come(parts: Iterator[Tensor], counts: Sequence[int], *, none_ND: Tensor) -> Iterator[Tensor]:
+    """So many rows at a time, each as soon as they are there."""
+    number, rows_RD = 0, none_ND
+    for part_RD in parts:
+        rows_RD = torch.cat([rows_RD, part_RD])
+        while number < len(counts) and counts[number] <= len(rows_RD):
+            yield rows_RD[: counts[number]]
+            number, rows_RD = number + 1, rows_RD[counts[number] :]
+    yield from (none_ND for _ in counts[number:])
 
 
 def _most_at_once(clip: Clip, tower: torch.nn.Module, device: torch.device) -> int:
@@ -367,12 +388,17 @@ def _segment_batch(
         regions = clip.embed_regions([image.rgb_3HW for image, _ in good], [kept.masks_NHW for _, kept in good])
         classes_CD = clip.embed_classes(classes) if good else torch.empty(0)
         clip_votes = (clip_probabilities(one_ND, classes_CD, logit_scale=settings.logit_scale) for one_ND in regions)
-    return [
-        answer
-        if isinstance(answer, Rejection)
-        else _segment_one(*answer, next(clip_votes), classes=classes, settings=settings, models=models)
-        for answer in answers
-    ]
+
+    def segment_one(found: tuple[tuple[Proposals, int] | Rejection, Tensor | None]) -> Segmentation | Rejection:
+        answer, clip_NC = found
+        if isinstance(answer, Rejection):
+            return answer
+        with torch.inference_mode():  # of a thread
+            return _segment_one(*answer, clip_NC, classes=classes, settings=settings, models=models)
+
+    # A map is painted while CLIP sees the regions of the next image.
+    voted = ((answer, None if isinstance(answer, Rejection) else next(clip_votes)) for answer in answers)
+    return list(map_in_order(segment_one, voted, threads=1, ahead=1))
 
 
 def _segment_one(
