@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-_PAGE = 1000  # objects in an answer, of which S3 gives no more
+_PAGE: int | None = None  # objects in an answer at most, where it is not the store that says: S3 gives a thousand
 
 
 def in_folder(fs: Any, folder: str) -> Iterator[str]:
@@ -34,7 +34,9 @@ def _pages(fs: Any, folder: str, *, delimiter: str) -> Iterator[str]:
     """S3's answers to ListObjectsV2; s3fs tries again where one fails, as it does for its own requests."""
     bucket, key, _ = fs.split_path(folder)
     prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-    asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter, "MaxKeys": _PAGE, **fs.req_kw}
+    asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter, **fs.req_kw}
+    if _PAGE is not None:
+        asked["MaxKeys"] = _PAGE
     while True:
         answer = fs.call_s3("list_objects_v2", **asked)
         for folders in answer.get("CommonPrefixes", ()):

@@ -21,7 +21,6 @@ from maskmine.pipelines.run_folder.folder import RunFolder
 from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import RejectedImage
 from maskmine.schemas.sample import cell_name
-from maskmine.schemas.seal import give_back_memory
 from maskmine.schemas.shard_entries import SHARDS_SCHEMA, ShardEntry, Shards, shards_table
 from maskmine.schemas.tables import write_parquet_rows
 
@@ -103,7 +102,6 @@ class Accounts:
             if len(held) == _ENTRIES_AT_ONCE:
                 writer.write_table(shards_table(held))
                 held = []
-                give_back_memory()
             yield from (RejectedImage(part=part, **entry) for entry in account["rejections"])
         writer.write_table(shards_table(held))
 

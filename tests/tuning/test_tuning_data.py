@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from maskmine.mining.images.crops import Crop, cut_masks, cut_regions
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.sample import member_names, sample_members, write_members
+from maskmine.tuning.clip import data as clip_data
 from maskmine.tuning.clip.data import Pairs, arrange, nouns_of, open_sets
 from maskmine.tuning.clip.settings import Data, Jitter, Source
 from maskmine.tuning.clip.transforms import StoredRegion, View, decode_sample, jittered_part, show_region
@@ -153,6 +154,19 @@ def test_nouns_and_keys_are_those_of_the_samples(folder: Path) -> None:
     assert not isinstance(batch, str)
     named = [nouns[number] for number in batch.nouns_G.tolist()]
     assert named == [("cherry", "sky", "leaf", "lemon")[int(key[:4]) % 4] for key in pairs.keys(1)]
+
+
+def test_the_rows_of_many_shards_are_in_few_tables_in_the_order_of_the_shards(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = open_sets(data_of(folder))
+    monkeypatch.setattr(clip_data, "_INDEXES_AT_ONCE", 2)
+    (shards,) = open_sets(data_of(folder))
+    assert shards.index.equals(whole.index)
+    index = clip_data._read_indexes(folder, clip_data._read_manifest(folder), ("key", "shard"))
+    assert index["key"].num_chunks == 3  # of no rows, of two shards, of one
+    assert index["shard"].to_pylist() == sorted(index["shard"].to_pylist())
+    assert index["key"].to_pylist() == whole.index["key"].to_pylist()
 
 
 def test_sources_are_mixed_by_their_ratios(folder: Path, tmp_path: Path) -> None:
