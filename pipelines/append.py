@@ -37,7 +37,8 @@ from maskmine.pipelines.planning.versions import (
     whole_plan,
 )
 from maskmine.pipelines.regenerate import differences, known_identity
-from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining
 from maskmine.pipelines.steps.grid import Step, missing_cells, plan_grids, plan_steps

@@ -60,9 +60,10 @@ from maskmine.pipelines.regenerate import (
     what_is_reused,
     write_identity,
 )
-from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder
 from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS, PROPOSALS, drop_older
 from maskmine.pipelines.run_folder.reused_regions import ReusedRun
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.settings.fingerprints import deciding
 from maskmine.pipelines.settings.mining import Mining, dump_yaml
 from maskmine.pipelines.steps.annotated import check_annotated

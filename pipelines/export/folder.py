@@ -12,7 +12,8 @@ from typing import IO, Any, cast
 from maskmine.mining.exports.export_shards import ExportShard, Folder
 from maskmine.mining.storage.files import HashingFile
 from maskmine.mining.storage.stores import describe, scheme_of
-from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, folder_at, json_file, sweep
+from maskmine.pipelines.run_folder.folder import SUCCESS_FILE, RunFolder, folder_at, json_file
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.schemas.errors import InputError, OtherPlanError
 
 # Files beside the data: the identity of the export, and the checksums.

@@ -31,7 +31,8 @@ from maskmine.pipelines.mix.sources import (
     notes_on,
     open_sources,
 )
-from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder, folder_at, part_of_cell, sweep
+from maskmine.pipelines.run_folder.folder import MIX_FILE, SUCCESS_FILE, RunFolder, folder_at, part_of_cell
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.settings.licences import LicencePolicy, refuse_other_licences
 from maskmine.schemas.errors import InputError, OtherPlanError
 from maskmine.schemas.manifest import Manifest

@@ -12,7 +12,8 @@ from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.pipelines.review.pictures import Drawer
 from maskmine.pipelines.review.queue import Order, Queue, choose_items
 from maskmine.pipelines.review.store import FOLDER, Store, StoredFile, check_reviewer, read_stored, strangers
-from maskmine.pipelines.run_folder.folder import RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.web.server import run_server
 from maskmine.schemas.rows import ImageRow
 from maskmine.schemas.wording import counted

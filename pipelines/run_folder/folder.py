@@ -17,12 +17,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
-import fsspec
 import pyarrow as pa
 
 from maskmine.mining.storage.files import replace_file
 from maskmine.mining.storage.listings import below_folder
-from maskmine.mining.storage.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
+from maskmine.mining.storage.ownership import SCRATCH, WRITING, owned_prefix, owner_state
 from maskmine.mining.storage.stores import (
     describe,
     fault_line,
@@ -33,7 +32,7 @@ from maskmine.mining.storage.stores import (
     scheme_of,
     upload,
 )
-from maskmine.pipelines.run_folder.entries import each_entry, each_file, folders_in, is_local
+from maskmine.pipelines.run_folder.entries import each_entry, each_file, is_local
 from maskmine.pipelines.run_folder.parts import Parts
 from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import IncompleteError, InputError
@@ -66,7 +65,6 @@ VERDICTS_FOLDER = "verdicts"  # of reviewers, who come after the run
 _READ_AT_ONCE, _READ_AHEAD = 16, 256
 _COPIED_AT_ONCE_BYTES = 1 << 20
 _FETCHED_AT_ONCE_BYTES = 1 << 28  # of an object: nearly every cell, so that a store is asked once
-_DAY_S = 24 * 60 * 60.0
 _CELL = re.compile(r"(\d{5,})\.(parquet|tar|json)")
 _FINGERPRINT_KEY = "maskmine.fingerprint"
 
@@ -390,45 +388,6 @@ def read_folder(root: str) -> RunFolder:
             raise InputError(f"{root}: interrupted before its plan was whole; run the same `maskmine mine` again")
         raise InputError(f"{root}: not a run folder (it has no plan.json); give the `out` of a `maskmine mine` run")
     return run
-
-
-def sweep(run: RunFolder) -> None:
-    """Delete what killed processes left: files that never became whole, and files of engines for their workers.
-
-    Also among the system's temporary files, where the planner has folders, and files wait for upload to object stores.
-
-    Files of living processes stay. Processes of another machine cannot be seen: their files count as abandoned when
-    they were not written to for a day, and those of their engines (a few bytes) after a month.
-    """
-    fs, root = open_store(run.root)
-    folders = [(fs, root), (fsspec.filesystem("file"), tempfile.gettempdir())]
-    if is_local(fs):
-        folders += [(fs, path) for step in folders_in(root) for path in (step, *folders_in(step))]
-    for fs, folder in folders:
-        for name in each_entry(fs, folder):
-            path, state = posixpath.join(folder, name), owner_state(name)
-            patience_s = 30 * _DAY_S if name.startswith((BEAM, RAY)) else _DAY_S
-            if state == "dead" or (state == "elsewhere" and _untouched_s(fs, path) > patience_s):
-                with suppress(OSError):  # another user's, or another driver sweeps too; it does no harm where it lies
-                    fs.rm(path, recursive=True)
-
-
-def _untouched_s(fs: Any, path: str) -> float:
-    """How long ago the newest file of a path was written; 0 where the file system does not say.
-
-    By the clock of the file system, which stamps what all machines write: that of this machine may be days off.
-    """
-    probe = posixpath.join(posixpath.dirname(path), f"{owned_prefix(WRITING)}{secrets.token_hex(4)}")
-    try:
-        written = max(fs.modified(file).timestamp() for file in fs.find(path) or [path])
-        fs.pipe_file(probe, b"0")
-        try:
-            now = fs.modified(probe).timestamp()
-        finally:
-            fs.rm_file(probe)
-    except (OSError, NotImplementedError):
-        return 0.0
-    return float(now) - float(written)
 
 
 @contextmanager

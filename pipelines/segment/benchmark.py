@@ -19,7 +19,8 @@ from maskmine.mining.models.devices import open_device
 from maskmine.pipelines.engines.engine import Engine, RunObserver, device_kind
 from maskmine.pipelines.planning.plan import Plan
 from maskmine.pipelines.run_folder.cells import Cells
-from maskmine.pipelines.run_folder.folder import RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.segment.benchmark_sets import BenchmarkSet
 from maskmine.pipelines.segment.images import decode_batches
 from maskmine.pipelines.settings.fingerprints import portable

@@ -17,7 +17,8 @@ from PIL import Image
 from maskmine.mining.images.decode import DecodedImage
 from maskmine.mining.storage.names import alike, utf8_name
 from maskmine.pipelines.run_folder.claim import claim_folder
-from maskmine.pipelines.run_folder.folder import RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.segment.images import OURS, decode_batches, image_id_of
 from maskmine.pipelines.settings.fingerprints import portable
 from maskmine.schemas.rows import Rejection

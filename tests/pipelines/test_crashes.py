@@ -20,7 +20,8 @@ from maskmine.pipelines.engines.ray_workers import Worker as RayWorker
 from maskmine.pipelines.engines.ray_workers import seen_file
 from maskmine.pipelines.mine import mine
 from maskmine.pipelines.planning.plan import make_plan
-from maskmine.pipelines.run_folder.folder import RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.pipelines.settings.mining import load_mining
 from maskmine.pipelines.steps.grid import Step, drop_stale
 from maskmine.schemas.errors import IncompleteError

@@ -24,7 +24,8 @@ from maskmine.pipelines.review import store as store_file
 from maskmine.pipelines.review.pictures import Drawer
 from maskmine.pipelines.review.queue import HELD_S, Item, Queue, choose_items
 from maskmine.pipelines.review.store import FOLDER, Store, check_reviewer, read_stored
-from maskmine.pipelines.run_folder.folder import RunFolder, sweep
+from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.pipelines.run_folder.sweep import sweep
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, PairsRow, Verdict
