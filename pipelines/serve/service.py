@@ -31,12 +31,12 @@ from maskmine.schemas.rows import Rejection
 from maskmine.schemas.settings import AnyPath, Settings, fingerprint
 from maskmine.tuning.segmentation.overlay import PlacedName, draw_layers, draw_photo, write_names
 from maskmine.tuning.segmentation.proposal_classifier import open_proposal_classifier
+from maskmine.tuning.segmentation.region_classifier import open_region_classifier
 from maskmine.tuning.segmentation.segmenter import (
     Models,
     Segmentation,
     Segmenter,
     class_numbers,
-    open_region_classifier,
 )
 
 Rule = Literal["clip", "proposals", "ensemble"]

@@ -45,7 +45,8 @@ from maskmine.scripts.benches.fixtures import (
 from maskmine.scripts.benches.gpu import use_of_gpu
 from maskmine.scripts.measures import Measure, at_least, at_most, in_turns, peak_bytes
 from maskmine.tuning.segmentation.confusion import IGNORE
-from maskmine.tuning.segmentation.segmenter import Models, Rgb, Segmentation, Segmenter, open_region_classifier
+from maskmine.tuning.segmentation.region_classifier import open_region_classifier
+from maskmine.tuning.segmentation.segmenter import Models, Rgb, Segmentation, Segmenter
 
 MASKS, IMAGES, ROUNDS = 30, 2, 3
 CLASSES = ("dog", "cat", "horse", "bird", "tree", "flower", "car", "bus", "bicycle", "house", "ball", "book")

@@ -28,7 +28,8 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import Rejection
 from maskmine.tuning.segmentation.confusion import IGNORE, Confusion, Labels, SegmentationScores
 from maskmine.tuning.segmentation.evaluation import ClassMapping
-from maskmine.tuning.segmentation.segmenter import Models, RegionClassifier, Rgb, Segmenter
+from maskmine.tuning.segmentation.region_classifier import RegionClassifier
+from maskmine.tuning.segmentation.segmenter import Models, Rgb, Segmenter
 
 # No ground-truth mask is filtered; a class has one mask an image, so 100,000 is more than any set has.
 _KEEP_ALL = Keep(min_score=0.0, min_area_px=1, max_area_ratio=1.0, max_iou=1.0, top=100_000)

@@ -36,7 +36,8 @@ from maskmine.tuning.segmentation.oracle import (
     oracle_votes,
     verdict,
 )
-from maskmine.tuning.segmentation.segmenter import Models, RegionClassifier, Segmenter
+from maskmine.tuning.segmentation.region_classifier import RegionClassifier
+from maskmine.tuning.segmentation.segmenter import Models, Segmenter
 from tests.support.progress import texts_of
 
 HEIGHT_PX, WIDTH_PX = 8, 12
