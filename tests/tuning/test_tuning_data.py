@@ -156,17 +156,15 @@ def test_nouns_and_keys_are_those_of_the_samples(folder: Path) -> None:
     assert named == [("cherry", "sky", "leaf", "lemon")[int(key[:4]) % 4] for key in pairs.keys(1)]
 
 
-def test_the_rows_of_many_shards_are_in_few_tables_in_the_order_of_the_shards(
+def test_the_rows_of_many_shards_are_in_one_table_in_the_order_of_the_shards(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole,) = open_sets(data_of(folder))
-    monkeypatch.setattr(clip_data, "_INDEXES_AT_ONCE", 2)
+    monkeypatch.setattr(clip_data, "_JOINED_AT_ONCE", 2)  # of three
     (shards,) = open_sets(data_of(folder))
     assert shards.index.equals(whole.index)
-    index = clip_data._read_indexes(folder, clip_data._read_manifest(folder), ("key", "shard"))
-    assert index["key"].num_chunks == 3  # of no rows, of two shards, of one
-    assert index["shard"].to_pylist() == sorted(index["shard"].to_pylist())
-    assert index["key"].to_pylist() == whole.index["key"].to_pylist()
+    assert [column.num_chunks for column in shards.index.columns] == [1] * shards.index.num_columns
+    assert shards.index["shard"].to_pylist() == sorted(shards.index["shard"].to_pylist())
 
 
 def test_sources_are_mixed_by_their_ratios(folder: Path, tmp_path: Path) -> None:
