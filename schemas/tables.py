@@ -230,6 +230,10 @@ def _older(found: pa.DataType, hint: Any) -> bool:
     return dataclasses.is_dataclass(inner) and pa.types.is_struct(found) and _holds(found, inner)
 
 
+INDEX_COLUMNS = ("key", "shard", "offset", "size_bytes")
+"""The columns of an index that `check_index` looks at."""
+
+
 def check_index(table: pa.Table, *, shard: ShardEntry, path: str) -> None:
     """Whether an index names samples of its own shard alone, by keys of `sample_key`, within its bytes.
 

@@ -25,7 +25,7 @@ from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import ImageRow, OriginRow, ProposalsRow, Rejection, SampleRow
 from maskmine.schemas.sample import StoredSample, index_type, parse_sample
 from maskmine.schemas.shard_entries import ShardEntry, shard_named
-from maskmine.schemas.tables import check_index, read_verified, with_later_columns
+from maskmine.schemas.tables import INDEX_COLUMNS, check_index, read_verified, with_later_columns
 
 _BLOCK_BYTES = 1 << 20  # of a copy from an object store
 
@@ -63,10 +63,12 @@ class RunReader:
 
     def selected_columns(self, selection: Selection, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns of the selected rows of every shard, in order, and `split`; no others are read but those that
-        decide. The samples that the rows name are not looked at."""
-        read = {*columns, *columns_that_decide(selection)}
+        decide, and those that tell whether the rows name samples of their shard alone."""
+        read = {*columns, *columns_that_decide(selection), *INDEX_COLUMNS}
         for shard in self._shards:
-            yield select_rows(self._checked_index(shard, list(read)), selection).select([*columns, "split"])
+            table = self._checked_index(shard, list(read))
+            check_index(table, shard=shard, path=self._run.path("shards", _index_name(shard.name)))
+            yield select_rows(table, selection).select([*columns, "split"])
 
     def has_score(self, score: str) -> bool:
         """Whether any pair of the run has a score."""
