@@ -63,6 +63,8 @@ def query_tables(*, memory_limit: str = "1GB") -> Iterator[Any]:
     """A DuckDB connection for tables in memory (`register`), and for its own, which go to temporary files beyond the
     limit. A result has to be fetched whole before another table is registered."""
     with _connect(memory_limit) as (connection, _):
+        # each thread keeps memory of what it counted; tables of a block are too small for several
+        connection.execute("SET threads = 1")
         yield connection
 
 
