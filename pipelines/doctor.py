@@ -189,7 +189,7 @@ def _has_driver() -> bool:
 
 def _cpus() -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("CPUs", "ok", f"{usable}, of which {os.getloadavg()[0]:.1f} are busy")
+    return Finding("CPUs", "ok", f"{usable}; {os.getloadavg()[0]:.1f} processes run or wait for one")
 
 
 def _memory() -> Finding:

@@ -247,3 +247,9 @@ def test_the_doctor_loads_nothing_heavy_but_torch() -> None:
     program += f"doctor.diagnose(None); print(before, [n for n in {HEAVY} if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[] ['torch']"
+
+
+def test_more_waiting_processes_than_cpus_are_not_called_busy_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (12.6, 1.0, 1.0))
+    assert doctor._cpus().detail == "2; 12.6 processes run or wait for one"
