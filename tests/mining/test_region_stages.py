@@ -60,6 +60,26 @@ def stages(
     return open_stages(propose, tower, keep=keep, crop=Crop(), device=torch.device("cpu"), overlap=overlap)
 
 
+@pytest.mark.parametrize("stage", ["load", "_pack_batch", "cut_crops", "embed_crops", "_rows_of"])
+def test_no_thread_is_left_once_a_late_stage_has_failed(stage: str) -> None:
+    """Not even while the fault is handled: threads and batches of stages before it would still hold memory."""
+    works, calls = getattr(region_stages, stage), iter(range(10**6))
+
+    def fails_late(*given: object, **named: object) -> object:
+        if next(calls) == 2:
+            raise ValueError("out of memory")
+        return works(*given, **named)
+
+    threads = threading.active_count()
+    with mock.patch.object(region_stages, stage, fails_late):
+        try:
+            rows_of(stages(overlap=True))
+        except ValueError as fault:
+            left = threading.active_count() - threads
+            assert str(fault) == "out of memory"
+    assert left == 0
+
+
 def rows_of(find: FindBatches, *, images: int = 23) -> list[tuple[list[int], list[RegionsRow]]]:
     batches = [list(range(start, min(images, start + 4))) for start in range(0, images, 4)]
     decoded_batches = ((batch, [decoded(number) for number in batch]) for batch in batches)
