@@ -22,7 +22,8 @@ def map_in_order(
 
     While the consumer uses a result, no more than `ahead` further items are begun or done, by default two for each
     thread. An error is raised in its place in the order; then, and when the consumer stops, the items that have not
-    begun are cancelled, and its threads have ended when it is closed. Without threads, items are worked on as they are taken.
+    begun are cancelled, and no thread is left when it is closed. Without threads, items are worked on as they are
+    taken.
 
     Threads pay where the work is done outside of Python's lock, as reading, hashing, decoding and encoding are.
     """
