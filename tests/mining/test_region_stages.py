@@ -114,14 +114,13 @@ def test_masks_of_two_batches_are_in_memory_at_most() -> None:
             masks_NHW = torch.ones(1, HEIGHT_PX, WIDTH_PX, dtype=torch.bool)
             masks.add(id(masks_NHW))
             weakref.finalize(masks_NHW, masks.discard, id(masks_NHW))
-            alive.append(settled(masks, most=2))
-            assert alive[-1] <= 2, alive  # those that are proposed, and those that are cut
+            alive.append(len(masks))
             yield Proposals(masks_NHW, torch.ones(1), (None,))
 
     find = stages(overlap=True, propose=counted)
     for _ in find([ImageRow(str(n), "x") for n in range(40)], (([n], [decoded(0)]) for n in range(40))):
         time.sleep(0.005)  # the rows are used more slowly than models find them
-    assert max(alive) == 2, alive
+    assert max(alive) == 2, alive  # those that are proposed, and those that are cut
 
 
 def test_crops_are_cut_while_clip_sees_those_before_and_no_further_ahead() -> None:
