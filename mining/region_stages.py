@@ -9,8 +9,8 @@ an image in pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -62,11 +62,14 @@ class RegionTables(NamedTuple):
 
 
 class FindBatches(Protocol):
-    """The rows of decoded batches of a part's images, batch by batch and in order, with the images' numbers."""
+    """The rows of decoded batches of a part's images, batch by batch and in order, with the images' numbers.
+
+    However it ends, no thread of a stage and nothing of a batch is left.
+    """
 
     def __call__(
         self, images: Sequence[ImageRow], batches: Iterable[Decoded]
-    ) -> Iterator[tuple[list[int], list[RegionsRow]]]: ...
+    ) -> Generator[tuple[list[int], list[RegionsRow]], None, None]: ...
 
 
 def open_stages(
@@ -92,14 +95,21 @@ def open_stages(
     embed = partial(_embed, tower=tower, on=embed_on)
     tell = embedded if tower is not None else None
 
-    def find(images: Sequence[ImageRow], batches: Iterable[Decoded]) -> Iterator[tuple[list[int], list[RegionsRow]]]:
+    def find(
+        images: Sequence[ImageRow], batches: Iterable[Decoded]
+    ) -> Generator[tuple[list[int], list[RegionsRow]], None, None]:
         def load_batch(decoded: Decoded) -> _Seen[LoadedImage]:
             return _load_batch(images, *decoded, device=device, on=load_on)
 
         # Loaded and cut in the thread that asks for rows, so that those of the models find their next work done.
-        kept = stage(propose_batch, map(load_batch, batches))
-        cut = _cut_batches(kept, tower=tower, crop=crop, on=cut_on, leave_masks=overlap)
-        yield from stage(_rows_of, _gather(stage(embed, cut), tell=tell))
+        # A fault of a late stage leaves the earlier ones where they are: each is closed, the last one first.
+        with ExitStack() as opened:
+            kept = opened.enter_context(closing(stage(propose_batch, map(load_batch, batches))))
+            cut = opened.enter_context(
+                closing(_cut_batches(kept, tower=tower, crop=crop, on=cut_on, leave_masks=overlap))
+            )
+            seen = opened.enter_context(closing(stage(embed, cut)))
+            yield from stage(_rows_of, _gather(seen, tell=tell))
 
     return find
 
@@ -197,7 +207,7 @@ def _cut_batches(
     crop: Crop,
     on: Callable[[], AbstractContextManager[Any]],
     leave_masks: bool,
-) -> Iterator[_Cut]:
+) -> Generator[_Cut, None, None]:
     """What CLIP sees of each batch, cut when it is asked for. With `leave_masks` no pixels or masks of a batch are held
     when its last regions are cut: where they change is in host memory."""
     for seen in batches:

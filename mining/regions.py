@@ -10,7 +10,8 @@ Another CLIP looks at the same regions (`open_embedding`): the same batches, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -67,16 +68,17 @@ class FindRegions:
     """
 
     find_batches: FindBatches
-    batches: Callable[[Sequence[ImageRow]], Iterator[Decoded]]
+    batches: Callable[[Sequence[ImageRow]], Generator[Decoded, None, None]]
     overlap: bool
     embeds: bool
 
     def __call__(self, images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionsRow]:
         """The rows."""
         rows: dict[int, RegionsRow] = {}
-        for numbers, found in self.find_batches(images, self.batches(images)):
-            rows.update(zip(numbers, found, strict=True))
-            tick(len(numbers))
+        with closing(self.batches(images)) as batches, closing(self.find_batches(images, batches)) as batches_of_rows:
+            for numbers, found in batches_of_rows:
+                rows.update(zip(numbers, found, strict=True))
+                tick(len(numbers))
         return [rows[i] for i in range(len(images))]
 
     def tables(self, images: Sequence[ImageRow], *, tick: Callable[[int], None] = lambda _: None) -> list[RegionTables]:
@@ -87,11 +89,15 @@ class FindRegions:
             numbers, rows = found
             return numbers, to_tables(rows, embedded=self.embeds)
 
-        found = self.find_batches(images, self.batches(images))
         tables: dict[int, RegionTables] = {}
-        for numbers, of_batch in map_in_order(make, found, threads=1 if self.overlap else 0, ahead=1):
-            tables.update(zip(numbers, of_batch, strict=True))
-            tick(len(numbers))
+        with (
+            closing(self.batches(images)) as batches,
+            closing(self.find_batches(images, batches)) as found,
+            closing(map_in_order(make, found, threads=1 if self.overlap else 0, ahead=1)) as made,
+        ):
+            for numbers, of_batch in made:
+                tables.update(zip(numbers, of_batch, strict=True))
+                tick(len(numbers))
         return [tables[i] for i in range(len(images))]
 
 
@@ -200,7 +206,9 @@ class Regions(Settings):
 
         return embed
 
-    def _batches(self, images: Sequence[ImageRow], *, leave_out: Collection[int] = ()) -> Iterator[Decoded]:
+    def _batches(
+        self, images: Sequence[ImageRow], *, leave_out: Collection[int] = ()
+    ) -> Generator[Decoded, None, None]:
         return decode_batches(
             [image.path for image in images],
             decoding=self.decoding,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
@@ -26,7 +26,7 @@ def decode_batches(
     threads: int,
     batch_size: int,
     leave_out: Collection[int] = (),
-) -> Iterator[tuple[list[int], list[DecodedImage | Rejection]]]:
+) -> Generator[tuple[list[int], list[DecodedImage | Rejection]], None, None]:
     """Batches of the numbers of `paths`, see `plan_batches`, with their decoded images.
 
     The images of the numbers `leave_out` have their place in a batch, and are not decoded: a rejection stands for each.

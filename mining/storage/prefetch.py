@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import repeat
 from typing import TypeVar
@@ -17,12 +17,13 @@ Out = TypeVar("Out")
 
 def map_in_order(
     work: Callable[[In], Out], items: Iterable[In], *, threads: int, ahead: int | None = None
-) -> Iterator[Out]:
+) -> Generator[Out, None, None]:
     """`work(item)` in the order of the items, in threads.
 
     While the consumer uses a result, no more than `ahead` further items are begun or done, by default two for each
     thread. An error is raised in its place in the order; then, and when the consumer stops, the items that have not
-    begun are cancelled. Without threads, items are worked on as they are taken.
+    begun are cancelled, and no thread is left when it is closed. Without threads, items are worked on as they are
+    taken.
 
     Threads pay where the work is done outside of Python's lock, as reading, hashing, decoding and encoding are.
     """
