@@ -264,13 +264,24 @@ class FinishedRun:
             yield replace(mined, regions=regions, pairs=tuple(pairs)), mined
 
     def _mined(self, part: int, *, bare: bool = False) -> Iterator[MinedImage]:
-        """The images of a part with every pair of the rule."""
+        """The images of a part with every pair of the rule. Raises IncompleteError for a cell of other images."""
         images = self.rows(part, ImageRow)
         captions = [CaptionsRow(one.image_id, ()) for one in images] if bare else self.rows(part, CaptionsRow)
         regions = list(read_masks(*self._regions, part)) if bare else self.rows(part, RegionsRow)
-        steps = (images, captions, self.rows(part, NounsRow), regions, self.rows(part, PairsRow))
-        for image, said, nouns, seen, matched in zip(*steps, strict=True):
-            yield MinedImage(image, said, nouns, seen, tuple(matched.pairs))
+        nouns, pairs = self.rows(part, NounsRow), self.rows(part, PairsRow)
+        read: dict[type, Sequence[Any]] = {ImageRow: images, NounsRow: nouns, RegionsRow: regions, PairsRow: pairs}
+        self._refuse_mixed(part, read if bare else {**read, CaptionsRow: captions})
+        for image, said, named, seen, matched in zip(images, captions, nouns, regions, pairs, strict=True):
+            yield MinedImage(image, said, named, seen, tuple(matched.pairs))
+
+    def _refuse_mixed(self, part: int, read: Mapping[type, Sequence[Any]]) -> None:
+        """Raises IncompleteError where the cells of a part have not the same images, as where files changed places."""
+        found = {row_type: [row.image_id for row in rows] for row_type, rows in read.items()}
+        odd = min(found, key=lambda row_type: sum(ids == found[row_type] for ids in found.values()))
+        if any(ids != found[odd] for ids in found.values()):
+            raise IncompleteError(
+                f"{self.cell_path(part, odd)}: has other images than part {part}; delete it and {self.again}"
+            )
 
     def _corrected(self, index: pa.Table) -> dict[str, tuple[SampleRow, Mask | None]]:
         """The samples of an index that reviewers corrected by their keys, with the mask where it is another one."""

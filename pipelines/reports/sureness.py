@@ -152,8 +152,8 @@ def _visibility(db: Any, finished: FinishedRun) -> Visibility | None:
     """Of the nouns that `counted` has the written pairs of, and the others."""
     if not (levels := finished.levels_paths):
         return None
-    scale = LevelScale.read(finished.folder.read_metadata("levels.parquet"))
-    with local_cells([*levels, *finished.vocabulary_paths]) as cells:
+    with local_cells([*levels, *finished.vocabulary_paths]) as cells:  # which refuses damaged ones
+        scale = LevelScale.read(finished.folder.read_metadata("levels.parquet"))
         db.execute(
             "CREATE TEMP TABLE seen AS SELECT noun, level, separability, said, v.images AS images,"
             " coalesce(p.n, 0) AS pairs FROM (SELECT DISTINCT ON (noun) noun, level, separability, said"

@@ -15,6 +15,7 @@ from maskmine.pipelines.evaluate.pairs import evaluate_pairs
 from maskmine.pipelines.reports.report import make_report, render_report
 from maskmine.pipelines.reports.sureness import SeenNoun, count_sureness
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import LevelRow, PairsRow
 from tests.support import toy
 from tests.support.models import save_tiny_clip
@@ -114,3 +115,24 @@ def hand_made(noun: str, separability: float | None, said: int) -> LevelRow:
         prototype=None,
         weight=0.0,
     )
+
+
+def test_damaged_levels_are_named_in_a_line(run: RunFolder, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.root, tmp_path / "copy"))
+    (copy / "levels.parquet").write_bytes(b"PAR1")
+    with pytest.raises(IncompleteError, match=r"levels\.parquet: not a whole Parquet file; delete it"):
+        make_report(RunFolder(str(copy)))
+
+
+@pytest.mark.parametrize("images_per_part", [3, 4])
+@pytest.mark.parametrize("step", ["nouns", "pairs"])
+def test_cells_that_changed_places_are_never_counted_as_those_of_other_images(
+    world: Path, tmp_path: Path, step: str, images_per_part: int
+) -> None:
+    """Of four images each, they have as many rows as they should."""
+    out = tmp_path / "run"
+    run_toy(toy.write_config(world, out=out, shards={"images_per_part": images_per_part}))
+    first, last = sorted((out / step).glob("*.parquet"))[:: 1 if images_per_part == 4 else 2]
+    first.rename(out / "kept"), last.rename(first), (out / "kept").rename(last)
+    with pytest.raises(IncompleteError, match=rf"{step}.00000\.parquet: has other images than part 0; delete it and"):
+        evaluate_pairs(RunFolder(str(out)), truth=str(world / "instances.json"))
