@@ -128,8 +128,13 @@ class SurenessCounter:
 
 
 def columns_of_pairs(finished: FinishedRun) -> Columns:
-    """What of the pairs the counts need: one field, so that the others are not read."""
-    return {PairsRow: (f"pairs.list.element.{'evidence' if finished.manifest.format_version >= 3 else 'region'}",)}
+    """What of the pairs the counts need: one field, so that the others are not read, and whose they are."""
+    return {
+        PairsRow: (
+            "image_id",
+            f"pairs.list.element.{'evidence' if finished.manifest.format_version >= 3 else 'region'}",
+        )
+    }
 
 
 def count_sureness(
