@@ -145,7 +145,7 @@ def reuse_regions(steps: Sequence[Step], reused: ReusedRun) -> None:
     """Link or copy the cells of a run of the same images and the same cut; note which run this one is derived from.
 
     Where images or cut differ, the steps themselves take row by row what there is (`steps/regions_jobs.py`), as they do
-    of an earlier version of this run.
+    of an earlier version of this run. Raises IncompleteError for a cell of the earlier run that is damaged.
     """
     if not reused.manifest_sha256 or not any(step.todo() for step in steps):
         return
@@ -154,13 +154,16 @@ def reuse_regions(steps: Sequence[Step], reused: ReusedRun) -> None:
     run.write_json(DERIVED_FILE, value=note.model_dump())
     for step, cells in zip(steps, (reused.proposals, reused.embeddings), strict=False):
         if cells is not None and step.fingerprint == cells.fingerprint:
-            link = partial(_link, run, reused.run, step)
+            link = partial(_link, cells, step.output)
             for _ in map_in_order(link, step.todo(), threads=_AT_ONCE):
                 pass
 
 
-def _link(run: RunFolder, other: RunFolder, step: Step, part: int) -> None:
-    run.link_or_copy(other, *step.output.names(part))
+def _link(earlier: Cells[Any], output: Cells[Any], part: int) -> None:
+    """Have a cell of the earlier run, which is checked first: a damaged one that was taken would be named as one of
+    this run, and come back each time that it is deleted."""
+    earlier.check(part)
+    output.run.link_or_copy(earlier.run, *output.names(part))
 
 
 def what_is_reused(steps: Sequence[Step], reused: ReusedRun) -> Iterator[str]:

@@ -136,7 +136,10 @@ class FinishedRun:
         return range(sum(version.parts for version in self.manifest.versions) or self.plan.parts)
 
     def groups_of_parts(self, *, images: int, parts: int) -> Iterator[list[int]]:
-        """The numbers of its parts in groups of at most so many parts with so many images, of one part at least."""
+        """The numbers of its parts in groups of at most so many parts with so many images, of one part at least.
+        Raises IncompleteError where the manifest is that of another cut."""
+        if len(self.manifest.shards) != len(self.parts):
+            raise self._other_cut()
         group, held = list[int](), 0
         for part, shard in zip(self.parts, self.manifest.shards, strict=True):
             if group and (held + shard.images > images or len(group) == parts):
@@ -146,6 +149,14 @@ class FinishedRun:
             held += shard.images
         if group:
             yield group
+
+    def _other_cut(self) -> IncompleteError:
+        """What to say where manifest and plan have not as many parts, as where files of two runs lie in one folder."""
+        shards, parts = len(self.manifest.shards), len(self.parts)
+        return IncompleteError(
+            f"{self.folder.root}: manifest.json has {shards:,} shards, and the plan {parts:,} parts; delete "
+            f"manifest.json and {self.again}"
+        )
 
     @cached_property
     def settings(self) -> Mining:
@@ -175,6 +186,8 @@ class FinishedRun:
         path = (self._step(row_type), cell_name(part))
         table = self.folder.read_table(*path, fingerprint=fingerprint)
         if row_type is SampleRow:
+            if part >= len(self.manifest.shards):
+                raise self._other_cut()
             check_index(table, shard=self.manifest.shards[part], path=self.folder.path(*path))
         return table
 
@@ -186,9 +199,11 @@ class FinishedRun:
         try:
             with self.folder.open(*path) as file:
                 return read_columns(file, names)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except FileNotFoundError as error:
+            raise IncompleteError(f"{self.folder.path(*path)}: missing; {self.again}") from error
+        except (pa.ArrowInvalid, OSError) as error:  # as Arrow answers to damaged pages
             raise IncompleteError(
-                f"{self.folder.path(*path)}: missing or not whole; run `maskmine mine` again"
+                f"{self.folder.path(*path)}: not a whole Parquet file; delete it and {self.again}"
             ) from error
 
     def rows(self, part: int, row_type: type[Row]) -> list[Row]:
@@ -264,13 +279,25 @@ class FinishedRun:
             yield replace(mined, regions=regions, pairs=tuple(pairs)), mined
 
     def _mined(self, part: int, *, bare: bool = False) -> Iterator[MinedImage]:
-        """The images of a part with every pair of the rule."""
+        """The images of a part with every pair of the rule. Raises IncompleteError for a cell of other images."""
         images = self.rows(part, ImageRow)
         captions = [CaptionsRow(one.image_id, ()) for one in images] if bare else self.rows(part, CaptionsRow)
         regions = list(read_masks(*self._regions, part)) if bare else self.rows(part, RegionsRow)
-        steps = (images, captions, self.rows(part, NounsRow), regions, self.rows(part, PairsRow))
-        for image, said, nouns, seen, matched in zip(*steps, strict=True):
-            yield MinedImage(image, said, nouns, seen, tuple(matched.pairs))
+        nouns, pairs = self.rows(part, NounsRow), self.rows(part, PairsRow)
+        read: dict[type, Sequence[Any]] = {ImageRow: images, NounsRow: nouns, RegionsRow: regions, PairsRow: pairs}
+        read = read if bare else {**read, CaptionsRow: captions}
+        self.refuse_mixed(part, {row_type: [row.image_id for row in rows] for row_type, rows in read.items()})
+        for image, said, named, seen, matched in zip(images, captions, nouns, regions, pairs, strict=True):
+            yield MinedImage(image, said, named, seen, tuple(matched.pairs))
+
+    def refuse_mixed(self, part: int, found: Mapping[type, Sequence[str]]) -> None:
+        """Raises IncompleteError where the cells of a part, given by the images that each has, do not have the same
+        ones, as where files changed places."""
+        odd = min(found, key=lambda row_type: sum(ids == found[row_type] for ids in found.values()))
+        if any(ids != found[odd] for ids in found.values()):
+            raise IncompleteError(
+                f"{self.cell_path(part, odd)}: has other images than part {part}; delete it and {self.again}"
+            )
 
     def _corrected(self, index: pa.Table) -> dict[str, tuple[SampleRow, Mask | None]]:
         """The samples of an index that reviewers corrected by their keys, with the mask where it is another one."""

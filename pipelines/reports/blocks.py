@@ -13,9 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskmine.pipelines.dataset.finished_run import FinishedRun
 from maskmine.schemas.columns import arrow_schema
+from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.rows import OriginRow, SampleRow
 
 _IMAGES, _PARTS = 16_384, 64  # of a block: more parts cost memory, fewer time
 _READ_AT_ONCE = 4  # parts: object stores are slow
@@ -27,7 +30,8 @@ Block = Mapping[type, pa.Table]
 
 
 def read_blocks(finished: FinishedRun, columns: Columns) -> Iterator[Block]:
-    """The cells of all parts, of which each is read once. Raises IncompleteError when one is missing or broken.
+    """The cells of all parts, of which each is read once. Raises IncompleteError when one is missing, broken, or of
+    another part: an index by its column `shard`, other cells by their images, where these columns are wanted.
 
     Columns that an earlier format version does not have are null.
     """
@@ -40,10 +44,31 @@ def read_blocks(finished: FinishedRun, columns: Columns) -> Iterator[Block]:
 
 
 def _read(finished: FinishedRun, columns: Columns, part: int) -> Block:
-    return {
+    block = {
         row_type: _wanted(finished.columns(part, row_type, names), row_type, names)
         for row_type, names in columns.items()
     }
+    _refuse_misplaced(finished, part, block)
+    return block
+
+
+def _refuse_misplaced(finished: FinishedRun, part: int, block: Block) -> None:
+    """Raises IncompleteError where cells are of another part, as where files changed places."""
+    index = block.get(SampleRow)
+    if index is not None and "shard" in index.column_names:
+        name = finished.manifest.shards[part].name
+        if pc.any(pc.not_equal(index["shard"], name)).as_py():
+            raise IncompleteError(
+                f"{finished.cell_path(part, SampleRow)}: is not the index of {name}; delete it and {finished.again}"
+            )
+    images = {
+        row_type: table["image_id"]
+        for row_type, table in block.items()
+        if row_type not in (SampleRow, OriginRow) and "image_id" in table.column_names
+    }
+    each = list(images.values())
+    if not all(one.equals(each[0]) for one in each):
+        finished.refuse_mixed(part, {row_type: ids.to_pylist() for row_type, ids in images.items()})
 
 
 def _wanted(table: pa.Table, row_type: type, names: Sequence[str]) -> pa.Table:

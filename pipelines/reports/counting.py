@@ -35,7 +35,10 @@ _OF_INDEX = (
 _OF_MIX: Columns = {SampleRow: _OF_INDEX, OriginRow: ("image_id", "height_px", "width_px")}
 _OF_RUN: Columns = {
     SampleRow: _OF_INDEX,
-    NounsRow: ("nouns.list.element.start",),
+    NounsRow: (
+        "image_id",
+        "nouns.list.element.start",
+    ),
     RegionsRow: ("image_id", "height_px", "width_px", "regions.list.element.area_px"),
     CaptionsRow: ("image_id", "captions"),
     ImageRow: ("image_id", "path"),

@@ -128,8 +128,13 @@ class SurenessCounter:
 
 
 def columns_of_pairs(finished: FinishedRun) -> Columns:
-    """What of the pairs the counts need: one field, so that the others are not read."""
-    return {PairsRow: (f"pairs.list.element.{'evidence' if finished.manifest.format_version >= 3 else 'region'}",)}
+    """What of the pairs the counts need: one field, so that the others are not read, and whose they are."""
+    return {
+        PairsRow: (
+            "image_id",
+            f"pairs.list.element.{'evidence' if finished.manifest.format_version >= 3 else 'region'}",
+        )
+    }
 
 
 def count_sureness(
@@ -152,8 +157,8 @@ def _visibility(db: Any, finished: FinishedRun) -> Visibility | None:
     """Of the nouns that `counted` has the written pairs of, and the others."""
     if not (levels := finished.levels_paths):
         return None
-    scale = LevelScale.read(finished.folder.read_metadata("levels.parquet"))
-    with local_cells([*levels, *finished.vocabulary_paths]) as cells:
+    with local_cells([*levels, *finished.vocabulary_paths]) as cells:  # which refuses damaged ones
+        scale = LevelScale.read(finished.folder.read_metadata("levels.parquet"))
         db.execute(
             "CREATE TEMP TABLE seen AS SELECT noun, level, separability, said, v.images AS images,"
             " coalesce(p.n, 0) AS pairs FROM (SELECT DISTINCT ON (noun) noun, level, separability, said"

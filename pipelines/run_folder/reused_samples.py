@@ -190,7 +190,7 @@ class ReusedSamples:
         spans: dict[str, list[_Span]] = defaultdict(list)
         for row in index.to_pylist():
             offset, length = row["offset"], row["size_bytes"]
-            if row["crc32"] is not None and offset >= 0 and 0 < length <= size_bytes - offset:
+            if row.get("crc32") is not None and offset >= 0 and 0 < length <= size_bytes - offset:
                 region = (tuple(row["box_xyxy"]), row["area_px"], row["score"], row["label"])
                 span = _Span(
                     row["key"],

@@ -246,3 +246,32 @@ def test_a_run_that_cannot_give_regions_is_told_in_one_line(
     assert run_app(["mine", str(config), "--regions", unfinished.root]) == 4
     assert run_app(["mine", str(config), "--regions", unfinished.root, "--dry-run"]) == 2
     assert "give it without --regions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", ["proposals", "embeddings"])
+def test_a_damaged_cell_of_the_earlier_run_is_named_there_and_mended_there(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    regions = {
+        "proposals": {"kind": "ground_truth", "annotations": str(world / "instances.json")},
+        "keep": {"min_area_px": 1},
+        "clip": {"model": str(save_tiny_clip(tmp_path / "clip"))},
+        "device": "cpu",
+    }
+    earlier = toy.write_config(world, out=tmp_path / "earlier", regions=regions).rename(tmp_path / "earlier.yaml")
+    new = toy.write_config(world, out=tmp_path / "new", regions=regions).rename(tmp_path / "new.yaml")
+    assert run_app(["mine", str(earlier)]) == 0
+    cell = next((tmp_path / "earlier" / step).rglob("00001.parquet"))
+    content = bytearray(cell.read_bytes())
+    content[len(content) // 2] ^= 1
+    cell.write_bytes(content)
+    capsys.readouterr()
+    again = ["mine", str(new), "--regions", str(tmp_path / "earlier")]
+    assert run_app(again) == 4
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{cell}: not a whole Parquet file; delete it" in said
+    assert not list((tmp_path / "new" / step).rglob("00001.parquet"))
+    cell.unlink()  # as it says
+    assert run_app(again) == 4
+    assert "its regions are not complete; run `maskmine mine` there first" in capsys.readouterr().err
+    assert [run_app(["mine", str(earlier)]), run_app(again)] == [0, 0]

@@ -18,6 +18,7 @@ from maskmine.pipelines.settings.mining import load_mining
 from tests.support import toy
 from tests.support.conformance import hashes_of_data
 from tests.support.runs import Recorder, run_toy
+from tests.support.toy_shards import as_version
 
 pytestmark = pytest.mark.usefixtures("one_tagger")
 
@@ -138,6 +139,11 @@ def test_a_damaged_earlier_shard_costs_its_crops_alone(world: Path, damage: str)
                 content[place] ^= 0x40
             tar.write_bytes(bytes(content))
     assert hashes_of_data(again(world, old)) == hashes_of_data(plainly(world))
+
+
+def test_an_index_of_an_earlier_version_without_checksums_gives_no_crops(world: Path, tmp_path: Path) -> None:
+    older = as_version(Path(earlier(world).root), tmp_path / "older", 2)
+    assert hashes_of_data(again(world, RunFolder(str(older)))) == hashes_of_data(plainly(world))
 
 
 def test_another_cut_of_the_parts_takes_them_too(world: Path, seen: Seen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from maskmine.pipelines.evaluate.pairs import evaluate_pairs
 from maskmine.pipelines.reports.report import make_report, render_report
 from maskmine.pipelines.reports.sureness import SeenNoun, count_sureness
 from maskmine.pipelines.run_folder.folder import RunFolder
+from maskmine.schemas.errors import IncompleteError
 from maskmine.schemas.rows import LevelRow, PairsRow
 from tests.support import toy
 from tests.support.models import save_tiny_clip
@@ -114,3 +116,57 @@ def hand_made(noun: str, separability: float | None, said: int) -> LevelRow:
         prototype=None,
         weight=0.0,
     )
+
+
+def test_damaged_levels_are_named_in_a_line(run: RunFolder, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.root, tmp_path / "copy"))
+    (copy / "levels.parquet").write_bytes(b"PAR1")
+    with pytest.raises(IncompleteError, match=r"levels\.parquet: not a whole Parquet file; delete it"):
+        make_report(RunFolder(str(copy)))
+
+
+@pytest.mark.parametrize("images_per_part", [3, 4])
+@pytest.mark.parametrize("step", ["nouns", "pairs"])
+def test_cells_that_changed_places_are_never_counted_as_those_of_other_images(
+    world: Path, tmp_path: Path, step: str, images_per_part: int
+) -> None:
+    """Of four images each, they have as many rows as they should."""
+    out = tmp_path / "run"
+    run_toy(toy.write_config(world, out=out, shards={"images_per_part": images_per_part}))
+    first, last = sorted((out / step).glob("*.parquet"))[:: 1 if images_per_part == 4 else 2]
+    first.rename(out / "kept"), last.rename(first), (out / "kept").rename(last)
+    for read in (make_report, partial(evaluate_pairs, truth=str(world / "instances.json"))):
+        with pytest.raises(IncompleteError, match=rf"{step}.00000\.parquet: has other images than part 0; delete it"):
+            read(RunFolder(str(out)))
+
+
+def test_indexes_that_changed_places_are_refused(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_toy(toy.write_config(world, out=out))
+    first, last, _ = sorted((out / "shards").glob("*.parquet"))
+    first.rename(out / "kept"), last.rename(first), (out / "kept").rename(last)
+    with pytest.raises(IncompleteError, match=r"00000\.parquet: is not the index of 00000\.tar; delete it and"):
+        make_report(RunFolder(str(out)))
+
+
+def test_a_damaged_page_of_a_cell_is_one_line_that_can_be_followed(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_toy(toy.write_config(world, out=out))
+    cell = out / "captions/00001.parquet"
+    cell.write_bytes(b"")
+    with pytest.raises(IncompleteError, match=r"captions.00001\.parquet: not a whole Parquet file; delete it and run"):
+        make_report(RunFolder(str(out)))
+    cell.unlink()
+    run_toy(world / "mining.yaml")
+    make_report(RunFolder(str(out)))
+
+
+@pytest.mark.parametrize("images_per_part", [1, 8])
+def test_the_manifest_of_another_cut_is_refused_in_a_line(world: Path, tmp_path: Path, images_per_part: int) -> None:
+    """As where files of two runs were copied into one folder."""
+    out, other = tmp_path / "run", tmp_path / "other"
+    run_toy(toy.write_config(world, out=out))
+    run_toy(toy.write_config(world, out=other, shards={"images_per_part": images_per_part}))
+    shutil.copy(other / "manifest.json", out)
+    with pytest.raises(IncompleteError, match=r"manifest\.json has \d shards, and the plan 3 parts; delete manifest"):
+        evaluate_pairs(RunFolder(str(out)), truth=str(world / "instances.json"))
