@@ -145,24 +145,27 @@ def reuse_regions(steps: Sequence[Step], reused: ReusedRun) -> None:
     """Link or copy the cells of a run of the same images and the same cut; note which run this one is derived from.
 
     Where images or cut differ, the steps themselves take row by row what there is (`steps/regions_jobs.py`), as they do
-    of an earlier version of this run. Raises IncompleteError for a cell of the earlier run that is damaged.
+    of an earlier version of this run. Cells are not read the first time. Later, when one was found to be damaged and
+    deleted, what is taken is checked before: IncompleteError then names the earlier run's cell, as else the same damage
+    would come back each time.
     """
     if not reused.manifest_sha256 or not any(step.todo() for step in steps):
         return
     run = steps[0].output.run
     note = DerivedFrom(folder=posixpath.basename(reused.run.root.rstrip("/")), manifest_sha256=reused.manifest_sha256)
+    is_repeated = run.read_json(DERIVED_FILE) == note.model_dump()
     run.write_json(DERIVED_FILE, value=note.model_dump())
     for step, cells in zip(steps, (reused.proposals, reused.embeddings), strict=False):
         if cells is not None and step.fingerprint == cells.fingerprint:
-            link = partial(_link, cells, step.output)
+            link = partial(_link, cells, step.output, check=is_repeated)
             for _ in map_in_order(link, step.todo(), threads=_AT_ONCE):
                 pass
 
 
-def _link(earlier: Cells[Any], output: Cells[Any], part: int) -> None:
-    """Have a cell of the earlier run, which is checked first: a damaged one that was taken would be named as one of
-    this run, and come back each time that it is deleted."""
-    earlier.check(part)
+def _link(earlier: Cells[Any], output: Cells[Any], part: int, *, check: bool) -> None:
+    """Have a cell of the earlier run."""
+    if check:
+        earlier.check(part)
     output.run.link_or_copy(earlier.run, *output.names(part))
 
 

@@ -103,11 +103,6 @@ def own_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
     return {key: value for key, value in (metadata or {}).items() if key not in added}
 
 
-def give_back_memory() -> None:
-    """Give the system what Arrow keeps of freed memory: of many small tables that grows by tens of megabytes."""
-    pa.default_memory_pool().release_unused()
-
-
 class _SealedWriter:
     """What Arrow writes a Parquet file to: it hashes the rows, and keeps the footer back until that is sealed."""
 

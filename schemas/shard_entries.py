@@ -23,8 +23,9 @@ from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from maskmine.schemas.errors import IncompleteError
+from maskmine.schemas.memory import give_back_memory
 from maskmine.schemas.sample import Writer
-from maskmine.schemas.seal import give_back_memory, open_sealed, write_sealed
+from maskmine.schemas.seal import open_sealed, write_sealed
 from maskmine.schemas.settings import Settings
 
 MOST_LISTED = 1000

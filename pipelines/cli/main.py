@@ -26,6 +26,7 @@ from maskmine.schemas.errors import (
     exit_of,
     how_to_install,
 )
+from maskmine.schemas.memory import share_memory
 
 
 def main() -> NoReturn:
@@ -41,6 +42,7 @@ def main() -> NoReturn:
 
 def run_app(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; expected faults are printed as one line each on stderr."""
+    share_memory()
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="maskmine", standalone_mode=False)

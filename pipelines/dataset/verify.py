@@ -40,9 +40,10 @@ from maskmine.pipelines.run_folder.region_cells import CHECKS, EMBEDDINGS
 from maskmine.schemas.errors import IncompleteError, InputError
 from maskmine.schemas.manifest import Manifest
 from maskmine.schemas.mask import Mask
+from maskmine.schemas.memory import give_back_memory
 from maskmine.schemas.rows import OriginRow, Rejection, SampleRow
 from maskmine.schemas.sample import ImageFormat, cell_name, member_names, record_keys
-from maskmine.schemas.seal import give_back_memory, open_sealed
+from maskmine.schemas.seal import open_sealed
 from maskmine.schemas.shard_entries import SHARDS_TABLE, ShardEntry, ShardsInTable, shard_named
 
 # What .json and index both have, and only a mistake in writing can make differ.

@@ -30,9 +30,9 @@ from maskmine.mining.images.crops import Crop
 from maskmine.schemas.columns import arrow_schema
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.manifest import Manifest, parse_manifest, refuse_wider_crops
+from maskmine.schemas.memory import give_back_memory
 from maskmine.schemas.rows import SampleRow
 from maskmine.schemas.sample import WHOLE_VERSION, is_damaged, why_no_score
-from maskmine.schemas.seal import give_back_memory
 from maskmine.schemas.shard_entries import ShardEntry
 from maskmine.schemas.tables import read_verified
 from maskmine.tuning.clip.negatives import Columns, Held, Lists, Unshown, columns_of

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Annotated, Any, Literal, Protocol
@@ -278,14 +279,6 @@ def _segment_batch(
         answer if isinstance(answer, Rejection) else (keep_proposals(answer, keep=settings.keep), len(answer))
         for answer in models.propose(images, min_score=settings.keep.min_score)
     ]
-    # CLIP embeds the regions of all images together, in batches of its own.
-    clip = None if settings.rule == "proposals" else models.region_classifier
-    clip_votes: Iterator[Tensor | None] = repeat(None)
-    if clip:
-        good = [(image, answer[0]) for image, answer in zip(images, answers, strict=True) if isinstance(answer, tuple)]
-        regions = clip.embed_regions([image.rgb_3HW for image, _ in good], [kept.masks_NHW for _, kept in good])
-        classes_CD = clip.embed_classes(classes) if good else torch.empty(0)
-        clip_votes = (clip_probabilities(one_ND, classes_CD, logit_scale=settings.logit_scale) for one_ND in regions)
 
     def segment_one(found: tuple[tuple[Proposals, int] | Rejection, Tensor | None]) -> Segmentation | Rejection:
         answer, clip_NC = found
@@ -294,9 +287,31 @@ def _segment_batch(
         with torch.inference_mode():  # of a thread
             return _segment_one(*answer, clip_NC, classes=classes, settings=settings, models=models)
 
-    # A map is painted while CLIP sees the regions of the next image.
-    voted = ((answer, None if isinstance(answer, Rejection) else next(clip_votes)) for answer in answers)
-    return list(map_in_order(segment_one, voted, threads=1, ahead=1))
+    # A map is painted while CLIP sees the regions of the next image; a fault of one ends the other.
+    clip = None if settings.rule == "proposals" else models.region_classifier
+    good = [(image, answer[0]) for image, answer in zip(images, answers, strict=True) if isinstance(answer, tuple)]
+    with closing(_clip_votes(clip, good, classes=classes, logit_scale=settings.logit_scale)) as clip_votes:
+        voted = ((answer, None if isinstance(answer, Rejection) else next(clip_votes)) for answer in answers)
+        return list(map_in_order(segment_one, voted, threads=1, ahead=1))
+
+
+def _clip_votes(
+    clip: RegionClassifier | None,
+    good: Sequence[tuple[LoadedImage, Proposals]],
+    *,
+    classes: tuple[str, ...],
+    logit_scale: float,
+) -> Generator[Tensor | None, None, None]:
+    """The probabilities that CLIP gives the regions of each image, all embedded together, in batches of its own; None
+    for each where no CLIP votes."""
+    if clip is None:
+        yield from repeat(None)
+    elif good:
+        classes_CD = clip.embed_classes(classes)
+        for regions_ND in clip.embed_regions(
+            [image.rgb_3HW for image, _ in good], [kept.masks_NHW for _, kept in good]
+        ):
+            yield clip_probabilities(regions_ND, classes_CD, logit_scale=logit_scale)
 
 
 def _segment_one(

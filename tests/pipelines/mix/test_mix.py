@@ -115,8 +115,8 @@ def test_keys_stay_where_they_are_unique_and_are_told_apart_by_the_set_where_not
 def test_ids_are_the_same_ends_of_keys_in_a_query_as_elsewhere(image_id: str) -> None:
     if "\0" in image_id:
         return
-    found = duckdb.execute(f"SELECT {choice._STEM} FROM (SELECT ? AS new_id)", [image_id]).fetchone()
-    assert found == (safe_id(image_id),)
+    found = duckdb.execute(f"SELECT {choice._STEM} FROM (SELECT ? AS new_id)", [image_id]).fetchall()
+    assert found == [(safe_id(image_id),)]
 
 
 def test_the_order_and_the_writing_of_weights_do_not_matter(mixed: Path, sets: dict[str, Path], tmp_path: Path) -> None:

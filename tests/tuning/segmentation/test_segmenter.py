@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from maskmine.mining.models.mask_prompts import new_prompts, tower_sha256
 from maskmine.mining.models.prompt_templates import fill_template, load_templates
 from maskmine.mining.models.prompts_file import PromptsRecord, load_prompts, save_prompts
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals, keep_proposals
+from maskmine.mining.storage.prefetch import map_in_order
 from maskmine.pipelines.settings.mining import load_settings
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import Rejection
 from maskmine.scripts.demo_world.scene import Scene
+from maskmine.tuning.segmentation import region_classifier, segmenter
 from maskmine.tuning.segmentation.confusion import IGNORE
 from maskmine.tuning.segmentation.segmenter import MAX_CLASSES, Segment, Segmentation, Segmenter, check_classes
 from maskmine.tuning.segmentation.work_size import enlarged, reduced, work_size
@@ -202,6 +205,31 @@ def test_a_picture_does_not_depend_on_the_others_nor_on_the_batch() -> None:
     for one, other, third in zip(together, alone, backwards, strict=True):
         assert same(one, other)
         assert same(one, third)
+
+
+def test_maps_are_the_same_where_nothing_is_done_ahead_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = segmented(PICTURES)
+
+    def one_by_one(work: Any, items: Any, **_: Any) -> Any:
+        return map_in_order(work, items, threads=0)
+
+    for module in (segmenter, region_classifier):
+        monkeypatch.setattr(module, "map_in_order", one_by_one)
+    assert all(map(same, segmented(PICTURES), ahead))
+
+
+def test_a_fault_of_painting_ends_what_is_cut_and_embedded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment, threads = opened("{}"), threading.active_count()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room for a map")
+
+    monkeypatch.setattr(segmenter, "_paint", fail)
+    with pytest.raises(MemoryError, match="no room for a map") as raised:
+        segment(PICTURES[:3], classes=CLASSES)
+    assert threading.active_count() == threads, raised  # which keeps the frames of what failed
+    monkeypatch.undo()
+    assert same(whole(segment(PICTURES[:1], classes=CLASSES))[0], segmented(PICTURES[:1])[0])
 
 
 def test_a_finer_choice_covers_no_less_of_the_picture_and_leaves_the_votes() -> None:
