@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskmine.schemas.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import EomtConfig, Owlv2Config, Sam2Config, SamConfig
 
@@ -133,9 +135,12 @@ def save_random_sam(folder: Path, *, large: bool) -> Path:
 
 
 def save_random_clip(file: Path, *, model: str = "ViT-B-16") -> Path:
-    """An open_clip architecture with random weights, saved as safetensors."""
+    """An open_clip architecture with random weights, saved as safetensors. Raises InputError for another one."""
     import open_clip
     from safetensors.torch import save_file
+
+    if model not in open_clip.list_models():
+        raise InputError(f"bench: {model}: open_clip has no such architecture; open_clip.list_models() names them")
 
     torch.manual_seed(0)
     weights = open_clip.create_model(model, load_weights=False).state_dict()

@@ -68,18 +68,23 @@ def main(
     command: Annotated[
         list[str] | None, typer.Option(help="A command that at-scale measures, such as verify; else all.")
     ] = None,
+    segmenter_clip: Annotated[
+        str, typer.Option(help="Architecture of the large CLIP that segmenter is measured with.")
+    ] = "ViT-B-32",
     engine_minutes: Annotated[float, typer.Option(help="How long two processes are at work on the engines' load.")] = 3,
     json: Annotated[Path | None, typer.Option(help="A file for the result, as JSON.")] = None,
 ) -> None:
     """Print a table of measures, each with its goal."""
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"bench: --json {json}: there is no folder {json.parent}; make it")
+    images = sorted(photos.glob("*.jpg"))
     benches: dict[str, Callable[[], Iterable[Measure]]] = {
-        **_benches(captions=captions, images=sorted(photos.glob("*.jpg")), coco_mini=coco_mini),
+        **_benches(captions=captions, images=images, coco_mini=coco_mini),
         "proposers": lambda: bench_proposers(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "checked-run": lambda: bench_checked_run(_present(coco_mini, "--coco-mini"), images=proposer_images),
         "at-scale": lambda: bench_at_scale(most=most_parts, folder=folder, only=command, say=_say),
         "vocabulary-at-scale": lambda: bench_vocabulary(most=most_nouns),
+        "segmenter": lambda: bench_segmenter(images, model=segmenter_clip),
         "engines": lambda: bench_engines(minutes=engine_minutes),
         **{f"engines-{name}": partial(bench_engines, minutes=engine_minutes, sections=[name]) for name in SECTIONS},
         "planning": lambda: bench_planning(planning_images),
@@ -108,7 +113,6 @@ def _benches(*, captions: Path, images: list[Path], coco_mini: Path) -> dict[str
         "regenerate": bench_regenerate,
         "another-clip": bench_another_clip,
         "append": bench_append,
-        "segmenter": lambda: bench_segmenter(images),
         "tuning": bench_tuning,
         "part": lambda: bench_part(coco_mini),
         "device-busy": lambda: bench_device_busy(images),

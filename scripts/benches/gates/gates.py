@@ -17,8 +17,8 @@ from maskmine.scripts.measures import Measure
 FLOORS = Path(__file__).parents[2] / "data" / "bench_floors.yaml"
 SLACK = 0.15
 """By how much of itself a ratio may miss its floor: machines differ, and so do two runs on one."""
-BY_NAME = ("sources", "levels", "memory")
-"""Benches that are held only when they are named, as they take as long as all others together."""
+BY_NAME = ("sources", "levels", "memory", "at-scale", "vocabulary-at-scale")
+"""Benches that are held only when they are named: each takes up to as long as all others together."""
 
 
 class Gate(Settings):
