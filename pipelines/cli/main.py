@@ -33,6 +33,8 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         sys.exit(run_app())
     except KeyboardInterrupt:  # before a command had begun
@@ -78,6 +80,9 @@ def _print_fault(error: Exception | str) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    decoder = sys.modules.get("maskmine.mining.images.child_decoder")
+    if decoder is not None:
+        decoder.end_decoding()  # else the end waits for pictures that take long
     raise KeyboardInterrupt
 
 
