@@ -138,8 +138,9 @@ def _check(gate: Gate, measures: Sequence[Measure]) -> Checked:
 
 
 def read_gates(path: Path = FLOORS, *, known: Collection[str]) -> dict[str, list[Gate]]:
-    """The gates by the bench whose measures they hold. Raises InputError for a file with faults, for unknown benches, and
-    for what holds nothing: a bench without gates, or one that is there twice, of which YAML would drop the first."""
+    """The gates by the bench whose measures they hold. Raises InputError for a file with faults, for unknown benches,
+    and for what holds nothing: a bench without gates, or one that is there twice, of which YAML would drop the first.
+    """
     try:
         node, tree = parse_yaml(path.read_text(encoding="utf-8"), place=f"bench: {path}")
         gates = TypeAdapter(dict[str, list[Gate]]).validate_python(tree)
