@@ -10,11 +10,6 @@ from typing import NoReturn
 
 import typer
 
-# Each file brings its commands; the help lists them in this order.
-# isort: off
-from maskmine.pipelines.cli import settings, mine, append, reports, audit, review, export, mix, push, tune, segment  # noqa: F401
-# isort: on
-
 from maskmine.pipelines.cli.app import app, err
 from maskmine.pipelines.settings.faults import SettingsError
 from maskmine.schemas.errors import (
@@ -26,6 +21,14 @@ from maskmine.schemas.errors import (
     exit_of,
     how_to_install,
 )
+
+try:
+    # Each file brings its commands; the help lists them in this order.
+    # isort: off
+    from maskmine.pipelines.cli import settings, mine, append, reports, audit, review, export, mix, push, tune, segment  # noqa: F401
+    # isort: on
+except KeyboardInterrupt:  # loading them takes most of a second
+    sys.exit(Exit.INTERRUPTED)
 
 
 def main() -> NoReturn:
