@@ -125,7 +125,9 @@ class Decoding(Settings):
         ended = 0
         for _ in range(self.attempts):
             child = _take_child()
+            _asked.add(child)
             try:
+                _refuse_if_over()
                 about, pixels = child.ask(op, data, max_pixels=max_pixels, decoding=self)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 ended = child.end()
@@ -133,8 +135,11 @@ class Decoding(Settings):
             except BaseException:  # an interrupt in the middle of an answer: this child is of no use any more
                 child.end()
                 raise
+            finally:
+                _asked.discard(child)
             _idle.append(child)
             return Rejection(*about["rejection"]) if "rejection" in about else (about, pixels)
+        _refuse_if_over()  # it was not the image that ended them
         return self._rejection(ended)
 
     def _rejection(self, ended: int) -> Rejection:
@@ -154,6 +159,30 @@ _PIPE_BYTES = 1 << 20  # as much as Linux allows every user; an image then takes
 # Children that wait for work. They hold no state between images, so all steps of this process share them.
 _idle: list[_Child] = []
 _inherited: list[_Child] = []  # of the process that this one was forked from: their pipes are not ours
+_asked: set[_Child] = set()  # those whose answers threads of this process wait for
+_is_over = False  # this process ends, see `end_decoding`
+
+
+class DecodingOverError(Exception):
+    """This process is about to end, and decodes nothing any more."""
+
+
+def end_decoding() -> None:
+    """Kill the children that are at work, and let no other begin: this process is about to end, as by Ctrl-C. Its
+    threads, which it waits for, would wait in turn for each harmful image that they have in hand.
+
+    May be called in the handler of a signal. Whoever waits for an image, or asks for one from here on, gets a
+    DecodingOverError.
+    """
+    global _is_over
+    _is_over = True
+    for child in list(_asked):
+        child.process.kill()
+
+
+def _refuse_if_over() -> None:
+    if _is_over:
+        raise DecodingOverError
 
 
 @dataclass(eq=False)
@@ -189,6 +218,7 @@ class _Child:
 def _take_child() -> _Child:
     """A waiting child, or a new one. Those that were killed while they waited, as where memory was short, are no
     attempt at an image."""
+    _refuse_if_over()
     while True:
         try:
             child = _idle.pop()
@@ -248,8 +278,9 @@ def _end_children() -> None:
 
 
 def _forget_children() -> None:
-    _inherited.extend(_idle)
+    _inherited.extend([*_idle, *_asked])
     _idle.clear()
+    _asked.clear()
 
 
 atexit.register(_end_children)

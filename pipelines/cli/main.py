@@ -10,11 +10,6 @@ from typing import NoReturn
 
 import typer
 
-# Each file brings its commands; the help lists them in this order.
-# isort: off
-from maskmine.pipelines.cli import settings, mine, append, reports, audit, review, export, mix, push, tune, segment  # noqa: F401
-# isort: on
-
 from maskmine.pipelines.cli.app import app, err
 from maskmine.pipelines.settings.faults import SettingsError
 from maskmine.schemas.errors import (
@@ -28,12 +23,22 @@ from maskmine.schemas.errors import (
 )
 from maskmine.schemas.memory import share_memory
 
+try:
+    # Each file brings its commands; the help lists them in this order.
+    # isort: off
+    from maskmine.pipelines.cli import settings, mine, append, reports, audit, review, export, mix, push, tune, segment  # noqa: F401
+    # isort: on
+except KeyboardInterrupt:  # loading them takes most of a second
+    sys.exit(Exit.INTERRUPTED)
+
 
 def main() -> NoReturn:
     """The console command `maskmine`."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         sys.exit(run_app())
     except KeyboardInterrupt:  # before a command had begun
@@ -80,6 +85,9 @@ def _print_fault(error: Exception | str) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    decoder = sys.modules.get("maskmine.mining.images.child_decoder")
+    if decoder is not None:
+        decoder.end_decoding()  # else the end waits for pictures that take long
     raise KeyboardInterrupt
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 import maskmine
 from maskmine.mining.models.devices import open_device
@@ -38,6 +38,15 @@ _WITH_TOKEN = "(one with a token needs it here, in ~/.ray/auth_token or RAY_AUTH
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes through it
 
 
+_LEAST = 0.0001  # of a CPU or GPU that Ray can reserve
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus % 1:
+        raise ValueError("should be a whole number, or below 1 so that workers share a GPU")
+    return gpus
+
+
 class RayEngine(Settings):
     """Makes cells in Ray actors. The fields are what `--engine-opt name=value` sets.
 
@@ -54,9 +63,9 @@ class RayEngine(Settings):
     """Workers without a GPU; null is as many as fit by CPUs and memory, with one CPU left free."""
     gpu_workers: Annotated[int, Field(ge=1)] | None = None
     """Workers with a GPU; null is as many as fit."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    cpus_per_worker: Annotated[float, Field(ge=_LEAST)] = 1
     """CPUs that a worker reserves."""
-    gpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=_LEAST), AfterValidator(_whole_above_one)] = 1
     """GPUs that a GPU worker reserves; below 1 several workers share one."""
     connect_timeout_s: Annotated[float, Field(gt=0)] = 30
     """Seconds to wait for a cluster to answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -77,6 +78,8 @@ def main(
     """Print a table of measures, each with its goal."""
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"bench: --json {json}: there is no folder {json.parent}; make it")
+    if json is not None and (json.is_dir() or not os.access(json.absolute().parent, os.W_OK)):
+        raise InputError(f"bench: --json {json}: no file can be written there; give another path")
     images = sorted(photos.glob("*.jpg"))
     benches: dict[str, Callable[[], Iterable[Measure]]] = {
         **_benches(captions=captions, images=images, coco_mini=coco_mini),

@@ -288,6 +288,21 @@ def test_a_watched_run_has_the_files_of_any_other(root: Path, world: Path, tmp_p
     assert hashes(str(tmp_path / "watched")) == hashes(str(root))
 
 
+def test_an_interrupt_while_commands_are_loaded_ends_with_130_and_no_traceback() -> None:
+    program = """
+import sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "maskmine.pipelines.cli.export":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from maskmine.pipelines.cli.main import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_with_130_and_a_line(world: Path, tmp_path: Path, number: signal.Signals) -> None:
     config = str(toy.write_config(world, out=tmp_path / "run"))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from maskmine.mining.storage.ownership import BEAM, RAY, SCRATCH, WRITING, owned_prefix, owner_state
@@ -347,6 +348,26 @@ def test_a_signal_ends_a_driver_with_130_and_what_is_done_stays_done(
     assert ("nouns", 0) in done
     assert not done & set(recorder.made)
     assert hashes(run.root) == undisturbed
+
+
+def test_an_interrupt_does_not_wait_for_harmful_pictures(tmp_path: Path) -> None:
+    """Each of them may take two attempts of 25 s."""
+    world = toy.write_toy_world(tmp_path / "world")
+    for image in toy.IMAGES[:6]:
+        toy.poison(world / "images" / f"{image.id:012d}.png", image.shapes, "sleep")
+    driver = start(config_of(world, tmp_path / "run"))
+    process, until = psutil.Process(driver.pid), time.monotonic() + 60
+    while not any("decoder_process" in " ".join(child.cmdline()) for child in process.children()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(1)
+    interrupted = time.monotonic()
+    os.killpg(driver.pid, signal.SIGINT)
+    _, said = driver.communicate(timeout=120)
+    assert time.monotonic() - interrupted < 20
+    assert driver.returncode == 130
+    assert said.splitlines()[-1].startswith("interrupted; what is finished stays")
+    assert not RunFolder(str(tmp_path / "run")).done("shards")
 
 
 def test_a_plan_that_two_drivers_cut_at_once_is_one_plan(world: Path, tmp_path: Path) -> None:

@@ -155,6 +155,23 @@ def test_poison_in_one_thread_leaves_the_pictures_of_the_others_alone(tmp_path: 
     assert all(isinstance(answers[path], Rejection) for path in bad)
 
 
+def test_threads_wait_for_no_harmful_picture_when_decoding_is_over(
+    starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "_is_over", False)
+    paths = [picture(tmp_path, poison="sleep", name=f"{n}.png") for n in range(8)]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(read, path, timeout_s=60) for path in paths]
+        until = time.monotonic() + 30
+        while len(decoder._asked) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        decoder.end_decoding()
+        errors = [one.exception(timeout=20) for one in asked]
+    assert [type(error) for error in errors] == [decoder.DecodingOverError] * 8
+    assert len(starts) == 2
+    assert not any(psutil.pid_exists(pid) for pid in starts)
+
+
 def test_a_child_without_a_parent_ends_by_itself_even_in_an_endless_loop(tmp_path: Path) -> None:
     path = picture(tmp_path, poison="loop")
     program = (

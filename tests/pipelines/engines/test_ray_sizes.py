@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from maskmine.pipelines.engines.choose import choose_engine
 from maskmine.pipelines.engines.ray import RayEngine
 from maskmine.pipelines.engines.ray_sizes import Node, Sizes, Takes, pool_sizes
 from maskmine.pipelines.engines.ray_workers import Worker
@@ -101,3 +102,18 @@ def test_a_machine_without_a_package_is_named(empty_run: RunFolder) -> None:
     worker = Worker(jobs={"nouns": toy_step(empty_run, "nouns", lacks_a_package).job}, seen_path=None, token="")
     with pytest.raises(InputError, match=f"on {platform.node()} has no package `no_such_package`; install there"):
         worker.make("nouns", 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("cpus_per_worker=0.00001", "should be greater than or equal to 0.0001, not 1e-05"),
+        ("gpus_per_worker=0.00001", "should be greater than or equal to 0.0001, not 1e-05"),
+        ("gpus_per_worker=1.5", "should be a whole number, or below 1 so that workers share a GPU"),
+    ],
+)
+def test_what_ray_cannot_reserve_is_refused_before_it_starts(option: str, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        choose_engine("ray", options=[option])
+    assert line in str(caught.value)
+    choose_engine("ray", options=["gpus_per_worker=0.333333", "cpus_per_worker=1.5"])

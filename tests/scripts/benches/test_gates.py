@@ -117,6 +117,13 @@ def test_the_kept_floors_are_of_benches_that_exist_and_are_run_by_all_of_their_n
         ("shards: [{measure: speed}]", r"shards\.0: .*`speed` needs one of at_least, at_most and equals"),
         ("shards: [{measure: speed, at_leest: 1}]", r"shards\.0\.at_leest: "),
         ("shards: [", "floors.yaml: while parsing"),
+        ("shards: [{measure: speed, at_least: .nan}]", r"shards\.0\.at_least: .*finite"),
+        (
+            "shards: [{measure: speed, at_least: 3}]\nshards: [{measure: bytes, equals: 1}]",
+            "floors.yaml, line 2: `shards` is there twice",
+        ),
+        ("shards:\n  - {measure: speed, at_least: 3, at_least: 1}", "line 2: `at_least` is there twice"),
+        ("shards: []", "no gates for shards"),
     ],
 )
 def test_a_fault_in_the_floors_is_one_line(text: str, says: str, tmp_path: Path) -> None:
@@ -220,6 +227,8 @@ def test_measures_survive_their_file(tmp_path: Path) -> None:
 def test_a_file_in_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--json .*: there is no folder"):
         run.main(["shards"], json=tmp_path / "none" / "measures.json")
+    with pytest.raises(InputError, match=r"--json .*: no file can be written there"):
+        run.main(["shards"], json=tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores of a process are Linux'")
