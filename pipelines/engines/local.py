@@ -60,12 +60,15 @@ class LocalEngine(Settings):
     gpus: Annotated[int, Field(ge=1)] | None = None
     """How many GPUs of the machine run models, each with a worker of its own; null is one with a single worker, and all
     of them with several."""
+    no_progress_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without a finished part after which a run of several workers ends, as where one was stopped, or waits for a
+    dead disk; null waits."""
 
     def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
         """Make every missing cell. What a worker raises is raised here, as it is.
 
         Raises InputError for more workers than the memory holds, or more GPUs than there are; IncompleteError for parts
-        whose workers die.
+        whose workers die, or when nothing is finished.
         """
         todo = [step.todo() for step in steps]
         jobs = {step.name: step.job for step, parts in zip(steps, todo, strict=True) if parts}
@@ -87,7 +90,7 @@ class LocalEngine(Settings):
             pools=[gpu_pool, cpu_pool, *asking.values()],
             pool_of=[pool_of.get(step.name, cpu_pool) for step in steps],
             max_attempts=_MAX_ATTEMPTS,
-            no_progress_timeout_s=math.inf,
+            no_progress_timeout_s=math.inf if self.no_progress_timeout_s is None else self.no_progress_timeout_s,
         )
         try:
             scheduler.run()

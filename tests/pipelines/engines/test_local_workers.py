@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,6 +119,18 @@ def test_an_interruption_kills_the_workers(run: RunFolder) -> None:
     assert time.monotonic() - started < 60
     mine = [child.cmdline() for child in psutil.Process().children()]
     assert not [line for line in mine if "maskmine.pipelines.engines.processes" in line]
+
+
+def stops_its_worker(run: RunFolder, part: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_worker_that_was_stopped_ends_the_run_where_that_is_asked_for(run: RunFolder) -> None:
+    engine = LocalEngine(workers=2, no_progress_timeout_s=5)
+    with pytest.raises(IncompleteError, match="nothing was finished in 5 s; in hand: nouns 00000"):
+        engine.run(run, [toy_step(run, "nouns", stops_its_worker, parts=1)], Recorder())
+    stopped = [one for one in psutil.Process().children() if one.status() == psutil.STATUS_STOPPED]
+    assert not stopped
 
 
 @dataclass(frozen=True)
