@@ -61,8 +61,8 @@ class LocalEngine(Settings):
     """How many GPUs of the machine run models, each with a worker of its own; null is one with a single worker, and all
     of them with several."""
     no_progress_timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds without a finished part after which a run of several workers ends, as where one was stopped, or waits for a
-    dead disk; null waits."""
+    """Seconds without a finished part after which a run of several workers ends, as where one was stopped, or waits for
+    a dead disk; null waits."""
 
     def run(self, run: RunFolder, steps: Sequence[Step], observer: RunObserver) -> None:
         """Make every missing cell. What a worker raises is raised here, as it is.
