@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -95,9 +96,10 @@ def export(
         more=more,
     )
     run = read_folder(folder)
-    with plain_progress(console=err) as progress, writing_alone(target):
+    with ExitStack() as opened, writing_alone(target):
 
         def begin(samples: int) -> Callable[[int], None]:
+            progress = opened.enter_context(plain_progress(console=err))  # not before: it leaves a line where it ends
             task = progress.add_task(f"to {to}", total=samples, state="")
             return lambda more: progress.advance(task, more)
 
