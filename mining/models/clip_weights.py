@@ -166,7 +166,7 @@ def fetch_clip(model: str, pretrained: str | None) -> None:
                 refuse_foreign(config, model)
                 _open_tokenizer(source.name or model, config)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(_unreachable(model, pretrained, error, source.name.removeprefix(_HUB))) from error
+        raise InputError(_unreachable(model, error, source.name.removeprefix(_HUB))) from error
 
 
 def named_folder(model: str) -> Path | None:
@@ -389,13 +389,13 @@ def _fetched(model: str, pretrained: str | None, source: ClipSource) -> ClipSour
     """The source with its weights on this machine, those of a tag or a hub's name fetched where they are not."""
     import open_clip
 
-    of_hub, name = source.name.startswith(_HUB), f"{model} {pretrained}" if pretrained else model
+    of_hub, name = source.name.startswith(_HUB), f"{model} {pretrained or ''}".rstrip()
     if source.weights is not None or not (source.tag or of_hub):
         return source
     repository = source.name.removeprefix(_HUB) if of_hub else str(source.tag.get("hf_hub", "")).rpartition("/")[0]
-    if repository:
-        require_way_to_hub("clip", name)
     try:
+        if repository:
+            require_way_to_hub("clip", name)
         if of_hub:
             open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE)
             weights = open_clip.pretrained.download_pretrained_from_hf(repository)
