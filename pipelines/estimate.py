@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,14 @@ class Estimate:
         return sum(step.size_bytes for step in self.steps[:-1])
 
 
-def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estimate:
+def estimate(
+    settings: Mining, *, limit: int | None, sample: int = 16, begin: Callable[[], None] = lambda: None
+) -> Estimate:
     """Plan the whole run and mine `sample` images of it, in a temporary folder; `settings.out` is not touched.
 
     Models that are not on this machine are fetched, as the run would, if the hub answers at once. A small sample errs
-    upwards: its batches are not full. Raises InputError as the run would.
+    upwards: its batches are not full. `begin` is called when the plan is made, before the sample is mined. Raises
+    InputError as the run would.
     """
     check_folder(RunFolder(settings.out), settings, limit=limit)
     check_inputs(settings)
@@ -138,6 +141,7 @@ def estimate(settings: Mining, *, limit: int | None, sample: int = 16) -> Estima
         list(notes_of(RunFolder(f"{scratch}/whole"), range(plan.parts), settings))
 
         # The steps are run on a sample of them.
+        begin()
         run = RunFolder(f"{scratch}/sample")
         tried = _without_filters(settings)
         few = make_plan(run, tried, limit=min(sample, plan.images))

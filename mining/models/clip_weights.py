@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskmine.mining.models.clip_description import CONFIG_FILE, model_config, refuse_foreign, refuse_larger
 from maskmine.mining.models.foreign_code import nothing_is_run
-from maskmine.mining.models.hub import refusal
+from maskmine.mining.models.hub import refusal, require_way_to_hub
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, file_sha256, files_sha256, weights_sha256
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.schemas.errors import InputError
@@ -166,7 +166,7 @@ def fetch_clip(model: str, pretrained: str | None) -> None:
                 refuse_foreign(config, model)
                 _open_tokenizer(source.name or model, config)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(_unreachable(model, pretrained, error, source.name.removeprefix(_HUB))) from error
+        raise InputError(_unreachable(model, error, source.name.removeprefix(_HUB))) from error
 
 
 def named_folder(model: str) -> Path | None:
@@ -335,9 +335,8 @@ def _find_built_in(model: str, pretrained: str | None) -> ClipSource:
     import open_clip
 
     name = model.replace("/", "-")
-    if name not in open_clip.list_models():
+    if name not in (known := open_clip.list_models()):
         no_folder = "there is no such folder, and " if "/" in model else ""
-        known = open_clip.list_models()
         raise InputError(f"clip.model: {no_folder}open_clip has no `{model}`{_meant(name, known)}")
     weights = _required_weights(model, pretrained)
     if tag := open_clip.get_pretrained_cfg(name, str(pretrained)):
@@ -390,18 +389,20 @@ def _fetched(model: str, pretrained: str | None, source: ClipSource) -> ClipSour
     """The source with its weights on this machine, those of a tag or a hub's name fetched where they are not."""
     import open_clip
 
-    if source.weights is not None or not (source.tag or source.name.startswith(_HUB)):
+    of_hub, name = source.name.startswith(_HUB), f"{model} {pretrained or ''}".rstrip()
+    if source.weights is not None or not (source.tag or of_hub):
         return source
-    of_hub = source.name.startswith(_HUB)
     repository = source.name.removeprefix(_HUB) if of_hub else str(source.tag.get("hf_hub", "")).rpartition("/")[0]
     try:
+        if repository:
+            require_way_to_hub("clip", name)
         if of_hub:
             open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE)
             weights = open_clip.pretrained.download_pretrained_from_hf(repository)
         else:
             weights = open_clip.download_pretrained(source.tag)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(_unreachable(model, pretrained, error, repository)) from error
+        raise InputError(_unreachable(name, error, repository)) from error
     return replace(source, weights=Path(weights))
 
 
@@ -430,14 +431,13 @@ def _explained(model: str, pretrained: str | None, error: BaseException) -> str:
     if "TorchScript" in text:
         return f"clip.pretrained: `{name}` holds a program (TorchScript); save its state_dict as safetensors, use that"
     if model.startswith(_HUB):
-        return _unreachable(model, pretrained, error, model.removeprefix(_HUB))
+        return _unreachable(model, error, model.removeprefix(_HUB))
     return (
         f"clip: `{name}` cannot be loaded ({_first_line(error)}); give weights saved from a state_dict, and check both"
     )
 
 
-def _unreachable(model: str, pretrained: str | None, error: BaseException, repository: str = "") -> str:
-    name = " ".join(filter(None, (model, pretrained)))
+def _unreachable(name: str, error: BaseException, repository: str = "") -> str:
     if asks := refusal(error, repository):
         return f"clip: `{name}`: {asks}"
     return (

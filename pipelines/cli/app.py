@@ -34,7 +34,7 @@ ConfigArgument = Annotated[
 FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="The `out` folder of a run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting (YAML value).")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only estimate time and disk, from a few images.")]
-EngineOption = Annotated[str, typer.Option("--engine", help="local, ray or beam.")]
+EngineOption = Annotated[str, typer.Option("--engine", metavar="local|ray|beam", help="Where the steps run.")]
 EngineOptOption = Annotated[list[str] | None, typer.Option("--engine-opt", metavar="K=V", help="An engine's option.")]
 FetchOption = Annotated[
     Literal["allow", "refuse"] | None,
@@ -57,7 +57,9 @@ NounsOption = Annotated[
 StalledOption = Annotated[
     float, typer.Option(min=0, metavar="MINUTES", help="Report when nothing has moved for this long; 0: never.")
 ]
-SynonymsOption = Annotated[str, typer.Option(help="Nouns of categories: auto, coco, a YAML file, or none.")]
+SynonymsOption = Annotated[
+    str, typer.Option(metavar="auto|coco|none|FILE", help="Nouns that name categories; FILE is YAML.")
+]
 
 
 @app.callback()

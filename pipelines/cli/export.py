@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,17 +48,21 @@ def export(
     split_seed: Annotated[int, typer.Option(help="Another seed, other images in each split.")] = 0,
     licences: Annotated[str | None, typer.Option(metavar="A,B", help="Captions and images of these alone.")] = None,
     licence_policy: Annotated[
-        str, typer.Option(help="any, or commercial: refuse what is not known to allow it.")
+        str, typer.Option(metavar="any|commercial", help="commercial: refuse what is not known to allow it.")
     ] = "any",
     shard_size: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
     by_part: Annotated[bool, typer.Option("--by-part", help="A shard for each part of the run.")] = False,
-    image_format: Annotated[str | None, typer.Option(help="jpg, png or webp; else as in the run.")] = None,
+    image_format: Annotated[
+        str | None, typer.Option(metavar="jpg|png|webp", help="Of the images; else as in the run.")
+    ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpg and webp.")] = 95,
     max_side: Annotated[int | None, typer.Option(min=8, help="Longer side of an image in pixels, at most.")] = None,
-    fill: Annotated[str, typer.Option(help="Around the masks of openclip: mean, zero or none.")] = "mean",
+    fill: Annotated[str, typer.Option(metavar="mean|zero|none", help="Around the masks of openclip.")] = "mean",
     expand: Annotated[float, typer.Option(help="Factor by which masked crops grow the box of the mask.")] = 1.0,
     csv_prefix: Annotated[str, typer.Option(help="Before the paths in OVSeg's table.")] = "",
-    photographs: Annotated[str, typer.Option(help="For annotation tools: refer to them, or copy them.")] = "refer",
+    photographs: Annotated[
+        str, typer.Option(metavar="refer|copy", help="For annotation tools: refer to them, or copy them.")
+    ] = "refer",
     image_prefix: Annotated[str, typer.Option(help="Before the names of photographs in Label Studio's tasks.")] = "",
     fetch: FetchOption = None,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Images made at the same time.")] = 2,
@@ -91,9 +96,10 @@ def export(
         more=more,
     )
     run = read_folder(folder)
-    with plain_progress(console=err) as progress, writing_alone(target):
+    with ExitStack() as opened, writing_alone(target):
 
         def begin(samples: int) -> Callable[[int], None]:
+            progress = opened.enter_context(plain_progress(console=err))  # not before: it leaves a line where it ends
             task = progress.add_task(f"to {to}", total=samples, state="")
             return lambda more: progress.advance(task, more)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -111,8 +112,8 @@ def _print_estimate(settings: Mining, *, limit: int | None, regions: str | None)
 
     if regions:
         raise InputError("--dry-run: estimates a run that makes its own regions; give it without --regions")
-    err.print("mining a few images in a temporary folder …")
-    out.print(render_estimate(estimate(settings, limit=limit)))
+    begin = partial(err.print, "mining a few images in a temporary folder …")
+    out.print(render_estimate(estimate(settings, limit=limit, begin=begin)))
 
 
 @app.command()

@@ -31,7 +31,7 @@ def mix(
     bits: Annotated[int, typer.Option(min=0, max=16, help="Bits of 64 in which copies may differ.")] = 6,
     shard_size: Annotated[int, typer.Option(min=1, help="Pairs in a shard.")] = 10_000,
     licence_policy: Annotated[
-        LicencePolicy, typer.Option(help="any, or commercial: refuse what is not known to allow it.")
+        LicencePolicy, typer.Option(help="commercial: refuse what is not known to allow it.")
     ] = "any",
     threads: Annotated[int, typer.Option(min=1, max=64, help="Images and pairs read at the same time.")] = 2,
     as_json: JsonOption = False,

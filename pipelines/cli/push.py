@@ -28,7 +28,7 @@ def push(
         str | None, typer.Option(metavar="DIR", help="Where a run's set is made first; else DIR.push beside it.")
     ] = None,
     licence_policy: Annotated[
-        str, typer.Option(help="any, or commercial: refuse what is not known to allow it.")
+        str, typer.Option(metavar="any|commercial", help="commercial: refuse what is not known to allow it.")
     ] = "any",
     private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Another branch than main.")] = None,

@@ -252,8 +252,8 @@ def _open_groups(run: RunFolder, naming: Naming, seen: frozenset[str] | None) ->
 
 
 def _not_covered(run: RunFolder, truth: str, images: Counter[Coverage]) -> str:
-    other_size = f", {images['other_size']:,} have another size there" if images["other_size"] else ""
-    fault = f"{images['missing']:,} of them are not in it{other_size}"
+    counts = {"of them are not in it": images["missing"], "have another size there": images["other_size"]}
+    fault = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
     return (
         f"{truth}: covers none of the {images.total():,} images of {run.root} ({fault}); give the truth of these images"
     )

@@ -176,8 +176,13 @@ def shift_words(shift: Shift, kept: int) -> str:
         return f"{shift.score}: the same in all {kept:,} kept pairs"
     return (
         f"{shift.score}: changed in {shift.changed:,} of {kept:,} kept pairs; new minus old has the median"
-        f" {shift.median:+.4f}, and nine tenths are from {shift.low:+.4f} to {shift.high:+.4f}"
+        f" {_signed(shift.median)}, and nine tenths are from {_signed(shift.low)} to {_signed(shift.high)}"
     )
+
+
+def _signed(value: float) -> str:
+    """Four decimals; two figures where these would all be zeros."""
+    return f"{value:+.4f}" if abs(value) >= 5e-5 or not value else f"{value:+.1e}"
 
 
 def _side(finished: FinishedRun) -> Side:

@@ -75,8 +75,9 @@ def test_nothing_is_left_behind_and_out_is_not_touched(world: Path, scratch: Pat
 
 
 def test_a_fault_is_that_of_the_run_and_leaves_nothing_behind(world: Path, scratch: Path) -> None:
+    none = load(world, f"captions.annotations={world / 'none.json'}")
     with pytest.raises(InputError, match="no such file"):
-        estimate(load(world, f"captions.annotations={world / 'none.json'}"), limit=None)
+        estimate(none, limit=None, begin=lambda: pytest.fail("said to begin"))
     assert os.listdir(scratch) == []
 
 

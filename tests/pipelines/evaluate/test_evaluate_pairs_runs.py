@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from maskmine.mining.evaluation.annotations import read_annotations
+from maskmine.mining.evaluation.annotations import Annotations, read_annotations
 from maskmine.mining.evaluation.pair_metrics import PairMetrics
 from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.evaluate.pairs import Evaluation, evaluate_pairs, find_curves
@@ -30,6 +30,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = toy.write_toy_world(tmp_path_factory.mktemp("evaluate"))
     run_toy(toy.write_config(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written without --to, and a result that lies in the working folder, are no matter between tests."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -327,7 +333,14 @@ def test_a_truth_of_other_images_is_refused_and_says_how_many_are_missing(
     path = changed_truth(truth, tmp_path / "truth.json", shift)
     line = one_line_fault(capsys, run.root, "--truth", path, code=2)
     assert "covers none of the 8 images" in line
-    assert "8 of them are not in it" in line
+    assert "(8 of them are not in it)" in line
+
+
+def test_a_truth_of_other_sizes_is_refused_and_says_nothing_of_missing_images(
+    run: RunFolder, truth: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Annotations, "coverage", lambda *_: "other_size")
+    assert "(8 have another size there)" in one_line_fault(capsys, run.root, "--truth", truth, code=2)
 
 
 @pytest.mark.parametrize(

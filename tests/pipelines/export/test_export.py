@@ -362,7 +362,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     assert run_app(["export", str(scored), *options, "--out", str(tmp_path / "out")]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("maskmine: ")
     assert said in line
     assert not (tmp_path / "out").exists()

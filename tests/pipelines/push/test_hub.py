@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from huggingface_hub.utils import _http
 from pydantic import TypeAdapter
 
 from maskmine.mining.models.clip import Clip
+from maskmine.mining.models.hub import require_way_to_hub
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import LoadedImage
 from maskmine.mining.proposers.sam import Sam
@@ -261,3 +263,33 @@ def test_a_hub_that_is_slow_is_waited_for_and_one_that_is_down_is_one_line(hub: 
     hub.repositories[CLIP].refuse = (503, "")
     with pytest.raises(InputError, match=r"could not be fetched .*; check the name and the network, or set"):
         Clip(model=f"hf-hub:{CLIP}").fetch()
+
+
+def test_without_a_network_a_model_that_is_not_here_is_one_line_at_once(
+    hub: Hub, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", nobody)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: pytest.fail("tried for a minute"))
+    models = [MaskFormer(kind="maskformer", checkpoint=MASKFORMER), Clip(model="ViT-L-14", pretrained="openai")]
+    names = [f"proposals.checkpoint: `{MASKFORMER}`", "clip: `ViT-L-14 openai`"]
+    remedy = "try again with a network, or name a folder or file with the weights"
+    for offline, why in ((False, f"{nobody} cannot be reached (Connection refused)"), (True, "HF_HUB_OFFLINE is set")):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        for model, name in zip(models, names, strict=True):
+            with pytest.raises(InputError) as error:
+                model.fetch()
+            assert str(error.value) == f"{name} is not on this machine, and {why}; {remedy}"
+
+
+def test_behind_a_proxy_the_library_is_left_to_find_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    require_way_to_hub("clip", "someone/nothing")

@@ -85,6 +85,8 @@ def test_scores_move_and_a_noun_takes_another_mask(runs: tuple[RunFolder, RunFol
     assert {number: count for number, count in enumerate(counts) if count} == {25: 2, 39: 3}
     assert shift_words(found.shifts[1], found.kept) == "margin: the same in all 5 kept pairs"
     assert "changed in 5 of 5 kept pairs; new minus old has the median +0.2500" in shift_words(found.shifts[0], 5)
+    small = shift_words(Shift("lift", changed=5, low=-3e-5, median=-2e-6, high=0.0), 5)
+    assert "has the median -2.0e-06, and nine tenths are from -3.0e-05 to +0.0000" in small
 
 
 def scored(run: RunFolder, to: Path, *, move: float) -> None:
