@@ -113,7 +113,7 @@ def select_samples(reader: RunReader, selection: Selection, *, unit: Unit, sampl
     totals = Totals(
         {name: samples[name] for name in names}, {name: images[name] for name in names}, tuple(sorted(nouns)), numbered
     )
-    sizes = {name: shards[name].sizes for name in names}
+    sizes: dict[str, Sequence[int]] = {name: shards[name].sizes for name in names}
     return Selected(reader, selection, totals, sizes, dict(of_parts), tuple(sorted(without_pairs)))
 
 
