@@ -107,7 +107,13 @@ def export(
     _print_exported(exported, target, as_json=as_json)
 
 
+_NAMED = 10  # nouns in a line
+
+
 def _print_exported(exported: Exported, target: str, *, as_json: bool) -> None:
+    if lacking := exported.without_pairs:
+        more = f" and {len(lacking) - _NAMED:,} more" if len(lacking) > _NAMED else ""
+        err.print(f"--nouns: no pair that passes has {', '.join(lacking[:_NAMED])}{more}", markup=False, soft_wrap=True)
     if as_json:
         totals = exported.totals
         counts_of = {"samples": totals.samples, "images": totals.images, "nouns": len(totals.nouns)}

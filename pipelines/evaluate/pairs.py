@@ -149,7 +149,7 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
 
     # Match the pairs of every image that is annotated in the size of the run, and count the others.
     metrics, made, images = PairMetrics(), PairMetrics(), Counter[Coverage]()
-    uncovered_pairs = unreadable = 0
+    uncovered_pairs = unreadable = with_regions = 0
     for image, every in _images(finished):
         key = annotations.key_of(image.image)
         coverage = annotations.coverage(key, image.regions)
@@ -157,13 +157,14 @@ def evaluate_pairs(run: RunFolder, *, truth: str, seen: str | None = None, synon
         if coverage != "covered":
             uncovered_pairs += len(image.pairs)
             continue
+        with_regions += bool(image.regions.regions)
         objects = annotations.objects(key)
         unreadable += annotations.unreadable(key, objects)
         match = partial(match_image, image.nouns, image.regions, objects=objects, naming=naming)
         matches = match(image.pairs)
         metrics.add(matches, groups_of=groups_of)
         made.add(matches if every.pairs == image.pairs else match(every.pairs))
-    if not images["covered"]:
+    if not with_regions and (images["other_size"] or not images["covered"]):  # without regions any size will do
         raise InputError(_not_covered(run, truth, images))
 
     # Summarise the counts.
@@ -255,7 +256,8 @@ def _not_covered(run: RunFolder, truth: str, images: Counter[Coverage]) -> str:
     counts = {"of them are not in it": images["missing"], "have another size there": images["other_size"]}
     fault = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
     return (
-        f"{truth}: covers none of the {images.total():,} images of {run.root} ({fault}); give the truth of these images"
+        f"{truth}: covers none of the {images.total() - images['covered']:,} images of {run.root} ({fault}); give the "
+        "truth of these images"
     )
 
 

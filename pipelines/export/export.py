@@ -68,10 +68,12 @@ class Export(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Counts of an export; `size_bytes` is None when it was complete already."""
+    """Counts of an export; `size_bytes` is None when it was complete already. `without_pairs` are nouns that were asked
+    for and that no pair has which passes the filters."""
 
     totals: Totals
     size_bytes: int | None
+    without_pairs: tuple[str, ...] = ()
 
 
 Begin = Callable[[int], Tick]
@@ -101,7 +103,7 @@ def export_run(run: RunFolder, export: Export, *, out: str, begin: Begin = lambd
             _require_photographs(reader, selection, export)
         folder = claim_folder(out, _plan(export, form, manifest, totals))
         if folder is None:
-            return Exported(totals, None)
+            return Exported(totals, None, selected.without_pairs)
         # Write the shards, then the files that describe them.
         _write_shards(folder, selected, export, form, begin(sum(totals.samples.values())))
         others = ExportFolder(folder)
@@ -113,7 +115,7 @@ def export_run(run: RunFolder, export: Export, *, out: str, begin: Begin = lambd
         with others.write("README.md") as file:
             card = export_card(export.format, form, manifest, totals, selected.shards, selection, counts)
             file.write(card.encode())
-        return Exported(totals, complete(folder, others))
+        return Exported(totals, complete(folder, others), selected.without_pairs)
 
 
 def _format(export: Export) -> Format:

@@ -31,13 +31,14 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 @dataclass(frozen=True)
 class Selected:
     """The samples of a run that pass the filters: `totals`, the samples of each shard of the export by split, and those
-    of each part of the run by split."""
+    of each part of the run by split. `without_pairs` are nouns that were asked for and none of them has."""
 
     reader: RunReader
     selection: Selection
     totals: Totals
     shards: dict[str, Sequence[int]]
     of_parts: dict[str, Sequence[int]]
+    without_pairs: tuple[str, ...] = ()
 
     def tables(self, split: str) -> Iterator[pa.Table]:
         """The rows of a split, in order, those of a part at a time. Raises IncompleteError."""
@@ -94,9 +95,11 @@ def select_samples(reader: RunReader, selection: Selection, *, unit: Unit, sampl
     of_parts = {name: array("q") for name in names}
     shards = {name: _Cut(unit, samples_per_shard) for name in names}
     nouns: set[str] = set()
-    numbered = True
-    for part in reader.selected_columns(selection, ["image_id", "noun"]):
+    without_pairs, numbered = set(selection.nouns or ()), True
+    for part in reader.selected_columns(selection, ["image_id", "noun", *(["lemma"] if selection.nouns else [])]):
         nouns.update(part["noun"].unique().to_pylist())
+        if without_pairs:
+            without_pairs.difference_update(*(part[name].unique().to_pylist() for name in ("noun", "lemma")))
         image_ids = part["image_id"].to_pylist()
         split_of = dict(zip(image_ids, part["split"].to_pylist(), strict=True))  # an image lies in one part and split
         in_part = Counter(map(split_of.__getitem__, image_ids))
@@ -110,7 +113,8 @@ def select_samples(reader: RunReader, selection: Selection, *, unit: Unit, sampl
     totals = Totals(
         {name: samples[name] for name in names}, {name: images[name] for name in names}, tuple(sorted(nouns)), numbered
     )
-    return Selected(reader, selection, totals, {name: shards[name].sizes for name in names}, dict(of_parts))
+    sizes: dict[str, Sequence[int]] = {name: shards[name].sizes for name in names}
+    return Selected(reader, selection, totals, sizes, dict(of_parts), tuple(sorted(without_pairs)))
 
 
 class _Cut:

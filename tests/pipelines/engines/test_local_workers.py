@@ -127,7 +127,8 @@ def stops_its_worker(run: RunFolder, part: int) -> None:
 
 def test_a_worker_that_was_stopped_ends_the_run_where_that_is_asked_for(run: RunFolder) -> None:
     engine = LocalEngine(workers=2, no_progress_timeout_s=5)
-    with pytest.raises(IncompleteError, match="nothing was finished in 5 s; in hand: nouns 00000"):
+    in_hand = "(nouns 00000|1 workers that wait for their start)"  # on a busy machine it has not begun
+    with pytest.raises(IncompleteError, match=f"nothing was finished in 5 s; in hand: {in_hand}"):
         engine.run(run, [toy_step(run, "nouns", stops_its_worker, parts=1)], Recorder())
     stopped = [one for one in psutil.Process().children() if one.status() == psutil.STATUS_STOPPED]
     assert not stopped

@@ -177,6 +177,18 @@ def test_images_that_the_truth_lacks_or_has_in_another_size_are_counted_apart(
     assert (shares(evaluation)["precision"], evaluation.uncovered_pairs) == ((4, 4), 3)
 
 
+def test_a_truth_in_other_sizes_is_refused_though_an_image_without_regions_fits_any(
+    run: RunFolder, truth: str, tmp_path: Path
+) -> None:
+    def enlarge(tree: dict[str, Any]) -> None:
+        for image in tree["images"]:
+            image["width"] *= 2
+
+    larger = changed_truth(truth, tmp_path / "truth.json", enlarge)
+    with pytest.raises(InputError, match=r"covers none of the 7 images of .* \(7 have another size there\)"):
+        evaluate_pairs(run, truth=larger)
+
+
 def test_an_annotation_without_a_mask_is_counted(run: RunFolder, truth: str, tmp_path: Path) -> None:
     def break_one(tree: dict[str, Any]) -> None:
         tree["annotations"][0]["segmentation"] = []

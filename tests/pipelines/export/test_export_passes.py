@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from maskmine.mining.exports import hugging_face
 from maskmine.mining.exports.filters import Selection, split_of
+from maskmine.pipelines.cli.main import run_app
 from maskmine.pipelines.export.export import Export, export_run
 from maskmine.pipelines.export.selected import SplitRows, Unit, select_samples
 from maskmine.pipelines.run_folder.folder import RunFolder, read_folder
@@ -53,6 +54,14 @@ def test_an_index_is_read_once_to_count_and_again_where_some_of_it_is_exported(
     export(small_parts, tmp_path / "out", to, selection=Selection(nouns=("cherry",)))
     assert sorted(read) == [f"{part:05d}.parquet" for part in range(12)]
     assert [read[f"{part:05d}.parquet"] for part in range(12)] == [2, 1] * 6  # cherry, sky | leaf, lemon
+
+
+def test_nouns_that_no_pair_has_are_named(small_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", str(small_parts), "--to", "parquet", "--out"]
+    assert run_app([*command, str(small_parts / "some"), "--nouns", "sky,skies,unicorn"]) == 0
+    assert "--nouns: no pair that passes has skies, unicorn\n" in capsys.readouterr().err
+    assert run_app([*command, str(small_parts / "sky"), "--nouns", "sky"]) == 0
+    assert "--nouns" not in capsys.readouterr().err
 
 
 def test_what_is_written_already_is_not_read_again(small_parts: Path, read: Counter[str], tmp_path: Path) -> None:
