@@ -254,14 +254,9 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
 
 def _lines(node: Any, place: str = "") -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
-        first: dict[str, int] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first:
-                raise yaml.YAMLError(f"line {line}: `{key.value}` is set in line {first[key.value]} too; remove one")
-            first[key.value] = line
             inner = f"{place}.{key.value}" if place else str(key.value)
-            yield inner, line
+            yield inner, key.start_mark.line + 1
             yield from _lines(value, inner)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):

@@ -37,7 +37,8 @@ def read_list(path: str | Path, *, encoding: str = "utf-8", max_bytes: int = MAX
 
 
 def parse_yaml(text: str | bytes, *, place: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> tuple[Any, Any]:
-    """The node at the top and its value. Raises YAMLError for what is no YAML, and InputError beyond the limits."""
+    """The node at the top and its value. Raises YAMLError for what is no YAML, InputError beyond the limits and for a
+    key that a mapping has twice, of which PyYAML would drop the first."""
     if len(text) > MAX_YAML_BYTES:
         raise InputError(f"{place}: longer than {MAX_YAML_BYTES:,} characters; is it the right file?")
     reader = loader(text)
@@ -74,6 +75,7 @@ def _check(top: yaml.Node, place: str) -> None:
             sizes[id(node)] = 1 + sum(sizes[id(inner)] for inner in _inside(node))
             open_nodes.discard(id(node))
             waiting.pop()
+            _refuse_twice(node, place)
             if sizes[id(node)] > MAX_YAML_VALUES:
                 line = node.start_mark.line + 1
                 raise InputError(
@@ -82,6 +84,16 @@ def _check(top: yaml.Node, place: str) -> None:
                 )
         if len(waiting) > MAX_YAML_DEPTH:
             raise InputError(_too_deep(place))
+
+
+def _refuse_twice(node: yaml.Node, place: str) -> None:
+    first: dict[tuple[str, str], int] = {}
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in first:
+                raise InputError(f"{place}, line {line}: `{key.value}` is set in line {first[name]} too; remove one")
+            first[name] = line
 
 
 def _inside(node: yaml.Node) -> Iterator[yaml.Node]:

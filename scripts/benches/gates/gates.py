@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -138,11 +138,10 @@ def _check(gate: Gate, measures: Sequence[Measure]) -> Checked:
 
 
 def read_gates(path: Path = FLOORS, *, known: Collection[str]) -> dict[str, list[Gate]]:
-    """The gates by the bench whose measures they hold. Raises InputError for a file with faults, for unknown benches,
-    and for what holds nothing: a bench without gates, or one that is there twice, of which YAML would drop the first.
-    """
+    """The gates by the bench whose measures they hold. Raises InputError for a file with faults, unknown benches, and
+    benches without gates."""
     try:
-        node, tree = parse_yaml(path.read_text(encoding="utf-8"), place=f"bench: {path}")
+        _, tree = parse_yaml(path.read_text(encoding="utf-8"), place=f"bench: {path}")
         gates = TypeAdapter(dict[str, list[Gate]]).validate_python(tree)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"bench: {path}: {' '.join(str(error).split())}") from error
@@ -151,25 +150,9 @@ def read_gates(path: Path = FLOORS, *, known: Collection[str]) -> dict[str, list
         raise InputError(f"bench: {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if unknown := gates.keys() - set(known):
         raise InputError(f"bench: {path}: no bench is called {', '.join(sorted(unknown))}")
-    for name, line in _given_twice(node):
-        raise InputError(f"bench: {path}, line {line}: `{name}` is there twice; make one of both")
     if without := [name for name, of_bench in gates.items() if not of_bench]:
         raise InputError(f"bench: {path}: no gates for {', '.join(without)}; give one, or leave the bench out")
     return gates
-
-
-def _given_twice(node: yaml.Node) -> Iterator[tuple[str, int]]:
-    """The keys that stand in a mapping a second time, with their lines."""
-    inside = node.value if isinstance(node, yaml.CollectionNode) else []
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, _ in inside:
-            if key.value in seen:
-                yield key.value, key.start_mark.line + 1
-            seen.add(key.value)
-        inside = [value for _, value in inside]
-    for one in inside:
-        yield from _given_twice(one)
 
 
 def choose_gates(gates: Mapping[str, list[Gate]], only: Sequence[str]) -> dict[str, list[Gate]]:

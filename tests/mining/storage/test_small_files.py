@@ -74,6 +74,14 @@ def test_honest_aliases_are_read() -> None:
     assert parse_yaml("", place="it") == (None, None)
 
 
+def test_a_key_that_is_set_twice_is_refused_in_every_file(tmp_path: Path) -> None:
+    (tmp_path / "synonyms.yaml").write_text("dog: [dog]\ncat: [cat]\ndog: [puppy]\n")
+    with pytest.raises(InputError, match=r"synonyms\.yaml, line 3: `dog` is set in line 1 too; remove one"):
+        load_synonyms(str(tmp_path / "synonyms.yaml"))
+    _, value = parse_yaml('1: one\n"1": text\n', place="it")
+    assert value == {1: "one", "1": "text"}
+
+
 def test_configurations_based_on_each_other_end(tmp_path: Path) -> None:
     for name, base in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {base}.yaml\n")

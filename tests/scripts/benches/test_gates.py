@@ -120,9 +120,9 @@ def test_the_kept_floors_are_of_benches_that_exist_and_are_run_by_all_of_their_n
         ("shards: [{measure: speed, at_least: .nan}]", r"shards\.0\.at_least: .*finite"),
         (
             "shards: [{measure: speed, at_least: 3}]\nshards: [{measure: bytes, equals: 1}]",
-            "floors.yaml, line 2: `shards` is there twice",
+            "floors.yaml, line 2: `shards` is set in line 1 too; remove one",
         ),
-        ("shards:\n  - {measure: speed, at_least: 3, at_least: 1}", "line 2: `at_least` is there twice"),
+        ("shards:\n  - {measure: speed, at_least: 3, at_least: 1}", "line 2: `at_least` is set in line 2 too"),
         ("shards: []", "no gates for shards"),
     ],
 )
