@@ -112,7 +112,7 @@ def estimate(
 ) -> Estimate:
     """Plan the whole run and mine `sample` images of it, in a temporary folder; `settings.out` is not touched.
 
-    Models that are not on this machine are fetched, as the run would, if the hub answers at once. A small sample errs
+    Models that are not on this machine are fetched, as the run would, if the hub takes connections. A small sample errs
     upwards: its batches are not full. `begin` is called when the plan is made, before the sample is mined. Raises
     InputError as the run would.
     """
@@ -123,7 +123,7 @@ def estimate(
     local = [one.record() for one in settings.captioners if isinstance(one, Florence2)]
     for model in (*local, *settings.regions.records(), *([checks.record()] if checks is not None else [])):
         if model.sha256 is None:
-            require_hub(model.name)
+            require_hub(model.role, model.name)
     with tempfile.TemporaryDirectory(prefix=owned_prefix(SCRATCH)) as scratch:
         # The plan is made for all images.
         begin_s = time.monotonic()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskmine.mining.models.clip_description import CONFIG_FILE, model_config, refuse_foreign, refuse_larger
 from maskmine.mining.models.foreign_code import nothing_is_run
-from maskmine.mining.models.hub import refusal, require_way_to_hub
+from maskmine.mining.models.hub import refusal, require_hub
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, file_sha256, files_sha256, weights_sha256
 from maskmine.mining.storage.ownership import SCRATCH, owned_prefix
 from maskmine.schemas.errors import InputError
@@ -395,7 +395,7 @@ def _fetched(model: str, pretrained: str | None, source: ClipSource) -> ClipSour
     repository = source.name.removeprefix(_HUB) if of_hub else str(source.tag.get("hf_hub", "")).rpartition("/")[0]
     try:
         if repository:
-            require_way_to_hub("clip", name)
+            require_hub("clip", name)
         if of_hub:
             open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE)
             weights = open_clip.pretrained.download_pretrained_from_hf(repository)

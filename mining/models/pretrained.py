@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, S
 
 from maskmine.mining.models.devices import PROPOSALS_ON_GPU, DeviceKind, Precision, settled_precision
 from maskmine.mining.models.foreign_code import check_described, nothing_is_run, read_described
-from maskmine.mining.models.hub import refusal, require_way_to_hub
+from maskmine.mining.models.hub import refusal, require_hub
 from maskmine.mining.models.known_licences import licence_of
 from maskmine.mining.storage.content_hash import WEIGHT_SUFFIXES, files_sha256, weights_sha256
 from maskmine.schemas.errors import InputError
@@ -361,7 +361,7 @@ def _fetched(
         if asks := refusal(error, checkpoint):
             raise InputError(f"{family.setting}: `{checkpoint}`: {asks}") from error
         if not cached:
-            require_way_to_hub(family.setting, checkpoint)
+            require_hub(family.setting, checkpoint)
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{family.setting}: `{checkpoint}` is no folder here and the hub does not give it ({reason}); "

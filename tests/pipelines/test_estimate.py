@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
+import socket
 import tempfile
-import urllib.error
-import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -84,15 +84,18 @@ def test_a_fault_is_that_of_the_run_and_leaves_nothing_behind(world: Path, scrat
 def test_without_a_network_the_hub_is_asked_once_before_anything_is_done(
     world: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, int]] = []
 
-    def urlopen(request: urllib.request.Request, *, timeout: float) -> None:
-        asked.append(request.full_url)
-        raise urllib.error.URLError("no route")
+    def connect(address: tuple[str, int], *, timeout: float) -> None:
+        asked.append(address)
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     clip = "regions.clip={model: 'hf-hub:nobody/nothing'}"
-    with pytest.raises(InputError, match=r"nothing` is not on this machine, and \S+ cannot be reached \(no route"):
+    with pytest.raises(InputError, match=r"clip: `.*` is not on this machine, and \S+ cannot be reached \(No route"):
         estimate(load(world, clip), limit=None, sample=2)
     assert len(asked) == 1
     assert os.listdir(scratch) == []

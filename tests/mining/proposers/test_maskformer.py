@@ -333,7 +333,7 @@ def test_what_the_hub_has_under_a_name_is_looked_at_before_its_weights_are_fetch
 
 def test_a_hub_that_does_not_answer_is_one_line_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection"))
-    monkeypatch.setattr(pretrained, "require_way_to_hub", lambda *_: None)  # it takes connections and gives nothing
+    monkeypatch.setattr(pretrained, "require_hub", lambda *_: None)  # it takes connections and gives nothing
     with pytest.raises(InputError, match=r"the hub does not give it \(no connection\); check the name, or give a fol"):
         on_the_hub().open(device="cpu")
 

@@ -23,7 +23,7 @@ from huggingface_hub.utils import _http
 from pydantic import TypeAdapter
 
 from maskmine.mining.models.clip import Clip
-from maskmine.mining.models.hub import require_way_to_hub
+from maskmine.mining.models.hub import require_hub
 from maskmine.mining.proposers.maskformer import MaskFormer
 from maskmine.mining.proposers.proposals import LoadedImage
 from maskmine.mining.proposers.sam import Sam
@@ -292,4 +292,4 @@ def test_behind_a_proxy_the_library_is_left_to_find_the_hub(monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    require_way_to_hub("clip", "someone/nothing")
+    require_hub("clip", "someone/nothing")
