@@ -24,7 +24,7 @@ from maskmine.schemas.wording import counted
 from maskmine.tuning.console import plain_progress
 
 if TYPE_CHECKING:
-    from maskmine.pipelines.export.export import Exported
+    from maskmine.pipelines.export.export import Export, Exported
 
 
 @app.command()
@@ -69,9 +69,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the pairs of a finished run for another program, or continue after any interruption."""
-    from maskmine.pipelines.export.export import export_run
     from maskmine.pipelines.export.options import parse_export
-    from maskmine.pipelines.run_folder.claim import writing_alone
 
     least = {"min_lift": min_lift, "min_evidence": min_evidence, "min_confidence": min_confidence}
     least |= {"min_presence": min_presence, "min_agreement": min_agreement}
@@ -95,16 +93,22 @@ def export(
         licences=licences,
         more=more,
     )
+    _print_exported(_export_with_progress(folder, settings, target), target, as_json=as_json)
+
+
+def _export_with_progress(folder: str, settings: Export, target: str) -> Exported:
+    from maskmine.pipelines.export.export import export_run
+    from maskmine.pipelines.run_folder.claim import writing_alone
+
     run = read_folder(folder)
     with ExitStack() as opened, writing_alone(target):
 
         def begin(samples: int) -> Callable[[int], None]:
             progress = opened.enter_context(plain_progress(console=err))  # not before: it leaves a line where it ends
-            task = progress.add_task(f"to {to}", total=samples, state="")
+            task = progress.add_task(f"to {settings.format}", total=samples, state="")
             return lambda more: progress.advance(task, more)
 
-        exported = export_run(run, settings, out=target, begin=begin)
-    _print_exported(exported, target, as_json=as_json)
+        return export_run(run, settings, out=target, begin=begin)
 
 
 _NAMED = 10  # nouns in a line
