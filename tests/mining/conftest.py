@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import transformers
 
-from tests.support import tiny_verifiers, toy
+from tests.support import toy
 from tests.support.models import KINDS, SIZE, network
 from tests.support.paths import ROOT
 from tests.support.runs import (
@@ -24,7 +24,8 @@ from tests.support.runs import (
     everything_at,
     run_toy,
 )
-from tests.support.tiny_verifiers import save_verifier
+from tests.support.tiny import verifiers as tiny_verifiers
+from tests.support.tiny.verifiers import save_verifier
 
 
 @pytest.fixture(scope="module")

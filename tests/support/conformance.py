@@ -59,8 +59,8 @@ def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
     alone, and where both are there."""
     from tests.support.models import OF_TIMM, save_tiny_clip
     from tests.support.runs import config
-    from tests.support.tiny_proposers import save_eomt
-    from tests.support.tiny_verifiers import save_verifier
+    from tests.support.tiny.proposers import save_eomt
+    from tests.support.tiny.verifiers import save_verifier
 
     world = toy.write_toy_world(folder / "world")
     regions = {
@@ -95,7 +95,7 @@ def real_models_give_the_same_bytes(engine: Engine, folder: Path) -> None:
 def captions_of_models_are_those_of_the_local_run(engine: Engine, folder: Path) -> None:
     """A server and a tiny Florence-2 caption the same pictures with the same words; the server gets no more requests at
     once than the settings allow, however many workers there are, and none for what it has answered."""
-    from tests.support.tiny_captioners import save_florence2
+    from tests.support.tiny.captioners import save_florence2
 
     world = toy.write_toy_world(folder / "world")
     florence2 = {"kind": "florence2", "checkpoint": str(save_florence2(world / "florence")), "max_tokens": 8}

@@ -14,7 +14,7 @@ from maskmine.mining.images.decode import DecodedImage
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.rows import CaptioningRow, ImageRow, Rejection
 from tests.support import toy
-from tests.support.tiny_captioners import save_florence2, word_tokenizer
+from tests.support.tiny.captioners import save_florence2, word_tokenizer
 
 SHAPES: dict[str, tuple[str, ...]] = {"1": ("square", "disc"), "2": ("bar",), "3": (), "4": ("disc",)}
 IMAGES = [ImageRow(image_id, None) for image_id in SHAPES]

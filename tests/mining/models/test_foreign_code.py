@@ -33,7 +33,7 @@ from maskmine.tuning.clip.weights_files import load_ovseg_prompts
 from maskmine.tuning.open_vocabulary.initial_model import from_backbone
 from maskmine.tuning.training.checkpoints import Checkpoints
 from tests.support.models import network, save_tiny_clip
-from tests.support.tiny_proposers import save_eomt, save_rf_detr, save_sam2
+from tests.support.tiny.proposers import save_eomt, save_rf_detr, save_sam2
 
 MARKER = "ran.txt"
 CODE = f"""

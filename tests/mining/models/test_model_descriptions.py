@@ -21,8 +21,8 @@ from maskmine.mining.verifiers.owlv2 import Owlv2
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.tuning.clip.weights_files import load_ovseg_prompts
-from tests.support.tiny_proposers import save_eomt, save_rf_detr, save_sam
-from tests.support.tiny_verifiers import save_owlv2
+from tests.support.tiny.proposers import save_eomt, save_rf_detr, save_sam
+from tests.support.tiny.verifiers import save_owlv2
 
 RGB_3HW = torch.zeros(3, 48, 64, dtype=torch.uint8)
 SAVED: dict[str, tuple[Callable[[Path], Path], type[Any]]] = {

@@ -20,8 +20,8 @@ from maskmine.mining.proposers.detectron2 import Detectron2, Names, read_output
 from maskmine.mining.proposers.proposals import LoadedImage, Proposals
 from maskmine.mining.storage.content_hash import weights_sha256
 from maskmine.schemas.errors import InputError
-from tests.support import tiny_proposers
-from tests.support.tiny_proposers import save_detectron2
+from tests.support.tiny import proposers as tiny_proposers
+from tests.support.tiny.proposers import save_detectron2
 
 NAMES = Names(things=("cat", "dog"), stuff=("things", "sky", "grass"))
 REAL = [

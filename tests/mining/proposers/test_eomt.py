@@ -23,7 +23,7 @@ from maskmine.mining.proposers.queries import read_queries
 from maskmine.mining.proposers.sam import Sam
 from maskmine.schemas.errors import InputError
 from tests.support.models import SIZE, network
-from tests.support.tiny_proposers import SIDE_PX, eomt_network, save_eomt
+from tests.support.tiny.proposers import SIDE_PX, eomt_network, save_eomt
 
 KINDS = ("eomt", "eomt_dinov3")
 CLASSES = {"eomt": "EomtForUniversalSegmentation", "eomt_dinov3": "EomtDinov3ForUniversalSegmentation"}

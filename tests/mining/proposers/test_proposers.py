@@ -17,8 +17,8 @@ from maskmine.mining.proposers.proposals import Keep, LoadedImage, Proposals, Pr
 from maskmine.mining.regions import AnyProposals, Regions
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.rows import ImageRow, Rejection
-from tests.support import tiny_proposers
 from tests.support.models import SIZE, network
+from tests.support.tiny import proposers as tiny_proposers
 
 SIZES = ((48, 72), (200, 31), (1, 1), (1, 3000), (700, 2))
 IDS = ("a", "b", "c")

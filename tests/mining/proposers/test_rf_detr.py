@@ -16,7 +16,7 @@ from maskmine.mining.proposers.proposals import LoadedImage, Proposals
 from maskmine.mining.proposers.rf_detr import RfDetr, _load, one_class_each
 from maskmine.schemas.errors import InputError
 from tests.support.models import SIZE, network
-from tests.support.tiny_proposers import rf_detr_network, save_rf_detr
+from tests.support.tiny.proposers import rf_detr_network, save_rf_detr
 
 
 @pytest.fixture(scope="module")

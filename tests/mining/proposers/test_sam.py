@@ -21,7 +21,7 @@ from maskmine.mining.proposers.proposals import LoadedImage, Proposals
 from maskmine.mining.proposers.sam import Sam, point_grid, stability
 from maskmine.schemas.errors import InputError
 from tests.support.models import SIZE, network
-from tests.support.tiny_proposers import SIDE_PX, sam_network, save_sam, save_sam2, save_sam3
+from tests.support.tiny.proposers import SIDE_PX, sam_network, save_sam, save_sam2, save_sam3
 
 ALL = {"points_per_side": 3, "min_predicted_iou": 0.0, "min_stability": 0.0, "max_box_iou": 1.0}
 FOLDERS = ("sam", "sam2", "sam3")

@@ -33,7 +33,7 @@ from maskmine.mining.verifiers.second_clip import SecondClip
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask, mask_iou
 from tests.support.models import WEIGHTS, network, save_tiny_clip
-from tests.support.tiny_verifiers import KINDS, OF_TRANSFORMERS
+from tests.support.tiny.verifiers import KINDS, OF_TRANSFORMERS
 
 NOUNS = ["cat", "dog", "red car"]
 SIZE_PX = (48, 72)

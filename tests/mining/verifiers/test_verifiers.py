@@ -18,7 +18,7 @@ from maskmine.mining.verifiers.kinds import AnyVerifier
 from maskmine.schemas.errors import InputError
 from maskmine.schemas.mask import Mask
 from maskmine.schemas.settings import plain_values
-from tests.support.tiny_verifiers import KINDS, OF_TRANSFORMERS
+from tests.support.tiny.verifiers import KINDS, OF_TRANSFORMERS
 
 SIZES = ((48, 72), (200, 31), (1, 1), (1, 3000), (700, 2))
 NOUNS = ["cat", "dog", "red car"]

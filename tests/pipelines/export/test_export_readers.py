@@ -42,7 +42,7 @@ from maskmine.schemas.errors import InputError
 from maskmine.schemas.sample import FORMAT_VERSION
 from tests.support import toy
 from tests.support.paths import ROOT
-from tests.support.tiny_proposers import DETECTRON2, WITHOUT_DETECTRON2
+from tests.support.tiny.proposers import DETECTRON2, WITHOUT_DETECTRON2
 from tests.support.toy_shards import export, halves, mask_of, members, samples, stored_picture, write_toy_shards
 
 READERS_WARN = pytest.mark.filterwarnings("ignore")  # of much that is not ours

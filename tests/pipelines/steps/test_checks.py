@@ -31,7 +31,7 @@ from tests.support import toy
 from tests.support.conformance import hashes_of_data
 from tests.support.models import save_tiny_clip
 from tests.support.runs import Recorder, hashes, run_toy, samples
-from tests.support.tiny_verifiers import KINDS, save_owlv2
+from tests.support.tiny.verifiers import KINDS, save_owlv2
 from tests.support.web.browser import Page
 
 pytestmark = pytest.mark.usefixtures("one_tagger")

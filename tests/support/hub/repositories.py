@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from tests.support.models import OF_TIMM, network, save_tiny_clip
-from tests.support.tiny_proposers import save_eomt, save_rf_detr, save_sam, save_sam3_video
-from tests.support.tiny_verifiers import save_mm_grounding_dino, save_owlv2, save_sam3
+from tests.support.tiny.proposers import save_eomt, save_rf_detr, save_sam, save_sam3_video
+from tests.support.tiny.verifiers import save_mm_grounding_dino, save_owlv2, save_sam3
 
 MASKFORMER, MASK2FORMER = "facebook/maskformer-swin-base-coco", "facebook/mask2former-swin-base-coco-panoptic"
 EOMT, RF_DETR = "tue-mps/coco_panoptic_eomt_large_640", "Roboflow/rf-detr-seg-medium"
