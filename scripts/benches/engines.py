@@ -34,6 +34,7 @@ from maskmine.scripts.benches.engine_runs import (
     make_load,
 )
 from maskmine.scripts.benches.fixtures import save_random_clip
+from maskmine.scripts.benches.workers.local_workers import two_cores
 from maskmine.scripts.demo_world.draw import draw_world
 from maskmine.scripts.measures import Measure, at_least, at_most
 
@@ -48,8 +49,10 @@ _SPEED_UP_PARTS = 20  # an even number: two workers end together
 def bench_engines(*, minutes: float = FULL_MINUTES, sections: Sequence[str] = SECTIONS) -> Iterator[Measure]:
     """All figures, as they are found; two processes without an engine take at least `minutes` for the load of `time`.
 
-    Raises InputError.
+    Raises InputError, also for `time` on a single core, whose workers have none of their own.
     """
+    if "time" in sections:
+        two_cores()
     with tempfile.TemporaryDirectory(prefix="maskmine-engines-") as scratch, _one_thread():
         folder = Path(scratch)
         draw_world(folder / "world", scenes=SCENES, seed=7, workers=2)

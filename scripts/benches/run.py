@@ -140,7 +140,8 @@ def _print_measures(benches: Mapping[str, Callable[[], Iterable[Measure]]], *, j
                 table.add_row(name, measure.name, f"{measure.value:,.4g}", measure.unit, measure.goal, reached)
                 measured.append((name, measure))
     finally:  # results so far are printed even if a later bench fails
-        CONSOLE.print(table)
+        if measured:
+            CONSOLE.print(table)
         if json is not None:
             write_measures(json, measured)
 

@@ -65,7 +65,8 @@ def two_cores() -> set[int]:
     """Two of the cores that this process may use. Raises InputError where it has fewer."""
     mine = sorted(os.sched_getaffinity(0))
     if len(mine) < _CORES:
-        raise InputError(f"bench: this process may use {len(mine)} core, and workers are measured on {_CORES}")
+        have = f"this process may use {len(mine)} core, and workers are measured on {_CORES}"
+        raise InputError(f"bench: {have}; run it where it has more")
     return set(mine[:_CORES])
 
 

@@ -234,7 +234,10 @@ def test_a_file_in_a_folder_that_is_not_there_is_refused_before_the_work(tmp_pat
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores of a process are Linux'")
 @pytest.mark.parametrize(
     ("arguments", "line"),
-    [(["side-by-side"], "may use 1 core, and workers are measured on 2"), (["no-such"], "bench: unknown no-such")],
+    [
+        (["side-by-side"], "may use 1 core, and workers are measured on 2; run it where it has more"),
+        (["no-such"], "bench: unknown no-such"),
+    ],
 )
 def test_a_bench_that_cannot_be_run_is_one_line_and_exit_code_2(arguments: list[str], line: str) -> None:
     core = min(os.sched_getaffinity(0))
